@@ -1,0 +1,49 @@
+"""Send, receive and acknowledge messages through any broker, chosen by name from configuration."""
+
+from events_core.capabilities import Capabilities, Limits
+from events_core.config import EventConfig
+from events_core.errors import (
+    AcknowledgeError,
+    BackendConflictError,
+    BackendError,
+    BackendLoadError,
+    BackendNotFoundError,
+    ConfigurationError,
+    ErrorCode,
+    EventConnectionError,
+    EventError,
+    EventRuntimeError,
+    PublishError,
+    ReceiveError,
+)
+from events_core.interface import EventClient, EventReceiver, ReceiverStats
+from events_core.message import EventMessage, ReceivedMessage
+from events_core.registry import BackendInfo, available_backends, create_client, load_backend, register_backend
+
+__all__ = [
+    "AcknowledgeError",
+    "BackendConflictError",
+    "BackendError",
+    "BackendInfo",
+    "BackendLoadError",
+    "BackendNotFoundError",
+    "Capabilities",
+    "ConfigurationError",
+    "ErrorCode",
+    "EventClient",
+    "EventConfig",
+    "EventConnectionError",
+    "EventError",
+    "EventMessage",
+    "EventReceiver",
+    "EventRuntimeError",
+    "Limits",
+    "PublishError",
+    "ReceiveError",
+    "ReceivedMessage",
+    "ReceiverStats",
+    "available_backends",
+    "create_client",
+    "load_backend",
+    "register_backend",
+]

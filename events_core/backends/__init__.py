@@ -1,0 +1,1 @@
+"""The embedded backends, written on the doors that a third party has."""

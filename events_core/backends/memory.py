@@ -1,0 +1,373 @@
+"""The memory backend: topics that live as long as the process, and the reference for every rule one process can keep.
+
+Clients of one process share topics by project and name.  A forked child starts with none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import ClassVar, Literal
+
+import attrs
+
+from events_core import Capabilities, ErrorCode, EventMessage, Limits
+from events_core.engine import (
+    BrokerError,
+    Delivery,
+    Driver,
+    EngineClient,
+    KeyedQueue,
+    Outcome,
+    Settlement,
+    Source,
+    dead_letter_attributes,
+    message_size,
+    redelivery_delay,
+)
+from events_core.options import CommonOptions, option
+
+__all__ = ["MemoryClient", "MemoryOptions"]
+
+_LIMITS = Limits(
+    max_message_bytes=10_000_000,
+    max_attributes=100,
+    max_attribute_key_bytes=256,
+    max_attribute_value_bytes=1024,
+    max_ordering_key_bytes=1024,
+)
+"""Google Pub/Sub's (cloud.google.com/pubsub/quotas): what passes here passes on a real broker too."""
+
+_FULL = Capabilities(
+    durable="none",
+    ordering="subscription",
+    replay=True,
+    dead_letter=True,
+    delivery_attempts=True,
+    ack_confirmed=True,
+    exactly_once=True,
+    idempotent_publish=True,
+    redelivery="lease",
+    limits=_LIMITS,
+)
+
+
+@attrs.frozen(kw_only=True)
+class MemoryOptions(CommonOptions):
+    """Options of the memory backend."""
+
+    create: Literal["never", "subscription", "all"] = option(
+        default="all", help="What may be created when it is missing: nothing, the subscription, or the topic as well."
+    )
+    retention: float = option(
+        default=0.0, minimum=0, unit="seconds", help="How long messages are kept for subscriptions yet to come."
+    )
+
+
+class _Stored:
+    """A message, shared by the subscriptions that still need it."""
+
+    __slots__ = ("attributes", "data", "message_id", "ordering_key", "publish_time", "size", "stored_at")
+
+    def __init__(
+        self, data: bytes, attributes: Mapping[str, str], ordering_key: str | None, now: float, when: datetime
+    ) -> None:
+        self.message_id = str(next(_ids))
+        self.data = data
+        self.attributes = attributes
+        self.ordering_key = ordering_key
+        self.publish_time = when
+        self.stored_at = now
+        self.size = 0
+
+
+class _Item:
+    """A message in one subscription."""
+
+    __slots__ = ("attempts", "deadline", "delivery", "due", "holder", "order", "ordering_key", "stored")
+
+    def __init__(self, stored: _Stored) -> None:
+        self.stored = stored
+        self.ordering_key = stored.ordering_key
+        self.attempts = 0
+        self.order = 0
+        self.due = 0.0
+        self.holder: MemorySource | None = None
+        self.delivery: Delivery | None = None
+        self.deadline = 0.0
+
+
+class _Subscription:
+    """What one subscription has not settled, and who receives from it."""
+
+    def __init__(self, name: str, kept: Iterable[_Stored]) -> None:
+        self.name = name
+        self.queue: KeyedQueue[_Item] = KeyedQueue()
+        self.sources: set[MemorySource] = set()
+        self.deleted = False
+        for stored in kept:
+            self.queue.push(_Item(stored))
+
+
+class _Topic:
+    """Subscriptions, and what is kept beyond their need."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.subscriptions: dict[str, _Subscription] = {}
+        self.kept: deque[_Stored] = deque()
+        self.retention = 0.0
+
+    def store(self, stored: _Stored) -> None:
+        for subscription in self.subscriptions.values():
+            subscription.queue.push(_Item(stored))
+        if self.retention:
+            self.kept.append(stored)
+
+    def prune(self, now: float) -> None:
+        while self.kept and self.kept[0].stored_at < now - self.retention:
+            self.kept.popleft()
+
+    def sources(self) -> list[MemorySource]:
+        return [source for subscription in self.subscriptions.values() for source in subscription.sources]
+
+
+_ids = itertools.count(1)
+_topics: dict[tuple[str, str], _Topic] = {}
+# Guards every topic.  Wake-ups are called without it, since a receiver fetches under a lock of its own.
+_lock = threading.Lock()
+
+
+def _start_empty() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _topics.clear()
+
+
+os.register_at_fork(after_in_child=_start_empty)
+
+
+class MemoryDriver(Driver[MemoryOptions]):
+    """Publishes straight into the subscriptions of a topic."""
+
+    inline: ClassVar[bool] = True
+    mixed_keys: ClassVar[bool] = True
+
+    def __init__(self, topic_name: str, project_id: str, options: MemoryOptions) -> None:
+        super().__init__(topic_name, project_id, options)
+        self.capabilities = attrs.evolve(_FULL, ordering="none") if options.ordering is False else _FULL
+
+    async def open(self) -> None:
+        with _lock:
+            self._topic = self._find_topic(self.topic_name)
+            self._topic.retention = max(self._topic.retention, self.options.retention)
+            if self.options.subscription and self.options.create != "never":
+                self._join(self.options.subscription)
+
+    def _find_topic(self, name: str) -> _Topic:
+        topic = _topics.get((self.project_id, name))
+        if topic is None:
+            if self.options.create != "all":
+                raise BrokerError(
+                    f"topic {name!r} of project {self.project_id!r} does not exist in this process; "
+                    "create it with a client that has create=all",
+                    ErrorCode.NOT_FOUND,
+                )
+            topic = _topics[self.project_id, name] = _Topic(name)
+        return topic
+
+    def _join(self, name: str, *, ephemeral: bool = False) -> _Subscription:
+        subscription = self._topic.subscriptions.get(name)
+        if subscription is None:
+            if self.options.create == "never" and not ephemeral:
+                raise BrokerError(
+                    f"topic {self.topic_name!r} has no subscription {name!r}; create it with create=subscription",
+                    ErrorCode.NOT_FOUND,
+                )
+            kept = self._topic.kept if self.options.start == "earliest" else ()
+            self._topic.prune(time.monotonic())
+            subscription = self._topic.subscriptions[name] = _Subscription(name, kept)
+        return subscription
+
+    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        now, when = time.monotonic(), datetime.now(UTC)
+        stored = [_Stored(each.data, each.attributes, each.ordering_key, now, when) for each in messages]
+        with _lock:
+            for each in stored:
+                self._topic.store(each)
+            self._topic.prune(now)
+            sources = self._topic.sources()
+        for source in sources:
+            source.wake()
+        return [each.message_id for each in stored]
+
+    def bury(self, item: _Item, subscription: str) -> list[MemorySource]:
+        """Move a dead letter to its topic; under the lock.  Returns whom to wake."""
+        stored = item.stored
+        topic = self._find_topic(self.options.dead_letter_topic or "")
+        attributes = dead_letter_attributes(
+            stored.attributes,
+            topic_name=self.topic_name,
+            subscription=subscription,
+            message_id=stored.message_id,
+            attempts=item.attempts,
+        )
+        topic.store(_Stored(stored.data, attributes, stored.ordering_key, time.monotonic(), datetime.now(UTC)))
+        return topic.sources()
+
+    async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> MemorySource:
+        with _lock:
+            if self.options.dead_letter_topic is not None:
+                self._find_topic(self.options.dead_letter_topic)
+            name = subscription or f"ephemeral-{next(_ids)}"
+            return MemorySource(self, name, subscription is None, wake)
+
+    async def delete_subscription(self, subscription: str) -> None:
+        with _lock:
+            gone = self._topic.subscriptions.pop(subscription, None)
+            if gone is None:
+                raise BrokerError(
+                    f"topic {self.topic_name!r} has no subscription {subscription!r}; nothing was deleted",
+                    ErrorCode.NOT_FOUND,
+                )
+            gone.deleted = True
+        for source in list(gone.sources):
+            source.wake()
+
+    async def ping(self) -> None:
+        with _lock:
+            self._find_topic(self.topic_name)
+
+    async def close(self) -> None:
+        pass
+
+
+class MemorySource(Source):
+    """One receiver of a subscription."""
+
+    def __init__(self, driver: MemoryDriver, name: str, ephemeral: bool, wake: Callable[[], None]) -> None:
+        self.subscription = name
+        self.capabilities = driver.capabilities
+        self.wake = wake
+        self._driver = driver
+        self._ephemeral = ephemeral
+        # In order of deadline, since all leases of one receiver are equally long.
+        self._held: OrderedDict[_Item, None] = OrderedDict()
+        self._join()
+
+    def _join(self) -> None:
+        self._of = self._driver._join(self.subscription, ephemeral=self._ephemeral)
+        self._of.sources.add(self)
+
+    async def fetch(self, limit: int) -> Sequence[Delivery]:
+        now = time.monotonic()
+        with _lock:
+            if self._of.deleted:
+                self._held.clear()
+                self._join()  # created anew where options allow (F1)
+            wakes = self._reclaim(now)
+            items = self._of.queue.pop(limit, now)
+            deadline = now + self._driver.options.max_lease_duration
+            deliveries = [self._lend(item, deadline) for item in items]
+        _wake(wakes)
+        return deliveries
+
+    def _lend(self, item: _Item, deadline: float) -> Delivery:
+        stored = item.stored
+        stored.size = stored.size or message_size(stored)
+        item.attempts += 1
+        item.holder = self
+        item.deadline = deadline
+        self._held[item] = None
+        item.delivery = Delivery(
+            stored.message_id,
+            stored.data,
+            stored.attributes,
+            stored.ordering_key,
+            stored.publish_time,
+            item.attempts,
+            item,
+            stored.size,
+        )
+        return item.delivery
+
+    def _reclaim(self, now: float) -> list[MemorySource]:
+        """Take back what any receiver of the subscription has held beyond its lease: a failed attempt each."""
+        wakes: list[MemorySource] = []
+        for source in self._of.sources:
+            while source._held and next(iter(source._held)).deadline <= now:
+                item = next(iter(source._held))
+                wakes += source._take_back(item, Outcome.NACK, redelivery_delay(item.attempts), now)
+        return wakes
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        results: list[BrokerError | None] = []
+        wakes: list[MemorySource] = []
+        now = time.monotonic()
+        with _lock:
+            # Backwards, so that a run goes back to the front of its key piece by piece.
+            for delivery, outcome, delay in reversed(settlements):
+                item: _Item = delivery.token
+                if item.delivery is not delivery or self._of.deleted:
+                    results.append(BrokerError("the lease has expired; the message comes again", ErrorCode.EXPIRED))
+                    continue
+                if outcome is Outcome.NACK and delay is None:
+                    delay = redelivery_delay(item.attempts)
+                wakes += self._take_back(item, outcome, delay or 0.0, now)
+                results.append(None)
+            wakes += self._of.sources if self._of.queue else ()
+        _wake(wakes)
+        results.reverse()
+        return results
+
+    def _take_back(self, item: _Item, outcome: Outcome, delay: float, now: float) -> list[MemorySource]:
+        """End a hand-over; under the lock.  Returns whom to wake besides this subscription's own."""
+        del self._held[item]
+        item.holder = item.delivery = None
+        if outcome is Outcome.ACK:
+            self._of.queue.release(item)
+            return []
+        maximum = self._driver.options.max_delivery_attempts
+        if outcome is Outcome.RETURN:
+            item.attempts -= 1
+        elif maximum is not None and item.attempts >= maximum:
+            self._of.queue.release(item)
+            return self._driver.bury(item, self.subscription)
+        self._of.queue.restore([item], now + delay if delay else 0.0)
+        return []
+
+    def next_due(self) -> float | None:
+        with _lock:
+            dues = [next(iter(source._held)).deadline for source in self._of.sources if source._held]
+            delayed = self._of.queue.next_due()
+            return min([*dues, delayed] if delayed is not None else dues, default=None)
+
+    async def withheld(self) -> Collection[str]:
+        with _lock:
+            return list(self._of.queue.blocked())
+
+    async def close(self) -> None:
+        with _lock:
+            self._of.sources.discard(self)
+            if self._ephemeral and not self._of.deleted:
+                self._of.deleted = True
+                del self._driver._topic.subscriptions[self.subscription]
+
+
+def _wake(sources: Iterable[MemorySource]) -> None:
+    for source in dict.fromkeys(sources):
+        source.wake()
+
+
+class MemoryClient(EngineClient):
+    """A client of a topic in this process: ``memory:///orders``, or ``memory://space/orders``."""
+
+    api_version = 1
+    options_class = MemoryOptions
+    full_capabilities = _FULL
+    driver_class = MemoryDriver

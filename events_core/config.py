@@ -1,0 +1,245 @@
+"""What a client is built from: a backend's name, a topic and options, read from wherever they are kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self, TypedDict, TypeVar, Unpack
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import attrs
+
+from events_core.errors import ConfigurationError
+from events_core.options import did_you_mean, iterate_text
+
+__all__ = ["ConfigOverrides", "EventConfig"]
+
+
+class ConfigOverrides(TypedDict, total=False):
+    """Explicit arguments of the ``from_…`` constructors: they beat whatever the source says."""
+
+    backend: str
+    topic_name: str
+    project_id: str
+    options: Mapping[str, str]
+
+
+def _options(value: Mapping[str, str]) -> Mapping[str, str]:
+    for name, text in value.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise ConfigurationError(f"option {name!r} is given as {type(text).__name__}; options are text, as in '60'")
+    return MappingProxyType(dict(value))
+
+
+@attrs.frozen(eq=True, hash=False)
+class EventConfig:
+    """Which topic of which broker, and how.
+
+    Nothing here is checked against a backend: constructing the client does that, without any I/O.
+
+    :raises ConfigurationError: when the topic is missing or an option is not text.
+    """
+
+    topic_name: str = attrs.field()
+    """The one topic that a client speaks to."""
+    project_id: str = ""
+    """The broker's name space, where it has one."""
+    options: Mapping[str, str] = attrs.field(factory=dict, converter=_options, repr=False)
+    """Option name to text; never part of the representation, since some are secret."""
+    backend: str = ""
+    """A registered name, or ``"package.module:Class"``."""
+    origins: Mapping[str, str] = attrs.field(factory=dict, repr=False, eq=False, kw_only=True)
+    """Where each option's value came from, for error messages."""
+
+    @topic_name.validator
+    def _check_topic_name(self, _attribute: object, value: object) -> None:
+        if not isinstance(value, str) or not value:
+            raise ConfigurationError(f"topic_name must be a non-empty str, not {value!r}", backend=self.backend)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A mapping proxy cannot be pickled.
+        restore = partial(type(self), origins=dict(self.origins))
+        return restore, (self.topic_name, self.project_id, dict(self.options), self.backend)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        name: str,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        **overrides: Unpack[ConfigOverrides],
+    ) -> Self:
+        """Read ``[clients.NAME]`` of a TOML file.
+
+        Where the environment has ``EVENTS_<NAME>_URL``, that comes first: it replaces backend, project and topic,
+        and, when it names another backend, the file's options as well.
+
+        :raises ConfigurationError: when the file cannot be read or parsed, or does not have such a client.
+        """
+        where = f"{os.fspath(path)} [clients.{name}]"
+        table = _client_table(Path(path), name)
+        config = _from_table(cls, table, where, Path(path).parent, environ)
+        if _variable(name) in environ:
+            config = cls.from_env(name, environ)._over(config)
+        return config._overridden(overrides)
+
+    @classmethod
+    def from_url(cls, url: str, **overrides: Unpack[ConfigOverrides]) -> Self:
+        """Read ``backend://project/topic?option=value``; the backend says what authority and path mean.
+
+        :raises ConfigurationError: when the URL is malformed.
+        :raises BackendError: when the backend that the URL names cannot be loaded.
+        """
+        return _from_url(cls, url, "the URL")._overridden(overrides)
+
+    @classmethod
+    def from_env(cls, name: str, environ: Mapping[str, str] = os.environ, **overrides: Unpack[ConfigOverrides]) -> Self:
+        """Read the URL in ``EVENTS_<NAME>_URL``.
+
+        :raises ConfigurationError: when the variable is not set, or malformed.
+        """
+        variable = _variable(name)
+        if not environ.get(variable):
+            raise ConfigurationError(f"no URL for client {name!r}: set the environment variable {variable}")
+        return _from_url(cls, environ[variable], variable)._overridden(overrides)
+
+    @classmethod
+    def from_mapping(
+        cls,
+        mapping: Mapping[str, Any],
+        *,
+        environ: Mapping[str, str] = os.environ,
+        **overrides: Unpack[ConfigOverrides],
+    ) -> Self:
+        """Read a mapping of the same form as a client's table in a file.
+
+        :raises ConfigurationError: for unknown keys and values of the wrong type.
+        """
+        return _from_table(cls, mapping, "the mapping", Path(), environ)._overridden(overrides)
+
+    def _over(self, lower: Self) -> Self:
+        """This configuration with *lower* showing through, where both are of one backend."""
+        if self.backend != lower.backend:
+            return self
+        return attrs.evolve(
+            self,
+            options={**lower.options, **self.options},
+            origins={**lower.origins, **self.origins},
+        )
+
+    def _overridden(self, overrides: ConfigOverrides) -> Self:
+        if not overrides:
+            return self
+        given = dict(overrides.get("options", {}))
+        merged: dict[str, Any] = {
+            **overrides,
+            "options": {**self.options, **given},
+            "origins": {**self.origins, **dict.fromkeys(given, "an argument")},
+        }
+        return attrs.evolve(self, **merged)
+
+
+def _variable(name: str) -> str:
+    return f"EVENTS_{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}_URL"
+
+
+def _client_table(path: Path, name: str) -> Mapping[str, Any]:
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read configuration file '{path}': {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"configuration file '{path}' is no TOML: {error}") from error
+    clients = document.get("clients", {})
+    if not isinstance(clients, dict) or not isinstance(clients.get(name), dict):
+        known = ", ".join(map(repr, clients)) if isinstance(clients, dict) and clients else "none"
+        hint = did_you_mean(name, clients) if isinstance(clients, dict) else ""
+        raise ConfigurationError(f"no table [clients.{name}] in '{path}'; it has clients: {known}{hint}")
+    table: Mapping[str, Any] = clients[name]
+    return table
+
+
+ConfigT = TypeVar("ConfigT", bound=EventConfig)
+
+_FIELDS = ("backend", "topic_name", "project_id", "options")
+
+
+def _from_table(
+    cls: type[ConfigT], table: Mapping[str, Any], where: str, folder: Path, environ: Mapping[str, str]
+) -> ConfigT:
+    problems = [f"unknown key {key!r}{did_you_mean(key, _FIELDS)}" for key in table if key not in _FIELDS]
+    problems += [
+        f"{key!r} must be text, not {table[key]!r}"
+        for key in _FIELDS[:3]
+        if key in table and not isinstance(table[key], str)
+    ]
+    raw = table.get("options", {})
+    if not isinstance(raw, Mapping):
+        problems.append("'options' must be a table")
+    if not table.get("topic_name"):
+        problems.append("'topic_name' is required")
+    if problems:
+        raise ConfigurationError(f"{where}: {'; '.join(problems)}")
+    resolved = {name: _resolved(name, value, where, folder, environ) for name, value in raw.items()}
+    options = dict(iterate_text(resolved, where))
+    return cls(
+        topic_name=table["topic_name"],
+        project_id=table.get("project_id", ""),
+        backend=table.get("backend", ""),
+        options=options,
+        origins=dict.fromkeys(options, where),
+    )
+
+
+def _resolved(name: str, value: object, where: str, folder: Path, environ: Mapping[str, str]) -> object:
+    """The value itself, or what ``{ env = … }`` or ``{ file = … }`` points at."""
+    match value:
+        case {"env": str(variable), **rest} if not rest:
+            if variable not in environ:
+                raise ConfigurationError(f"{where}: option {name!r}: environment variable {variable} is not set")
+            return environ[variable]
+        case {"file": str(path), **rest} if not rest:
+            try:
+                return (folder / path).read_text(encoding="utf-8").rstrip("\r\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"{where}: option {name!r}: cannot read file {path!r}: {error}") from error
+        case Mapping():
+            raise ConfigurationError(f"{where}: option {name!r} is neither text, {{ env = … }} nor {{ file = … }}")
+    return value
+
+
+def _from_url(cls: type[ConfigT], url: str, where: str) -> ConfigT:
+    # The backend maps authority and path, so a URL cannot be read without it; imported here because the registry
+    # stands above values.
+    from events_core.registry import load_backend
+
+    try:
+        parts = urlsplit(url)
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        # The error would repeat a part of the URL, which may be a secret.
+        raise ConfigurationError(f"{where} is malformed; write backend://project/topic?option=value") from None
+    if not parts.scheme:
+        raise ConfigurationError(f"{where} names no backend; write backend://project/topic?option=value")
+    if parts.fragment:
+        raise ConfigurationError(f"{where} has a fragment ('#…'); write '#' in a value as %23")
+    options = dict(pairs)
+    if len(options) != len(pairs):
+        twice = sorted({name for name, _ in pairs if sum(other == name for other, _ in pairs) > 1})
+        raise ConfigurationError(f"{where} gives the option {twice[0]!r} more than once", backend=parts.scheme)
+    location = load_backend(parts.scheme).parse_location(unquote(parts.netloc), unquote(parts.path))
+    options = {**location.options, **options}
+    return cls(
+        topic_name=location.topic_name,
+        project_id=location.project_id,
+        backend=parts.scheme,
+        options=options,
+        origins=dict.fromkeys(options, where),
+    )

@@ -1,0 +1,22 @@
+"""For authors of backends: the hard parts, once, over a small driver."""
+
+from events_core.engine.backoff import redelivery_delay
+from events_core.engine.client import EngineClient
+from events_core.engine.dead_letter import dead_letter_attributes
+from events_core.engine.driver import BrokerError, Delivery, Driver, Outcome, Settlement, Source
+from events_core.engine.keyed_queue import KeyedQueue
+from events_core.engine.limits import message_size
+
+__all__ = [
+    "BrokerError",
+    "Delivery",
+    "Driver",
+    "EngineClient",
+    "KeyedQueue",
+    "Outcome",
+    "Settlement",
+    "Source",
+    "dead_letter_attributes",
+    "message_size",
+    "redelivery_delay",
+]

@@ -1,0 +1,174 @@
+"""When a request to publish leaves, and with which messages; pure.
+
+A request leaves at once while fewer than ``max_inflight`` are out; what gathers meanwhile is the next batch (P5).  So
+a lone send waits for no timer, and a busy client fills its batches by itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from events_core.engine.driver import BrokerError
+from events_core.errors import ErrorCode
+from events_core.message import EventMessage
+
+__all__ = ["Batch", "Batcher", "Call", "Entry"]
+
+
+class Call:
+    """One ``send_messages``: what became of each of its messages."""
+
+    __slots__ = ("admitted", "deadline", "entries", "failed_keys", "last_error", "pending", "results", "waiter")
+
+    def __init__(self, messages: Sequence[EventMessage], sizes: Sequence[int], deadline: float) -> None:
+        self.entries = [Entry(self, index, message, sizes[index]) for index, message in enumerate(messages)]
+        self.results: list[str | BrokerError | None] = [None] * len(messages)
+        self.pending = len(messages)
+        self.admitted = 0
+        self.deadline = deadline
+        self.failed_keys: set[str] = set()
+        self.waiter: object = None
+        self.last_error: BrokerError | None = None
+
+    def settle(self, entry: Entry, result: str | BrokerError) -> bool:
+        """Record the outcome of one message; whether it was the last of the call, and news."""
+        if self.results[entry.index] is not None:
+            return False
+        self.results[entry.index] = result
+        self.pending -= 1
+        if isinstance(result, BrokerError) and entry.message.ordering_key is not None:
+            self.failed_keys.add(entry.message.ordering_key)
+        return not self.pending
+
+    def unsettled(self) -> list[Entry]:
+        """Messages of which nothing is known yet."""
+        return [entry for entry in self.entries if self.results[entry.index] is None]
+
+
+class Entry:
+    """One message on its way."""
+
+    __slots__ = ("call", "index", "message", "size")
+
+    def __init__(self, call: Call, index: int, message: EventMessage, size: int) -> None:
+        self.call = call
+        self.index = index
+        self.message = message
+        self.size = size
+
+    @property
+    def over(self) -> bool:
+        """Whether its outcome is known: nobody waits for it any more."""
+        return self.call.results[self.index] is not None
+
+    def hindrance(self) -> BrokerError | None:
+        """Why it must not be sent: an earlier message of its key failed in the same call (P3)."""
+        key = self.message.ordering_key
+        if key is None or key not in self.call.failed_keys:
+            return None
+        return BrokerError(
+            f"not attempted, because an earlier message of ordering key {key!r} failed in the same call",
+            ErrorCode.NOT_ATTEMPTED,
+            retryable=True,
+        )
+
+
+class _Lane:
+    """Entries that leave in order: of one key, or all."""
+
+    __slots__ = ("entries", "exclusive", "key", "out", "queued")
+
+    def __init__(self, key: str | None, exclusive: bool) -> None:
+        self.key = key
+        self.exclusive = exclusive
+        self.entries: deque[Entry] = deque()
+        self.out = 0
+        self.queued = False
+
+
+class Batch:
+    """Entries of one request."""
+
+    __slots__ = ("entries", "lane")
+
+    def __init__(self, lane: _Lane, entries: list[Entry]) -> None:
+        self.lane = lane
+        self.entries = entries
+
+
+class Batcher:
+    """Gathers entries into requests.
+
+    :param mixed_keys: whether one request may carry several keys; then requests leave one at a time.
+    """
+
+    def __init__(self, *, max_messages: int, max_bytes: int | None, max_inflight: int, mixed_keys: bool) -> None:
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._free = 1 if mixed_keys else max_inflight
+        self._mixed = mixed_keys
+        self._lanes: dict[str | None, _Lane] = {}
+        self._ready: deque[_Lane] = deque()
+
+    def add(self, entry: Entry) -> None:
+        """Queue an entry behind those of its key."""
+        key = None if self._mixed else entry.message.ordering_key
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane(key, exclusive=self._mixed or key is not None)
+        lane.entries.append(entry)
+        self._offer(lane)
+
+    def next(self) -> Batch | None:
+        """The next request that may leave now; :meth:`release` must follow."""
+        while self._free > 0 and self._ready:
+            lane = self._ready.popleft()
+            lane.queued = False
+            entries = self._gather(lane)
+            if entries:
+                self._free -= 1
+                lane.out += 1
+                self._offer(lane)
+                return Batch(lane, entries)
+            self._forget(lane)
+        return None
+
+    def release(self, batch: Batch) -> None:
+        """The request is no longer out."""
+        self._free += 1
+        batch.lane.out -= 1
+        self._offer(batch.lane)
+        self._forget(batch.lane)
+
+    def pause(self) -> None:
+        """The request waits before it is tried again: its place goes to another, its key stays taken."""
+        self._free += 1
+
+    def resume(self) -> None:
+        """A paused request leaves again."""
+        self._free -= 1
+
+    def _gather(self, lane: _Lane) -> list[Entry]:
+        gathered: list[Entry] = []
+        size = 0
+        while lane.entries and len(gathered) < self._max_messages:
+            entry = lane.entries[0]
+            size += entry.size
+            if gathered and self._max_bytes is not None and size > self._max_bytes:
+                break
+            lane.entries.popleft()
+            if not entry.over:
+                gathered.append(entry)
+        return gathered
+
+    def _offer(self, lane: _Lane) -> None:
+        if lane.entries and not lane.queued and not (lane.exclusive and lane.out):
+            lane.queued = True
+            self._ready.append(lane)
+
+    def _forget(self, lane: _Lane) -> None:
+        if not lane.entries and not lane.out:
+            self._lanes.pop(lane.key, None)
+
+

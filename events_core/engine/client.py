@@ -1,0 +1,299 @@
+"""The client of every backend on the engine: an :class:`EventClient` over a driver."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from events_core.capabilities import Capabilities
+from events_core.engine.backoff import Backoff
+from events_core.engine.driver import BrokerError, Driver
+from events_core.engine.home import Home, InlineHome, LoopThread
+from events_core.engine.link import Link
+from events_core.engine.publisher import Publisher
+from events_core.engine.receiver import EngineReceiver
+from events_core.engine.translation import translate
+from events_core.engine.waiting import SingleFlight
+from events_core.errors import (
+    ConfigurationError,
+    ErrorCode,
+    EventConnectionError,
+    EventError,
+    EventRuntimeError,
+    PublishError,
+    ReceiveError,
+)
+from events_core.interface import EventClient, EventReceiver
+from events_core.message import EventMessage
+from events_core.options import read_options
+
+if TYPE_CHECKING:
+    from events_core.config import EventConfig
+
+__all__ = ["EngineClient"]
+
+T = TypeVar("T")
+_log = logging.getLogger("events_core.engine")
+
+_forks = 0
+"""How many forks lie between the first process and this one."""
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+class EngineClient(EventClient):
+    """Fill in the class attributes, and the engine does the rest.
+
+    Besides those below a backend states its own :attr:`~events_core.EventClient.api_version`, ``options_class`` and
+    ``full_capabilities``.
+    """
+
+    driver_class: ClassVar[type[Driver[Any]]]
+    """The broker's side."""
+
+    def __init__(self, config: EventConfig) -> None:
+        self._backend = config.backend or type(self).__name__
+        self._topic_name = config.topic_name
+        self._project_id = config.project_id
+        options = read_options(
+            self.options_class,
+            config.options,
+            origins=config.origins,
+            backend=self._backend,
+            topic_name=config.topic_name,
+        )
+        try:
+            self._driver = self.driver_class(config.topic_name, config.project_id, options)
+        except ConfigurationError as error:
+            raise error.located(self._backend, config.topic_name) from error.__cause__
+        self._options = options
+        name = f"{self._backend} {config.topic_name}"
+        self._home: Home = InlineHome() if self.driver_class.inline else LoopThread(f"events {name}")
+        self._link = Link(name)
+        self._publisher = Publisher(self._driver, self._home, self._link)
+        self._receivers: set[EngineReceiver] = set()
+        self._opening = SingleFlight(self._home.call)
+        self._closing = SingleFlight(self._home.call)
+        self._process: int | None = None
+        self._opened = False
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._backend} {self._topic_name!r}>"
+
+    @property
+    def is_connected(self) -> bool:
+        return self._link.is_up and not self._publisher.closed
+
+    @property
+    def topic_name(self) -> str:
+        return self._topic_name
+
+    @property
+    def project_id(self) -> str:
+        return self._project_id
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._driver.capabilities
+
+    # Sending
+
+    async def send_message(self, message: EventMessage) -> str:
+        (result,) = await self._send([message])
+        if isinstance(result, BrokerError):
+            raise self._translated(result, PublishError)
+        return result
+
+    async def send_messages(self, messages: Iterable[EventMessage]) -> list[str]:
+        batch = list(messages)
+        if not batch:
+            self._check()
+            return []
+        results = await self._send(batch)
+        failed = [result for result in results if isinstance(result, BrokerError)]
+        if failed:
+            raise self._partly(results, failed)
+        return [result for result in results if isinstance(result, str)]
+
+    async def _send(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        self._check()
+        try:
+            call = self._publisher.submit(messages)
+        except EventError as error:
+            raise error.located(self._backend, self._topic_name) from error.__cause__
+        if not self._opened:
+            try:
+                await self._open(call.deadline)
+            except BaseException as error:
+                reason = error if isinstance(error, BrokerError) else BrokerError("cancelled", ErrorCode.CLOSED)
+                self._publisher.abandon(call, reason)
+                if not isinstance(error, BrokerError):
+                    raise
+        return await self._publisher.outcome(call)
+
+    def _partly(self, results: Sequence[str | BrokerError], failed: Sequence[BrokerError]) -> EventError:
+        first = next((error for error in failed if error.code is not ErrorCode.NOT_ATTEMPTED), failed[0])
+        error = PublishError(
+            f"{len(failed)} of {len(results)} messages were not sent; message {results.index(first)}: {first}",
+            code=first.code,
+            retryable=all(other.retryable for other in failed),
+            results=[
+                self._translated(result, PublishError) if isinstance(result, BrokerError) else result
+                for result in results
+            ],
+        )
+        error.__cause__ = first.__cause__
+        return error.located(self._backend, self._topic_name)
+
+    # Subscribing
+
+    async def subscribe(self, subscription: str | None = None) -> EventReceiver:
+        self._check()
+        name = subscription if subscription is not None else self._options.subscription
+        if name == "":
+            raise ValueError("subscription must not be empty; leave it out for an ephemeral one")
+        ends = time.monotonic() + self._options.connect_timeout
+        try:
+            await self._open(ends)
+            return await self._home.call(self._subscribe(name, ends), orphaned=self._discard)
+        except BrokerError as error:
+            raise self._translated(error, ReceiveError, connecting=True) from error.__cause__
+
+    async def _subscribe(self, name: str | None, ends: float) -> EngineReceiver:
+        receiver = EngineReceiver(
+            self._home,
+            self._link,
+            self._options,
+            settle_limit=self._driver.max_settle_batch,
+            check=self._check_process,
+            locate=lambda error: error.located(self._backend, self._topic_name),
+            forget=self._receivers.discard,
+        )
+        receiver.attach(await self._bounded(self._driver.subscribe(name, receiver.wake), ends, "subscribe"))
+        self._receivers.add(receiver)
+        return receiver
+
+    def _discard(self, receiver: EngineReceiver) -> None:
+        """Nobody waits for this receiver any more."""
+        self._home.spawn(receiver.close(timeout=0))
+
+    async def delete_subscription(self, subscription: str) -> None:
+        self._check()
+        ends = time.monotonic() + self._options.connect_timeout
+        try:
+            await self._open(ends)
+            await self._home.call(
+                self._bounded(self._driver.delete_subscription(subscription), ends, "delete_subscription")
+            )
+        except BrokerError as error:
+            raise self._translated(error, ReceiveError, connecting=True) from error.__cause__
+
+    async def ping(self, timeout: float = 5.0) -> float:
+        self._check()
+        began = time.monotonic()
+        ends = began + timeout
+        try:
+            await self._open(ends, patient=False)
+            await self._home.call(self._bounded(self._driver.ping(), ends, "ping"))
+        except BrokerError as error:
+            self._link.down(error)
+            raise self._translated(error, EventConnectionError) from error.__cause__
+        self._link.up()
+        return time.monotonic() - began
+
+    # Connecting
+
+    async def _open(self, ends: float, *, patient: bool = True) -> None:
+        """Connect unless connected; *patient* tries again until *ends*.
+
+        :raises BrokerError: when it failed.
+        """
+        backoff = Backoff()
+        while not self._opened:
+            self._process = _forks
+            self._home.start()
+            try:
+                await self._opening.run(lambda: self._connect(ends), lambda: self._opened or self._closed)
+            except BrokerError as error:
+                pause = next(backoff)
+                if not (patient and error.retryable) or time.monotonic() + pause > ends:
+                    raise
+                await asyncio.sleep(pause)
+            self._check()
+
+    async def _connect(self, ends: float) -> None:
+        await self._bounded(self._driver.open(), min(ends, time.monotonic() + self._options.connect_timeout), "connect")
+        self._opened = True
+        self._link.up()
+        self._publisher.open()
+
+    async def _bounded(self, operation: Coroutine[Any, Any, T], ends: float, what: str) -> T:
+        """Await a driver's *operation* until *ends*; everything it raises becomes a :class:`BrokerError`."""
+        try:
+            if self._home.inline:
+                return await operation
+            async with asyncio.timeout(ends - time.monotonic()):
+                return await operation
+        except TimeoutError as error:
+            raise BrokerError(f"{what}: no answer in time", ErrorCode.TIMEOUT, retryable=True) from error
+        except (BrokerError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise BrokerError(f"{what}: the backend failed: {error!r}", ErrorCode.INTERNAL) from error
+
+    def _translated(self, error: BrokerError, kind: type[EventError], *, connecting: bool = False) -> EventError:
+        return translate(error, kind, connecting=connecting).located(self._backend, self._topic_name)
+
+    # Closing
+
+    async def close(self, timeout: float = 15.0) -> None:
+        self._check_process()
+        if self._process is None:
+            await self._publisher.flush(0)
+            self._closed = True
+        elif not self._closed:
+            await self._closing.run(lambda: self._shut(timeout), lambda: self._closed)
+            self._home.join()
+
+    async def _shut(self, timeout: float) -> None:
+        """C2: receivers and sends at once, then the transport; also when cancelled, which only ends the patience."""
+        closing = [receiver.close(timeout) for receiver in self._receivers]
+        try:
+            await asyncio.gather(self._publisher.flush(timeout), *closing, return_exceptions=True)
+        finally:
+            try:
+                await self._driver.close()
+            except Exception as error:
+                _log.warning("%r: closing failed: %r", self, error)
+            self._closed = True
+            self._link.closed()
+            self._home.stop()
+
+    # Being used where it can be
+
+    def _check(self) -> None:
+        self._check_process()
+        if self._publisher.closed:
+            raise EventRuntimeError(
+                "the client is closed", code=ErrorCode.CLOSED, backend=self._backend, topic_name=self._topic_name
+            )
+
+    def _check_process(self) -> None:
+        if self._process is not None and self._process != _forks:
+            raise EventRuntimeError(
+                "the client was connected before a fork; create one in the child",
+                code=ErrorCode.WRONG_PROCESS,
+                backend=self._backend,
+                topic_name=self._topic_name,
+            )

@@ -1,0 +1,258 @@
+"""What a broker must fill in: a driver for the connection, a source for each receiver.
+
+The engine does the rest: batching, back-pressure, order per key, leases, settlement, retries, reconnection, closing.
+So a driver stays dumb: it asks the broker once, and raises :class:`BrokerError` when that failed.  It never retries,
+never sleeps and never logs an outage.
+
+The coroutines of one driver all run in one place: on the event loop of the engine's thread, never the application's,
+so that they may block it for a moment; or, for an ``inline`` driver, in whichever thread calls, without ever
+suspending.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import attrs
+
+from events_core.capabilities import Capabilities
+from events_core.errors import ErrorCode
+from events_core.message import EventMessage
+from events_core.options import CommonOptions
+
+__all__ = ["BrokerError", "Delivery", "Driver", "Outcome", "Settlement", "Source", "State"]
+
+OptionsT = TypeVar("OptionsT", bound=CommonOptions)
+
+
+class BrokerError(Exception):
+    """What a driver raises or returns, in place of the broker's own exceptions.
+
+    The engine turns it into the error class of the operation.  Raise it ``from`` the native exception.
+
+    :param text: what was asked, what was found, what to do; without secrets.
+    :param code: why.
+    :param retryable: whether the same request may succeed later, unchanged; the engine then retries it.
+    """
+
+    def __init__(self, text: str, code: ErrorCode, *, retryable: bool = False) -> None:
+        super().__init__(text)
+        self.code = code
+        self.retryable = retryable
+
+
+class State(enum.Enum):
+    """Where a delivery stands; only the ledger moves it."""
+
+    BUFFERED = enum.auto()
+    HELD = enum.auto()
+    SETTLING = enum.auto()
+    ACKNOWLEDGED = enum.auto()
+    NACKED = enum.auto()
+    RETURNED = enum.auto()
+
+
+@attrs.define(eq=False)
+class Delivery:
+    """One hand-over of a message, as :meth:`Source.fetch` returns it.
+
+    The driver fills in what is positional and keeps its own handle in ``token``; the rest is the engine's.
+    """
+
+    message_id: str
+    data: bytes
+    attributes: Mapping[str, str]
+    """Handed to the application as it is, read-only; a plain ``dict`` of the driver's own will do."""
+    ordering_key: str | None = None
+    publish_time: datetime | None = None
+    delivery_attempt: int | None = None
+    token: Any = None
+    """The driver's handle: whatever :meth:`Source.settle` needs."""
+    size: int = 0
+    """As :func:`~events_core.engine.message_size` counts; 0 lets the engine count."""
+    state: State = attrs.field(default=State.BUFFERED, init=False)
+    owner: object = attrs.field(default=None, init=False)
+    errand: Any = attrs.field(default=None, init=False)
+    """What is under way at the broker."""
+    nacks: int = attrs.field(default=0, init=False)
+    """Failures that only this receiver knows of."""
+    order: int = attrs.field(default=0, init=False)
+    due: float = attrs.field(default=0.0, init=False)
+    """When it may be handed out."""
+    deadline: float = attrs.field(default=0.0, init=False)
+    """When the receiver gives it up (R6)."""
+    lease_until: float = attrs.field(default=0.0, init=False)
+    """When the broker would deliver it again."""
+
+
+class Outcome(enum.Enum):
+    """What becomes of a delivery."""
+
+    ACK = enum.auto()
+    """Done; the message leaves the subscription."""
+    NACK = enum.auto()
+    """Failed; a counted attempt.  Comes again, or is dead-lettered when it failed too often."""
+    RETURN = enum.auto()
+    """Never the message's fault: comes again at once, uncounted where the broker can, and is never dead-lettered."""
+
+
+class Settlement(NamedTuple):
+    """One delivery and its outcome."""
+
+    delivery: Delivery
+    outcome: Outcome
+    delay: float | None = None
+    """For a NACK: seconds until it may come again; ``None`` for the broker's backoff, else
+    :func:`~events_core.engine.backoff.redelivery_delay`."""
+
+
+class Source(ABC):
+    """The broker's side of one receiver."""
+
+    subscription: str
+    """Name of the subscription, generated where it is ephemeral."""
+    capabilities: Capabilities
+    """As the broker confirmed them."""
+    lease: float | None = None
+    """Seconds for which a fetched delivery is safe without :meth:`extend`; ``None`` where the driver itself, or a live
+    connection, keeps it safe."""
+    prefetch: int | None = None
+    """How many deliveries the engine buffers ahead of the application; ``None`` for as many as the bounds allow."""
+    redelivers_locally: bool = False
+    """Whether the engine keeps a nacked keyed delivery and its successors, and hands them out again itself, because
+    the broker would lose their order.  Otherwise it settles the run in one call: the nacked delivery first, then its
+    successors as RETURN, in order, and the broker must keep that order."""
+
+    @abstractmethod
+    async def fetch(self, limit: int) -> Sequence[Delivery]:
+        """Wait until the broker has messages for this receiver and return some, in order per key.
+
+        Returns at most *limit*, except that one response of the broker may overshoot.  An inline source never waits:
+        it returns what is ready, which may be nothing.
+
+        Called by one task at a time.  Cancelled when the receiver closes: what was fetched and not returned must go
+        back with :meth:`close`.
+
+        :raises BrokerError: retryable ones make the engine wait and call again, which reconnects.
+        """
+
+    @abstractmethod
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        """Tell the broker the outcome of deliveries; returns when it has confirmed, where it can.
+
+        One result for each settlement, in order: ``None`` for success.  A delivery that no longer belongs to this
+        receiver is ``EXPIRED`` and changes nothing.
+
+        Called concurrently with :meth:`fetch`; calls of :meth:`settle` do not overlap.
+        Cancellation: not cancelled.
+
+        :raises BrokerError: when the whole request failed.
+        """
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """Keep *deliveries* safe for another :attr:`lease` seconds; called only where that is a number."""
+
+    async def withheld(self) -> Collection[str]:
+        """Ordering keys of which the broker keeps back messages while earlier ones are held; for a warning."""
+        return ()
+
+    def next_due(self) -> float | None:
+        """For an inline source: the ``time.monotonic()`` at which :meth:`fetch` may find more without a wake-up."""
+        return None
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give back what was fetched and never returned, delete what is ephemeral, release everything.
+
+        Called once, after the engine has settled all it had.  An error is logged and ignored.
+        """
+
+
+class Driver(ABC, Generic[OptionsT]):
+    """The broker's side of one client."""
+
+    inline: ClassVar[bool] = False
+    """Whether every coroutine of this driver and its sources returns without suspending or blocking, in any thread.
+    The engine then needs no thread of its own."""
+    mixed_keys: ClassVar[bool] = False
+    """Whether one request may carry several ordering keys.  Requests then leave one at a time, in order."""
+
+    max_batch_messages: int = 1000
+    """Most messages in one request."""
+    max_batch_bytes: int | None = None
+    """Most bytes in one request, as :func:`message_size` counts them."""
+    max_settle_batch: int = 1000
+    """Most settlements in one request."""
+    publish_max_inflight: int = 4
+    """Requests to publish that are out at once (P5)."""
+
+    capabilities: Capabilities
+    """What this configuration promises."""
+
+    def __init__(self, topic_name: str, project_id: str, options: OptionsT) -> None:
+        """Validate; no I/O, no thread, no import of an SDK.
+
+        :raises ConfigurationError: for what the options class cannot check by itself, such as the topic's name.
+        """
+        self.topic_name = topic_name
+        self.project_id = project_id
+        self.options = options
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Import the SDK, connect, and create the topic and the configured subscription where options allow (Q2).
+
+        Called again after a failure; never twice at once.
+
+        :raises BrokerError: when it failed; the driver is then as if never opened.
+        """
+
+    def objection(self, message: EventMessage) -> str:
+        """What the broker has against *message* beyond its limits, ``""`` when nothing."""
+        return ""
+
+    @abstractmethod
+    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        """Store *messages* in order; returns when they are stored, as durably as declared.
+
+        Unless :attr:`mixed_keys`, all are of one ordering key or of none.  Called concurrently, never twice at once
+        for one key.  One result for each message, in order: its id, or why it alone was not stored, which is final; after a failed
+        message, later ones of its key must not be stored (``NOT_ATTEMPTED``).
+
+        Cancellation: not cancelled.
+
+        :raises BrokerError: when none was stored, or that is unknown.  ``INVALID`` for a batch makes the engine send
+            its halves, until only the offenders fail.
+        """
+
+    @abstractmethod
+    async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> Source:
+        """Join *subscription*, or make an ephemeral one for ``None``; creates what is missing as options allow.
+
+        What is published after this returned is received.  Cancelled, it leaves nothing behind.
+
+        :param wake: an inline source calls it, from any thread, when :meth:`Source.fetch` may find more.
+        :raises BrokerError: ``NOT_FOUND``, ``PERMISSION_DENIED``, ``INVALID`` for one that contradicts the options.
+        """
+
+    @abstractmethod
+    async def delete_subscription(self, subscription: str) -> None:
+        """Delete it with all it has not delivered.
+
+        :raises BrokerError: ``NOT_FOUND`` when there is none.
+        """
+
+    @abstractmethod
+    async def ping(self) -> None:
+        """Return after one authenticated, read-only answer of the broker.
+
+        :raises BrokerError: when there was none.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release everything; its sources have been closed.  Called once, also after a failed :meth:`open`."""

@@ -1,0 +1,328 @@
+"""What one receiver has: which deliveries are buffered, held, settled, gone.  Pure, fed with ``now``.
+
+Everything that moves a delivery from one state to another is in this file::
+
+    BUFFERED ──take──▶ HELD ──begin──▶ SETTLING ──finish──▶ ACKNOWLEDGED | NACKED
+       │                │ ▲               │
+       │                │ └──finish(error)┘
+       └──expire/close──┴──expire/close/nack of a predecessor──▶ RETURNED
+
+The rules of the contract it keeps: R5 (bounds), R6 (expiry), R7 (duplicates), R8 and R10 (order per key), S2 and S3
+(what settling twice or too late means).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from events_core.engine.backoff import redelivery_delay
+from events_core.engine.driver import BrokerError, Delivery, Outcome, Settlement, State
+from events_core.engine.keyed_queue import KeyedQueue
+from events_core.engine.limits import message_size
+from events_core.errors import ErrorCode
+from events_core.message import ReceivedMessage
+
+__all__ = ["Ledger"]
+
+REMEMBERED = 10_000
+"""Settled deliveries that are still told from unknown ids (S3)."""
+
+_DONE = {Outcome.ACK: State.ACKNOWLEDGED, Outcome.NACK: State.NACKED, Outcome.RETURN: State.RETURNED}
+
+
+class Ledger:
+    """The deliveries of one receiver.  Not thread-safe: its owner locks."""
+
+    def __init__(
+        self, *, max_messages: int, max_bytes: int, max_lease_duration: float, redelivers_locally: bool = False
+    ) -> None:
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._max_lease = max_lease_duration
+        self._local = redelivers_locally
+        self._buffer: KeyedQueue[Delivery] = KeyedQueue()
+        # By id and, since each entry moves to the end when its deadline is set anew, by deadline.
+        self._live: OrderedDict[str, Delivery] = OrderedDict()
+        self._settled: OrderedDict[str, Delivery] = OrderedDict()
+        self._held_by_key: dict[str, dict[Delivery, None]] = {}
+        self._bytes = 0
+        self.held = 0
+        self.duplicates = 0
+        self.closing = False
+
+    @property
+    def buffered(self) -> int:
+        """Deliveries fetched and not handed out."""
+        return len(self._buffer)
+
+    def room(self, prefetch: int | None) -> int:
+        """How many deliveries to fetch now; small refills wait until they are worth a request."""
+        if self._bytes >= self._max_bytes:
+            return 0
+        room = self._max_messages - self.held - self.buffered
+        ahead = self._max_messages if prefetch is None else min(prefetch, self._max_messages)
+        room = min(room, ahead - self.buffered)
+        return room if not self.buffered or room * 4 >= ahead else 0
+
+    def is_full(self) -> bool:
+        """Whether R5 alone keeps more from being fetched."""
+        return self.held >= self._max_messages or self._bytes >= self._max_bytes
+
+    def blocked_keys(self) -> list[str]:
+        """Keys of which something is buffered and waits for what is held."""
+        return list(self._buffer.blocked())
+
+    def held_ids(self, key: str | None = None) -> list[str]:
+        """Ids handed out and not settled, of *key* or all."""
+        held: Iterable[Delivery] = self._live.values() if key is None else self._held_by_key.get(key, ())
+        return [delivery.message_id for delivery in held if delivery.state in (State.HELD, State.SETTLING)]
+
+    # Arriving and handing out
+
+    def arrive(self, deliveries: Sequence[Delivery], now: float) -> None:
+        """Buffer what was fetched; a redelivery of what is here already only brings a newer token (R7)."""
+        for delivery in deliveries:
+            known = self._live.get(delivery.message_id)
+            if known is not None and not (known.state is State.SETTLING and known.errand.outcome is Outcome.NACK):
+                known.token, known.lease_until = delivery.token, delivery.lease_until
+                self.duplicates += 1
+            else:
+                self._admit(delivery, now)
+                self._buffer.push(delivery)
+
+    def hold(self, deliveries: Sequence[Delivery], now: float) -> None:
+        """Take in what was fetched for the very call that gets it, past the buffer."""
+        for delivery in deliveries:
+            self._admit(delivery, now)
+            self._hand_out(delivery)
+
+    def take(self, limit: int, now: float) -> list[Delivery]:
+        """Hand out up to *limit* deliveries, in order per key (R8)."""
+        if self.closing:
+            return []
+        taken = self._buffer.pop(limit, now)
+        deadline = now + self._max_lease
+        for delivery in taken:
+            delivery.deadline = deadline
+            self._live.move_to_end(delivery.message_id)
+            self._hand_out(delivery)
+        return taken
+
+    def ready(self, now: float) -> bool:
+        """Whether :meth:`take` would hand anything out."""
+        return not self.closing and self._buffer.ready(now)
+
+    def next_due(self) -> float | None:
+        """When a delayed delivery may be handed out."""
+        return self._buffer.next_due()
+
+    def _admit(self, delivery: Delivery, now: float) -> None:
+        delivery.owner = self
+        delivery.deadline = now + self._max_lease
+        if not delivery.size:
+            delivery.size = message_size(delivery)
+        self._bytes += delivery.size
+        self._live[delivery.message_id] = delivery
+
+    def _hand_out(self, delivery: Delivery) -> None:
+        delivery.state = State.HELD
+        self.held += 1
+        if delivery.ordering_key is not None:
+            self._held_by_key.setdefault(delivery.ordering_key, {})[delivery] = None
+
+    # Settling
+
+    def find(self, target: ReceivedMessage | str) -> Delivery | None:
+        """The delivery that *target* names: a message's own, or the newest one handed out of an id (S2)."""
+        if isinstance(target, ReceivedMessage):
+            delivery = target.delivery
+            return delivery if isinstance(delivery, Delivery) and delivery.owner is self else None
+        live = self._live.get(target)
+        return self._settled.get(target) if live is None or live.state is State.BUFFERED else live
+
+    def begin(
+        self, delivery: Delivery, outcome: Outcome, delay: float | None, now: float
+    ) -> list[Settlement] | BrokerError:
+        """Start settling *delivery*, which is not expired by *now*.
+
+        :returns: what the broker must be told, in this order; nothing where it is settled already or locally; or why
+            it cannot be.
+        """
+        if delivery.state is State.SETTLING:
+            same = delivery.errand.outcome is outcome
+            return [] if same else _already_settled(delivery, delivery.errand.outcome)
+        if delivery.state is not State.HELD:
+            return _verdict(delivery, outcome)
+        if outcome is Outcome.NACK and delivery.ordering_key is not None:
+            return self._nack_run(delivery, delay, now)
+        delivery.state = State.SETTLING
+        return [Settlement(delivery, outcome, delay)]
+
+    def _nack_run(self, delivery: Delivery, delay: float | None, now: float) -> list[Settlement]:
+        """R10: the nacked delivery, and with it every later one of its key."""
+        assert delivery.ordering_key is not None
+        later = self._successors(delivery, delivery.ordering_key)
+        if self._local and not self.closing:
+            self._redeliver([delivery, *later], delay, now)
+            return []
+        delivery.state = State.SETTLING
+        return [Settlement(delivery, Outcome.NACK, delay), *self._give_back(later, delivery.ordering_key)]
+
+    def _successors(self, delivery: Delivery, key: str) -> list[Delivery]:
+        """What was handed out of *key* after *delivery* and is not being settled."""
+        later = itertools.dropwhile(lambda other: other is not delivery, self._held_by_key[key])
+        return [other for other in itertools.islice(later, 1, None) if other.state is State.HELD]
+
+    def _give_back(self, held: Sequence[Delivery], key: str) -> list[Settlement]:
+        """Return *held* and all that is buffered of *key*, in order."""
+        buffered = self._buffer.waiting(key)
+        for delivery in held:
+            self._retire(delivery, State.RETURNED)
+        self._drop(buffered)
+        return [Settlement(delivery, Outcome.RETURN) for delivery in (*held, *buffered)]
+
+    def _redeliver(self, run: Sequence[Delivery], delay: float | None, now: float) -> None:
+        """Put a run back into the buffer as new deliveries; the old ones are over."""
+        again = [_copy(delivery) for delivery in run]
+        again[0].nacks += 1
+        if again[0].delivery_attempt is not None:
+            again[0].delivery_attempt += 1
+        for old, new in zip(run, again, strict=True):
+            self._retire(old, State.NACKED if old is run[0] else State.RETURNED, release=False)
+            self._admit(new, now)
+        self._buffer.restore(again, now + (redelivery_delay(again[0].nacks) if delay is None else delay))
+
+    def finish(self, settlement: Settlement, error: BrokerError | None) -> None:
+        """The broker has answered: settled, gone, or as before."""
+        delivery = settlement.delivery
+        late = delivery.state is State.HELD and error is None  # the caller's time was up, the broker's was not
+        if delivery.state is not State.SETTLING and not late:
+            return  # returned with its predecessor
+        if error is None:
+            self._retire(delivery, _DONE[settlement.outcome])
+        elif error.code in (ErrorCode.EXPIRED, ErrorCode.NOT_FOUND, ErrorCode.INVALID):
+            self._retire(delivery, State.RETURNED)
+        else:
+            delivery.state = State.HELD
+
+    def _retire(self, delivery: Delivery, state: State, *, release: bool = True) -> None:
+        """A handed-out delivery is over."""
+        delivery.state = state
+        delivery.data, delivery.attributes = b"", {}  # the application has its own reference
+        self.held -= 1
+        self._leave(delivery)
+        key = delivery.ordering_key
+        if key is not None:
+            held = self._held_by_key[key]
+            del held[delivery]
+            if not held:
+                del self._held_by_key[key]
+            if release and delivery.order:  # it came through the buffer
+                self._buffer.release(delivery)
+        settled = self._settled
+        settled[delivery.message_id] = delivery
+        settled.move_to_end(delivery.message_id)
+        if len(settled) > REMEMBERED:
+            settled.popitem(last=False)
+
+    def _leave(self, delivery: Delivery) -> None:
+        self._bytes -= delivery.size
+        if self._live.get(delivery.message_id) is delivery:
+            del self._live[delivery.message_id]
+
+    def _drop(self, buffered: Sequence[Delivery]) -> None:
+        """Buffered deliveries are over, never handed out."""
+        self._buffer.remove(buffered)
+        for delivery in buffered:
+            delivery.state = State.RETURNED
+            self._leave(delivery)
+
+    # Leases
+
+    def expire(self, now: float) -> list[Settlement]:
+        """Give back what is past its deadline (R6); keyed, with all its successors (R10)."""
+        over = []
+        for delivery in self._live.values():
+            if delivery.deadline > now:
+                break
+            over.append(delivery)
+        return self._expelled(over, Outcome.NACK) if over else []
+
+    def renewals(self, before: float) -> list[Delivery]:
+        """Live deliveries that the broker would deliver again *before* then."""
+        return [delivery for delivery in self._live.values() if delivery.lease_until <= before]
+
+    # Closing
+
+    def close(self) -> list[Settlement]:
+        """Hand out nothing more; give back what never was, except behind held deliveries of its key (C1)."""
+        self.closing = True
+        free = [
+            delivery
+            for delivery in self._live.values()
+            if delivery.state is State.BUFFERED and delivery.ordering_key not in self._held_by_key
+        ]
+        free.sort(key=lambda delivery: delivery.order)
+        self._drop(free)
+        return [Settlement(delivery, Outcome.RETURN) for delivery in free]
+
+    def surrender(self) -> list[Settlement]:
+        """Give back everything that is not being settled, in order per key (C1)."""
+        rest = sorted(self._live.values(), key=lambda delivery: delivery.order)
+        return self._expelled(rest, Outcome.RETURN)
+
+    def _expelled(self, deliveries: Sequence[Delivery], outcome: Outcome) -> list[Settlement]:
+        """Settlements that return *deliveries* and the successors of each, with *outcome* for those handed out."""
+        settlements: list[Settlement] = []
+        for delivery in deliveries:
+            key = delivery.ordering_key
+            if delivery.state is State.BUFFERED:
+                run = [other for other in self._buffer.waiting(key) if other.order >= delivery.order] if key else []
+                self._drop(run or [delivery])
+                settlements += [Settlement(other, Outcome.RETURN) for other in run or [delivery]]
+            elif delivery.state is State.HELD:
+                later = self._successors(delivery, key) if key is not None else []
+                self._retire(delivery, State.RETURNED)
+                settlements.append(Settlement(delivery, outcome))
+                settlements += self._give_back(later, key) if key is not None else []
+        return settlements
+
+
+def _copy(delivery: Delivery) -> Delivery:
+    copy = Delivery(
+        delivery.message_id,
+        delivery.data,
+        delivery.attributes,
+        delivery.ordering_key,
+        delivery.publish_time,
+        delivery.delivery_attempt,
+        delivery.token,
+        delivery.size,
+    )
+    copy.order, copy.lease_until, copy.nacks = delivery.order, delivery.lease_until, delivery.nacks
+    return copy
+
+
+def _verdict(delivery: Delivery, outcome: Outcome) -> list[Settlement] | BrokerError:
+    """What settling a delivery means that is over (S2, S3)."""
+    over = delivery.state
+    if over is State.RETURNED:
+        return [] if outcome is Outcome.NACK else _expired(delivery)
+    if over is _DONE[outcome]:
+        return []
+    return _already_settled(delivery, Outcome.ACK if over is State.ACKNOWLEDGED else Outcome.NACK)
+
+
+def _already_settled(delivery: Delivery, outcome: Outcome) -> BrokerError:
+    word = "acknowledged" if outcome is Outcome.ACK else "nacked"
+    return BrokerError(f"message {delivery.message_id!r} was already {word}", ErrorCode.ALREADY_SETTLED)
+
+
+def _expired(delivery: Delivery) -> BrokerError:
+    return BrokerError(
+        f"the delivery of message {delivery.message_id!r} is over: it expired or was returned, and the message comes "
+        "again; settle it sooner or raise max_lease_duration",
+        ErrorCode.EXPIRED,
+    )

@@ -1,0 +1,68 @@
+"""What one message weighs, and whether the broker would take it; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from events_core.capabilities import Limits
+from events_core.message import EventMessage
+
+__all__ = ["measure", "message_size"]
+
+
+class _Sized(Protocol):
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def attributes(self) -> Mapping[str, str]: ...
+    @property
+    def ordering_key(self) -> str | None: ...
+
+
+def message_size(message: _Sized) -> int:
+    """Bytes of data, attributes and ordering key in UTF-8: what bounds and limits count."""
+    size = len(message.data)
+    if message.ordering_key:
+        size += _length(message.ordering_key)
+    for key, value in message.attributes.items():
+        size += _length(key) + _length(value)
+    return size
+
+
+def measure(message: EventMessage, limits: Limits) -> int:
+    """The size of *message* in bytes.
+
+    :raises ValueError: when it is beyond *limits*, naming the limit, or holds text that UTF-8 cannot carry.
+    """
+    size = len(message.data)
+    if message.ordering_key:
+        key_size = _length(message.ordering_key)
+        _check(key_size, limits.max_ordering_key_bytes, "ordering key", "max_ordering_key_bytes")
+        size += key_size
+    if message.attributes:
+        size += _attributes_size(message.attributes, limits)
+    _check(size, limits.max_message_bytes, "message", "max_message_bytes")
+    return size
+
+
+def _attributes_size(attributes: Mapping[str, str], limits: Limits) -> int:
+    maximum = limits.max_attributes
+    if maximum is not None and len(attributes) > maximum:
+        raise ValueError(f"it has {len(attributes)} attributes; max_attributes is {maximum}")
+    size = 0
+    for key, value in attributes.items():
+        key_size, value_size = _length(key), _length(value)
+        _check(key_size, limits.max_attribute_key_bytes, f"attribute key {key!r:.80}", "max_attribute_key_bytes")
+        _check(value_size, limits.max_attribute_value_bytes, f"attribute {key!r}", "max_attribute_value_bytes")
+        size += key_size + value_size
+    return size
+
+
+def _length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _check(size: int, maximum: int | None, what: str, limit: str) -> None:
+    if maximum is not None and size > maximum:
+        raise ValueError(f"its {what} has {size} bytes; {limit} is {maximum}")

@@ -1,0 +1,283 @@
+"""Sending: bounds, batches, retries, and an end for every send (P1 to P8)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from events_core.engine.backoff import Backoff
+from events_core.engine.batching import Batch, Batcher, Call, Entry
+from events_core.engine.driver import BrokerError, Driver
+from events_core.engine.home import Home
+from events_core.engine.limits import measure
+from events_core.engine.link import Link
+from events_core.engine.waiting import Waiter
+from events_core.errors import ErrorCode, EventRuntimeError, PublishError
+from events_core.message import EventMessage
+from events_core.options import CommonOptions
+
+__all__ = ["Publisher"]
+
+
+class Publisher:
+    """The sending side of one client.
+
+    A call is checked and queued in the thread that makes it, before anything is awaited: that fixes its place among
+    the sends of its key (P4).  Its caller watches the deadline, so that a send ends whatever has died (P7).
+    """
+
+    def __init__(self, driver: Driver[Any], home: Home, link: Link) -> None:
+        self._driver = driver
+        self._options: CommonOptions = driver.options
+        self._home = home
+        self._link = link
+        self._lock = threading.Lock()
+        self._batcher = Batcher(
+            max_messages=driver.max_batch_messages,
+            max_bytes=driver.max_batch_bytes,
+            max_inflight=driver.publish_max_inflight,
+            mixed_keys=driver.mixed_keys,
+        )
+        self._arriving: deque[Call] = deque()
+        self._calls: set[Call] = set()
+        self._messages = 0
+        self._bytes = 0
+        self._drained: Waiter | None = None
+        self._opened = False
+        self.closed = False
+
+    def open(self) -> None:
+        """The driver is open: what was submitted may leave."""
+        self._opened = True
+        self.pump()
+
+    # In the caller's thread
+
+    def submit(self, messages: Sequence[EventMessage]) -> Call:
+        """Check *messages* and take their place in the queue.
+
+        :raises PublishError: ``INVALID`` for the first message that is refused; ``EXHAUSTED`` past the bounds.
+        :raises EventRuntimeError: ``UNSUPPORTED`` for a key where there is no order; ``CLOSED``.
+        """
+        sizes = [self._measured(index, message) for index, message in enumerate(messages)]
+        call = Call(messages, sizes, time.monotonic() + self._options.send_timeout)
+        with self._lock:
+            if self.closed:
+                raise EventRuntimeError("the client is closed", code=ErrorCode.CLOSED)
+            if self._options.publish_on_limit == "error":
+                self._refuse_beyond_bounds(len(sizes), sum(sizes))
+            self._calls.add(call)
+            self._arriving.append(call)
+            self._admit()
+        return call
+
+    async def outcome(self, call: Call) -> Sequence[str | BrokerError]:
+        """Wait until the fate of every message of *call* is known: at the latest when its time is up."""
+        self.pump()
+        with self._lock:
+            waiter = call.waiter = Waiter() if call.pending else None
+        if waiter is not None:
+            try:
+                await waiter.wait(call.deadline - time.monotonic())
+            finally:
+                if call.pending:
+                    self.abandon(call, self._timed_out(call.last_error))
+        results = [result for result in call.results if result is not None]
+        assert len(results) == len(call.results)
+        return results
+
+    def abandon(self, call: Call, error: BrokerError) -> None:
+        """Nobody waits for *call* any more: what has not left does not leave; what has is unknown."""
+        with self._lock:
+            for entry in call.unsettled():
+                self._finish(entry, error)
+
+    def pump(self) -> None:
+        """Let leave what may leave."""
+        if self._opened:
+            self._home.wake(self._pump)
+
+    def _measured(self, index: int, message: EventMessage) -> int:
+        if not isinstance(message, EventMessage):
+            raise TypeError(f"message {index} is a {type(message).__name__}, not an EventMessage")
+        if message.ordering_key is not None and self._driver.capabilities.ordering == "none":
+            raise EventRuntimeError(
+                f"message {index} has ordering key {message.ordering_key!r}, and this configuration keeps no order; "
+                "send it without, or set the option ordering=true where the backend can",
+                code=ErrorCode.UNSUPPORTED,
+            )
+        try:
+            size = measure(message, self._driver.capabilities.limits)
+        except ValueError as error:
+            raise PublishError(f"message {index} cannot be sent: {error}", code=ErrorCode.INVALID) from None
+        objection = self._driver.objection(message)
+        if objection:
+            raise PublishError(f"message {index} cannot be sent: {objection}", code=ErrorCode.INVALID)
+        return size
+
+    def _refuse_beyond_bounds(self, messages: int, size: int) -> None:
+        fits = (
+            self._messages + messages <= self._options.publish_max_messages
+            and self._bytes + size <= self._options.publish_max_bytes
+        )
+        alone = messages == 1 and not self._messages
+        if self._arriving or not (fits or alone):
+            raise PublishError(
+                f"{self._messages} messages of {self._bytes} bytes are in flight, and {messages} more of {size} bytes "
+                f"pass publish_max_messages={self._options.publish_max_messages} or "
+                f"publish_max_bytes={self._options.publish_max_bytes}; send fewer at once, raise the bound, or set "
+                "publish_on_limit=wait",
+                code=ErrorCode.EXHAUSTED,
+                retryable=True,
+            )
+
+    # Under the lock
+
+    def _admit(self) -> None:
+        """Let calls in, in the order in which they began, while there is room (P6)."""
+        while self._arriving:
+            call = self._arriving[0]
+            entries = call.entries
+            while call.admitted < len(entries):
+                entry = entries[call.admitted]
+                if not entry.over:
+                    if not self._has_room(entry):
+                        return
+                    self._messages += 1
+                    self._bytes += entry.size
+                    self._batcher.add(entry)
+                call.admitted += 1
+            self._arriving.popleft()
+
+    def _has_room(self, entry: Entry) -> bool:
+        if not self._messages:
+            return True  # a message larger than the bound is admitted alone
+        options = self._options
+        return self._messages < options.publish_max_messages and self._bytes + entry.size <= options.publish_max_bytes
+
+    def _finish(self, entry: Entry, result: str | BrokerError) -> None:
+        if entry.over:
+            return
+        call = entry.call
+        if entry.index < call.admitted:
+            self._messages -= 1
+            self._bytes -= entry.size
+        if call.settle(entry, result):
+            self._calls.discard(call)
+            if isinstance(call.waiter, Waiter):
+                call.waiter.wake()
+            if not self._calls and self._drained is not None:
+                self._drained.wake()
+        if self._arriving:
+            self._admit()
+
+    # At home
+
+    def _pump(self) -> None:
+        while True:
+            with self._lock:
+                batch = self._batcher.next()
+            if batch is None:
+                return
+            self._home.spawn(self._run(batch))
+
+    async def _run(self, batch: Batch) -> None:
+        try:
+            await self._publish(batch.entries)
+        finally:
+            with self._lock:
+                self._batcher.release(batch)
+            if not self._home.inline:  # where the loop of _pump goes on by itself
+                self._pump()
+
+    async def _publish(self, entries: Iterable[Entry]) -> None:
+        """Send *entries* until each has its outcome, or nobody waits for it."""
+        backoff = Backoff(maximum=10.0)
+        while sendable := self._sendable(entries):
+            try:
+                results = await self._request(sendable)
+            except BrokerError as error:
+                if error.retryable:
+                    self._link.down(error)
+                    await self._pause(next(backoff), sendable, error)
+                elif error.code is ErrorCode.INVALID and len(sendable) > 1:
+                    # One caller's bad message must not fail another's: halve until only the offenders fail (P3).
+                    await self._publish(sendable[: len(sendable) // 2])
+                    await self._publish(sendable[len(sendable) // 2 :])
+                else:
+                    self._settle(sendable, [error] * len(sendable))
+            else:
+                self._link.up()
+                self._settle(sendable, results)
+
+    async def _request(self, entries: Sequence[Entry]) -> Sequence[str | BrokerError]:
+        messages = [entry.message for entry in entries]
+        if self._home.inline:
+            return await self._driver.publish(messages)
+        try:
+            async with asyncio.timeout(self._options.send_timeout):
+                return await self._driver.publish(messages)
+        except TimeoutError as error:
+            raise self._timed_out(error) from error
+        except (BrokerError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise BrokerError(f"the backend failed: {error!r}", ErrorCode.INTERNAL) from error
+
+    def _sendable(self, entries: Iterable[Entry]) -> list[Entry]:
+        with self._lock:
+            sendable = []
+            for entry in entries:
+                hindrance = entry.hindrance()
+                if hindrance is not None:
+                    self._finish(entry, hindrance)
+                elif not entry.over:
+                    sendable.append(entry)
+            return sendable
+
+    def _settle(self, entries: Sequence[Entry], results: Sequence[str | BrokerError]) -> None:
+        with self._lock:
+            for entry, result in zip(entries, results, strict=True):
+                self._finish(entry, result)
+
+    async def _pause(self, delay: float, entries: Sequence[Entry], error: BrokerError) -> None:
+        """Wait before the next try; who runs out of time meanwhile leaves by itself."""
+        for entry in entries:
+            entry.call.last_error = error
+        with self._lock:
+            self._batcher.pause()
+        self._pump()
+        await asyncio.sleep(delay)
+        with self._lock:
+            self._batcher.resume()
+
+    def _timed_out(self, last: BaseException | None) -> BrokerError:
+        error = BrokerError(
+            f"no confirmation within send_timeout={self._options.send_timeout:g} s; the message may be stored or not"
+            + (f"; last: {last}" if last and str(last) else ""),
+            ErrorCode.TIMEOUT,
+            retryable=True,
+        )
+        error.__cause__ = last.__cause__ if isinstance(last, BrokerError) else last
+        return error
+
+    # Closing
+
+    async def flush(self, timeout: float) -> None:
+        """Accept nothing more and wait for what was accepted; what is unfinished then fails with ``CLOSED``."""
+        with self._lock:
+            self.closed = True
+            self._drained = Waiter() if self._calls else None
+        try:
+            if self._drained is not None:
+                await self._drained.wait(timeout)
+        finally:
+            closed = BrokerError("the client was closed before the broker confirmed", ErrorCode.CLOSED, retryable=True)
+            for call in list(self._calls):
+                self.abandon(call, closed)
+
+

@@ -1,0 +1,504 @@
+"""Receiving: an :class:`EventReceiver` over a source."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from types import MappingProxyType
+
+from events_core.capabilities import Capabilities
+from events_core.engine.backoff import Backoff
+from events_core.engine.driver import BrokerError, Delivery, Outcome, Source
+from events_core.engine.home import Home, step
+from events_core.engine.ledger import Ledger
+from events_core.engine.link import Link
+from events_core.engine.settler import Errand, Settler, Ticket
+from events_core.engine.translation import translate
+from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom
+from events_core.errors import AcknowledgeError, ErrorCode, EventError, EventRuntimeError, ReceiveError
+from events_core.interface import EventReceiver, ReceiverStats
+from events_core.message import ReceivedMessage
+from events_core.options import CommonOptions
+
+__all__ = ["EngineReceiver"]
+
+_log = logging.getLogger("events_core.receiver")
+
+BLOCKED_WARNING = 10.0
+"""Seconds after which a receive that only bounds or held keys keep waiting says so (R8)."""
+FLUSH_TIMEOUT = 5.0
+"""Seconds that a close whose time is up still gives to settlements under way."""
+
+
+class EngineReceiver(EventReceiver):
+    """The receiver of every backend on the engine.
+
+    One lock guards the ledger.  What the broker sends arrives on the home's loop; what is
+    ready is taken in the caller's thread, when its coroutine runs.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        link: Link,
+        options: CommonOptions,
+        *,
+        settle_limit: int,
+        check: Callable[[], None],
+        locate: Callable[[EventError], EventError],
+        forget: Callable[[EngineReceiver], None],
+    ) -> None:
+        """
+        :param check: raises when the process is a forked child.
+        :param locate: fills backend and topic into an error.
+        :param forget: tells the client that this receiver has closed.
+        """
+        self._home = home
+        self._link = link
+        self._options = options
+        self._settle_limit = settle_limit
+        self._check = check
+        self._locate = locate
+        self._forget = forget
+        self._lock = threading.Lock()
+        self._waiting = WaitingRoom()
+        self._failure: EventError | None = None
+        self._closing = False
+        self._closed = False
+        self._shutting = SingleFlight(home.call)
+        self._empty: Waiter | None = None
+        self._last_message = math.nan
+        self._last_alive = math.nan
+        self._tasks: list[asyncio.Task[None]] = []
+        self._outages = link.outages
+
+    def attach(self, source: Source) -> None:
+        """Begin to receive from *source*.  At home."""
+        self._source = source
+        options = self._options
+        self._ledger = Ledger(
+            max_messages=options.max_outstanding_messages,
+            max_bytes=options.max_outstanding_bytes,
+            max_lease_duration=options.max_lease_duration,
+            redelivers_locally=source.redelivers_locally,
+        )
+        self._settler = Settler(
+            source,
+            self._ledger,
+            self._home,
+            self._link,
+            self._lock,
+            limit=self._settle_limit,
+            timeout=options.ack_timeout,
+        )
+        self._settler.on_progress = self._progressed
+        if not self._home.inline:
+            self._room = asyncio.Event()
+            self._starving = False
+            self._tasks = [asyncio.ensure_future(self._fetch_forever()), asyncio.ensure_future(self._keep_leases())]
+
+    @property
+    def subscription(self) -> str:
+        return self._source.subscription
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._source.capabilities
+
+    @property
+    def stats(self) -> ReceiverStats:
+        now = time.monotonic()
+        with self._lock:
+            return ReceiverStats(
+                held=self._ledger.held,
+                buffered=self._ledger.buffered,
+                blocked_keys=len(self._ledger.blocked_keys()),
+                reconnects=self._link.outages - self._outages,
+                duplicates=self._ledger.duplicates,
+                last_message_age=None if math.isnan(self._last_message) else now - self._last_message,
+                last_alive_age=None if math.isnan(self._last_alive) else now - self._last_alive,
+            )
+
+    # Receiving
+
+    async def receive_message(self, timeout: float | None = None) -> ReceivedMessage | None:
+        messages = await self.receive_messages(1, timeout)
+        return messages[0] if messages else None
+
+    async def receive_messages(self, limit: int, timeout: float | None = None) -> list[ReceivedMessage]:
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit!r}")
+        began = time.monotonic()
+        ends = math.inf if timeout is None else began + timeout
+        warns = began + BLOCKED_WARNING
+        while True:
+            events = self._waiting.events
+            taken = self._take(limit)
+            now = time.monotonic()
+            if taken or now >= ends:
+                return [_message(delivery) for delivery in taken]
+            waiter = self._waiting.enter(events)
+            if waiter is None:
+                continue
+            try:
+                await waiter.wait(self._patience(min(ends, warns)))
+            except BaseException:
+                self._waiting.leave(waiter)
+                self._waiting.wake()  # what this wake-up was for is still there
+                raise
+            self._waiting.leave(waiter)
+            if time.monotonic() >= warns:
+                warns = math.inf
+                await self._warn_if_blocked()
+
+    def _take(self, limit: int) -> Sequence[Delivery]:
+        """What is ready now."""
+        self._check()
+        with self._lock:
+            self._raise_if_over()
+            now = time.monotonic()
+            self._settler.enqueue(self._ledger.expire(now))
+            taken = self._fetch_inline(limit, now) if self._home.inline else self._ledger.take(limit, now)
+            more = bool(taken) and (self._home.inline or self._ledger.ready(now))
+            feed = not self._home.inline and self._wants_food()
+        if more:
+            self._waiting.wake()
+        if feed:
+            self._home.wake(self._room.set)
+        self._settler.pump()
+        return taken
+
+    def _raise_if_over(self) -> None:
+        if self._closing:
+            raise self._locate(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            self._home.wake(self._room.set)  # the next call tries again
+            raise failure
+
+    def _fetch_inline(self, limit: int, now: float) -> Sequence[Delivery]:
+        room = min(limit, self._ledger.room(None))
+        if room < 1:
+            return []
+        try:
+            deliveries = step(self._source.fetch(room))
+        except BrokerError as error:
+            raise self._locate(translate(error, ReceiveError)) from error.__cause__
+        self._last_alive = now
+        if deliveries:
+            self._last_message = now
+            self._ledger.hold(deliveries, now)
+        return deliveries
+
+    def _wants_food(self) -> bool:
+        """Whether the task that fetches sits waiting for room that there is now."""
+        return self._starving and self._ledger.room(self._source.prefetch) > 0
+
+    def _patience(self, until: float) -> float | None:
+        """Seconds to wait: until a delayed message is due, at most *until*; ``None`` for ever."""
+        dues = (until, self._ledger.next_due(), self._source.next_due() if self._home.inline else None)
+        first = min(due for due in dues if due is not None)
+        return None if first == math.inf else first - time.monotonic()
+
+    def wake(self) -> None:
+        """Something may be ready; from any thread, under any lock."""
+        self._waiting.wake()
+
+    async def _warn_if_blocked(self) -> None:
+        with self._lock:
+            full, ids = self._ledger.is_full(), self._ledger.held_ids()
+            keys: Collection[str] = self._ledger.blocked_keys()
+        if full:
+            _log.warning(
+                "%s: nothing is fetched while max_outstanding_messages or max_outstanding_bytes is reached; held: %s",
+                self.subscription,
+                _some(ids),
+            )
+            return
+        keys = keys or await self._home.call(self._source.withheld())
+        for key in list(keys)[:1]:
+            with self._lock:
+                ids = self._ledger.held_ids(key)
+            _log.warning("%s: ordering key %r waits for held messages: %s", self.subscription, key, _some(ids))
+
+    def __aiter__(self) -> AsyncIterator[ReceivedMessage]:
+        return _Messages(self)
+
+    # At home
+
+    async def _fetch_forever(self) -> None:
+        backoff = Backoff()
+        while not self._closing:
+            limit = await self._await_room()
+            try:
+                deliveries = await self._source.fetch(limit)
+            except BrokerError as error:
+                if error.retryable:
+                    self._link.down(error)
+                    await asyncio.sleep(next(backoff))
+                else:
+                    await self._fail(error)
+            except Exception as error:
+                _log.exception("%s: the backend failed to fetch", self.subscription)
+                failure = BrokerError(f"the backend failed: {error!r}", ErrorCode.INTERNAL)
+                failure.__cause__ = error
+                await self._fail(failure)
+            else:
+                backoff.reset()
+                self._arrived(deliveries)
+
+    def _arrived(self, deliveries: Sequence[Delivery]) -> None:
+        now = self._last_alive = time.monotonic()
+        self._link.up()
+        if not deliveries:
+            return
+        self._last_message = now
+        with self._lock:
+            for delivery in deliveries:
+                delivery.lease_until = math.inf if self._source.lease is None else now + self._source.lease
+            self._ledger.arrive(deliveries, now)
+        self._waiting.wake()
+
+    async def _await_room(self) -> int:
+        while True:
+            with self._lock:
+                room = self._ledger.room(self._source.prefetch)
+                self._starving = room < 1
+                if room > 0:
+                    return room
+                self._room.clear()
+            await self._room.wait()
+
+    async def _fail(self, error: BrokerError) -> None:
+        """Let a receive raise *error*; go on when one has."""
+        with self._lock:
+            self._failure = self._locate(translate(error, ReceiveError))
+            self._room.clear()
+        self._waiting.wake_all()
+        await self._room.wait()
+
+    async def _keep_leases(self) -> None:
+        """Renew what the broker would deliver again, give back what is held too long (R6)."""
+        lease = self._source.lease
+        pause = min(self._options.max_lease_duration / 8, 5.0 if lease is None else lease / 6)
+        while True:
+            await asyncio.sleep(pause)
+            now = time.monotonic()
+            with self._lock:
+                self._settler.enqueue(self._ledger.expire(now))
+                renewals = self._ledger.renewals(now + lease / 2) if lease is not None else []
+            self._settler.pump()
+            if renewals and lease is not None:
+                await self._renew(renewals, lease)
+
+    async def _renew(self, deliveries: Sequence[Delivery], lease: float) -> None:
+        asked = time.monotonic()
+        try:
+            await self._source.extend(deliveries)
+        except Exception as error:
+            _log.debug("%s: leases not renewed, trying again: %r", self.subscription, error)
+            return
+        for delivery in deliveries:
+            delivery.lease_until = asked + lease
+
+    # Settling
+
+    async def acknowledge(self, message: ReceivedMessage | str) -> None:
+        await self._settle([message], Outcome.ACK, None, single=True)
+
+    async def acknowledge_messages(self, messages: Iterable[ReceivedMessage | str]) -> None:
+        await self._settle(messages, Outcome.ACK, None)
+
+    async def nack(self, message: ReceivedMessage | str, *, delay: float | None = None) -> None:
+        await self._settle([message], Outcome.NACK, self._checked(delay), single=True)
+
+    async def nack_messages(self, messages: Iterable[ReceivedMessage | str], *, delay: float | None = None) -> None:
+        await self._settle(messages, Outcome.NACK, self._checked(delay))
+
+    def _checked(self, delay: float | None) -> float | None:
+        if delay is None:
+            return None
+        if not 0 <= delay < math.inf:
+            raise ValueError(f"delay must be a finite number of seconds, not {delay!r}")
+        longest = self.capabilities.limits.max_nack_delay
+        if longest is not None and delay > longest:
+            raise self._locate(
+                EventRuntimeError(
+                    f"a delay of {delay!r} s was asked of nack; this backend can delay {longest:g} s at most",
+                    code=ErrorCode.UNSUPPORTED,
+                )
+            )
+        return delay
+
+    async def _settle(
+        self,
+        messages: Iterable[ReceivedMessage | str],
+        outcome: Outcome,
+        delay: float | None,
+        *,
+        single: bool = False,
+    ) -> None:
+        self._check()
+        targets = list(messages)
+        for target in targets:
+            if not isinstance(target, (ReceivedMessage, str)):
+                raise TypeError(f"settle a ReceivedMessage or a message id, not a {type(target).__name__}")
+        ticket = Ticket()
+        with self._lock:
+            if self._closed:
+                raise self._locate(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
+            now = time.monotonic()
+            self._settler.enqueue(self._ledger.expire(now))
+            errands = [errand for target in targets for errand in self._begin(target, outcome, delay, now, ticket)]
+        await self._settler.finished(ticket, errands)
+        if not errands:
+            self._progressed()
+        if ticket.failed:
+            raise self._failed(ticket.failed, single)
+
+    def _begin(
+        self, target: ReceivedMessage | str, outcome: Outcome, delay: float | None, now: float, ticket: Ticket
+    ) -> list[Errand]:
+        delivery = self._ledger.find(target)
+        if delivery is None:
+            message_id = target if isinstance(target, str) else target.message_id
+            ticket.failed[message_id] = BrokerError(
+                f"message {message_id!r} is not held by this receiver, nor was it settled lately; settle it with the "
+                "receiver that received it",
+                ErrorCode.NOT_FOUND,
+            )
+            return []
+        begun = self._ledger.begin(delivery, outcome, delay, now)
+        if isinstance(begun, BrokerError):
+            ticket.failed[delivery.message_id] = begun
+            return []
+        self._settler.enqueue(begun)
+        errand = delivery.errand
+        if errand is None or ticket in errand.tickets:
+            return []
+        errand.tickets.append(ticket)
+        ticket.pending += 1
+        return [errand]
+
+    def _progressed(self) -> None:
+        """Settlements have ended: a key may be free, there may be room, a close may be waiting for it."""
+        with self._lock:
+            feed = not self._home.inline and self._wants_food()
+        self._waiting.wake()
+        if feed:
+            self._home.wake(self._room.set)
+        waiter = self._empty
+        if waiter is not None:
+            waiter.wake()
+
+    def _failed(self, failed: dict[str, BrokerError], single: bool) -> EventError:
+        errors = {
+            message_id: self._locate(translate(error, AcknowledgeError)) for message_id, error in failed.items()
+        }
+        first = next(iter(failed.values()))
+        text = str(first) if single else f"{len(failed)} messages could not be settled; first: {first}"
+        error = AcknowledgeError(
+            text,
+            code=first.code,
+            retryable=all(other.retryable for other in failed.values()),
+            failed=errors,
+        )
+        error.__cause__ = first.__cause__
+        return self._locate(error)
+
+    # Closing
+
+    async def close(self, timeout: float = 15.0) -> None:
+        self._check()
+        with self._lock:
+            self._closing = True
+        self._waiting.wake_all()
+        await self._shutting.run(lambda: self._shut(timeout), lambda: self._closed)
+
+    async def _shut(self, timeout: float) -> None:
+        """C1, in order: stop fetching, give back what is free, wait for what is held, give back the rest."""
+        ends = time.monotonic() + timeout
+        for task in self._tasks[:1]:
+            await _cancelled(task)
+        with self._lock:
+            self._settler.enqueue(self._ledger.close())
+        self._settler.pump()
+        try:
+            await self._until(lambda: not self._ledger.held, ends)
+        finally:  # also when cancelled, which only ends the patience
+            with self._lock:
+                self._settler.enqueue(self._ledger.surrender())
+            self._settler.pump()
+            await self._until(lambda: self._settler.idle, max(ends, time.monotonic() + FLUSH_TIMEOUT))
+            await self._release()
+
+    async def _until(self, done: Callable[[], bool], ends: float) -> None:
+        while True:
+            with self._lock:
+                if done():
+                    return
+                waiter = self._empty = Waiter()
+            if time.monotonic() >= ends:
+                return
+            await waiter.wait(ends - time.monotonic())
+
+    async def _release(self) -> None:
+        for task in self._tasks[1:]:
+            await _cancelled(task)
+        try:
+            await self._source.close()
+        except Exception as error:
+            _log.warning("%s: closing the receiver failed: %r", self.subscription, error)
+        finally:
+            self._closed = True
+            self._forget(self)
+
+
+class _Messages(AsyncIterator[ReceivedMessage]):
+    """Iteration that an error does not end, as it would end a generator."""
+
+    def __init__(self, receiver: EngineReceiver) -> None:
+        self._receiver = receiver
+
+    async def __anext__(self) -> ReceivedMessage:
+        try:
+            message = await self._receiver.receive_message()
+        except EventRuntimeError as error:
+            if error.code is ErrorCode.CLOSED:
+                raise StopAsyncIteration from None
+            raise
+        assert message is not None
+        return message
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("a task of the receiver had died: %r", task.exception())
+
+
+def _some(ids: Sequence[str]) -> str:
+    shown = ", ".join(ids[:10])
+    return f"{shown} and {len(ids) - 10} more" if len(ids) > 10 else shown
+
+
+_set = object.__setattr__
+
+
+def _message(delivery: Delivery) -> ReceivedMessage:
+    """The application's view, made without the checks that what came from the broker does not need."""
+    message = object.__new__(ReceivedMessage)
+    attributes = delivery.attributes
+    _set(message, "data", delivery.data)
+    _set(message, "attributes", MappingProxyType(attributes) if type(attributes) is dict else attributes)
+    _set(message, "ordering_key", delivery.ordering_key)
+    _set(message, "message_id", delivery.message_id)
+    _set(message, "publish_time", delivery.publish_time)
+    _set(message, "delivery_attempt", delivery.delivery_attempt)
+    _set(message, "delivery", delivery)
+    return message

@@ -1,0 +1,189 @@
+"""Telling the broker what became of deliveries: one request at a time, with what gathered meanwhile (S1, S4, S5)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from events_core.engine.backoff import Backoff
+from events_core.engine.driver import BrokerError, Outcome, Settlement, Source
+from events_core.engine.home import Home
+from events_core.engine.ledger import Ledger
+from events_core.engine.link import Link
+from events_core.engine.waiting import Waiter
+from events_core.errors import ErrorCode
+
+__all__ = ["Errand", "Settler", "Ticket"]
+
+
+class Ticket:
+    """One caller that waits for several settlements."""
+
+    __slots__ = ("failed", "pending", "waiter")
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self.failed: dict[str, BrokerError] = {}
+        self.waiter: Waiter | None = None
+
+    def done(self, message_id: str, error: BrokerError | None) -> None:
+        """One of them has ended."""
+        if error is not None:
+            self.failed[message_id] = error
+        self.pending -= 1
+        if not self.pending and self.waiter is not None:
+            self.waiter.wake()
+
+
+class Errand:
+    """One settlement on its way to the broker."""
+
+    __slots__ = ("given_up", "outcome", "settlement", "tickets", "token")
+
+    def __init__(self, settlement: Settlement) -> None:
+        self.settlement = settlement
+        self.outcome = settlement.outcome
+        self.tickets: list[Ticket] = []
+        self.given_up = False
+        self.token: object = None
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the message came again meanwhile: that delivery takes the same outcome (S2)."""
+        return self.outcome is Outcome.ACK and self.settlement.delivery.token is not self.token
+
+
+class Settler:
+    """The settlements of one receiver; *lock* is the receiver's and guards its ledger too."""
+
+    def __init__(
+        self, source: Source, ledger: Ledger, home: Home, link: Link, lock: threading.Lock, *, limit: int, timeout: float
+    ) -> None:
+        self._source = source
+        self._ledger = ledger
+        self._home = home
+        self._link = link
+        self._lock = lock
+        self._limit = limit
+        self._timeout = timeout
+        self._queue: deque[Errand] = deque()
+        self._busy = False
+        self.on_progress: Callable[[], None] = lambda: None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._queue and not self._busy
+
+    def enqueue(self, settlements: Iterable[Settlement]) -> None:
+        """Send *settlements* with the next request, in order.  Under the lock."""
+        for settlement in settlements:
+            errand = Errand(settlement)
+            settlement.delivery.errand = errand
+            self._queue.append(errand)
+
+    def pump(self) -> None:
+        """Let the next request leave, unless one is out.  Without the lock."""
+        if self._queue and not self._busy:
+            self._home.wake(self._start)
+
+    async def finished(self, ticket: Ticket, errands: Sequence[Errand]) -> None:
+        """Wait for *ticket* until its time is up; what is unsettled by then stays held (S5)."""
+        self.pump()
+        with self._lock:
+            waiter = ticket.waiter = Waiter() if ticket.pending else None
+        if waiter is None:
+            return
+        await waiter.wait(self._timeout)
+        with self._lock:
+            if ticket.pending:
+                self._give_up(ticket, errands)
+
+    def _give_up(self, ticket: Ticket, errands: Sequence[Errand]) -> None:
+        timed_out = BrokerError(
+            f"no confirmation within ack_timeout={self._timeout:g} s; the message is still held, settle it again",
+            ErrorCode.TIMEOUT,
+            retryable=True,
+        )
+        for errand in errands:
+            if errand.settlement.delivery.errand is errand and ticket in errand.tickets:
+                errand.given_up = True
+                self._end(errand, timed_out)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._busy or not self._queue:
+                return
+            self._busy = True
+        self._home.spawn(self._run())
+
+    async def _run(self) -> None:
+        backoff = Backoff(maximum=10.0)
+        try:
+            while batch := self._next():
+                try:
+                    results = await self._request(batch)
+                except BrokerError as error:
+                    results = [error] * len(batch)
+                retry = self._finish(batch, results)
+                self.on_progress()
+                if retry:
+                    await asyncio.sleep(next(backoff))
+                else:
+                    backoff.reset()
+        except BaseException:
+            self._busy = False
+            raise
+        self.on_progress()
+
+    def _next(self) -> list[Errand]:
+        with self._lock:
+            batch: list[Errand] = []
+            while self._queue and len(batch) < self._limit:
+                errand = self._queue.popleft()
+                errand.token = errand.settlement.delivery.token
+                if not errand.given_up:
+                    batch.append(errand)
+            self._busy = bool(batch)
+            return batch
+
+    async def _request(self, batch: Sequence[Errand]) -> Sequence[BrokerError | None]:
+        settlements = [errand.settlement for errand in batch]
+        if self._home.inline:
+            return await self._source.settle(settlements)
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._source.settle(settlements)
+        except TimeoutError as error:
+            raise BrokerError("the broker did not answer", ErrorCode.TIMEOUT, retryable=True) from error
+        except (BrokerError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise BrokerError(f"the backend failed: {error!r}", ErrorCode.INTERNAL) from error
+
+    def _finish(self, batch: Sequence[Errand], results: Sequence[BrokerError | None]) -> bool:
+        """Record the answers; whether some must be asked for again, after a while."""
+        retry: list[Errand] = []
+        with self._lock:
+            for errand, error in zip(batch, results, strict=True):
+                if error is not None and error.retryable:
+                    self._link.down(error)
+                    retry.append(errand)
+                elif error is None and errand.is_outdated:
+                    self._queue.append(errand)
+                else:
+                    self._end(errand, error)
+            self._queue.extendleft(reversed(retry))
+        return bool(retry)
+
+    def _end(self, errand: Errand, error: BrokerError | None) -> None:
+        delivery = errand.settlement.delivery
+        if delivery.errand in (errand, None):
+            delivery.errand = None
+            self._ledger.finish(errand.settlement, error)
+        for ticket in errand.tickets:
+            ticket.done(delivery.message_id, error)
+        errand.tickets.clear()

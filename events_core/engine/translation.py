@@ -1,0 +1,26 @@
+"""From what a driver raised to what the application sees: the operation gives the class, the broker the code."""
+
+from __future__ import annotations
+
+from events_core.engine.driver import BrokerError
+from events_core.errors import ErrorCode, EventConnectionError, EventError, EventRuntimeError
+
+__all__ = ["translate"]
+
+_UNREACHABLE = (ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT)
+_ANYWHERE = (ErrorCode.CLOSED, ErrorCode.UNSUPPORTED)
+
+
+def translate(error: BrokerError, kind: type[EventError], *, connecting: bool = False) -> EventError:
+    """*error* as an error of class *kind*, with the native exception as its cause.
+
+    :param connecting: whether the operation is one that cannot reach the broker rather than fail.
+    """
+    cls: type[EventError] = kind
+    if error.code in _ANYWHERE:
+        cls = EventRuntimeError
+    elif connecting and error.code in _UNREACHABLE:
+        cls = EventConnectionError
+    translated = cls(str(error), code=error.code, retryable=error.retryable)
+    translated.__cause__ = error.__cause__
+    return translated

@@ -1,0 +1,298 @@
+"""The contract, as two abstract classes: what every backend promises and every application may rely on.
+
+Rules are cited by the names they have in the published contract (P1, R3, …).  Durations are ``float`` seconds, sizes
+``int`` bytes.  Clients and receivers may be used from any thread and any running event loop, at the same time (T1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+
+import attrs
+
+from events_core.capabilities import Capabilities
+from events_core.errors import ConfigurationError
+from events_core.message import EventMessage, ReceivedMessage
+from events_core.options import CommonOptions
+
+if TYPE_CHECKING:
+    from events_core.config import EventConfig
+
+__all__ = ["API_VERSION", "EventClient", "EventReceiver", "Location", "ReceiverStats"]
+
+API_VERSION = 1
+"""Version of this interface.  A backend states the one it was written for as :attr:`EventClient.api_version`."""
+
+
+class Location(NamedTuple):
+    """What a backend makes of a URL's authority and path."""
+
+    topic_name: str
+    project_id: str = ""
+    options: Mapping[str, str] = {}
+
+
+@attrs.frozen(kw_only=True)
+class ReceiverStats:
+    """A receiver at one instant."""
+
+    held: int
+    """Messages handed out and not settled."""
+    buffered: int
+    """Messages fetched and not handed out."""
+    blocked_keys: int
+    """Ordering keys with buffered messages that wait for held ones."""
+    reconnects: int
+    """Times the connection to the broker was lost and found again."""
+    duplicates: int
+    """Redeliveries of held or buffered messages that were suppressed (R7)."""
+    last_message_age: float | None
+    """Seconds since a message arrived; ``None`` before the first."""
+    last_alive_age: float | None
+    """Seconds since the broker gave any sign of life; ``None`` before the first."""
+
+
+class EventClient(ABC):
+    """A client of one topic.
+
+    It connects on first use.  Leaving ``async with`` closes it.
+    """
+
+    api_version: ClassVar[int]
+    """The :data:`API_VERSION` that the backend was written for.
+
+    Each backend's own class states it as a number: inheriting the core's would make every backend look current."""
+
+    options_class: ClassVar[type[CommonOptions]] = CommonOptions
+    """The options that this backend understands."""
+
+    full_capabilities: ClassVar[Capabilities]
+    """The most that this backend can do, in whichever configuration."""
+
+    @abstractmethod
+    def __init__(self, config: EventConfig) -> None:
+        """Validate *config*; no I/O, no thread, no task.
+
+        :raises ConfigurationError: naming everything that is wrong with it.
+        """
+
+    @classmethod
+    def parse_location(cls, authority: str, path: str) -> Location:
+        """Say what *authority* and *path* of a URL mean, both percent-decoded.
+
+        By default the authority is the project and the path is the topic: ``gcp://project/topic``.
+
+        :raises ConfigurationError: when they mean nothing.
+        """
+        topic_name = path.removeprefix("/")
+        if not topic_name or "/" in topic_name:
+            raise ConfigurationError(f"the URL's path is {path!r}; write backend://project/topic")
+        return Location(topic_name, authority)
+
+    @property
+    @abstractmethod
+    def is_connected(self) -> bool:
+        """The last known state, without I/O.
+
+        False before the first use, after :meth:`close`, and while the transport is known to be down.
+        """
+
+    @property
+    @abstractmethod
+    def topic_name(self) -> str:
+        """The topic, as configured."""
+
+    @property
+    @abstractmethod
+    def project_id(self) -> str:
+        """The project, as configured; ``""`` where there is none."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this configuration promises, without I/O."""
+
+    @abstractmethod
+    async def send_message(self, message: EventMessage) -> str:
+        """Send one message.
+
+        Returns when the broker has stored it, as durably as declared (P1): the id that receivers will see.  Sends
+        that run concurrently share requests to the broker by themselves (P5).  Messages of one ordering key are
+        stored in the order in which the calls began in one thread (P4).
+
+        Cancellation leaves the broker as an uncancelled call could have left it, and the client usable (P8).
+
+        :raises PublishError: ``INVALID`` before anything is sent; transient failures are retried until
+            ``send_timeout`` and then raise with ``retryable=True`` (P7); a retry may store the message twice unless
+            ``capabilities.idempotent_publish``.
+        :raises EventRuntimeError: ``UNSUPPORTED`` for an ordering key where ``capabilities.ordering`` is ``none``;
+            ``CLOSED``; ``WRONG_PROCESS``.
+        """
+
+    @abstractmethod
+    async def send_messages(self, messages: Iterable[EventMessage]) -> list[str]:
+        """Send several messages; their ids come back in input order.
+
+        Every message is checked before any is sent (P2).  What can be sent is sent, in as many requests as the
+        broker's limits ask for; then, if anything failed, one :class:`PublishError` tells the outcome of each message
+        in its ``results`` (P3).  After a failed message, later ones of its key in this call are ``NOT_ATTEMPTED``.
+        No messages is a no-op.
+
+        Errors and cancellation: as :meth:`send_message`.
+        """
+
+    @abstractmethod
+    async def subscribe(self, subscription: str | None = None) -> EventReceiver:
+        """Join a subscription, durable and shared by all receivers of its name, or the one of the configuration.
+
+        Without either the subscription is ephemeral: it gets what is sent after this call returned and is gone once
+        the receiver is closed (Q1).  What is missing is created as the option ``create`` allows (Q2).  Ends within
+        ``connect_timeout``.  Cancelled, it leaves no receiver behind.
+
+        :raises ReceiveError: ``NOT_FOUND``, ``PERMISSION_DENIED``, or ``INVALID`` for a subscription that
+            contradicts the options; says how to mend it.
+        :raises EventConnectionError: when the broker cannot be reached.
+        :raises EventRuntimeError: ``CLOSED``, ``WRONG_PROCESS``, ``UNSUPPORTED``.
+        """
+
+    @abstractmethod
+    async def delete_subscription(self, subscription: str) -> None:
+        """Delete a subscription with all it has not delivered.
+
+        :raises ReceiveError: ``NOT_FOUND`` when there is none.
+        :raises EventConnectionError: when the broker cannot be reached.
+        """
+
+    @abstractmethod
+    async def ping(self, timeout: float = 5.0) -> float:
+        """Ask the broker for a sign of life: authenticated, read-only, bounded by *timeout* seconds.
+
+        :returns: how long the answer took, in seconds.
+        :raises EventConnectionError: when no good answer came.
+        """
+
+    @abstractmethod
+    async def close(self, timeout: float = 15.0) -> None:
+        """Close the receivers, flush what was accepted for sending, then the transport, within *timeout* (C2).
+
+        What is unfinished by then fails with ``CLOSED``, and every later call raises it (C3).  May be called again,
+        and concurrently.  Cancelled, it finishes in the background within its bound.
+        """
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class EventReceiver(ABC):
+    """One receiver of a subscription; receivers of one subscription compete for its messages.
+
+    Iterating it receives until it is closed; an error that iteration raises does not end it.
+    Leaving ``async with`` is ``close(timeout=0)``.
+    """
+
+    @property
+    @abstractmethod
+    def subscription(self) -> str:
+        """Name of the subscription, also where it is ephemeral."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What the broker confirmed for this subscription."""
+
+    @property
+    @abstractmethod
+    def stats(self) -> ReceiverStats:
+        """A snapshot, without I/O."""
+
+    @abstractmethod
+    async def receive_message(self, timeout: float | None = None) -> ReceivedMessage | None:
+        """Wait for a message.
+
+        ``None`` only when *timeout* seconds ran out, which is never an error; ``timeout=0`` returns what is at hand
+        (R1).  Tasks and threads may receive at once, and no delivery goes to two of them (R4).  A message is handed
+        out only when the caller resumes and takes it, so cancelling loses nothing (R3).  During an outage it keeps
+        waiting (F1).
+
+        :raises ReceiveError: what retrying cannot mend; the next call tries again.
+        :raises EventRuntimeError: ``CLOSED``, ``WRONG_PROCESS``.
+        """
+
+    @abstractmethod
+    async def receive_messages(self, limit: int, timeout: float | None = None) -> list[ReceivedMessage]:
+        """Wait for 1 to *limit* messages; returns as soon as one is there, ``[]`` only at *timeout* (R2).
+
+        While messages of a key from one call are held, other calls get none of that key; one call may return a run
+        of it (R8).
+
+        :raises ValueError: when *limit* is less than 1.
+
+        Other errors, cancellation, concurrency: as :meth:`receive_message`.
+        """
+
+    @abstractmethod
+    async def acknowledge(self, message: ReceivedMessage | str) -> None:
+        """Settle a delivery as done: the message's own, or the newest one of a message id.
+
+        Returns when the broker has confirmed it, where ``capabilities.ack_confirmed`` (S1).  Acknowledging the same
+        delivery again is a no-op (S2).  Cancelled, it is applied or not; repeating it is safe (S5).
+
+        :raises AcknowledgeError: ``ALREADY_SETTLED`` after a nack; ``EXPIRED`` when the delivery went back;
+            ``NOT_FOUND`` for an id never handed out; ``TIMEOUT`` after ``ack_timeout``, when the message stays held.
+        :raises EventRuntimeError: ``CLOSED``, ``WRONG_PROCESS``.
+        """
+
+    @abstractmethod
+    async def acknowledge_messages(self, messages: Iterable[ReceivedMessage | str]) -> None:
+        """Acknowledge several; settles all that can be, then raises one error whose ``failed`` tells the rest (S4).
+
+        Errors, cancellation: as :meth:`acknowledge`.
+        """
+
+    @abstractmethod
+    async def nack(self, message: ReceivedMessage | str, *, delay: float | None = None) -> None:
+        """Give a message back as failed; it is delivered again, after *delay* seconds where given.
+
+        Without *delay* the wait grows with each attempt (R11).  A nack of a keyed message gives back every later
+        held message of its key with it, uncounted (R10).  Nacking a delivery that went back already is a no-op (S3).
+
+        :raises AcknowledgeError: ``ALREADY_SETTLED`` after an acknowledgement; ``NOT_FOUND``; ``TIMEOUT``.
+        :raises ValueError: when *delay* is negative or not finite.
+        :raises EventRuntimeError: ``UNSUPPORTED`` for a delay beyond ``capabilities.limits.max_nack_delay``;
+            ``CLOSED``, ``WRONG_PROCESS``.
+        """
+
+    @abstractmethod
+    async def nack_messages(self, messages: Iterable[ReceivedMessage | str], *, delay: float | None = None) -> None:
+        """Nack several; settles all that can be, then raises one error whose ``failed`` tells the rest (S4).
+
+        Errors, cancellation: as :meth:`nack`.
+        """
+
+    @abstractmethod
+    async def close(self, timeout: float = 15.0) -> None:
+        """Stop receiving, wait up to *timeout* seconds for what is held to be settled, hand the rest back (C1).
+
+        Waiting receives raise ``CLOSED`` and iteration ends at once; settling works until nothing is held or
+        *timeout* passes.  May be called again, and concurrently.  Cancelled, it finishes within its bound.
+        """
+
+    @abstractmethod
+    def __aiter__(self) -> AsyncIterator[ReceivedMessage]:
+        """Receive until closed; survives errors."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close(timeout=0)

@@ -1,0 +1,214 @@
+"""From a backend's name to its class, by entry point; every failure is explained.
+
+``importlib.metadata`` chooses, since only it knows which distribution an entry point is from; stevedore loads what was
+chosen, and nothing else.  Stevedore's own scan is not used: it reads a disk cache that can be stale, and imports every
+candidate of a name before it looks for conflicts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from events_core.errors import BackendConflictError, BackendLoadError, BackendNotFoundError, ConfigurationError
+from events_core.interface import API_VERSION, EventClient
+from events_core.options import did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from events_core.config import EventConfig
+
+__all__ = ["BackendInfo", "available_backends", "create_client", "load_backend", "register_backend"]
+
+GROUP = "events_core.backends"
+
+_EXTRAS = {"gcp": "gcp"}
+"""Backends that are published apart: name to the extra of events-core that installs them."""
+
+_registered: dict[str, type[EventClient]] = {}
+_loaded: dict[str, type[EventClient]] = {}
+# Guards the dictionaries alone: a lock held during an import deadlocks with a thread that holds the module's own.
+_lock = threading.Lock()
+
+
+@attrs.frozen(kw_only=True)
+class BackendInfo:
+    """Where a backend comes from."""
+
+    name: str
+    distribution: str
+    """Name of the distribution; ``""`` for a backend registered by this process."""
+    version: str
+    target: str
+    """``package.module:Class``."""
+
+    def __str__(self) -> str:
+        origin = f"{self.distribution} {self.version}" if self.distribution else "registered by this process"
+        return f"{origin} ({self.target})"
+
+
+def create_client(config: EventConfig) -> EventClient:
+    """Construct the client that *config* asks for; no I/O beyond importing the backend.
+
+    :raises ConfigurationError: when *config* names no backend or the backend refuses it.
+    :raises BackendError: when the backend cannot be found or loaded.
+    """
+    if not config.backend:
+        raise ConfigurationError(
+            f"the configuration names no backend; set backend to one of: {_names()}", topic_name=config.topic_name
+        )
+    return load_backend(config.backend)(config)
+
+
+def register_backend(name: str, cls: type[EventClient]) -> None:
+    """Make *cls* known as *name* in this process; it goes before any installed backend of the name.
+
+    :raises BackendLoadError: when *cls* is not a usable client class.
+    """
+    info = BackendInfo(name=name, distribution="", version="", target=_target(cls))
+    checked = _checked(cls, info)
+    with _lock:
+        _registered[name] = checked
+
+
+def available_backends() -> list[BackendInfo]:
+    """Every backend that can be named, sorted; imports none of them."""
+    with _lock:
+        registered = dict(_registered)
+    found = [
+        BackendInfo(name=name, distribution="", version="", target=_target(cls)) for name, cls in registered.items()
+    ]
+    found += [_info(entry) for entry in _entry_points() if entry.name not in registered]
+    return sorted(found, key=lambda info: (info.name, info.distribution))
+
+
+def load_backend(name: str) -> type[EventClient]:
+    """Import and check the backend *name*, a registered name or ``"package.module:Class"``; imports no other.
+
+    :raises BackendNotFoundError: when nothing installed provides it; says how to install it or names the nearest.
+    :raises BackendConflictError: when two distributions provide it; neither is imported.
+    :raises BackendLoadError: when it is installed and cannot be used.
+    """
+    with _lock:
+        known = _registered.get(name) or _loaded.get(name)
+    if known is not None:
+        return known
+    if ":" in name:
+        info = BackendInfo(name=name, distribution="", version="", target=name)
+        return _checked(_import_target(name, info), info)
+    entry = _choose(name)
+    cls = _checked(_import(entry), _info(entry))
+    with _lock:
+        return _loaded.setdefault(name, cls)
+
+
+def _entry_points(name: str | None = None) -> tuple[EntryPoint, ...]:
+    from importlib.metadata import entry_points  # 50 ms, which importing events_core must not cost
+
+    found = entry_points(group=GROUP) if name is None else entry_points(group=GROUP, name=name)
+    # A distribution that is on the path twice (editable and built) lists its entry points twice.
+    unique = {(_owner(entry), entry.name, entry.value): entry for entry in found}
+    return tuple(unique.values())
+
+
+def _owner(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else ""
+
+
+def _info(entry: EntryPoint) -> BackendInfo:
+    version = entry.dist.version if entry.dist else ""
+    return BackendInfo(name=entry.name, distribution=_owner(entry), version=version, target=entry.value)
+
+
+def _choose(name: str) -> EntryPoint:
+    entries = _entry_points(name)
+    if not entries:
+        raise BackendNotFoundError(_not_found(name), backend=name)
+    if len(entries) > 1:
+        owners = ", ".join(sorted(str(_info(entry)) for entry in entries))
+        raise BackendConflictError(
+            f"more than one installed distribution provides the backend {name!r}: {owners}; "
+            "uninstall all but one, or pass the class to register_backend()",
+            backend=name,
+        )
+    return entries[0]
+
+
+def _not_found(name: str) -> str:
+    if name in _EXTRAS:
+        return (
+            f"the backend {name!r} is not installed; install it with: pip install 'events-core[{_EXTRAS[name]}]' "
+            f"(available: {_names()})"
+        )
+    known = {info.name for info in available_backends()} | _EXTRAS.keys()
+    return f"no backend named {name!r}{did_you_mean(name, known)} (available: {_names()})"
+
+
+def _names() -> str:
+    return ", ".join(dict.fromkeys(info.name for info in available_backends())) or "none"
+
+
+def _import(entry: EntryPoint) -> object:
+    from stevedore.driver import DriverManager
+
+    class Chosen(DriverManager[Any]):
+        """A manager of the one entry point already chosen: no scan, no disk cache."""
+
+        def list_entry_points(self) -> list[EntryPoint]:
+            return [entry]
+
+    try:
+        return Chosen(entry.group, entry.name).extensions[0].plugin
+    except Exception as error:
+        raise _import_failed(_info(entry), error) from error
+
+
+def _import_target(target: str, info: BackendInfo) -> object:
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except Exception as error:
+        raise _import_failed(info, error) from error
+
+
+def _import_failed(info: BackendInfo, error: Exception) -> BackendLoadError:
+    advice = "reinstall or upgrade it with its dependencies" if info.distribution else "correct the name or the module"
+    return BackendLoadError(
+        f"the backend {info.name!r} from {info} could not be imported: {type(error).__name__}: {error}; {advice}",
+        backend=info.name,
+    )
+
+
+def _checked(cls: object, info: BackendInfo) -> type[EventClient]:
+    """*cls*, once it is known to be a usable client class of this interface version."""
+    reason = _objection(cls)
+    if reason:
+        raise BackendLoadError(f"the backend {info.name!r} from {info} cannot be used: {reason}", backend=info.name)
+    assert isinstance(cls, type)
+    return cls
+
+
+def _objection(cls: object) -> str:
+    if not isinstance(cls, type):
+        return f"it is {cls!r}, not a class; point the entry point at a subclass of events_core.EventClient"
+    if not issubclass(cls, EventClient):
+        return f"{cls.__qualname__} is not a subclass of events_core.EventClient"
+    if inspect.isabstract(cls):
+        return f"{cls.__qualname__} does not implement {', '.join(sorted(cls.__abstractmethods__))}"
+    version = getattr(cls, "api_version", None)
+    if version is None:
+        return f"{cls.__qualname__} declares no api_version; this events-core speaks version {API_VERSION}"
+    if version != API_VERSION:
+        newer = isinstance(version, int) and version > API_VERSION
+        fix = "upgrade events-core" if newer else "upgrade the backend"
+        return f"it was written for interface version {version!r}, this events-core speaks {API_VERSION}; {fix}"
+    return ""
+
+
+def _target(cls: object) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}" if isinstance(cls, type) else repr(cls)

@@ -1,0 +1,382 @@
+"""Contract §1 and O1 to O3: a configuration from wherever it is kept."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from events_core import (
+    BackendNotFoundError,
+    ConfigurationError,
+    EventClient,
+    EventConfig,
+    create_client,
+    load_backend,
+    register_backend,
+)
+from events_core.interface import Location
+from events_core.options import read_options
+
+NOTHING: dict[str, str] = {}
+
+
+class Plain(EventClient):
+    """A client that leaves URLs to the interface, and only validates."""
+
+    api_version = 1
+
+    def __init__(self, config: EventConfig) -> None:
+        """Read the options."""
+        read_options(self.options_class, config.options, origins=config.origins)
+
+
+class Located(Plain):
+    """A client whose URL's path is a file, and whose last segment is the topic."""
+
+    @classmethod
+    def parse_location(cls, authority: str, path: str) -> Location:
+        """Split the path."""
+        file, _, topic = path.rpartition("/")
+        return Location(topic, options={"subscription": f"{authority}{file}"})
+
+
+for _cls in (Plain, Located):
+    for _name in EventClient.__abstractmethods__ - {"__init__"}:
+        setattr(_cls, _name, None)
+    _cls.__abstractmethods__ = frozenset()
+register_backend("plain", Plain)
+register_backend("located", Located)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    """Write a configuration file; returns its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "events.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+ORDERS = """
+[clients.orders]
+backend = "plain"
+topic_name = "orders"
+project_id = "acme-prod"
+[clients.orders.options]
+subscription = "billing"
+send_timeout = 60
+ack_timeout = 2.5
+ordering = true
+"""
+
+
+# The value
+
+
+def test_only_the_topic_is_required() -> None:
+    """Everything else has a default."""
+    config = EventConfig("orders")
+    assert (config.topic_name, config.project_id, dict(config.options), config.backend) == ("orders", "", {}, "")
+
+
+@pytest.mark.parametrize("topic_name", ["", None, 7])
+def test_a_configuration_without_a_topic_is_refused(topic_name: Any) -> None:
+    """A client speaks to one topic, so there must be one."""
+    with pytest.raises(ConfigurationError, match="topic_name"):
+        EventConfig(topic_name)
+
+
+def test_a_configuration_is_frozen_and_comparable() -> None:
+    """Equal parts make equal configurations, wherever they came from."""
+    config = EventConfig("orders", options={"create": "all"})
+    assert config == EventConfig("orders", options={"create": "all"}, origins={"create": "a file"})
+    assert config != EventConfig("orders")
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        config.topic_name = "x"  # type: ignore[misc]
+
+
+def test_options_are_a_read_only_copy() -> None:
+    """Neither the caller's mapping nor the configuration's can change them."""
+    options = {"create": "all"}
+    config = EventConfig("orders", options=options)
+    options["create"] = "never"
+    assert config.options == {"create": "all"}
+    with pytest.raises(TypeError):
+        config.options["create"] = "never"  # type: ignore[index]
+
+
+def test_options_are_text() -> None:
+    """A number is refused with a hint, and its value is not repeated."""
+    with pytest.raises(ConfigurationError, match=r"'pin' is given as int; options are text, as in '60'") as caught:
+        EventConfig("orders", options={"pin": 4711})  # type: ignore[dict-item]
+    assert "4711" not in str(caught.value)
+
+
+def test_option_values_are_not_in_the_representation() -> None:
+    """O2: any of them may be a secret."""
+    assert "hunter2" not in repr(EventConfig("orders", options={"token": "hunter2"}))
+
+
+def test_a_configuration_can_be_pickled() -> None:
+    """Worker processes are given theirs; origins go with it."""
+    config = EventConfig.from_mapping({"topic_name": "orders", "options": {"create": "all"}})
+    again = pickle.loads(pickle.dumps(config))
+    assert again == config
+    assert again.origins == config.origins
+
+
+# From a file
+
+
+def test_a_client_is_read_from_a_file(write: Any) -> None:
+    """TOML numbers and booleans are taken as their text."""
+    assert EventConfig.from_file(write(ORDERS), "orders", environ=NOTHING) == EventConfig(
+        "orders",
+        "acme-prod",
+        {"subscription": "billing", "send_timeout": "60", "ack_timeout": "2.5", "ordering": "true"},
+        "plain",
+    )
+
+
+def test_a_file_may_leave_out_all_but_the_topic(write: Any) -> None:
+    """Defaults are those of the value."""
+    config = EventConfig.from_file(write('[clients.a]\ntopic_name = "t"'), "a", environ=NOTHING)
+    assert config == EventConfig("t")
+
+
+def test_a_value_may_point_at_the_environment_or_a_file(write: Any, tmp_path: Path) -> None:
+    """A file's path is relative to the configuration file; its last line break is not part of the value."""
+    (tmp_path / "token").write_text("hunter2\n")
+    path = write(
+        '[clients.a]\ntopic_name = "t"\n[clients.a.options]\nuser = { env = "USER_NAME" }\ntoken = { file = "token" }'
+    )
+    config = EventConfig.from_file(path, "a", environ={"USER_NAME": "ada"})
+    assert config.options == {"user": "ada", "token": "hunter2"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no table [clients.orders]"),
+        ("clients = 3", "no table [clients.orders]"),
+        ("[clients.oders]", "it has clients: 'oders'; did you mean 'oders'?"),
+        ("[clients.orders", "is no TOML"),
+        ("[clients.orders]", "'topic_name' is required"),
+        ("[clients.orders]\ntopic_name = 3", "'topic_name' must be text, not 3"),
+        ('[clients.orders]\ntopic_name = "t"\ntopicname = "t"', "unknown key 'topicname'; did you mean 'topic_name'?"),
+        ('[clients.orders]\ntopic_name = "t"\noptions = 3', "'options' must be a table"),
+        ('[clients.orders]\ntopic_name = "t"\noptions.hosts = ["a"]', "option 'hosts'"),
+        ('[clients.orders]\ntopic_name = "t"\noptions.x = { env = 3 }', "neither text, { env = … } nor { file = … }"),
+        ('[clients.orders]\ntopic_name = "t"\noptions.x = { env = "GONE" }', "environment variable GONE is not set"),
+        ('[clients.orders]\ntopic_name = "t"\noptions.x = { file = "gone" }', "cannot read file 'gone'"),
+    ],
+)
+def test_a_wrong_file_is_explained(write: Any, text: str, reason: str) -> None:
+    """The error names the file and the client, what was found and what to do."""
+    path = write(text)
+    with pytest.raises(ConfigurationError) as caught:
+        EventConfig.from_file(path, "orders", environ=NOTHING)
+    assert reason in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
+    """The operating system's reason is told and its error chained."""
+    with pytest.raises(ConfigurationError, match="No such file") as caught:
+        EventConfig.from_file(tmp_path / "gone.toml", "orders")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+def test_the_error_of_a_clients_options_names_the_file(write: Any) -> None:
+    """O1: constructing the client tells where the wrong value stands."""
+    config = EventConfig.from_file(write(ORDERS.replace("60", '"soon"')), "orders", environ=NOTHING)
+    with pytest.raises(ConfigurationError, match=r"'send_timeout' \(from .*events.toml \[clients.orders\]\): 'soon'"):
+        create_client(config)
+
+
+# From a mapping
+
+
+def test_a_client_is_read_from_a_mapping() -> None:
+    """The form is that of a table in a file, with the same indirections."""
+    mapping = {"backend": "plain", "topic_name": "orders", "options": {"ordering": False, "user": {"env": "WHO"}}}
+    config = EventConfig.from_mapping(mapping, environ={"WHO": "ada"})
+    assert config == EventConfig("orders", options={"ordering": "false", "user": "ada"}, backend="plain")
+
+
+def test_a_wrong_mapping_is_explained_all_at_once() -> None:
+    """Every problem is in one error."""
+    with pytest.raises(ConfigurationError) as caught:
+        EventConfig.from_mapping({"topik_name": "t", "project_id": 3, "options": []})
+    assert str(caught.value) == (
+        "the mapping: unknown key 'topik_name'; did you mean 'topic_name'?; 'project_id' must be text, not 3; "
+        "'options' must be a table; 'topic_name' is required"
+    )
+
+
+# From a URL
+
+
+def test_a_client_is_read_from_a_url() -> None:
+    """Scheme, authority, path and query are backend, project, topic and options."""
+    config = EventConfig.from_url("plain://acme-prod/orders?subscription=billing&send_timeout=60")
+    options = {"subscription": "billing", "send_timeout": "60"}
+    assert config == EventConfig("orders", "acme-prod", options, "plain")
+
+
+SEGMENT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+TOPIC = SEGMENT.filter(lambda text: "/" not in text)
+
+
+@given(TOPIC, SEGMENT, st.dictionaries(SEGMENT, st.text(st.characters(codec="utf-8"), max_size=12), max_size=3))
+def test_every_text_can_be_written_in_a_url(topic_name: str, project_id: str, options: dict[str, str]) -> None:
+    """What is percent-encoded comes back as it was."""
+    url = f"plain://{quote(project_id, safe='')}/{quote(topic_name, safe='')}?{urlencode(options)}"
+    assert EventConfig.from_url(url) == EventConfig(topic_name, project_id, options, "plain")
+
+
+def test_a_backend_says_what_its_location_means() -> None:
+    """Authority and path may become options; the query goes before them."""
+    assert EventConfig.from_url("located:///var/db/orders") == EventConfig(
+        "orders", "", {"subscription": "/var/db"}, "located"
+    )
+    assert EventConfig.from_url("located:///var/db/orders?subscription=x").options == {"subscription": "x"}
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("orders", "names no backend; write backend://project/topic?option=value"),
+        ("", "names no backend"),
+        ("plain://[acme/orders", "is malformed"),
+        ("plain://acme/orders?hunter2", "is malformed"),
+        ("plain://acme/orders?a=1&b=2&a=3", "gives the option 'a' more than once"),
+        ("plain://acme/orders#part", "has a fragment"),
+        ("plain://acme", "write backend://project/topic"),
+        ("plain://acme/orders/eu", "the URL's path is '/orders/eu'"),
+    ],
+)
+def test_a_wrong_url_is_explained(url: str, reason: str) -> None:
+    """The error says what is wrong, without repeating what may be a secret."""
+    with pytest.raises(ConfigurationError) as caught:
+        EventConfig.from_url(url)
+    assert reason in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_url_of_an_unknown_backend_is_a_backend_error() -> None:
+    """Only the backend knows what its URL means."""
+    with pytest.raises(BackendNotFoundError, match="did you mean 'plain'"):
+        EventConfig.from_url("plian://acme/orders")
+
+
+# From the environment
+
+
+def test_a_client_is_read_from_the_environment() -> None:
+    """The name is upper case, with underscores for what a variable cannot hold."""
+    environ = {"EVENTS_NEW_ORDERS_2_URL": "plain://acme/orders"}
+    assert EventConfig.from_env("new-orders.2", environ) == EventConfig("orders", "acme", backend="plain")
+
+
+def test_the_process_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read by the call, not at import."""
+    monkeypatch.setenv("EVENTS_ORDERS_URL", "plain://acme/orders")
+    assert EventConfig.from_env("orders").project_id == "acme"
+
+
+@pytest.mark.parametrize("environ", [{}, {"EVENTS_ORDERS_URL": ""}])
+def test_a_missing_variable_is_named(environ: dict[str, str]) -> None:
+    """An empty one counts as missing."""
+    with pytest.raises(ConfigurationError, match="set the environment variable EVENTS_ORDERS_URL"):
+        EventConfig.from_env("orders", environ)
+
+
+@pytest.mark.parametrize("url", ["plain//acme", "plain://acme/orders?a=1&a=2"])
+def test_a_wrong_variable_is_named(url: str) -> None:
+    """A reader knows which of many URLs to mend."""
+    with pytest.raises(ConfigurationError, match="EVENTS_ORDERS_URL"):
+        EventConfig.from_env("orders", {"EVENTS_ORDERS_URL": url})
+
+
+# Precedence
+
+
+def test_the_environment_goes_before_the_file(write: Any) -> None:
+    """The URL gives backend, project and topic; options it does not name come from the file."""
+    environ = {"EVENTS_ORDERS_URL": "plain://acme-test/orders-2?subscription=audit"}
+    config = EventConfig.from_file(write(ORDERS), "orders", environ=environ)
+    assert (config.topic_name, config.project_id) == ("orders-2", "acme-test")
+    assert config.options == {
+        "subscription": "audit",
+        "send_timeout": "60",
+        "ack_timeout": "2.5",
+        "ordering": "true",
+    }
+
+
+def test_options_of_one_backend_are_not_given_to_another(write: Any) -> None:
+    """When the environment names another backend, the file's options do not apply."""
+    environ = {"EVENTS_ORDERS_URL": "located:///db/orders"}
+    config = EventConfig.from_file(write(ORDERS), "orders", environ=environ)
+    assert config.backend == "located"
+    assert config.options == {"subscription": "/db"}
+
+
+def test_an_argument_goes_before_everything(write: Any) -> None:
+    """Explicit options are laid over the others one by one."""
+    environ = {"EVENTS_ORDERS_URL": "plain://acme-test/orders-2?subscription=audit&create=all"}
+    config = EventConfig.from_file(
+        write(ORDERS), "orders", environ=environ, project_id="mine", options={"create": "never"}
+    )
+    assert (config.topic_name, config.project_id) == ("orders-2", "mine")
+    assert (config.options["create"], config.options["subscription"]) == ("never", "audit")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda **given: EventConfig.from_url("plain://acme/orders?create=all", **given),
+        lambda **given: EventConfig.from_env("a", {"EVENTS_A_URL": "plain://acme/orders?create=all"}, **given),
+        lambda **given: EventConfig.from_mapping({"topic_name": "orders", "options": {"create": "all"}}, **given),
+    ],
+)
+def test_every_source_takes_arguments(read: Any) -> None:
+    """Topic, project, backend and options may be given beside any source."""
+    config = read(topic_name="t", project_id="p", backend="plain", options={"start": "earliest"})
+    assert config == EventConfig("t", "p", {"create": "all", "start": "earliest"}, "plain")
+
+
+def test_each_option_remembers_its_source(write: Any) -> None:
+    """A wrong value is blamed on the source that it came from."""
+    environ = {"EVENTS_ORDERS_URL": "plain://acme/orders?create=all"}
+    path = write(ORDERS)
+    config = EventConfig.from_file(path, "orders", environ=environ, options={"start": "earliest"})
+    assert config.origins["create"] == "EVENTS_ORDERS_URL"
+    assert config.origins["start"] == "an argument"
+    assert config.origins["ordering"] == f"{path} [clients.orders]"
+
+
+# Creating the client
+
+
+def test_a_configuration_creates_the_client_it_names() -> None:
+    """create_client is the one door."""
+    assert type(create_client(EventConfig("orders", backend="plain"))) is Plain
+    assert load_backend("plain") is Plain
+
+
+def test_a_configuration_without_a_backend_is_refused() -> None:
+    """The error lists what could be named."""
+    with pytest.raises(ConfigurationError, match="names no backend; set backend to one of: .*plain"):
+        create_client(EventConfig("orders"))
