@@ -110,10 +110,8 @@ def load_backend(name: str) -> type[EventClient]:
 def _entry_points(name: str | None = None) -> tuple[EntryPoint, ...]:
     from importlib.metadata import entry_points  # 50 ms, which importing events_core must not cost
 
-    found = entry_points(group=GROUP) if name is None else entry_points(group=GROUP, name=name)
-    # A distribution that is on the path twice (editable and built) lists its entry points twice.
-    unique = {(_owner(entry), entry.name, entry.value): entry for entry in found}
-    return tuple(unique.values())
+    # Lists each distribution once, also one that is on the path twice (editable and built).
+    return tuple(entry_points(group=GROUP) if name is None else entry_points(group=GROUP, name=name))
 
 
 def _owner(entry: EntryPoint) -> str:
@@ -197,12 +195,12 @@ def _objection(cls: object) -> str:
     if not isinstance(cls, type):
         return f"it is {cls!r}, not a class; point the entry point at a subclass of events_core.EventClient"
     if not issubclass(cls, EventClient):
-        return f"{cls.__qualname__} is not a subclass of events_core.EventClient"
+        return f"{cls.__qualname__} is not a subclass of events_core.EventClient; point the entry point at one"
     if inspect.isabstract(cls):
-        return f"{cls.__qualname__} does not implement {', '.join(sorted(cls.__abstractmethods__))}"
+        return f"{cls.__qualname__} does not implement {', '.join(sorted(cls.__abstractmethods__))}; upgrade the backend"
     version = getattr(cls, "api_version", None)
     if version is None:
-        return f"{cls.__qualname__} declares no api_version; this events-core speaks version {API_VERSION}"
+        return f"{cls.__qualname__} declares no api_version; this events-core speaks {API_VERSION}, upgrade the backend"
     if version != API_VERSION:
         newer = isinstance(version, int) and version > API_VERSION
         fix = "upgrade events-core" if newer else "upgrade the backend"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from events_core import EventClient, EventConfig, create_client
@@ -13,7 +14,11 @@ from events_core.cli.outcome import CommandError, ExitCode
 
 __all__ = ["Ending", "finish", "opened", "run"]
 
-_CODES = {"SIGINT": ExitCode.INTERRUPTED, "SIGTERM": ExitCode.TERMINATED, "SIGHUP": ExitCode.HANGUP}
+_CODES = {
+    signal.SIGHUP: ExitCode.HANGUP,
+    signal.SIGINT: ExitCode.INTERRUPTED,
+    signal.SIGTERM: ExitCode.TERMINATED,
+}
 
 _CLOSE_SECONDS = 5.0
 _FINISH_SECONDS = 2.0
@@ -34,17 +39,18 @@ class Ending:
 
 
 def run(command: Callable[[Ending], Coroutine[Any, Any, None]]) -> None:
-    """Run *command* on an event loop of its own until it ends or a signal ends it.
+    """Run *command* on an event loop of its own until it ends or something outside ends it.
 
-    :raises CommandError: when a signal, or whatever else asked, ended it.
+    :raises CommandError: with the exit code of the signal that ended it.
     """
     asyncio.run(_guarded(command))
 
 
 async def _guarded(command: Callable[[Ending], Coroutine[Any, Any, None]]) -> None:
     ending = Ending()
-    for name, code in _CODES.items():
-        _on_signal(name, lambda code=code: ending.request(CommandError("", code)))
+    for number, code in _CODES.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and a shell's background jobs have it
+            asyncio.get_running_loop().add_signal_handler(number, partial(_end_by_signal, ending, number, code))
     try:
         await command(ending)
     except asyncio.CancelledError:
@@ -53,22 +59,10 @@ async def _guarded(command: Callable[[Ending], Coroutine[Any, Any, None]]) -> No
         raise ending.reason from None
 
 
-def _on_signal(name: str, act: Callable[[], None]) -> None:
-    number = getattr(signal, name, None)
-    if number is None or signal.getsignal(number) is signal.SIG_IGN:  # as nohup and shells' background jobs ask
-        return
-    loop = asyncio.get_running_loop()
-
-    def once() -> None:
-        # The second signal ends the process at once, whatever closing waits for.
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_DFL)
-        act()
-
-    try:
-        loop.add_signal_handler(number, once)
-    except NotImplementedError:  # event loops on Windows
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(act))
+def _end_by_signal(ending: Ending, number: signal.Signals, code: ExitCode) -> None:
+    asyncio.get_running_loop().remove_signal_handler(number)
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once, whatever closing waits for
+    ending.request(CommandError("", code))
 
 
 @asynccontextmanager
@@ -81,12 +75,13 @@ async def opened(config: EventConfig) -> AsyncIterator[EventClient]:
         await client.close(timeout=_CLOSE_SECONDS)
 
 
-async def finish(work: Awaitable[None]) -> None:
-    """Await *work*; cancelled, it still gets a moment to end by itself, so that nothing stays half done."""
+async def finish(work: Coroutine[Any, Any, None]) -> None:
+    """Await *work*; cancelled, it still gives *work* a moment to end by itself, so that nothing stays half done."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task], timeout=_FINISH_SECONDS)
         task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         raise

@@ -8,7 +8,7 @@ import sys
 
 from events_core import BackendError, ConfigurationError
 
-__all__ = ["CommandError", "ExitCode", "log_to_stderr", "one_line", "say", "stopped_by"]
+__all__ = ["CommandError", "ExitCode", "exit_code", "log_to_stderr", "say"]
 
 
 class ExitCode(enum.IntEnum):
@@ -23,6 +23,23 @@ class ExitCode(enum.IntEnum):
     READER_GONE = 141
     TERMINATED = 143
 
+    @property
+    def meaning(self) -> str:
+        """For the help text."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ExitCode.DONE: "done",
+    ExitCode.FAILED: "the operation failed, perhaps in part; the line says what was done",
+    ExitCode.UNUSABLE: "nothing was attempted: arguments, configuration, a file or a backend cannot be used",
+    ExitCode.NOTHING: "receive --timeout ran out and no message had come",
+    ExitCode.HANGUP: "the terminal was closed (SIGHUP)",
+    ExitCode.INTERRUPTED: "interrupted (Ctrl-C, SIGINT)",
+    ExitCode.READER_GONE: "whoever read standard output is gone (a broken pipe)",
+    ExitCode.TERMINATED: "terminated (SIGTERM)",
+}
+
 
 class CommandError(Exception):
     """Ends a command with *code* and, unless it is empty, the line *text*."""
@@ -32,22 +49,18 @@ class CommandError(Exception):
         self.code = code
 
 
-def stopped_by(error: Exception) -> ExitCode:
+def exit_code(error: Exception) -> ExitCode:
     """The exit code of a command that *error* ended."""
     if isinstance(error, CommandError):
         return error.code
     return ExitCode.UNUSABLE if isinstance(error, (ConfigurationError, BackendError)) else ExitCode.FAILED
 
 
-def one_line(text: str) -> str:
-    """*text* on one line, without what a terminal would obey."""
-    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
-
-
 def say(level: str, text: str) -> None:
-    """Write one line to standard error, where there is one."""
+    """Write *text* to standard error as one line, without what a terminal would obey."""
     if sys.stderr is not None:
-        sys.stderr.write(f"events: {level}: {one_line(text)}\n")
+        line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+        sys.stderr.write(f"events: {level}: {line}\n")
         sys.stderr.flush()
 
 

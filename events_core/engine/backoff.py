@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 __all__ = ["Backoff", "redelivery_delay"]
 
@@ -20,10 +20,15 @@ class Backoff:
     (AWS Architecture Blog, "Exponential Backoff And Jitter", 2015).
     """
 
-    def __init__(self, initial: float = 0.1, maximum: float = 30.0, random_source: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        initial: float = 0.1,
+        maximum: float = 30.0,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         self._initial = initial
         self._maximum = maximum
-        self._random = random_source or random.Random()
+        self._uniform = uniform
         self._ceiling = initial
 
     def reset(self) -> None:
@@ -31,7 +36,7 @@ class Backoff:
         self._ceiling = self._initial
 
     def __next__(self) -> float:
-        delay = self._random.uniform(self._initial / 2, self._ceiling)
+        delay = self._uniform(self._initial / 2, self._ceiling)
         self._ceiling = min(self._maximum, self._ceiling * 2)
         return delay
 

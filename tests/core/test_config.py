@@ -350,6 +350,7 @@ def test_an_argument_goes_before_everything(write: Any) -> None:
         lambda **given: EventConfig.from_env("a", {"EVENTS_A_URL": "plain://acme/orders?create=all"}, **given),
         lambda **given: EventConfig.from_mapping({"topic_name": "orders", "options": {"create": "all"}}, **given),
     ],
+    ids=["url", "environment", "mapping"],
 )
 def test_every_source_takes_arguments(read: Any) -> None:
     """Topic, project, backend and options may be given beside any source."""

@@ -1,0 +1,80 @@
+"""Standard output: bytes written past Python's buffers, so that what was written is known."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import select
+import stat
+import sys
+import termios
+
+from events_core.cli.blocking import in_daemon_thread
+from events_core.cli.ending import Ending
+from events_core.cli.outcome import CommandError, ExitCode
+
+__all__ = ["Output"]
+
+
+class Output:
+    """Standard output.
+
+    :raises CommandError: when it is closed; writing to its number could then hit another file.
+    """
+
+    def __init__(self) -> None:
+        if sys.stdout is None:
+            raise CommandError("standard output is closed", ExitCode.UNUSABLE)
+        self._descriptor = sys.stdout.fileno()
+        self._is_pipe = stat.S_ISFIFO(os.fstat(self._descriptor).st_mode)
+        self.is_terminal = os.isatty(self._descriptor)
+
+    def put(self, data: bytes) -> None:
+        """Write all of *data*; blocks.
+
+        :raises CommandError: when that fails.
+        """
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except BrokenPipeError as error:
+            raise _reader_gone() from error
+        except OSError as error:
+            raise CommandError(f"cannot write to standard output: {error.strerror}") from error
+
+    async def write(self, data: bytes) -> None:
+        """Write all of *data* without blocking the event loop, so that Ctrl-C works while nobody reads."""
+        await in_daemon_thread(lambda: self.put(data))
+
+    async def taken(self) -> None:
+        """Where this is a pipe, wait until its reader has taken everything.
+
+        What is left in a pipe when its reader ends is lost, so it must not count as written.
+
+        :raises CommandError: when the reader is gone and has left something.
+        """
+        pause = 0.0002
+        while self._is_pipe and self._unread():
+            if self._reader_is_gone():
+                raise _reader_gone()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.05)
+
+    def watch(self, ending: Ending) -> None:
+        """Where this is a pipe, end the command once nobody reads it any more, although nothing is being written."""
+        if self._is_pipe:
+            asyncio.get_running_loop().add_reader(self._descriptor, lambda: ending.request(_reader_gone()))
+
+    def _unread(self) -> int:
+        return int.from_bytes(fcntl.ioctl(self._descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    def _reader_is_gone(self) -> bool:
+        poll = select.poll()
+        poll.register(self._descriptor, 0)
+        return bool(poll.poll(0))
+
+
+def _reader_gone() -> CommandError:
+    return CommandError("", ExitCode.READER_GONE)
