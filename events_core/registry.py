@@ -197,7 +197,8 @@ def _objection(cls: object) -> str:
     if not issubclass(cls, EventClient):
         return f"{cls.__qualname__} is not a subclass of events_core.EventClient; point the entry point at one"
     if inspect.isabstract(cls):
-        return f"{cls.__qualname__} does not implement {', '.join(sorted(cls.__abstractmethods__))}; upgrade the backend"
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        return f"{cls.__qualname__} does not implement {missing}; upgrade the backend"
     version = getattr(cls, "api_version", None)
     if version is None:
         return f"{cls.__qualname__} declares no api_version; this events-core speaks {API_VERSION}, upgrade the backend"

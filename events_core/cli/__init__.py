@@ -1,18 +1,18 @@
 """The command line ``events``: list backends, send, receive, ping.
 
-Data goes to standard output, everything else to standard error.  Every command ends with one of these codes; a failure
-is one line on standard error, ``events: error: …``, never a traceback:
+Data goes to standard output, everything else to standard error.  A failure is one line, ``events: error: …``, never a
+traceback.  Every command ends with one of these codes:
 
-===  =============================================================================================
+===  ====================================================================================
 0    done
 1    the operation failed, perhaps in part; the line says what was done
-2    nothing was attempted: the arguments, the configuration, a file or a backend cannot be used
-3    ``receive --timeout`` ran out and no message had come
+2    nothing was attempted: arguments, configuration, a file or a backend cannot be used
+3    receive --timeout ran out and no message had come
 129  the terminal was closed (SIGHUP)
 130  interrupted (Ctrl-C, SIGINT)
 141  whoever read standard output is gone (a broken pipe)
 143  terminated (SIGTERM)
-===  =============================================================================================
+===  ====================================================================================
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ import signal
 import sys
 
 __all__ = ["main"]
-
-_EXTRA = ("click", "rich")
 
 
 def main() -> int:
@@ -33,7 +31,7 @@ def main() -> int:
     try:
         from events_core.cli import commands
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
+        if error.name not in ("click", "rich"):
             raise
         sys.stderr.write(f"events: error: {error.name} is not installed: pip install 'events-core[cli]'\n")
         return 2

@@ -40,19 +40,12 @@ class Lines:
 
         :raises CommandError: when it cannot be opened.
         """
-        if path == "-":
-            return cls.of_stdin()
-        try:
-            return cls(io.FileIO(path), repr(path))
-        except OSError as error:
-            raise CommandError(f"cannot read {path!r}: {error.strerror}", ExitCode.UNUSABLE) from error
-
-    @classmethod
-    def of_stdin(cls) -> Lines:
-        """The lines of standard input.
-
-        :raises CommandError: when it is closed.
-        """
+        if path != "-":
+            try:
+                return cls(io.FileIO(path), repr(path))
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise CommandError(f"cannot read {path!r}: {reason}", ExitCode.UNUSABLE) from error
         if sys.stdin is None:
             raise CommandError("standard input is closed", ExitCode.UNUSABLE)
         return cls(io.FileIO(sys.stdin.fileno(), closefd=False), "standard input")

@@ -64,8 +64,15 @@ class Output:
 
     def watch(self, ending: Ending) -> None:
         """Where this is a pipe, end the command once nobody reads it any more, although nothing is being written."""
-        if self._is_pipe:
-            asyncio.get_running_loop().add_reader(self._descriptor, lambda: ending.request(_reader_gone()))
+        if not self._is_pipe:
+            return
+        loop = asyncio.get_running_loop()
+
+        def gone() -> None:  # all that the writing end of a pipe ever has to tell
+            loop.remove_reader(self._descriptor)
+            ending.request(_reader_gone())
+
+        loop.add_reader(self._descriptor, gone)
 
     def _unread(self) -> int:
         return int.from_bytes(fcntl.ioctl(self._descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)

@@ -379,5 +379,5 @@ def test_a_configuration_creates_the_client_it_names() -> None:
 
 def test_a_configuration_without_a_backend_is_refused() -> None:
     """The error lists what could be named."""
-    with pytest.raises(ConfigurationError, match="names no backend; set backend to one of: .*plain"):
+    with pytest.raises(ConfigurationError, match=r"names no backend; set backend to one of: .*plain"):
         create_client(EventConfig("orders"))

@@ -1,0 +1,41 @@
+"""The client of the SQLite backend, and its URLs."""
+
+from __future__ import annotations
+
+from events_core import ConfigurationError
+from events_core.backends.sqlite.driver import SQLiteDriver
+from events_core.backends.sqlite.options import FULL_CAPABILITIES, SQLiteOptions
+from events_core.engine import EngineClient
+from events_core.interface import Location
+
+__all__ = ["SQLiteClient"]
+
+
+class SQLiteClient(EngineClient):
+    """A client of a topic in a file: ``sqlite:///absolute/path/events.db/orders``, or ``sqlite:events.db/orders``.
+
+    Clients share topics by file, project and name.  The file must be on a local file system: SQLite's write-ahead log
+    needs memory shared between the processes that use it.
+    """
+
+    api_version = 1
+    options_class = SQLiteOptions
+    full_capabilities = FULL_CAPABILITIES
+    driver_class = SQLiteDriver
+
+    @classmethod
+    def parse_location(cls, authority: str, path: str) -> Location:
+        """The path is the file's, then the topic's name."""
+        if authority:
+            raise ConfigurationError(
+                f"the URL has the authority {authority!r}, and a file has none; write sqlite:///absolute/path/events.db/"
+                "topic with three slashes, or sqlite:relative/path/events.db/topic with none",
+                backend="sqlite",
+            )
+        file, _, topic_name = path.rpartition("/")
+        if not file or not topic_name:
+            raise ConfigurationError(
+                f"the URL's path is {path!r}; write the file, then the topic, as in sqlite:///var/lib/events.db/orders",
+                backend="sqlite",
+            )
+        return Location(topic_name, options={"path": file})

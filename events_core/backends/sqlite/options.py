@@ -1,0 +1,67 @@
+"""What the SQLite backend is configured with, and what it promises in that configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+from events_core import Capabilities, Limits
+from events_core.options import CommonOptions, option
+
+__all__ = ["FULL_CAPABILITIES", "SQLiteOptions", "capabilities_of"]
+
+FULL_CAPABILITIES = Capabilities(
+    durable="power_loss",
+    ordering="subscription",
+    replay=True,
+    dead_letter=True,
+    delivery_attempts=True,
+    ack_confirmed=True,
+    exactly_once=True,
+    # A transaction whose commit failed is rolled back, and its pages of the log are written over by the retry.
+    idempotent_publish=True,
+    redelivery="lease",
+    limits=Limits(
+        # Google Pub/Sub's (cloud.google.com/pubsub/quotas): what passes here passes on a real broker too.
+        max_message_bytes=10_000_000,
+        max_attributes=100,
+        max_attribute_key_bytes=256,
+        max_attribute_value_bytes=1024,
+        max_ordering_key_bytes=1024,
+    ),
+)
+
+
+@attrs.frozen(kw_only=True)
+class SQLiteOptions(CommonOptions):
+    """Options of the SQLite backend."""
+
+    path: str = option(help="File that holds the topics; created, but not its directory, where create=all.")
+    create: Literal["never", "subscription", "all"] = option(
+        default="all", help="What may be created when it is missing: nothing, the subscription, or topic and file as well."
+    )
+    durability: Literal["full", "normal"] = option(
+        default="full", help="What is confirmed survives a power loss, or, faster, only the crash of a process."
+    )
+    retention: float | None = option(
+        default=None,
+        minimum=0,
+        unit="seconds",
+        help="How long the topic keeps messages for subscriptions yet to come; unset leaves what the file says, at first 0.",
+    )
+    lease: float = option(
+        default=30.0, minimum=1, unit="seconds", help="How long the messages of a process that died stay with it."
+    )
+
+
+def capabilities_of(options: SQLiteOptions) -> Capabilities:
+    """What a client with *options* promises."""
+    safe = options.durability == "full"
+    return attrs.evolve(
+        FULL_CAPABILITIES,
+        durable="power_loss" if safe else "process_crash",
+        ordering="none" if options.ordering is False else "subscription",
+        dead_letter=options.dead_letter_topic is not None,
+        exactly_once=safe,  # a power loss may take back the last acknowledgements
+    )

@@ -1,0 +1,67 @@
+"""``events receive``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from events_core import EventConfig, EventReceiver, ReceivedMessage
+from events_core.cli.ending import Ending, finish, opened
+from events_core.cli.outcome import CommandError, ExitCode
+from events_core.cli.output import Output
+
+__all__ = ["receive"]
+
+Render = Callable[[ReceivedMessage], bytes]
+
+_LARGEST_BATCH = 100
+_DEFAULT_OUTSTANDING = 1000
+
+
+async def receive(
+    config: EventConfig,
+    ending: Ending,
+    *,
+    subscription: str | None,
+    limit: int | None,
+    timeout: float | None,
+    render: Render,
+) -> None:
+    """Write messages to standard output, and acknowledge each once it has been written.
+
+    :param limit: messages after which to end.
+    :param timeout: seconds without a message after which to end.
+    :raises CommandError: ``NOTHING`` when no message came; ``READER_GONE``.
+    """
+    output = Output()
+    async with opened(_bounded(config, limit)) as client, await client.subscribe(subscription) as receiver:
+        output.watch(ending)
+        received = 0
+        while limit is None or received < limit:
+            batch = await receiver.receive_messages(_batch_size(received, limit), timeout)
+            if not batch:
+                break
+            await finish(_hand_over(receiver, batch, output, render))
+            received += len(batch)
+    if not received:
+        raise CommandError("", ExitCode.NOTHING)
+
+
+async def _hand_over(receiver: EventReceiver, batch: Sequence[ReceivedMessage], output: Output, render: Render) -> None:
+    await output.write(b"".join(map(render, batch)))
+    await output.taken()
+    await receiver.acknowledge_messages(batch)
+
+
+def _batch_size(received: int, limit: int | None) -> int:
+    """Never more than has been written before: a reader such as ``head`` that soon ends then takes little with it."""
+    size = min(max(1, received), _LARGEST_BATCH)
+    return size if limit is None else min(size, limit - received)
+
+
+def _bounded(config: EventConfig, limit: int | None) -> EventConfig:
+    """*config* that fetches no more than *limit*, since each message handed back may count an attempt."""
+    if limit is None or limit >= _DEFAULT_OUTSTANDING or "max_outstanding_messages" in config.options:
+        return config
+    return attrs.evolve(config, options={**config.options, "max_outstanding_messages": str(limit)})

@@ -1,0 +1,103 @@
+"""When a request leaves, and with what."""
+
+from __future__ import annotations
+
+from events_core import ErrorCode, EventMessage
+from events_core.engine import BrokerError
+from events_core.engine.batching import Batch, Batcher, Call, Entry
+
+
+def batcher(**changes: object) -> Batcher:
+    settings = {"max_messages": 3, "max_bytes": 100, "max_inflight": 2, "mixed_keys": False, **changes}
+    return Batcher(**settings)  # type: ignore[arg-type]  # a test's shorthand
+
+
+def call(*keys: str, size: int = 10) -> Call:
+    messages = [EventMessage(b"x", ordering_key=key) for key in keys]
+    return Call(messages, [size] * len(messages), deadline=60.0)
+
+
+def fill(target: Batcher, *calls: Call) -> None:
+    for each in calls:
+        for entry in each.entries:
+            target.add(entry)
+
+
+def keys(batch: Batch | None) -> list[str | None]:
+    assert batch is not None
+    return [entry.message.ordering_key for entry in batch.entries]
+
+
+def test_a_lone_message_leaves_at_once() -> None:
+    """P5: no timer."""
+    target = batcher()
+    fill(target, call(""))
+    assert keys(target.next()) == [None]
+
+
+def test_what_gathers_while_requests_are_out_is_the_next_batch() -> None:
+    """P5: only so many requests are out; the rest waits together."""
+    target = batcher(max_inflight=1)
+    fill(target, call(""))
+    out = target.next()
+    fill(target, call("", ""))
+    assert target.next() is None
+    assert out is not None
+    target.release(out)
+    assert keys(target.next()) == [None, None]
+
+
+def test_a_batch_respects_the_brokers_limits() -> None:
+    """P2: so many messages and bytes; one that is larger goes alone."""
+    target = batcher(max_inflight=9)
+    fill(target, call("", "", "", ""), call("", size=500))
+    assert [len(keys(target.next())) for _ in range(3)] == [3, 1, 1]
+
+
+def test_one_request_a_key_and_one_key_a_request() -> None:
+    """P4: a key's next request leaves only after the last one."""
+    target = batcher(max_inflight=9)
+    fill(target, call("a", "b", "a", "a", "a"))
+    first, second = target.next(), target.next()
+    assert (keys(first), keys(second)) == (["a", "a", "a"], ["b"])
+    assert target.next() is None
+    assert first is not None
+    target.release(first)
+    assert keys(target.next()) == ["a"]
+
+
+def test_mixed_keys_leave_in_one_lane() -> None:
+    """A broker that takes several keys in a request gets them in order, one request at a time."""
+    target = batcher(mixed_keys=True)
+    fill(target, call("a", "", "b", "a"))
+    assert keys(target.next()) == ["a", None, "b"]
+    assert target.next() is None
+
+
+def test_a_paused_request_gives_its_place_away() -> None:
+    """P5: a retrying key delays only itself."""
+    target = batcher(max_inflight=1)
+    fill(target, call("a", "b"))
+    target.next()
+    assert target.next() is None
+    target.pause()
+    assert keys(target.next()) == ["b"]
+
+
+def test_messages_nobody_waits_for_stay_behind() -> None:
+    """P8: what was given up before it left does not leave."""
+    target = batcher()
+    given_up = call("")
+    fill(target, given_up, call(""))
+    given_up.settle(given_up.entries[0], BrokerError("late", ErrorCode.TIMEOUT))
+    batch = target.next()
+    assert batch is not None
+    assert [entry.call is given_up for entry in batch.entries] == [False]
+
+
+def test_a_failed_message_hinders_later_ones_of_its_key_in_its_call_only() -> None:
+    """P3: NOT_ATTEMPTED within the call; the next call starts afresh."""
+    failed, other = call("a", "a", "b"), call("a")
+    failed.settle(failed.entries[0], BrokerError("no", ErrorCode.INVALID))
+    hindrances: list[Entry] = [*failed.entries[1:], *other.entries]
+    assert [entry.hindrance() is not None for entry in hindrances] == [True, False, False]

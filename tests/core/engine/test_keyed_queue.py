@@ -1,0 +1,170 @@
+"""First in, first out, in order per key."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from events_core.engine import KeyedQueue
+
+
+class Item:
+    """Something that can stand in the queue."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ordering_key = name[0] if name[0].isalpha() else None
+        self.order = 0
+        self.due = 0.0
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def queue_of(*names: str) -> KeyedQueue[Item]:
+    queue: KeyedQueue[Item] = KeyedQueue()
+    for name in names:
+        queue.push(Item(name))
+    return queue
+
+
+def names(items: list[Item]) -> list[str]:
+    return [item.name for item in items]
+
+
+def test_one_pop_takes_a_run_of_a_key() -> None:
+    """A run goes to one caller at once."""
+    assert names(queue_of("a1", "a2", "1", "b1").pop(10, 0.0)) == ["a1", "a2", "1", "b1"]
+
+
+def test_a_busy_key_gives_nothing() -> None:
+    """While a1 is out, a2 stays; other keys and unkeyed items go on."""
+    queue = queue_of("a1", "a2", "b1", "1")
+    assert names(queue.pop(1, 0.0)) == ["a1"]
+    assert names(queue.pop(10, 0.0)) == ["b1", "1"]
+    assert list(queue.blocked()) == ["a"]
+
+
+def test_release_frees_the_key() -> None:
+    """Once all that was popped of a key is released, the next is ready."""
+    queue = queue_of("a1", "a2")
+    (first,) = queue.pop(1, 0.0)
+    queue.release(first)
+    assert names(queue.pop(10, 0.0)) == ["a2"]
+
+
+def test_restored_items_go_back_to_their_place() -> None:
+    """What went back comes again before what was pushed later."""
+    queue = queue_of("a1", "a2", "a3", "a4")
+    run = queue.pop(3, 0.0)
+    queue.restore(run)
+    assert names(queue.pop(10, 0.0)) == ["a1", "a2", "a3", "a4"]
+
+
+def test_pieces_of_a_run_restored_backwards_keep_their_order() -> None:
+    """A run may go back piece by piece, and is not ready until the last has."""
+    queue = queue_of("a1", "a2", "a3")
+    first, second = queue.pop(2, 0.0)
+    queue.restore([second])
+    assert names(queue.pop(10, 0.0)) == []
+    queue.restore([first])
+    assert names(queue.pop(10, 0.0)) == ["a1", "a2", "a3"]
+
+
+def test_a_delayed_item_holds_its_key_back() -> None:
+    """Successors wait for the delayed head; others do not."""
+    queue = queue_of("a1", "a2", "b1")
+    queue.restore([queue.pop(1, 0.0)[0]], due=5.0)
+    assert names(queue.pop(10, 4.9)) == ["b1"]
+    assert queue.next_due() == 5.0
+    assert names(queue.pop(10, 5.0)) == ["a1", "a2"]
+
+
+def test_a_run_stops_before_an_item_that_is_not_due() -> None:
+    """A delay holds also behind a predecessor that came back without one."""
+    queue = queue_of("a1", "a2")
+    first, second = queue.pop(2, 0.0)
+    queue.restore([second], due=5.0)
+    queue.restore([first])
+    assert names(queue.pop(10, 1.0)) == ["a1"]
+    queue.release(first)
+    assert names(queue.pop(10, 1.0)) == []
+    assert names(queue.pop(10, 5.0)) == ["a2"]
+
+
+def test_delayed_unkeyed_items_come_by_due_time() -> None:
+    """Each for itself, the sooner first."""
+    queue = queue_of("1", "2")
+    first, second = queue.pop(2, 0.0)
+    queue.restore([first], due=9.0)
+    queue.restore([second], due=3.0)
+    assert names(queue.pop(10, 3.0)) == ["2"]
+    assert names(queue.pop(10, 9.0)) == ["1"]
+
+
+def test_removed_items_are_gone() -> None:
+    """Wherever they stood."""
+    queue = queue_of("a1", "a2", "1", "2")
+    queue.remove(queue.waiting("a")[:1])
+    assert len(queue) == 3
+    assert names(queue.pop(10, 0.0)) == ["a2", "1", "2"]
+    assert len(queue) == 0
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("push"), st.sampled_from(["a", "b", "-"])),
+        st.tuples(st.just("pop"), st.integers(1, 4)),
+        st.tuples(st.sampled_from(["release", "restore", "delay"]), st.integers(0, 20)),
+    ),
+    max_size=60,
+)
+
+
+@given(steps)
+def test_order_per_key_holds_under_any_interleaving(todo: list[tuple[str, int | str]]) -> None:
+    """Never is an item popped while an earlier one of its key is out or waits; nothing is lost or doubled."""
+    queue: KeyedQueue[Item] = KeyedQueue()
+    waiting: list[Item] = []
+    out: list[Item] = []
+    pushed = now = 0
+    done = 0
+    for what, argument in todo:
+        now += 1
+        if what == "push":
+            item = Item(f"{argument}{pushed}")
+            pushed += 1
+            queue.push(item)
+            waiting.append(item)
+        elif what == "pop":
+            before = {item.ordering_key for item in out}
+            popped = queue.pop(int(argument), float(now))
+            for item in popped:
+                if item.ordering_key:
+                    assert item.ordering_key not in before
+                    assert item is min((w for w in waiting if w.ordering_key == item.ordering_key), key=lambda w: w.order)
+                waiting.remove(item)
+                out.append(item)
+        elif out:
+            # Runs go back whole from some item on, as the ledger gives them back.
+            chosen = out[int(argument) % len(out)]
+            key = chosen.ordering_key
+            run = [i for i in out if key and i.ordering_key == key and i.order >= chosen.order] or [chosen]
+            if what == "release":
+                run = [chosen]
+                queue.release(chosen)
+                done += 1
+            else:
+                queue.restore(run, due=now + 3.0 if what == "delay" else 0.0)
+                waiting += run
+            out = [item for item in out if item not in run]
+        assert len(queue) == len(waiting)
+    assert done + len(out) + len(waiting) == pushed
+    for item in out:
+        queue.release(item)
+    rest: list[Item] = []
+    while popped := queue.pop(3, now + 100.0):
+        rest += popped
+        for item in popped:
+            queue.release(item)
+    assert sorted(names(rest)) == sorted(names(waiting))

@@ -1,0 +1,197 @@
+"""Which deliveries are buffered, held, settled, gone."""
+
+from __future__ import annotations
+
+import pytest
+
+from events_core import ErrorCode
+from events_core.engine import BrokerError, Delivery, Outcome, Settlement
+from events_core.engine.driver import State
+from events_core.engine.ledger import Ledger
+
+
+def ledger(**changes: object) -> Ledger:
+    settings = {"max_messages": 10, "max_bytes": 1000, "max_lease_duration": 60.0, **changes}
+    return Ledger(**settings)  # type: ignore[arg-type]  # a test's shorthand
+
+
+def delivery(name: str, token: object = None) -> Delivery:
+    return Delivery(name, b"x", {}, name[0] if name[0].isalpha() else None, token=token)
+
+
+def held(target: Ledger, *names: str, now: float = 0.0) -> list[Delivery]:
+    target.arrive([delivery(name) for name in names], now)
+    return target.take(100_000, now)
+
+
+def begun(result: list[Settlement] | BrokerError) -> list[tuple[str, Outcome]]:
+    assert not isinstance(result, BrokerError)
+    return [(each.delivery.message_id, each.outcome) for each in result]
+
+
+def code(result: list[Settlement] | BrokerError) -> ErrorCode:
+    assert isinstance(result, BrokerError)
+    return result.code
+
+
+def settle(target: Ledger, what: Delivery, outcome: Outcome, error: BrokerError | None = None) -> None:
+    """Settle, and let the broker answer."""
+    result = target.begin(what, outcome, None, 0.0)
+    assert not isinstance(result, BrokerError)
+    for each in result:
+        target.finish(each, error)
+
+
+def ids(deliveries: list[Delivery]) -> list[str]:
+    return [each.message_id for each in deliveries]
+
+
+def test_bounds_stop_fetching() -> None:
+    """R5: what is held and buffered counts, in messages and bytes."""
+    target = ledger()
+    assert target.room(None) == 10
+    held(target, *"12345678")
+    assert target.room(None) == 2
+    held(target, "9", "0")
+    assert target.room(None) == 0
+    assert target.is_full()
+
+
+def test_a_full_byte_bound_stops_fetching() -> None:
+    """R5: a larger message comes alone."""
+    target = ledger(max_bytes=1)
+    held(target, "1")
+    assert target.room(None) == 0
+
+
+def test_a_duplicate_of_what_is_held_is_suppressed() -> None:
+    """R7: it only brings a newer token."""
+    target = ledger()
+    (first,) = held(target, "1")
+    target.arrive([delivery("1", token="newer")], 1.0)
+    assert (target.buffered, target.duplicates, first.token) == (0, 1, "newer")
+
+
+def test_the_same_outcome_twice_is_nothing_and_the_other_is_refused() -> None:
+    """S2."""
+    target = ledger()
+    acknowledged, nacked = held(target, "1", "2")
+    settle(target, acknowledged, Outcome.ACK)
+    settle(target, nacked, Outcome.NACK)
+    assert target.begin(acknowledged, Outcome.ACK, None, 0.0) == []
+    assert target.begin(nacked, Outcome.NACK, None, 0.0) == []
+    assert code(target.begin(acknowledged, Outcome.NACK, None, 0.0)) is ErrorCode.ALREADY_SETTLED
+    assert code(target.begin(nacked, Outcome.ACK, None, 0.0)) is ErrorCode.ALREADY_SETTLED
+
+
+def test_an_id_names_the_newest_delivery_handed_out() -> None:
+    """S2: a redelivery that is still buffered does not count."""
+    target = ledger()
+    (first,) = held(target, "1")
+    settle(target, first, Outcome.NACK)
+    target.arrive([delivery("1")], 0.0)
+    assert target.find("1") is first
+    (second,) = target.take(1, 0.0)
+    assert target.find("1") is second
+
+
+def test_unknown_ids_are_unknown_and_settled_ones_remembered() -> None:
+    """S3: the last 10,000."""
+    target = ledger(max_messages=20_000, max_bytes=10**9)
+    for each in held(target, *(str(number) for number in range(10_001))):
+        settle(target, each, Outcome.ACK)
+    assert target.find("nope") is None
+    assert target.find("0") is None
+    assert target.find("1") is not None
+
+
+def test_a_delivery_expires_at_its_deadline_counted_from_hand_out() -> None:
+    """R6, S3: acknowledging it then is EXPIRED, nacking it nothing."""
+    target = ledger()
+    target.arrive([delivery("1")], 0.0)
+    (only,) = target.take(1, 50.0)
+    assert target.expire(109.9) == []
+    assert begun(target.expire(110.0)) == [("1", Outcome.NACK)]
+    assert code(target.begin(only, Outcome.ACK, None, 110.0)) is ErrorCode.EXPIRED
+    assert target.begin(only, Outcome.NACK, None, 110.0) == []
+
+
+def test_what_was_never_handed_out_expires_uncounted() -> None:
+    """R6: from arrival."""
+    target = ledger()
+    target.arrive([delivery("1")], 0.0)
+    assert begun(target.expire(60.0)) == [("1", Outcome.RETURN)]
+    assert target.buffered == 0
+
+
+def test_a_key_is_with_one_caller_at_a_time() -> None:
+    """R8."""
+    target = ledger()
+    target.arrive([delivery(name) for name in ("a1", "a2", "b1")], 0.0)
+    (first,) = target.take(1, 0.0)
+    assert ids(target.take(10, 0.0)) == ["b1"]
+    assert target.blocked_keys() == ["a"]
+    settle(target, first, Outcome.ACK)
+    assert ids(target.take(10, 0.0)) == ["a2"]
+
+
+def test_a_nack_returns_later_messages_of_its_key() -> None:
+    """R10: held and buffered ones, uncounted, in order; nacking those too is nothing, acknowledging them too late."""
+    target = ledger()
+    target.arrive([delivery(f"a{number}") for number in range(1, 5)], 0.0)
+    _, second, third = target.take(3, 0.0)
+    result = target.begin(second, Outcome.NACK, None, 0.0)
+    assert begun(result) == [("a2", Outcome.NACK), ("a3", Outcome.RETURN), ("a4", Outcome.RETURN)]
+    assert target.begin(third, Outcome.NACK, None, 0.0) == []
+    assert code(target.begin(third, Outcome.ACK, None, 0.0)) is ErrorCode.EXPIRED
+    assert target.buffered == 0
+
+
+def test_a_run_kept_here_comes_again_in_order_after_its_delay() -> None:
+    """R10, R11: where the broker would lose its order."""
+    target = ledger(redelivers_locally=True)
+    target.arrive([delivery(f"a{number}") for number in range(1, 5)], 0.0)
+    first, _ = target.take(2, 0.0)
+    assert target.begin(first, Outcome.NACK, 5.0, 0.0) == []
+    assert ids(target.take(10, 4.9)) == []
+    assert ids(target.take(10, 5.0)) == ["a1", "a2", "a3", "a4"]
+    assert first.state is State.NACKED
+
+
+def test_a_failed_settlement_leaves_the_message_held() -> None:
+    """S5: either outcome may be tried again."""
+    target = ledger()
+    (only,) = held(target, "1")
+    settle(target, only, Outcome.ACK, BrokerError("no answer", ErrorCode.TIMEOUT, retryable=True))
+    assert (only.state, target.held) == (State.HELD, 1)
+    settle(target, only, Outcome.NACK)
+    assert target.held == 0
+
+
+def test_a_late_confirmation_still_counts() -> None:
+    """S5: the caller's time was up, the broker's was not."""
+    target = ledger()
+    (only,) = held(target, "1")
+    (settlement,) = target.begin(only, Outcome.ACK, None, 0.0)  # type: ignore[misc]
+    target.finish(settlement, BrokerError("no answer", ErrorCode.TIMEOUT, retryable=True))
+    target.finish(settlement, None)
+    assert only.state is State.ACKNOWLEDGED
+
+
+def test_closing_gives_back_what_is_free_then_the_rest_in_order() -> None:
+    """C1: buffered messages of a held key follow it."""
+    target = ledger()
+    target.arrive([delivery(name) for name in ("a1", "1", "a2", "b1", "a3")], 0.0)
+    target.take(2, 0.0)
+    assert begun(target.close()) == [("1", Outcome.RETURN), ("b1", Outcome.RETURN)]
+    assert begun(target.surrender()) == [(name, Outcome.RETURN) for name in ("a1", "a2", "a3")]
+    assert (target.held, target.buffered) == (0, 0)
+
+
+def test_renewals_are_those_whose_lease_ends_soon() -> None:
+    """R6: most messages are settled before their first renewal."""
+    target = ledger()
+    soon, late = delivery("1"), delivery("2")
+    soon.lease_until, late.lease_until = 10.0, 50.0
+    target.arrive([soon, late], 0.0)
+    assert target.renewals(20.0) == [soon]

@@ -1,0 +1,46 @@
+"""B1: what importing costs, as ``python -X importtime`` shows it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+
+import pytest
+
+
+def imported_by(statement: str) -> set[str]:
+    """Names of the modules that *statement* imports in a fresh interpreter."""
+    command = [sys.executable, "-X", "importtime", "-c", statement]
+    trace = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stderr
+    return {line.rpartition("|")[2].strip() for line in trace.splitlines() if line.startswith("import time:")}
+
+
+def below(modules: set[str], *packages: str) -> set[str]:
+    """Those of *modules* that are, or are in, one of *packages*."""
+    return {name for name in modules if any(name == package or name.startswith(f"{package}.") for package in packages)}
+
+
+def test_importing_the_core_is_light() -> None:
+    """Neither the plug-in machinery, nor a database, nor the command line's packages, nor a backend."""
+    modules = imported_by("import events_core")
+    assert "events_core.registry" in modules
+    heavy = ("stevedore", "importlib.metadata", "sqlite3", "click", "rich", "pytest")
+    assert not below(modules, *heavy, "events_core.backends", "events_core.cli", "events_core.testing", "events_gcp")
+
+
+def test_importing_the_doors_for_authors_imports_no_backend() -> None:
+    """The engine knows drivers, not backends."""
+    modules = imported_by("import events_core.engine")
+    assert not below(modules, "stevedore", "importlib.metadata", "sqlite3", "events_core.backends")
+
+
+def test_importing_the_google_backend_does_not_import_its_sdk() -> None:
+    """The SDK takes half a second and is imported when a connection opens."""
+    try:
+        distribution("events-gcp")  # a checkout on the path would make an empty package of its directory
+    except PackageNotFoundError:
+        pytest.skip("events-gcp is not installed")
+    modules = imported_by("import events_gcp")
+    assert "events_gcp" in modules
+    assert not below(modules, "google", "grpc")
