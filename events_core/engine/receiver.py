@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from types import MappingProxyType
+from typing import NoReturn
 
 from events_core.capabilities import Capabilities
 from events_core.engine.backoff import Backoff
@@ -74,7 +75,8 @@ class EngineReceiver(EventReceiver):
         self._last_message = math.nan
         self._last_alive = math.nan
         self._tasks: list[asyncio.Task[None]] = []
-        self._outages = link.outages
+        self._lost = False
+        self._reconnects = 0
 
     def attach(self, source: Source) -> None:
         """Begin to receive from *source*.  At home."""
@@ -117,7 +119,7 @@ class EngineReceiver(EventReceiver):
                 held=self._ledger.held,
                 buffered=self._ledger.buffered,
                 blocked_keys=len(self._ledger.blocked_keys()),
-                reconnects=self._link.outages - self._outages,
+                reconnects=self._reconnects,
                 duplicates=self._ledger.duplicates,
                 last_message_age=None if math.isnan(self._last_message) else now - self._last_message,
                 last_alive_age=None if math.isnan(self._last_alive) else now - self._last_alive,
@@ -159,10 +161,13 @@ class EngineReceiver(EventReceiver):
         """What is ready now."""
         self._check()
         with self._lock:
-            self._raise_if_over()
+            if self._closing:
+                raise self._locate(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
             now = time.monotonic()
             self._settler.enqueue(self._ledger.expire(now))
             taken = self._fetch_inline(limit, now) if self._home.inline else self._ledger.take(limit, now)
+            if not taken and self._failure is not None:
+                self._raise_failure()
             more = bool(taken) and (self._home.inline or self._ledger.ready(now))
             feed = not self._home.inline and self._wants_food()
         if more:
@@ -172,13 +177,11 @@ class EngineReceiver(EventReceiver):
         self._settler.pump()
         return taken
 
-    def _raise_if_over(self) -> None:
-        if self._closing:
-            raise self._locate(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            self._home.wake(self._room.set)  # the next call tries again
-            raise failure
+    def _raise_failure(self) -> NoReturn:
+        failure, self._failure = self._failure, None
+        assert failure is not None
+        self._home.wake(self._room.set)  # the next call tries again
+        raise failure
 
     def _fetch_inline(self, limit: int, now: float) -> Sequence[Delivery]:
         room = min(limit, self._ledger.room(None))
@@ -238,6 +241,7 @@ class EngineReceiver(EventReceiver):
                 deliveries = await self._source.fetch(limit)
             except BrokerError as error:
                 if error.retryable:
+                    self._lost = True
                     self._link.down(error)
                     await asyncio.sleep(next(backoff))
                 else:
@@ -254,6 +258,8 @@ class EngineReceiver(EventReceiver):
     def _arrived(self, deliveries: Sequence[Delivery]) -> None:
         now = self._last_alive = time.monotonic()
         self._link.up()
+        self._reconnects += self._lost
+        self._lost = False
         if not deliveries:
             return
         self._last_message = now

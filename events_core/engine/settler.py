@@ -121,7 +121,7 @@ class Settler:
         self._home.spawn(self._run())
 
     async def _run(self) -> None:
-        backoff = Backoff(maximum=10.0)
+        backoff = Backoff(maximum=min(10.0, self._timeout / 4))
         try:
             while batch := self._next():
                 try:

@@ -1,0 +1,482 @@
+"""The engine's client and receiver over a broker that fails on demand, with the engine's own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from events_core import (
+    AcknowledgeError,
+    Capabilities,
+    ErrorCode,
+    EventConfig,
+    EventConnectionError,
+    EventMessage,
+    EventRuntimeError,
+    Limits,
+    PublishError,
+    ReceiveError,
+)
+from events_core.engine import BrokerError, Delivery, Driver, EngineClient, Outcome, Settlement, Source
+from events_core.options import CommonOptions
+
+CAPABILITIES = Capabilities(ordering="subscription", limits=Limits(max_message_bytes=100))
+UNAVAILABLE = BrokerError("the broker is away", ErrorCode.UNAVAILABLE, retryable=True)
+
+
+class ScriptedDriver(Driver[CommonOptions]):
+    """A broker with one queue, whose next answers a test may dictate."""
+
+    def __init__(self, topic_name: str, project_id: str, options: CommonOptions) -> None:
+        super().__init__(topic_name, project_id, options)
+        self.capabilities = CAPABILITIES
+        self.requests: list[list[bytes]] = []
+        self.publish_errors: list[BrokerError | None] = []
+        self.open_errors: list[BrokerError] = []
+        self.refuses: Callable[[EventMessage], bool] = lambda message: False
+        self.gate: asyncio.Event | None = None
+        self.sources: list[ScriptedSource] = []
+        self.closed = False
+        self.thread: int | None = None
+
+    async def open(self) -> None:
+        self.thread = threading.get_ident()
+        if self.open_errors:
+            raise self.open_errors.pop(0)
+
+    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        self.requests.append([message.data for message in messages])
+        if self.gate is not None:
+            await self.gate.wait()
+        error = self.publish_errors.pop(0) if self.publish_errors else None
+        if error is not None:
+            raise error
+        if any(self.refuses(message) for message in messages):
+            raise BrokerError("a bad message", ErrorCode.INVALID)
+        for source in self.sources:
+            for message in messages:
+                source.arriving.put_nowait(message)
+        return [f"id-{message.data.decode()}" for message in messages]
+
+    async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> ScriptedSource:
+        if subscription == "missing":
+            raise BrokerError("no such subscription", ErrorCode.NOT_FOUND)
+        source = ScriptedSource()
+        self.sources.append(source)
+        return source
+
+    async def delete_subscription(self, subscription: str) -> None: ...
+
+    async def ping(self) -> None:
+        await asyncio.sleep(60)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class ScriptedSource(Source):
+    """The receiving side."""
+
+    subscription = "scripted"
+    capabilities = CAPABILITIES
+    lease = 0.6
+
+    def __init__(self) -> None:
+        self.arriving: asyncio.Queue[EventMessage] = asyncio.Queue()
+        self.fetch_errors: list[BrokerError] = []
+        self.settle_errors: list[BrokerError] = []
+        self.settled: list[Settlement] = []
+        self.extended = 0
+        self.count = 0
+
+    async def fetch(self, limit: int) -> Sequence[Delivery]:
+        if self.fetch_errors:
+            raise self.fetch_errors.pop(0)
+        message = await self.arriving.get()
+        self.count += 1
+        return [Delivery(str(self.count), message.data, message.attributes, message.ordering_key)]
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        if self.settle_errors:
+            raise self.settle_errors.pop(0)
+        self.settled += settlements
+        return [None] * len(settlements)
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        self.extended += len(deliveries)
+
+    async def close(self) -> None: ...
+
+
+class ScriptedClient(EngineClient):
+    """The client under test."""
+
+    api_version = 1
+    driver_class = ScriptedDriver
+    full_capabilities = CAPABILITIES
+
+    @property
+    def broker(self) -> ScriptedDriver:
+        """The driver, for a test to script."""
+        assert isinstance(self._driver, ScriptedDriver)
+        return self._driver
+
+
+def run(test: Callable[[ScriptedClient], Any], **options: str) -> None:
+    """Run *test* with a fresh client, and see that nothing is left of it."""
+
+    async def main() -> None:
+        client = ScriptedClient(EventConfig("topic", options=options, backend="scripted"))
+        async with asyncio.timeout(20), client:
+            await test(client)
+        assert client.broker.closed or client.broker.thread is None
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    before = threading.enumerate()
+    asyncio.run(main())
+    assert threading.enumerate() == before
+
+
+def message(text: str, key: str = "") -> EventMessage:
+    return EventMessage.from_string(text, ordering_key=key)
+
+
+@contextlib.asynccontextmanager
+async def held_back(client: ScriptedClient) -> AsyncIterator[None]:
+    """The first request stays out for the length of the block."""
+    client.broker.gate = asyncio.Event()
+    yield
+    gate, client.broker.gate = client.broker.gate, None
+    await client._home.call(_set(gate))
+
+
+async def _set(event: asyncio.Event) -> None:
+    event.set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait, bounded by the test's own time, for what another thread does."""
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def test_a_driver_runs_away_from_the_applications_loop() -> None:
+    """B1, R6: the SDK loads, and leases are kept, in the engine's thread."""
+
+    async def test(client: ScriptedClient) -> None:
+        await client.send_message(message("1"))
+        assert client.broker.thread != threading.get_ident()
+
+    run(test)
+
+
+def test_concurrent_sends_share_requests() -> None:
+    """P5: what gathers while requests are out is the next batch."""
+
+    async def test(client: ScriptedClient) -> None:
+        await client.send_message(message("0"))
+        async with held_back(client):
+            sends = [asyncio.create_task(client.send_message(message(str(number)))) for number in range(100)]
+            await until(lambda: len(client.broker.requests) >= 2)
+        await asyncio.gather(*sends)
+        assert len(client.broker.requests) <= 10
+
+    run(test)
+
+
+def test_transient_failures_are_retried() -> None:
+    """P7."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.publish_errors = [UNAVAILABLE, UNAVAILABLE]
+        assert await client.send_message(message("1")) == "id-1"
+        assert len(client.broker.requests) == 3
+
+    run(test)
+
+
+def test_connecting_is_retried_by_a_send() -> None:
+    """P7: the time of a send includes that of connecting."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.open_errors = [UNAVAILABLE]
+        assert await client.send_message(message("1")) == "id-1"
+
+    run(test)
+
+
+def test_a_send_ends_when_its_time_is_up() -> None:
+    """P7: with retryable=True, whatever the broker does."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with held_back(client):
+            with pytest.raises(PublishError) as caught:
+                await client.send_message(message("1"))
+            assert (caught.value.code, caught.value.retryable) == (ErrorCode.TIMEOUT, True)
+
+    run(test, send_timeout="0.2")
+
+
+def test_permanent_failures_surface_at_once() -> None:
+    """P7: with the code of the broker."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.publish_errors = [BrokerError("not yours", ErrorCode.PERMISSION_DENIED)]
+        with pytest.raises(PublishError) as caught:
+            await client.send_message(message("1"))
+        assert (caught.value.code, caught.value.backend, caught.value.topic_name) == (
+            ErrorCode.PERMISSION_DENIED,
+            "scripted",
+            "topic",
+        )
+
+    run(test)
+
+
+def test_a_refused_request_is_split_until_only_the_offender_fails() -> None:
+    """P3."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.refuses = lambda each: each.data == b"3"
+        with pytest.raises(PublishError) as caught:
+            await client.send_messages([message(str(number)) for number in range(6)])
+        ids = [result if isinstance(result, str) else result.code for result in caught.value.results]
+        assert ids == ["id-0", "id-1", "id-2", ErrorCode.INVALID, "id-4", "id-5"]
+
+    run(test)
+
+
+def test_later_messages_of_a_failed_key_are_not_attempted() -> None:
+    """P3: in that call; other keys and the next call go on."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.refuses = lambda each: each.data == b"bad"
+        with pytest.raises(PublishError) as caught:
+            await client.send_messages([message("1", "k"), message("bad", "k"), message("2", "k"), message("3", "j")])
+        outcomes = [result if isinstance(result, str) else result.code for result in caught.value.results]
+        assert outcomes == ["id-1", ErrorCode.INVALID, ErrorCode.NOT_ATTEMPTED, "id-3"]
+        assert await client.send_message(message("4", "k")) == "id-4"
+
+    run(test)
+
+
+def test_past_the_bound_a_send_waits_for_room() -> None:
+    """P6: in order, and without growing."""
+
+    async def test(client: ScriptedClient) -> None:
+        ids = await client.send_messages([message(str(number)) for number in range(50)])
+        assert ids == [f"id-{number}" for number in range(50)]
+        assert max(map(len, client.broker.requests)) <= 3
+
+    run(test, publish_max_messages="3")
+
+
+def test_past_the_bound_a_send_may_fail_at_once() -> None:
+    """P6: by option."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with held_back(client):
+            first = asyncio.create_task(client.send_message(message("1")))
+            await until(lambda: bool(client.broker.requests))
+            with pytest.raises(PublishError) as caught:
+                await client.send_message(message("2"))
+            assert (caught.value.code, caught.value.retryable) == (ErrorCode.EXHAUSTED, True)
+        await first
+
+    run(test, publish_max_messages="1", publish_on_limit="error")
+
+
+def test_a_cancelled_send_harms_no_neighbour() -> None:
+    """P8."""
+
+    async def test(client: ScriptedClient) -> None:
+        await client.send_message(message("0"))
+        async with held_back(client):
+            sends = [asyncio.create_task(client.send_message(message(str(number)))) for number in range(1, 9)]
+            await until(lambda: len(client.broker.requests) >= 2)
+            sends[3].cancel()
+        results = await asyncio.gather(*sends, return_exceptions=True)
+        assert [each for each in results if isinstance(each, BaseException)] == [results[3]]
+        assert isinstance(results[3], asyncio.CancelledError)
+
+    run(test)
+
+
+def test_a_receiver_outlives_an_outage() -> None:
+    """F1: it keeps waiting; is_connected tells."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            source = client.broker.sources[0]
+            source.fetch_errors = [UNAVAILABLE, UNAVAILABLE]
+            await client.send_message(message("1"))
+            await client.send_message(message("2"))
+            received = [await receiver.receive_message(10), await receiver.receive_message(10)]
+            assert [each.data for each in received if each] == [b"1", b"2"]
+            assert client.is_connected
+            assert receiver.stats.reconnects == 1
+
+    run(test)
+
+
+def test_what_retrying_cannot_mend_raises_and_the_next_call_tries_again() -> None:
+    """F1."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            source = client.broker.sources[0]
+            source.fetch_errors = [BrokerError("not yours", ErrorCode.PERMISSION_DENIED)]
+            await client.send_message(message("1"))
+            await receiver.receive_message(10)
+            with pytest.raises(ReceiveError) as caught:
+                await receiver.receive_message(10)
+            assert caught.value.code is ErrorCode.PERMISSION_DENIED
+            await client.send_message(message("2"))
+            assert await receiver.receive_message(10) is not None
+
+    run(test)
+
+
+def test_subscribing_to_what_is_missing_raises() -> None:
+    """Q2."""
+
+    async def test(client: ScriptedClient) -> None:
+        with pytest.raises(ReceiveError) as caught:
+            await client.subscribe("missing")
+        assert caught.value.code is ErrorCode.NOT_FOUND
+
+    run(test)
+
+
+def test_ping_is_bounded() -> None:
+    """An answer that does not come is a connection error."""
+
+    async def test(client: ScriptedClient) -> None:
+        with pytest.raises(EventConnectionError) as caught:
+            await client.ping(0.1)
+        assert caught.value.code is ErrorCode.TIMEOUT
+
+    run(test)
+
+
+def test_leases_hold_while_the_applications_loop_is_blocked() -> None:
+    """R6: they are renewed in the engine's thread."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            await client.send_message(message("1"))
+            held = await receiver.receive_message(10)
+            assert held is not None
+            time.sleep(1.5)  # noqa: ASYNC251  # blocking the loop is the point
+            assert client.broker.sources[0].extended >= 2
+            await receiver.acknowledge(held)
+
+    run(test)
+
+
+def test_settling_is_retried_and_then_leaves_the_message_held() -> None:
+    """S5: TIMEOUT, and either outcome may be tried again."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            await client.send_message(message("1"))
+            held = await receiver.receive_message(10)
+            assert held is not None
+            source = client.broker.sources[0]
+            source.settle_errors = [UNAVAILABLE] * 100
+            with pytest.raises(AcknowledgeError) as caught:
+                await receiver.acknowledge(held)
+            assert (caught.value.code, receiver.stats.held) == (ErrorCode.TIMEOUT, 1)
+            source.settle_errors = []
+            await receiver.nack(held)
+            assert [each.outcome for each in source.settled] == [Outcome.NACK]
+
+    run(test, ack_timeout="0.3")
+
+
+def test_closing_lets_settling_go_on_then_returns_the_rest() -> None:
+    """C1."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver = await client.subscribe("s")
+        for text in "123":
+            await client.send_message(message(text))
+        first, second = [await receiver.receive_message(10) for _ in range(2)]
+        assert first is not None
+        assert second is not None
+        await until(lambda: receiver.stats.buffered == 1)
+        closing = asyncio.create_task(receiver.close(timeout=0.5))
+        await until(lambda: receiver.stats.buffered == 0)
+        await receiver.acknowledge(first)
+        await closing
+        outcomes = [(each.delivery.message_id, each.outcome) for each in client.broker.sources[0].settled]
+        assert outcomes == [("3", Outcome.RETURN), ("1", Outcome.ACK), ("2", Outcome.RETURN)]
+        with pytest.raises(EventRuntimeError) as caught:
+            await receiver.acknowledge(second)
+        assert caught.value.code is ErrorCode.CLOSED
+
+    run(test)
+
+
+def test_a_waiting_receive_ends_when_the_client_closes() -> None:
+    """C1, C2: with CLOSED; iteration ends."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver = await client.subscribe("s")
+
+        async def iterate() -> list[Any]:
+            return [each async for each in receiver]
+
+        waiting = asyncio.create_task(receiver.receive_message())
+        iterating = asyncio.create_task(iterate())
+        await asyncio.sleep(0)
+        await client.close(timeout=1)
+        with pytest.raises(EventRuntimeError) as caught:
+            await waiting
+        assert caught.value.code is ErrorCode.CLOSED
+        assert await iterating == []
+
+    run(test)
+
+
+def test_a_cancelled_close_finishes_in_the_background() -> None:
+    """C2: within its bound."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver = await client.subscribe("s")
+        await client.send_message(message("1"))
+        await receiver.receive_message(10)
+        closing = asyncio.create_task(client.close(timeout=0.3))
+        await asyncio.sleep(0.05)
+        closing.cancel()
+        await asyncio.wait([closing])
+        await until(lambda: client.broker.closed)
+        await client.close()
+
+    run(test)
+
+
+def test_one_client_serves_several_loops() -> None:
+    """T1: in several threads at once."""
+    client = ScriptedClient(EventConfig("topic", backend="scripted"))
+    ids: list[str] = []
+
+    def work(name: int) -> None:
+        async def sends() -> list[str]:
+            return [await client.send_message(message(f"{name}-{number}")) for number in range(50)]
+
+        ids.extend(asyncio.run(sends()))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    asyncio.run(client.close())
+    assert len(set(ids)) == 200
