@@ -170,5 +170,3 @@ class Batcher:
     def _forget(self, lane: _Lane) -> None:
         if not lane.entries and not lane.out:
             self._lanes.pop(lane.key, None)
-
-

@@ -220,8 +220,8 @@ class Driver(ABC, Generic[OptionsT]):
         """Store *messages* in order; returns when they are stored, as durably as declared.
 
         Unless :attr:`mixed_keys`, all are of one ordering key or of none.  Called concurrently, never twice at once
-        for one key.  One result for each message, in order: its id, or why it alone was not stored, which is final; after a failed
-        message, later ones of its key must not be stored (``NOT_ATTEMPTED``).
+        for one key.  One result for each message, in order: its id, or why it alone was not stored, which is
+        final; after a failed message, later ones of its key must not be stored (``NOT_ATTEMPTED``).
 
         Cancellation: not cancelled.
 

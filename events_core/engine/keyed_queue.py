@@ -3,7 +3,7 @@
 Rules, for all that happens here:
 
 1. Items without a key are independent of each other.
-2. A key is *busy* while items of it that were popped are neither released nor restored; nothing of a busy key is popped.
+2. A key is *busy* while items of it that were popped are neither released nor restored; none of its others is popped.
 3. One pop may take a run of a key; a run stops before an item that is not due.
 4. Restored items go back to their place: before everything of their key that was pushed after them.
 """

@@ -279,5 +279,3 @@ class Publisher:
             closed = BrokerError("the client was closed before the broker confirmed", ErrorCode.CLOSED, retryable=True)
             for call in list(self._calls):
                 self.abandon(call, closed)
-
-

@@ -53,7 +53,8 @@ class EngineReceiver(EventReceiver):
         locate: Callable[[EventError], EventError],
         forget: Callable[[EngineReceiver], None],
     ) -> None:
-        """
+        """Nothing happens before :meth:`attach`.
+
         :param check: raises when the process is a forked child.
         :param locate: fills backend and topic into an error.
         :param forget: tells the client that this receiver has closed.
@@ -402,9 +403,7 @@ class EngineReceiver(EventReceiver):
             waiter.wake()
 
     def _failed(self, failed: dict[str, BrokerError], single: bool) -> EventError:
-        errors = {
-            message_id: self._locate(translate(error, AcknowledgeError)) for message_id, error in failed.items()
-        }
+        errors = {message_id: self._locate(translate(error, AcknowledgeError)) for message_id, error in failed.items()}
         first = next(iter(failed.values()))
         text = str(first) if single else f"{len(failed)} messages could not be settled; first: {first}"
         error = AcknowledgeError(

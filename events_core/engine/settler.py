@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -60,7 +59,15 @@ class Settler:
     """The settlements of one receiver; *lock* is the receiver's and guards its ledger too."""
 
     def __init__(
-        self, source: Source, ledger: Ledger, home: Home, link: Link, lock: threading.Lock, *, limit: int, timeout: float
+        self,
+        source: Source,
+        ledger: Ledger,
+        home: Home,
+        link: Link,
+        lock: threading.Lock,
+        *,
+        limit: int,
+        timeout: float,
     ) -> None:
         self._source = source
         self._ledger = ledger

@@ -151,9 +151,7 @@ class SingleFlight:
     """
 
     def __init__(self, call: Callable[[Coroutine[Any, Any, None]], Awaitable[None]]) -> None:
-        """
-        :param call: runs the operation, to its end even when its caller is cancelled.
-        """
+        """*call* runs the operation, to its end even when its caller is cancelled."""
         self._call = call
         self._lock = threading.Lock()
         self._running = False

@@ -9,7 +9,9 @@ import pytest
 from events_core.engine.backoff import Backoff, redelivery_delay
 
 
-@pytest.mark.parametrize(("attempt", "seconds"), [(0, 0.0), (1, 0.1), (2, 0.2), (4, 0.8), (10, 51.2), (11, 60.0), (10_000, 60.0)])
+@pytest.mark.parametrize(
+    ("attempt", "seconds"), [(0, 0.0), (1, 0.1), (2, 0.2), (4, 0.8), (10, 51.2), (11, 60.0), (10_000, 60.0)]
+)
 def test_redelivery_doubles_from_a_tenth_to_a_minute(attempt: int, seconds: float) -> None:
     """R11: 0.1 s doubling to 60 s with attempts."""
     assert redelivery_delay(attempt) == pytest.approx(seconds)

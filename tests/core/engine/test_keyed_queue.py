@@ -142,7 +142,8 @@ def test_order_per_key_holds_under_any_interleaving(todo: list[tuple[str, int | 
             for item in popped:
                 if item.ordering_key:
                     assert item.ordering_key not in before
-                    assert item is min((w for w in waiting if w.ordering_key == item.ordering_key), key=lambda w: w.order)
+                    same = [other for other in waiting if other.ordering_key == item.ordering_key]
+                    assert item is min(same, key=lambda other: other.order)
                 waiting.remove(item)
                 out.append(item)
         elif out:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery, Outcome, Settlement
 from events_core.engine.driver import State
