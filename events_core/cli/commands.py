@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -196,6 +197,8 @@ def ping(target: str | None, file: str | None, client: str | None, timeout: floa
     """Ask the broker for a sign of life, and print how long it took."""
     config = read_config(target, file, client)
     output = Output()
+
+    logging.disable()  # how it fails is the answer, told once
 
     async def command(_ending: Any) -> None:
         async with ending.opened(config) as broker:

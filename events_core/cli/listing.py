@@ -33,8 +33,10 @@ class _Loaded:
     def of(cls, info: BackendInfo) -> _Loaded:
         try:
             return cls(info, load_backend(info.name))
-        except (EventError, SystemExit) as error:  # a module that exits must not hide the others either
-            return cls(info, problem=str(error) or f"importing it raised {error!r}")
+        except EventError as error:
+            return cls(info, problem=str(error))
+        except SystemExit as error:  # a module that exits must not hide the others either
+            return cls(info, problem=f"importing {info} raised {error!r}")
 
     def as_json(self) -> dict[str, object]:
         described = attrs.asdict(self.info) | {"error": self.problem or None}

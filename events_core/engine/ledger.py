@@ -250,6 +250,10 @@ class Ledger:
             over.append(delivery)
         return self._expelled(over, Outcome.NACK) if over else []
 
+    def next_deadline(self) -> float | None:
+        """When the next delivery expires."""
+        return next(iter(self._live.values())).deadline if self._live else None
+
     def renewals(self, before: float) -> list[Delivery]:
         """Live deliveries that the broker would deliver again *before* then."""
         return [delivery for delivery in self._live.values() if delivery.lease_until <= before]

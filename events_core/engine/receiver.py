@@ -203,8 +203,11 @@ class EngineReceiver(EventReceiver):
         return self._starving and self._ledger.room(self._source.prefetch) > 0
 
     def _patience(self, until: float) -> float | None:
-        """Seconds to wait: until a delayed message is due, at most *until*; ``None`` for ever."""
-        dues = (until, self._ledger.next_due(), self._source.next_due() if self._home.inline else None)
+        """Seconds to wait: until something falls due by time alone, at most *until*; ``None`` for ever."""
+        with self._lock:
+            dues = [until, self._ledger.next_due()]
+            if self._home.inline:  # where nobody else looks at the clock
+                dues += self._ledger.next_deadline(), self._source.next_due() if self._ledger.room(None) else None
         first = min(due for due in dues if due is not None)
         return None if first == math.inf else first - time.monotonic()
 

@@ -1,9 +1,9 @@
 """The SQLite backend: a durable broker in one file, shared by the processes of one machine.
 
-:mod:`.client` says what it promises, :mod:`.driver` and :mod:`.watch` are its asynchronous side; :mod:`.schema`,
-:mod:`.store` and :mod:`.subscription` are the SQL, synchronous, each call one transaction.
+``driver`` and ``watch`` are its asynchronous side; ``schema``, ``store`` and ``subscription`` are the SQL, synchronous.
 """
 
-from events_core.backends.sqlite.client import SQLiteClient, SQLiteOptions
+from events_core.backends.sqlite.client import SQLiteClient
+from events_core.backends.sqlite.options import SQLiteOptions
 
 __all__ = ["SQLiteClient", "SQLiteOptions"]

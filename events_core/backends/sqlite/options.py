@@ -39,7 +39,8 @@ class SQLiteOptions(CommonOptions):
 
     path: str = option(help="File that holds the topics; created, but not its directory, where create=all.")
     create: Literal["never", "subscription", "all"] = option(
-        default="all", help="What may be created when it is missing: nothing, the subscription, or topic and file as well."
+        default="all",
+        help="What may be created when it is missing: nothing, the subscription, or the file and topic as well.",
     )
     durability: Literal["full", "normal"] = option(
         default="full", help="What is confirmed survives a power loss, or, faster, only the crash of a process."
@@ -48,10 +49,10 @@ class SQLiteOptions(CommonOptions):
         default=None,
         minimum=0,
         unit="seconds",
-        help="How long the topic keeps messages for subscriptions yet to come; unset leaves what the file says, at first 0.",
+        help="How long the topic keeps messages for subscriptions yet to come; unset leaves it as it is, 0 at first.",
     )
-    lease: float = option(
-        default=30.0, minimum=1, unit="seconds", help="How long the messages of a process that died stay with it."
+    session_timeout: float = option(
+        default=15.0, minimum=1, unit="seconds", help="How soon what a dead process held goes to others."
     )
 
 
@@ -62,6 +63,5 @@ def capabilities_of(options: SQLiteOptions) -> Capabilities:
         FULL_CAPABILITIES,
         durable="power_loss" if safe else "process_crash",
         ordering="none" if options.ordering is False else "subscription",
-        dead_letter=options.dead_letter_topic is not None,
         exactly_once=safe,  # a power loss may take back the last acknowledgements
     )

@@ -25,8 +25,8 @@ LEASED = 1
 BLOCKED = 2
 """Behind others of its key."""
 
-APPLICATION_ID = 0x65767473
-"""``evts``: tells this application's files from others' (sqlite.org/pragma.html#pragma_application_id)."""
+APPLICATION_ID = 0x65766E74
+"""``evnt``: tells this application's files from others' (sqlite.org/pragma.html#pragma_application_id)."""
 VERSION = 1
 
 _TABLES = f"""
@@ -91,7 +91,8 @@ def open_file(path: str, *, create: bool, durability: Literal["full", "normal"])
     try:
         if not _is_ours_now(connection, path):
             if not create:
-                raise BrokerError(f"the file {path!r} is empty; set create=all to make topics in it", ErrorCode.NOT_FOUND)
+                text = f"the file {path!r} is empty; set create=all to make topics in it"
+                raise BrokerError(text, ErrorCode.NOT_FOUND)
             _create(connection, path)
         _configure(connection, path, durability)
     except BaseException:
@@ -146,7 +147,7 @@ def _configure(connection: sqlite3.Connection, path: str, durability: Literal["f
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise BrokerError(
-            f"the file {path!r} cannot have a write-ahead log (journal_mode is {mode!r}); put it on a local file system",
+            f"the file {path!r} cannot have a write-ahead log, its journal_mode is {mode!r}; put it on a local disk",
             ErrorCode.INVALID,
         )
     connection.execute(f"PRAGMA journal_size_limit = {_LOG_SIZE}")

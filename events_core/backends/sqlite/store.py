@@ -6,10 +6,10 @@ Synchronous, each method one transaction.
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from events_core import ErrorCode, EventMessage
 from events_core.backends.sqlite.options import SQLiteOptions
@@ -27,6 +27,14 @@ NEEDED = """EXISTS (
     ))
 )"""
 """Whether a subscription has yet to deliver, or to settle, the message ``m``."""
+
+_LOOKED_AT = f"""
+    SELECT m.id, m.publish_time, {NEEDED} FROM messages AS m
+    WHERE m.topic_id = ? AND m.id > ?
+        AND m.id <= ifnull((SELECT min(cursor) FROM subscriptions WHERE topic_id = ?), {2**63 - 1})
+    ORDER BY m.id LIMIT ?
+"""
+"""Messages that every subscription has looked at."""
 
 
 class Store:
@@ -85,7 +93,7 @@ class Store:
 
     def version(self) -> int:
         """A number that another one replaces when another connection has changed the file."""
-        return self._value("PRAGMA data_version")
+        return int(self._value("PRAGMA data_version"))
 
     def ping(self) -> None:
         """Read the topic."""
@@ -99,7 +107,7 @@ class Store:
 
     def find_topic(self, name: str) -> int:
         """Id of the topic *name*, created where options allow."""
-        found = self._value("SELECT id FROM topics WHERE project = ? AND name = ?", (self._project, name))
+        found: int | None = self._value("SELECT id FROM topics WHERE project = ? AND name = ?", (self._project, name))
         if found is not None:
             return found
         if self.options.create != "all":
@@ -116,7 +124,7 @@ class Store:
 
         :param expires_at: until when it is kept if it is ephemeral and its receiver vanishes.
         """
-        found = self._value("SELECT id FROM subscriptions WHERE topic_id = ? AND name = ?", (self.topic_id, name))
+        found = self._subscription_id(name)
         if found is not None:
             return found
         if self.options.create == "never" and expires_at is None:
@@ -152,19 +160,28 @@ class Store:
 
     def drop_subscription(self, subscription_id: int) -> None:
         """Delete a subscription with all it has not delivered."""
-        for table, column in (("deliveries", "subscription_id"), ("sessions", "subscription_id"), ("subscriptions", "id")):
+        for table, column in (
+            ("deliveries", "subscription_id"),
+            ("sessions", "subscription_id"),
+            ("subscriptions", "id"),
+        ):
             self.connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (subscription_id,))
 
+    def _subscription_id(self, name: str) -> int | None:
+        found: int | None = self._value(
+            "SELECT id FROM subscriptions WHERE topic_id = ? AND name = ?", (self.topic_id, name)
+        )
+        return found
+
     def _last_id(self) -> int:
-        return self._value("SELECT seq FROM sqlite_sequence WHERE name = 'messages'") or 0
+        return int(self._value("SELECT seq FROM sqlite_sequence WHERE name = 'messages'") or 0)
 
     def _retention(self) -> float:
-        return self._value("SELECT retention FROM topics WHERE id = ?", (self.topic_id,)) or 0.0
+        return float(self._value("SELECT retention FROM topics WHERE id = ?", (self.topic_id,)))
 
-    def _value(self, query: str, parameters: Sequence[object] = ()) -> int | None:
+    def _value(self, query: str, parameters: Sequence[object] = ()) -> Any:
         row = self.connection.execute(query, parameters).fetchone()
-        value: int | None = None if row is None else row[0]
-        return value
+        return None if row is None else row[0]
 
     # Whole transactions
 
@@ -177,7 +194,7 @@ class Store:
     def delete_subscription(self, name: str) -> None:
         """Delete the subscription *name*."""
         with self.transaction():
-            found = self._value("SELECT id FROM subscriptions WHERE topic_id = ? AND name = ?", (self.topic_id, name))
+            found = self._subscription_id(name)
             if found is None:
                 raise BrokerError(
                     f"topic {self.topic_name!r} has no subscription {name!r}; nothing was deleted", ErrorCode.NOT_FOUND
@@ -197,10 +214,7 @@ class Store:
             lapsed = "SELECT id FROM subscriptions WHERE topic_id = ? AND expires_at < ?"
             for (subscription_id,) in self.connection.execute(lapsed, (self.topic_id, now)).fetchall():
                 self.drop_subscription(subscription_id)
-            seen = self.connection.execute(
-                f"SELECT m.id, m.publish_time, {NEEDED} FROM messages AS m WHERE m.topic_id = ? AND m.id > ? LIMIT ?",
-                (self.topic_id, self._swept, SWEEP),
-            ).fetchall()
+            seen = self.connection.execute(_LOOKED_AT, (self.topic_id, self._swept, self.topic_id, SWEEP)).fetchall()
             oldest_kept = now - self._retention()
             doomed = [(number,) for number, published, needed in seen if published <= oldest_kept and not needed]
             self.connection.executemany("DELETE FROM messages WHERE id = ?", doomed)
