@@ -129,6 +129,8 @@ class EngineClient(EventClient):
     async def _send(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         self._check()
         try:
+            if self._home.inline:
+                return await self._send_inline(messages)
             call = self._publisher.submit(messages)
         except EventError as error:
             raise error.located(self._backend, self._topic_name) from error.__cause__
@@ -141,6 +143,14 @@ class EngineClient(EventClient):
                 if not isinstance(error, BrokerError):
                     raise
         return await self._publisher.outcome(call)
+
+    async def _send_inline(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        if not self._opened:
+            try:
+                await self._open(time.monotonic() + self._options.send_timeout)
+            except BrokerError as error:
+                return [error] * len(messages)
+        return self._publisher.send_inline(messages)
 
     def _partly(self, results: Sequence[str | BrokerError], failed: Sequence[BrokerError]) -> EventError:
         first = next((error for error in failed if error.code is not ErrorCode.NOT_ATTEMPTED), failed[0])

@@ -56,6 +56,17 @@ class State(enum.Enum):
     RETURNED = enum.auto()
 
 
+class Outcome(enum.Enum):
+    """What becomes of a delivery."""
+
+    ACK = enum.auto()
+    """Done; the message leaves the subscription."""
+    NACK = enum.auto()
+    """Failed; a counted attempt.  Comes again, or is dead-lettered when it failed too often."""
+    RETURN = enum.auto()
+    """Never the message's fault: comes again at once, uncounted where the broker can, and is never dead-lettered."""
+
+
 @attrs.define(eq=False)
 class Delivery:
     """One hand-over of a message, as :meth:`Source.fetch` returns it.
@@ -76,8 +87,10 @@ class Delivery:
     """As :func:`~events_core.engine.message_size` counts; 0 lets the engine count."""
     state: State = attrs.field(default=State.BUFFERED, init=False)
     owner: object = attrs.field(default=None, init=False)
-    errand: Any = attrs.field(default=None, init=False)
-    """What is under way at the broker."""
+    outcome: Outcome | None = attrs.field(default=None, init=False)
+    """What it is being settled as."""
+    errand: object = attrs.field(default=None, init=False)
+    """The request that settles it."""
     nacks: int = attrs.field(default=0, init=False)
     """Failures that only this receiver knows of."""
     order: int = attrs.field(default=0, init=False)
@@ -87,17 +100,6 @@ class Delivery:
     """When the receiver gives it up (R6)."""
     lease_until: float = attrs.field(default=0.0, init=False)
     """When the broker would deliver it again."""
-
-
-class Outcome(enum.Enum):
-    """What becomes of a delivery."""
-
-    ACK = enum.auto()
-    """Done; the message leaves the subscription."""
-    NACK = enum.auto()
-    """Failed; a counted attempt.  Comes again, or is dead-lettered when it failed too often."""
-    RETURN = enum.auto()
-    """Never the message's fault: comes again at once, uncounted where the broker can, and is never dead-lettered."""
 
 
 class Settlement(NamedTuple):

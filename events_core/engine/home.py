@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from events_core.engine.waiting import Waiter
 
-__all__ = ["Home", "InlineHome", "LoopThread"]
+__all__ = ["Home", "InlineHome", "LoopThread", "step"]
 
 T = TypeVar("T")
 

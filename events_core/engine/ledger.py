@@ -85,7 +85,7 @@ class Ledger:
         """Buffer what was fetched; a redelivery of what is here already only brings a newer token (R7)."""
         for delivery in deliveries:
             known = self._live.get(delivery.message_id)
-            if known is not None and not (known.state is State.SETTLING and known.errand.outcome is Outcome.NACK):
+            if known is not None and not (known.state is State.SETTLING and known.outcome is Outcome.NACK):
                 known.token, known.lease_until = delivery.token, delivery.lease_until
                 self.duplicates += 1
             else:
@@ -151,13 +151,12 @@ class Ledger:
             it cannot be.
         """
         if delivery.state is State.SETTLING:
-            same = delivery.errand.outcome is outcome
-            return [] if same else _already_settled(delivery, delivery.errand.outcome)
+            return [] if delivery.outcome is outcome else _already_settled(delivery, delivery.outcome)
         if delivery.state is not State.HELD:
             return _verdict(delivery, outcome)
         if outcome is Outcome.NACK and delivery.ordering_key is not None:
             return self._nack_run(delivery, delay, now)
-        delivery.state = State.SETTLING
+        delivery.state, delivery.outcome = State.SETTLING, outcome
         return [Settlement(delivery, outcome, delay)]
 
     def _nack_run(self, delivery: Delivery, delay: float | None, now: float) -> list[Settlement]:
@@ -167,7 +166,7 @@ class Ledger:
         if self._local and not self.closing:
             self._redeliver([delivery, *later], delay, now)
             return []
-        delivery.state = State.SETTLING
+        delivery.state, delivery.outcome = State.SETTLING, Outcome.NACK
         return [Settlement(delivery, Outcome.NACK, delay), *self._give_back(later, delivery.ordering_key)]
 
     def _successors(self, delivery: Delivery, key: str) -> list[Delivery]:
@@ -319,7 +318,7 @@ def _verdict(delivery: Delivery, outcome: Outcome) -> list[Settlement] | BrokerE
     return _already_settled(delivery, Outcome.ACK if over is State.ACKNOWLEDGED else Outcome.NACK)
 
 
-def _already_settled(delivery: Delivery, outcome: Outcome) -> BrokerError:
+def _already_settled(delivery: Delivery, outcome: Outcome | None) -> BrokerError:
     word = "acknowledged" if outcome is Outcome.ACK else "nacked"
     return BrokerError(f"message {delivery.message_id!r} was already {word}", ErrorCode.ALREADY_SETTLED)
 

@@ -12,7 +12,7 @@ from typing import Any
 from events_core.engine.backoff import Backoff
 from events_core.engine.batching import Batch, Batcher, Call, Entry
 from events_core.engine.driver import BrokerError, Driver
-from events_core.engine.home import Home
+from events_core.engine.home import Home, step
 from events_core.engine.limits import measure
 from events_core.engine.link import Link
 from events_core.engine.waiting import Waiter
@@ -74,6 +74,18 @@ class Publisher:
             self._arriving.append(call)
             self._admit()
         return call
+
+    def send_inline(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        """Check and send *messages* at once: an inline driver has nothing to gather, retry or wait for."""
+        sizes = [self._measured(index, message) for index, message in enumerate(messages)]
+        if self.closed:
+            raise EventRuntimeError("the client is closed", code=ErrorCode.CLOSED)
+        if self._options.publish_on_limit == "error":
+            self._refuse_beyond_bounds(len(sizes), sum(sizes))
+        try:
+            return step(self._driver.publish(messages))
+        except BrokerError as error:
+            return [error] * len(messages)
 
     async def outcome(self, call: Call) -> Sequence[str | BrokerError]:
         """Wait until the fate of every message of *call* is known: at the latest when its time is up."""
@@ -191,8 +203,7 @@ class Publisher:
         finally:
             with self._lock:
                 self._batcher.release(batch)
-            if not self._home.inline:  # where the loop of _pump goes on by itself
-                self._pump()
+            self._pump()
 
     async def _publish(self, entries: Iterable[Entry]) -> None:
         """Send *entries* until each has its outcome, or nobody waits for it."""
@@ -215,12 +226,9 @@ class Publisher:
                 self._settle(sendable, results)
 
     async def _request(self, entries: Sequence[Entry]) -> Sequence[str | BrokerError]:
-        messages = [entry.message for entry in entries]
-        if self._home.inline:
-            return await self._driver.publish(messages)
         try:
             async with asyncio.timeout(self._options.send_timeout):
-                return await self._driver.publish(messages)
+                return await self._driver.publish([entry.message for entry in entries])
         except TimeoutError as error:
             raise self._timed_out(error) from error
         except (BrokerError, asyncio.CancelledError):

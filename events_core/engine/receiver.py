@@ -17,7 +17,7 @@ from events_core.engine.driver import BrokerError, Delivery, Outcome, Source
 from events_core.engine.home import Home, step
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
-from events_core.engine.settler import Errand, Settler, Ticket
+from events_core.engine.settler import Settler, Ticket
 from events_core.engine.translation import translate
 from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom
 from events_core.errors import AcknowledgeError, ErrorCode, EventError, EventRuntimeError, ReceiveError
@@ -363,16 +363,19 @@ class EngineReceiver(EventReceiver):
                 raise self._locate(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
             now = time.monotonic()
             self._settler.enqueue(self._ledger.expire(now))
-            errands = [errand for target in targets for errand in self._begin(target, outcome, delay, now, ticket)]
-        await self._settler.finished(ticket, errands)
-        if not errands:
+            for target in targets:
+                self._begin(target, outcome, delay, now, ticket)
+            if self._home.inline:
+                self._settler.settle_inline(ticket)
+        await self._settler.finished(ticket)
+        if not ticket.errands:
             self._progressed()
         if ticket.failed:
             raise self._failed(ticket.failed, single)
 
     def _begin(
         self, target: ReceivedMessage | str, outcome: Outcome, delay: float | None, now: float, ticket: Ticket
-    ) -> list[Errand]:
+    ) -> None:
         delivery = self._ledger.find(target)
         if delivery is None:
             message_id = target if isinstance(target, str) else target.message_id
@@ -381,18 +384,15 @@ class EngineReceiver(EventReceiver):
                 "receiver that received it",
                 ErrorCode.NOT_FOUND,
             )
-            return []
+            return
         begun = self._ledger.begin(delivery, outcome, delay, now)
         if isinstance(begun, BrokerError):
             ticket.failed[delivery.message_id] = begun
-            return []
-        self._settler.enqueue(begun)
-        errand = delivery.errand
-        if errand is None or ticket in errand.tickets:
-            return []
-        errand.tickets.append(ticket)
-        ticket.pending += 1
-        return [errand]
+        elif self._home.inline:
+            ticket.settlements += begun
+        else:
+            self._settler.enqueue(begun)
+            ticket.join(delivery.errand)
 
     def _progressed(self) -> None:
         """Settlements have ended: a key may be free, there may be room, a close may be waiting for it."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.driver import BrokerError, Outcome, Settlement, Source
-from events_core.engine.home import Home
+from events_core.engine.home import Home, step
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
 from events_core.engine.waiting import Waiter
@@ -21,12 +21,21 @@ __all__ = ["Errand", "Settler", "Ticket"]
 class Ticket:
     """One caller that waits for several settlements."""
 
-    __slots__ = ("failed", "pending", "waiter")
+    __slots__ = ("errands", "failed", "pending", "settlements", "waiter")
 
     def __init__(self) -> None:
+        self.settlements: list[Settlement] = []
+        self.errands: list[Errand] = []
         self.pending = 0
         self.failed: dict[str, BrokerError] = {}
         self.waiter: Waiter | None = None
+
+    def join(self, errand: object) -> None:
+        """Wait for *errand* too, if there is one."""
+        if isinstance(errand, Errand) and self not in errand.tickets:
+            errand.tickets.append(self)
+            self.errands.append(errand)
+            self.pending += 1
 
     def done(self, message_id: str, error: BrokerError | None) -> None:
         """One of them has ended."""
@@ -40,11 +49,10 @@ class Ticket:
 class Errand:
     """One settlement on its way to the broker."""
 
-    __slots__ = ("given_up", "outcome", "settlement", "tickets", "token")
+    __slots__ = ("given_up", "settlement", "tickets", "token")
 
     def __init__(self, settlement: Settlement) -> None:
         self.settlement = settlement
-        self.outcome = settlement.outcome
         self.tickets: list[Ticket] = []
         self.given_up = False
         self.token: object = None
@@ -52,7 +60,7 @@ class Errand:
     @property
     def is_outdated(self) -> bool:
         """Whether the message came again meanwhile: that delivery takes the same outcome (S2)."""
-        return self.outcome is Outcome.ACK and self.settlement.delivery.token is not self.token
+        return self.settlement.outcome is Outcome.ACK and self.settlement.delivery.token is not self.token
 
 
 class Settler:
@@ -92,14 +100,29 @@ class Settler:
             settlement.delivery.errand = errand
             self._queue.append(errand)
 
+    def settle_inline(self, ticket: Ticket) -> None:
+        """Settle at once: an inline source has nothing to gather or wait for.  Under the lock."""
+        if not ticket.settlements:
+            return
+        try:
+            results = step(self._source.settle(ticket.settlements))
+        except BrokerError as error:
+            results = [error] * len(ticket.settlements)
+        for settlement, result in zip(ticket.settlements, results, strict=True):
+            self._ledger.finish(settlement, result)
+            if result is not None and settlement.outcome is not Outcome.RETURN:
+                ticket.failed[settlement.delivery.message_id] = result
+
     def pump(self) -> None:
         """Let the next request leave, unless one is out.  Without the lock."""
         if self._queue and not self._busy:
             self._home.wake(self._start)
 
-    async def finished(self, ticket: Ticket, errands: Sequence[Errand]) -> None:
+    async def finished(self, ticket: Ticket) -> None:
         """Wait for *ticket* until its time is up; what is unsettled by then stays held (S5)."""
         self.pump()
+        if not ticket.pending:
+            return
         with self._lock:
             waiter = ticket.waiter = Waiter() if ticket.pending else None
         if waiter is None:
@@ -107,15 +130,15 @@ class Settler:
         await waiter.wait(self._timeout)
         with self._lock:
             if ticket.pending:
-                self._give_up(ticket, errands)
+                self._give_up(ticket)
 
-    def _give_up(self, ticket: Ticket, errands: Sequence[Errand]) -> None:
+    def _give_up(self, ticket: Ticket) -> None:
         timed_out = BrokerError(
             f"no confirmation within ack_timeout={self._timeout:g} s; the message is still held, settle it again",
             ErrorCode.TIMEOUT,
             retryable=True,
         )
-        for errand in errands:
+        for errand in ticket.errands:
             if errand.settlement.delivery.errand is errand and ticket in errand.tickets:
                 errand.given_up = True
                 self._end(errand, timed_out)

@@ -1,7 +1,7 @@
 """CPU per message of send + receive + acknowledge on memory, beside ``asyncio.Queue`` and Kombu's memory transport.
 
-Run ``python tests/benchmarks/memory_cost.py``; Kombu's rows need ``pip install kombu``.  All rows come from one run, and
-are repeated in turn, since absolute times mean little on a shared machine: compare the ratios.
+Run ``python tests/benchmarks/memory_cost.py``; Kombu's row needs ``pip install kombu``.  All rows come from one run,
+and are repeated in turn, since absolute times mean little on a shared machine: compare the ratios.
 """
 
 from __future__ import annotations
