@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["API_VERSION", "EventClient", "EventReceiver", "Location", "ReceiverStats"]
 
 API_VERSION = 1
-"""Version of this interface.  A backend states the one it was written for as :attr:`EventClient.api_version`."""
+"""Version of this interface.  A backend states the one it was written for as
+:attr:`~events_core.EventClient.api_version`."""
 
 
 class Location(NamedTuple):
@@ -62,7 +63,7 @@ class EventClient(ABC):
     """
 
     api_version: ClassVar[int]
-    """The :data:`API_VERSION` that the backend was written for.
+    """The :data:`~events_core.interface.API_VERSION` that the backend was written for.
 
     Each backend's own class states it as a number: inheriting the core's would make every backend look current."""
 

@@ -109,7 +109,7 @@ class Settlement(NamedTuple):
     outcome: Outcome
     delay: float | None = None
     """For a NACK: seconds until it may come again; ``None`` for the broker's backoff, else
-    :func:`~events_core.engine.backoff.redelivery_delay`."""
+    :func:`~events_core.engine.redelivery_delay`."""
 
 
 class Source(ABC):
