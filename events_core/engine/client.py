@@ -17,7 +17,7 @@ from events_core.engine.link import Link
 from events_core.engine.publisher import Publisher
 from events_core.engine.receiver import EngineReceiver
 from events_core.engine.translation import translate
-from events_core.engine.waiting import SingleFlight
+from events_core.engine.waiting import SingleFlight, WaitingRoom
 from events_core.errors import (
     ConfigurationError,
     ErrorCode,
@@ -181,7 +181,10 @@ class EngineClient(EventClient):
             raise self._translated(error, ReceiveError, connecting=True) from error.__cause__
 
     async def _subscribe(self, name: str | None, ends: float) -> EngineReceiver:
+        waiting = WaitingRoom()
         receiver = EngineReceiver(
+            await self._bounded(self._driver.subscribe(name, waiting.wake), ends, "subscribe"),
+            waiting,
             self._home,
             self._link,
             self._options,
@@ -190,7 +193,6 @@ class EngineClient(EventClient):
             locate=lambda error: error.located(self._backend, self._topic_name),
             forget=self._receivers.discard,
         )
-        receiver.attach(await self._bounded(self._driver.subscribe(name, receiver.wake), ends, "subscribe"))
         self._receivers.add(receiver)
         return receiver
 

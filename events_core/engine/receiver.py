@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from types import MappingProxyType
-from typing import NoReturn
 
 from events_core.capabilities import Capabilities
-from events_core.engine.backoff import Backoff
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Source
-from events_core.engine.home import Home, step
+from events_core.engine.feed import Feed, InlineFeed, PrefetchingFeed
+from events_core.engine.home import Home
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
 from events_core.engine.settler import Settler, Ticket
@@ -38,12 +36,14 @@ FLUSH_TIMEOUT = 5.0
 class EngineReceiver(EventReceiver):
     """The receiver of every backend on the engine.
 
-    One lock guards the ledger.  What the broker sends arrives on the home's loop; what is
-    ready is taken in the caller's thread, when its coroutine runs.
+    One lock guards the ledger.  What the broker sends arrives on the home's loop; what is ready is taken in the
+    caller's thread, when its coroutine runs.
     """
 
     def __init__(
         self,
+        source: Source,
+        waiting: WaitingRoom,
         home: Home,
         link: Link,
         options: CommonOptions,
@@ -53,36 +53,20 @@ class EngineReceiver(EventReceiver):
         locate: Callable[[EventError], EventError],
         forget: Callable[[EngineReceiver], None],
     ) -> None:
-        """Nothing happens before :meth:`attach`.
+        """Begin to receive from *source*; at home.
 
+        :param waiting: where receives wait; the source wakes them.
         :param check: raises when the process is a forked child.
         :param locate: fills backend and topic into an error.
         :param forget: tells the client that this receiver has closed.
         """
+        self._source = source
+        self._waiting = waiting
         self._home = home
-        self._link = link
-        self._options = options
-        self._settle_limit = settle_limit
         self._check = check
         self._locate = locate
         self._forget = forget
         self._lock = threading.Lock()
-        self._waiting = WaitingRoom()
-        self._failure: EventError | None = None
-        self._closing = False
-        self._closed = False
-        self._shutting = SingleFlight(home.call)
-        self._empty: Waiter | None = None
-        self._last_message = math.nan
-        self._last_alive = math.nan
-        self._tasks: list[asyncio.Task[None]] = []
-        self._lost = False
-        self._reconnects = 0
-
-    def attach(self, source: Source) -> None:
-        """Begin to receive from *source*.  At home."""
-        self._source = source
-        options = self._options
         self._ledger = Ledger(
             max_messages=options.max_outstanding_messages,
             max_bytes=options.max_outstanding_bytes,
@@ -90,19 +74,20 @@ class EngineReceiver(EventReceiver):
             redelivers_locally=source.redelivers_locally,
         )
         self._settler = Settler(
-            source,
-            self._ledger,
-            self._home,
-            self._link,
-            self._lock,
-            limit=self._settle_limit,
-            timeout=options.ack_timeout,
+            source, self._ledger, home, link, self._lock, limit=settle_limit, timeout=options.ack_timeout
         )
         self._settler.on_progress = self._progressed
-        if not self._home.inline:
-            self._room = asyncio.Event()
-            self._starving = False
-            self._tasks = [asyncio.ensure_future(self._fetch_forever()), asyncio.ensure_future(self._keep_leases())]
+        self._feed: Feed = (
+            InlineFeed(source, self._ledger)
+            if home.inline
+            else PrefetchingFeed(
+                source, self._ledger, self._settler, home, link, self._lock, waiting, options.max_lease_duration
+            )
+        )
+        self._closing = False
+        self._closed = False
+        self._shutting = SingleFlight(home.call)
+        self._empty: Waiter | None = None
 
     @property
     def subscription(self) -> str:
@@ -120,10 +105,10 @@ class EngineReceiver(EventReceiver):
                 held=self._ledger.held,
                 buffered=self._ledger.buffered,
                 blocked_keys=len(self._ledger.blocked_keys()),
-                reconnects=self._reconnects,
+                reconnects=self._feed.reconnects,
                 duplicates=self._ledger.duplicates,
-                last_message_age=None if math.isnan(self._last_message) else now - self._last_message,
-                last_alive_age=None if math.isnan(self._last_alive) else now - self._last_alive,
+                last_message_age=_age(self._feed.last_message, now),
+                last_alive_age=_age(self._feed.last_alive, now),
             )
 
     # Receiving
@@ -166,54 +151,22 @@ class EngineReceiver(EventReceiver):
                 raise self._locate(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
             now = time.monotonic()
             self._settler.enqueue(self._ledger.expire(now))
-            taken = self._fetch_inline(limit, now) if self._home.inline else self._ledger.take(limit, now)
-            if not taken and self._failure is not None:
-                self._raise_failure()
-            more = bool(taken) and (self._home.inline or self._ledger.ready(now))
-            feed = not self._home.inline and self._wants_food()
+            try:
+                taken = self._feed.take(limit, now)
+            except BrokerError as error:
+                raise self._locate(translate(error, ReceiveError)) from error.__cause__
+            more = bool(taken) and self._feed.may_have_more(now)
         if more:
             self._waiting.wake()
-        if feed:
-            self._home.wake(self._room.set)
         self._settler.pump()
         return taken
-
-    def _raise_failure(self) -> NoReturn:
-        failure, self._failure = self._failure, None
-        assert failure is not None
-        self._home.wake(self._room.set)  # the next call tries again
-        raise failure
-
-    def _fetch_inline(self, limit: int, now: float) -> Sequence[Delivery]:
-        room = min(limit, self._ledger.room(None))
-        if room < 1:
-            return []
-        try:
-            deliveries = step(self._source.fetch(room))
-        except BrokerError as error:
-            raise self._locate(translate(error, ReceiveError)) from error.__cause__
-        self._last_alive = now
-        if deliveries:
-            self._last_message = now
-            self._ledger.hold(deliveries, now)
-        return deliveries
-
-    def _wants_food(self) -> bool:
-        """Whether the task that fetches sits waiting for room that there is now."""
-        return self._starving and self._ledger.room(self._source.prefetch) > 0
 
     def _patience(self, until: float) -> float | None:
         """Seconds to wait: until something falls due by time alone, at most *until*; ``None`` for ever."""
         with self._lock:
-            dues = [until, self._ledger.next_due()]
-            if self._home.inline:  # where nobody else looks at the clock
-                dues += self._ledger.next_deadline(), self._source.next_due() if self._ledger.room(None) else None
-        first = min(due for due in dues if due is not None)
+            due = self._feed.next_due()
+        first = until if due is None else min(until, due)
         return None if first == math.inf else first - time.monotonic()
-
-    def wake(self) -> None:
-        """Something may be ready; from any thread, under any lock."""
-        self._waiting.wake()
 
     async def _warn_if_blocked(self) -> None:
         with self._lock:
@@ -234,86 +187,6 @@ class EngineReceiver(EventReceiver):
 
     def __aiter__(self) -> AsyncIterator[ReceivedMessage]:
         return _Messages(self)
-
-    # At home
-
-    async def _fetch_forever(self) -> None:
-        backoff = Backoff()
-        while not self._closing:
-            limit = await self._await_room()
-            try:
-                deliveries = await self._source.fetch(limit)
-            except BrokerError as error:
-                if error.retryable:
-                    self._lost = True
-                    self._link.down(error)
-                    await asyncio.sleep(next(backoff))
-                else:
-                    await self._fail(error)
-            except Exception as error:
-                _log.exception("%s: the backend failed to fetch", self.subscription)
-                failure = BrokerError(f"the backend failed: {error!r}", ErrorCode.INTERNAL)
-                failure.__cause__ = error
-                await self._fail(failure)
-            else:
-                backoff.reset()
-                self._arrived(deliveries)
-
-    def _arrived(self, deliveries: Sequence[Delivery]) -> None:
-        now = self._last_alive = time.monotonic()
-        self._link.up()
-        self._reconnects += self._lost
-        self._lost = False
-        if not deliveries:
-            return
-        self._last_message = now
-        with self._lock:
-            for delivery in deliveries:
-                delivery.lease_until = math.inf if self._source.lease is None else now + self._source.lease
-            self._ledger.arrive(deliveries, now)
-        self._waiting.wake()
-
-    async def _await_room(self) -> int:
-        while True:
-            with self._lock:
-                room = self._ledger.room(self._source.prefetch)
-                self._starving = room < 1
-                if room > 0:
-                    return room
-                self._room.clear()
-            await self._room.wait()
-
-    async def _fail(self, error: BrokerError) -> None:
-        """Let a receive raise *error*; go on when one has."""
-        with self._lock:
-            self._failure = self._locate(translate(error, ReceiveError))
-            self._room.clear()
-        self._waiting.wake_all()
-        await self._room.wait()
-
-    async def _keep_leases(self) -> None:
-        """Renew what the broker would deliver again, give back what is held too long (R6)."""
-        lease = self._source.lease
-        pause = min(self._options.max_lease_duration / 8, 5.0 if lease is None else lease / 6)
-        while True:
-            await asyncio.sleep(pause)
-            now = time.monotonic()
-            with self._lock:
-                self._settler.enqueue(self._ledger.expire(now))
-                renewals = self._ledger.renewals(now + lease / 2) if lease is not None else []
-            self._settler.pump()
-            if renewals and lease is not None:
-                await self._renew(renewals, lease)
-
-    async def _renew(self, deliveries: Sequence[Delivery], lease: float) -> None:
-        asked = time.monotonic()
-        try:
-            await self._source.extend(deliveries)
-        except Exception as error:
-            _log.debug("%s: leases not renewed, trying again: %r", self.subscription, error)
-            return
-        for delivery in deliveries:
-            delivery.lease_until = asked + lease
 
     # Settling
 
@@ -397,10 +270,8 @@ class EngineReceiver(EventReceiver):
     def _progressed(self) -> None:
         """Settlements have ended: a key may be free, there may be room, a close may be waiting for it."""
         with self._lock:
-            feed = not self._home.inline and self._wants_food()
+            self._feed.refill()
         self._waiting.wake()
-        if feed:
-            self._home.wake(self._room.set)
         waiter = self._empty
         if waiter is not None:
             waiter.wake()
@@ -430,8 +301,7 @@ class EngineReceiver(EventReceiver):
     async def _shut(self, timeout: float) -> None:
         """C1, in order: stop fetching, give back what is free, wait for what is held, give back the rest."""
         ends = time.monotonic() + timeout
-        for task in self._tasks[:1]:
-            await _cancelled(task)
+        await self._feed.stop_fetching()
         with self._lock:
             self._settler.enqueue(self._ledger.close())
         self._settler.pump()
@@ -455,8 +325,7 @@ class EngineReceiver(EventReceiver):
             await waiter.wait(ends - time.monotonic())
 
     async def _release(self) -> None:
-        for task in self._tasks[1:]:
-            await _cancelled(task)
+        await self._feed.stop()
         try:
             await self._source.close()
         except Exception as error:
@@ -483,11 +352,8 @@ class _Messages(AsyncIterator[ReceivedMessage]):
         return message
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("a task of the receiver had died: %r", task.exception())
+def _age(instant: float, now: float) -> float | None:
+    return None if math.isnan(instant) else now - instant
 
 
 def _some(ids: Sequence[str]) -> str:

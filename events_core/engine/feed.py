@@ -1,0 +1,226 @@
+"""Where a receiver's deliveries come from: straight from an inline source, or fetched ahead by a task at home."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from events_core.engine.backoff import Backoff
+from events_core.engine.driver import BrokerError, Delivery, Source
+from events_core.engine.home import Home, step
+from events_core.engine.ledger import Ledger
+from events_core.engine.link import Link
+from events_core.engine.settler import Settler
+from events_core.engine.waiting import WaitingRoom
+from events_core.errors import ErrorCode
+
+__all__ = ["Feed", "InlineFeed", "PrefetchingFeed"]
+
+_log = logging.getLogger("events_core.receiver")
+
+
+class Feed(ABC):
+    """Fills a ledger; its methods are called under the receiver's lock, but for the coroutines."""
+
+    def __init__(self, source: Source, ledger: Ledger) -> None:
+        self._source = source
+        self._ledger = ledger
+        self.last_message = math.nan
+        self.last_alive = math.nan
+        self.reconnects = 0
+
+    @abstractmethod
+    def take(self, limit: int, now: float) -> Sequence[Delivery]:
+        """Hand out up to *limit* deliveries.
+
+        :raises BrokerError: what retrying cannot mend, where nothing is at hand; the next call tries again.
+        """
+
+    @abstractmethod
+    def may_have_more(self, now: float) -> bool:
+        """Whether another :meth:`take` may find something now."""
+
+    @abstractmethod
+    def next_due(self) -> float | None:
+        """When :meth:`take` may find something by time alone."""
+
+    def refill(self) -> None:
+        """There may be room again."""
+
+    async def stop_fetching(self) -> None:
+        """Fetch nothing more; at home."""
+
+    async def stop(self) -> None:
+        """Let go of leases too; at home, after :meth:`stop_fetching`."""
+
+
+class InlineFeed(Feed):
+    """Nothing is fetched ahead: a message goes to the call that takes it."""
+
+    def take(self, limit: int, now: float) -> Sequence[Delivery]:
+        room = min(limit, self._ledger.room(None))
+        if room < 1:
+            return []
+        deliveries = step(self._source.fetch(room))
+        self.last_alive = now
+        if deliveries:
+            self.last_message = now
+            self._ledger.hold(deliveries, now)
+        return deliveries
+
+    def may_have_more(self, now: float) -> bool:
+        return True
+
+    def next_due(self) -> float | None:
+        # Nobody else looks at the clock.  A full receiver waits for its own deliveries alone.
+        expires = self._ledger.next_deadline()
+        due = self._source.next_due() if self._ledger.room(None) else None
+        return min((each for each in (expires, due) if each is not None), default=None)
+
+
+class PrefetchingFeed(Feed):
+    """A task fetches while there is room, another keeps the leases of what it fetched."""
+
+    def __init__(
+        self,
+        source: Source,
+        ledger: Ledger,
+        settler: Settler,
+        home: Home,
+        link: Link,
+        lock: threading.Lock,
+        waiting: WaitingRoom,
+        max_lease_duration: float,
+    ) -> None:
+        """Start; at home."""
+        super().__init__(source, ledger)
+        self._settler = settler
+        self._home = home
+        self._link = link
+        self._lock = lock
+        self._waiting = waiting
+        self._max_lease = max_lease_duration
+        self._failure: BrokerError | None = None
+        self._lost = False
+        self._starving = False
+        self._go_on = asyncio.Event()
+        self._fetching = asyncio.ensure_future(self._fetch_forever())
+        self._keeping = asyncio.ensure_future(self._keep_leases())
+
+    def take(self, limit: int, now: float) -> Sequence[Delivery]:
+        taken = self._ledger.take(limit, now)
+        if not taken and self._failure is not None:
+            failure, self._failure = self._failure, None
+            self._home.wake(self._go_on.set)
+            raise failure
+        self.refill()
+        return taken
+
+    def may_have_more(self, now: float) -> bool:
+        return self._ledger.ready(now)
+
+    def next_due(self) -> float | None:
+        return self._ledger.next_due()
+
+    def refill(self) -> None:
+        if self._starving and self._ledger.room(self._source.prefetch) > 0:
+            self._starving = False
+            self._home.wake(self._go_on.set)
+
+    # At home
+
+    async def _fetch_forever(self) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                deliveries = await self._source.fetch(await self._room())
+            except BrokerError as error:
+                if error.retryable:
+                    self._lost = True
+                    self._link.down(error)
+                    await asyncio.sleep(next(backoff))
+                else:
+                    await self._fail(error)
+            except Exception as error:
+                _log.exception("%s: the backend failed to fetch", self._source.subscription)
+                failure = BrokerError(f"the backend failed: {error!r}", ErrorCode.INTERNAL)
+                failure.__cause__ = error
+                await self._fail(failure)
+            else:
+                backoff.reset()
+                self._arrived(deliveries)
+
+    async def _room(self) -> int:
+        """Wait until there is room; how much."""
+        while True:
+            with self._lock:
+                room = self._ledger.room(self._source.prefetch)
+                self._starving = room < 1
+                self._go_on.clear()
+            if room > 0:
+                return room
+            await self._go_on.wait()
+
+    def _arrived(self, deliveries: Sequence[Delivery]) -> None:
+        now = self.last_alive = time.monotonic()
+        self._link.up()
+        self.reconnects += self._lost
+        self._lost = False
+        if not deliveries:
+            return
+        self.last_message = now
+        with self._lock:
+            for delivery in deliveries:
+                delivery.lease_until = math.inf if self._source.lease is None else now + self._source.lease
+            self._ledger.arrive(deliveries, now)
+        self._waiting.wake()
+
+    async def _fail(self, error: BrokerError) -> None:
+        """Let a receive raise *error*; go on when one has."""
+        with self._lock:
+            self._failure = error
+            self._go_on.clear()
+        self._waiting.wake_all()
+        await self._go_on.wait()
+
+    async def _keep_leases(self) -> None:
+        """Renew what the broker would deliver again, give back what is held too long (R6)."""
+        lease = self._source.lease
+        pause = min(self._max_lease / 8, 5.0 if lease is None else lease / 6)
+        while True:
+            await asyncio.sleep(pause)
+            now = time.monotonic()
+            with self._lock:
+                self._settler.enqueue(self._ledger.expire(now))
+                renewals = self._ledger.renewals(now + lease / 2) if lease is not None else []
+            self._settler.pump()
+            if renewals and lease is not None:
+                await self._renew(renewals, lease)
+
+    async def _renew(self, deliveries: Sequence[Delivery], lease: float) -> None:
+        asked = time.monotonic()
+        try:
+            await self._source.extend(deliveries)
+        except Exception as error:
+            _log.debug("%s: leases not renewed, trying again: %r", self._source.subscription, error)
+            return
+        for delivery in deliveries:
+            delivery.lease_until = asked + lease
+
+    async def stop_fetching(self) -> None:
+        await _cancelled(self._fetching)
+
+    async def stop(self) -> None:
+        await _cancelled(self._keeping)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("a task of the receiver had died: %r", task.exception())
