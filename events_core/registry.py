@@ -162,7 +162,7 @@ def _import(entry: EntryPoint) -> object:
 
     try:
         return Chosen(entry.group, entry.name).extensions[0].plugin
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a backend must not end the program by being imported
         raise _import_failed(_info(entry), error) from error
 
 
@@ -170,11 +170,11 @@ def _import_target(target: str, info: BackendInfo) -> object:
     module, _, attribute = target.partition(":")
     try:
         return getattr(import_module(module), attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_failed(info, error) from error
 
 
-def _import_failed(info: BackendInfo, error: Exception) -> BackendLoadError:
+def _import_failed(info: BackendInfo, error: BaseException) -> BackendLoadError:
     advice = "reinstall or upgrade it with its dependencies" if info.distribution else "correct the name or the module"
     return BackendLoadError(
         f"the backend {info.name!r} from {info} could not be imported: {type(error).__name__}: {error}; {advice}",

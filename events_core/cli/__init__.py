@@ -7,7 +7,7 @@ traceback.  Every command ends with one of these codes:
 0    done
 1    the operation failed, perhaps in part; the line says what was done
 2    nothing was attempted: arguments, configuration, a file or a backend cannot be used
-3    receive --timeout ran out and no message had come
+3    receive timed out and no message had come
 129  the terminal was closed (SIGHUP)
 130  interrupted (Ctrl-C, SIGINT)
 141  whoever read standard output is gone (a broken pipe)

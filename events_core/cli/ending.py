@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -66,7 +66,7 @@ def _end_by_signal(ending: Ending, number: signal.Signals, code: ExitCode) -> No
 
 
 @asynccontextmanager
-async def opened(config: EventConfig) -> AsyncIterator[EventClient]:
+async def opened(config: EventConfig) -> AsyncGenerator[EventClient, None]:
     """The client of *config*, closed in the end without keeping the user waiting."""
     client = create_client(config)
     try:

@@ -33,6 +33,7 @@ class Lines:
         self.total_bytes = status.st_size if stat.S_ISREG(status.st_mode) else None
         """``None`` where that cannot be known."""
         self.bytes_read = 0
+        self._lines_read = 0
 
     @classmethod
     def of_file(cls, path: str) -> Lines:
@@ -55,11 +56,10 @@ class Lines:
 
         :raises CommandError: when reading fails, or for a line that is too long.
         """
-        number = 1
         async for lines in self._arriving():
             for start in range(0, len(lines), _PORTION_LINES):
-                portion = list(enumerate(lines[start : start + _PORTION_LINES], number))
-                number += len(portion)
+                portion = list(enumerate(lines[start : start + _PORTION_LINES], self._lines_read + 1))
+                self._lines_read += len(portion)
                 yield portion
 
     async def _arriving(self) -> AsyncIterator[list[bytes]]:
@@ -71,7 +71,7 @@ class Lines:
                 rest = bytearray(last)
                 yield [line.removesuffix(b"\r") for line in lines]
             elif len(rest) > _LONGEST_LINE:
-                raise CommandError(f"a line of {self.name} is longer than {_LONGEST_LINE} bytes")
+                raise CommandError(f"line {self._lines_read + 1} of {self.name} is longer than {_LONGEST_LINE} bytes")
         if rest:
             yield [bytes(rest)]
 

@@ -39,7 +39,7 @@ class _Loaded:
             return cls(info, problem=f"importing {info} raised {error!r}")
 
     def as_json(self) -> dict[str, object]:
-        described = attrs.asdict(self.info) | {"error": self.problem or None}
+        described: dict[str, object] = {**attrs.asdict(self.info), "error": self.problem or None}
         if self.cls is not None:
             described["capabilities"] = attrs.asdict(self.cls.full_capabilities)
             described["options"] = [_option_as_json(option) for option in describe_options(self.cls.options_class)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from events_core import EventMessage, ReceivedMessage
 from events_core.options import did_you_mean
@@ -65,7 +65,7 @@ def parse_message(line: bytes, defaults: EventMessage) -> EventMessage | None:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line.decode(), parse_constant=_refuse)
+        value: object = json.loads(line.decode(), parse_constant=_refuse)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start + 1}") from None
     except json.JSONDecodeError as error:
@@ -74,7 +74,7 @@ def _object(line: bytes) -> dict[str, Any]:
         raise ValueError("not usable JSON: nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError('not a JSON object; write {"data": …}')
-    return value
+    return cast("dict[str, Any]", value)
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -99,10 +99,11 @@ def _data(fields: Mapping[str, Any]) -> bytes:
 def _attributes(value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         raise ValueError("'attributes' must be an object of strings")
-    for key, text in value.items():
+    attributes = cast("dict[str, Any]", value)
+    for key, text in attributes.items():
         if not isinstance(text, str):
             raise ValueError(f"attribute {key!r} must be a string")
-    return value
+    return attributes
 
 
 def _ordering_key(value: object) -> str | None:

@@ -33,7 +33,7 @@ _MEANINGS = {
     ExitCode.DONE: "done",
     ExitCode.FAILED: "the operation failed, perhaps in part; the line says what was done",
     ExitCode.UNUSABLE: "nothing was attempted: arguments, configuration, a file or a backend cannot be used",
-    ExitCode.NOTHING: "receive --timeout ran out and no message had come",
+    ExitCode.NOTHING: "receive timed out and no message had come",
     ExitCode.HANGUP: "the terminal was closed (SIGHUP)",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C, SIGINT)",
     ExitCode.READER_GONE: "whoever read standard output is gone (a broken pipe)",

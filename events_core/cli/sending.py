@@ -134,7 +134,8 @@ def _reported(number: int, result: str | EventError, report: Report) -> bytes:
             return dump({"line": number, "message_id": message_id})
         case "json", EventError():
             return dump({"line": number, "error": result.code.value, "detail": str(result)})
-    return b""
+        case _:
+            return b""
 
 
 def _explained(failed: Sequence[tuple[int, EventError]]) -> str:

@@ -219,7 +219,7 @@ class EngineClient(EventClient):
             await self._open(ends, patient=False)
             await self._home.call(self._bounded(self._driver.ping(), ends, "ping"))
         except BrokerError as error:
-            self._link.down(error)
+            self._link.is_up = False  # without a log record: the error tells it
             raise self._translated(error, EventConnectionError) from error.__cause__
         self._link.up()
         return time.monotonic() - began

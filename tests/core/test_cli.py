@@ -1,0 +1,591 @@
+"""The command line, as processes: what goes in, what comes out, and how it ends."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+import events_core.cli
+from events_core.cli.outcome import ExitCode
+
+EVENTS = [sys.executable, "-m", "events_core.cli"]
+URL = "sqlite:events.db/orders?subscription=billing"
+BOUND = 30.0
+
+
+class Shell:
+    """Runs the command line in a directory of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+        self._environ = {**os.environ, "PYTHONPATH": path, "TERM": "xterm"}
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def run(self, *arguments: str, stdin: bytes = b"", code: int = 0) -> subprocess.CompletedProcess[bytes]:
+        """Run to the end; the exit code must be *code*."""
+        command = [*EVENTS, *arguments]
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, cwd=self.folder, env=self._environ, timeout=BOUND, check=False
+        )
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        assert done.returncode == code, done
+        return done
+
+    def fail(self, *arguments: str, stdin: bytes = b"", code: int = 1) -> str:
+        """Run to a failure; returns the one line that says why."""
+        done = self.run(*arguments, stdin=stdin, code=code)
+        lines = done.stderr.decode().splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("events: error: ")
+        return lines[0]
+
+    def start(self, *arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
+        """Run beside the test; ended with it."""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+        process = subprocess.Popen([*EVENTS, *arguments], cwd=self.folder, env=self._environ, bufsize=0, **pipes)
+        self._started.append(process)
+        return process
+
+    def received(self, *arguments: str) -> list[dict[str, Any]]:
+        """All messages that are still in the subscription."""
+        done = self.run("receive", URL, "--json", "--timeout", "0.5", *arguments)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def is_empty(self) -> bool:
+        """Whether nothing is left in the subscription."""
+        return self.run("receive", URL, "--timeout", "0.5", code=3).stdout == b""
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process in self._started:
+            with process:
+                process.kill()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    shell = Shell(tmp_path)
+    yield shell
+    shell.close()
+
+
+def output(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdout is not None
+    return process.stdout
+
+
+def wait_for_output(process: subprocess.Popen[bytes]) -> None:
+    assert select.select([output(process)], [], [], BOUND)[0]
+
+
+def numbers(lines: int) -> bytes:
+    return b"".join(b"%d\n" % number for number in range(lines))
+
+
+# The command itself
+
+
+def test_help_docstring_and_code_agree_on_the_exit_codes(shell: Shell) -> None:
+    """The table of exit codes is the same in the help, in the package and in the code."""
+    expected = {str(code.value): code.meaning for code in ExitCode}
+    for text in (shell.run("--help").stdout.decode(), events_core.cli.__doc__ or ""):
+        assert dict(re.findall(r"^ *(\d+) +(.*\S)$", text, re.MULTILINE)) == expected
+
+
+def test_version(shell: Shell) -> None:
+    """--version names the distribution and its version."""
+    assert re.fullmatch(rb"events-core \d+\.\d+\S*\n", shell.run("--version").stdout)
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
+    """Without click or rich there is one line with the command that installs them."""
+    program = f"import sys; sys.modules[{missing!r}] = None; from events_core.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=BOUND, check=False)
+    assert done.returncode == 2
+    assert done.stderr.decode() == f"events: error: {missing} is not installed: pip install 'events-core[cli]'\n"
+
+
+# Backends
+
+
+def distribution(folder: Path, name: str, entry_points: str) -> None:
+    info = folder / f"{name}-1.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
+    (info / "entry_points.txt").write_text(f"[events_core.backends]\n{entry_points}\n")
+
+
+@pytest.fixture
+def broken(shell: Shell) -> Shell:
+    """An installation with a backend that cannot be imported, one that exits, and two of one name."""
+    (shell.folder / "acme_exits.py").write_text("raise SystemExit(7)")
+    distribution(shell.folder, "acme_gone", "gone = acme_gone:Client\nexits = acme_exits:Client")
+    distribution(shell.folder, "acme_twin", "twin = acme_twin:Client")
+    distribution(shell.folder, "rival_twin", "twin = rival_twin:Client")
+    return shell
+
+
+def test_backends_lists_all_of_them_although_some_are_broken(broken: Shell) -> None:
+    """Each backend has its row with its distribution; why one is broken stands below."""
+    text = broken.run("backends").stdout.decode()
+    rows = [line.split() for line in text.splitlines()]
+    for name in ("memory", "sqlite"):
+        assert any(row[:2] == [name, "events-core"] and row[3:] == ["ok"] for row in rows)
+    assert ["exits", "acme_gone", "1.5", "broken"] in rows
+    assert ["gone", "acme_gone", "1.5", "broken"] in rows
+    assert [row for row in rows if row[:1] == ["twin"]] == [
+        ["twin", "acme_twin", "1.5", "broken"],
+        ["twin", "rival_twin", "1.5", "broken"],
+    ]
+    assert "No module named 'acme_gone'" in text
+    assert "SystemExit(7)" in text
+    assert "rival_twin 1.5" in text
+
+
+def test_backends_as_json(broken: Shell) -> None:
+    """--json tells the same for programs, an object on each line."""
+    found = {entry["name"]: entry for entry in map(json.loads, broken.run("backends", "--json").stdout.splitlines())}
+    assert found["memory"]["error"] is None
+    assert found["memory"]["capabilities"]["ordering"] == "subscription"
+    assert found["memory"]["capabilities"]["limits"]["max_attributes"] == 100
+    assert {"max_lease_duration", "subscription"} <= {option["name"] for option in found["memory"]["options"]}
+    assert "acme_gone" in found["gone"]["error"]
+    assert "options" not in found["gone"]
+
+
+def test_backends_describes_one(shell: Shell) -> None:
+    """With a name come its capabilities, and its options with type, default, range, unit and help."""
+    text = shell.run("backends", "memory").stdout.decode()
+    assert "events-core" in text
+    assert re.search(r"^  ordering +subscription$", text, re.MULTILINE)
+    assert "  max_lease_duration  number, default 3600, at least 0.001, in seconds\n      How long" in text
+    (described,) = shell.run("backends", "memory", "--json").stdout.splitlines()
+    assert json.loads(described)["name"] == "memory"
+
+
+def test_backends_never_shows_a_secret(shell: Shell) -> None:
+    """The default of a secret option is in no listing."""
+    source = """
+        import attrs
+        from events_core.backends.memory import MemoryClient
+        from events_core.options import CommonOptions, option
+
+        @attrs.frozen(kw_only=True)
+        class Options(CommonOptions):
+            token: str = option(help="What opens the door.", default="hush", secret=True)
+
+        class Client(MemoryClient):
+            options_class = Options
+    """
+    (shell.folder / "acme_secret.py").write_text(textwrap.dedent(source))
+    distribution(shell.folder, "acme_secret", "secret = acme_secret:Client")
+    for arguments in (["secret"], ["secret", "--json"], ["--json"]):
+        text = shell.run("backends", *arguments).stdout.decode()
+        assert "What opens the door." in text
+        assert "hush" not in text
+
+
+# Sending
+
+
+def test_data_with_attributes_and_key_arrives(shell: Shell) -> None:
+    """The id printed is the one received, and the message is as it was sent."""
+    sent = shell.run("send", URL, "grüße", "-a", "origin=shop", "--attribute", "x=a=b", "--ordering-key", "k1")
+    (message,) = shell.received()
+    assert message["message_id"] == sent.stdout.decode().strip()
+    assert message["data"] == "grüße"
+    assert message["attributes"] == {"origin": "shop", "x": "a=b"}
+    assert message["ordering_key"] == "k1"
+    assert message["delivery_attempt"] == 1
+    assert message["publish_time"].endswith("+00:00")
+
+
+def test_lines_are_sent_as_their_bytes(shell: Shell) -> None:
+    """Each line is a message, empty ones and the last one without an end too; bytes that are no text survive."""
+    lines = shell.run("send", URL, stdin=b"one\r\n\n\xff\x00\nlast").stdout.splitlines()
+    assert len(set(lines)) == 4
+    assert shell.run("receive", URL, "--limit", "2").stdout == b"one\n\n"
+    binary, last = shell.received()
+    assert base64.b64decode(binary["data_base64"]) == b"\xff\x00"
+    assert "data" not in binary
+    assert last["data"] == "last"
+
+
+NDJSON = [
+    ('{"data": "text"}', "text"),
+    ('{"data": "5"}', "5"),
+    ('{"data": "\\ud83d\\ude00"}', "😀"),
+    ('{"data": 5}', "5"),
+    ('{"data": null}', "null"),
+    ('{"data": {"b": [1, 2.5], "a": "ü"}}', '{"b":[1,2.5],"a":"ü"}'),
+    ('{"data": ""}', ""),
+    ('{"data_base64": "aGk="}', "hi"),
+]
+
+
+def test_ndjson_says_data_as_text_json_or_base64(shell: Shell) -> None:
+    """Text is sent as it is, any other JSON compactly, base64 as the bytes; blank lines are skipped."""
+    file = shell.folder / "in.ndjson"
+    file.write_text("\n\n".join(line for line, _ in NDJSON))
+    assert shell.run("send", URL, "--ndjson", "--file", "in.ndjson", "-q").stdout == b"%d\n" % len(NDJSON)
+    assert [message["data"] for message in shell.received()] == [data for _, data in NDJSON]
+
+
+def test_what_a_line_says_goes_before_the_options(shell: Shell) -> None:
+    """--attribute and --ordering-key are defaults for NDJSON lines."""
+    line = b'{"data": "x", "attributes": {"a": "line"}, "ordering_key": null}\n{"data": "y"}\n'
+    shell.run("send", URL, "-", "--ndjson", "-a", "a=option", "-a", "b=option", "-k", "key", stdin=line)
+    own, default = shell.received()
+    assert (own["attributes"], own["ordering_key"]) == ({"a": "line", "b": "option"}, None)
+    assert (default["attributes"], default["ordering_key"]) == ({"a": "option", "b": "option"}, "key")
+
+
+def test_what_was_received_can_be_sent_again(shell: Shell) -> None:
+    """The lines of receive --json are input for send --ndjson."""
+    shell.run("send", URL, "x", "-a", "a=b", "-k", "k")
+    lines = shell.run("receive", URL, "--json", "--limit", "1").stdout
+    shell.run("send", URL, "--ndjson", stdin=lines)
+    (message,) = shell.received()
+    assert (message["data"], message["attributes"], message["ordering_key"]) == ("x", {"a": "b"}, "k")
+
+
+def test_a_line_is_sent_before_the_input_ends(shell: Shell) -> None:
+    """A slow writer's line does not wait for more lines."""
+    process = shell.start("send", URL)
+    assert process.stdin is not None
+    process.stdin.write(b"first\n")
+    assert output(process).readline().strip()
+    process.stdin.close()
+    assert process.wait(BOUND) == 0
+
+
+def test_a_bad_line_is_named_and_those_before_it_are_stored(shell: Shell) -> None:
+    """Sending stops at a bad line, with its number and what was stored, so that it can be resumed there."""
+    lines = b'{"data": 1}\n\n{"data": 2}\n{"data": 3\n{"data": 4}\n'
+    line = shell.fail("send", URL, "--ndjson", stdin=lines)
+    assert "line 4 of standard input: not JSON: " in line
+    assert line.endswith("; 2 messages were stored")
+    assert [message["data"] for message in shell.received()] == ["1", "2"]
+
+
+def test_a_line_that_the_backend_refuses_is_named(shell: Shell) -> None:
+    """Lines before one beyond the backend's limits are stored, although their request was refused as a whole."""
+    (shell.folder / "lines").write_bytes(b"a\nb\n" + b"x" * 10_000_001 + b"\nc\n")
+    done = shell.run("send", URL, "--file", "lines", "--json", code=1)
+    assert b"line 3 not stored: " in done.stderr
+    assert b"max_message_bytes" in done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(result["line"], result.get("error")) for result in results] == [(1, None), (2, None), (3, "INVALID")]
+    assert [message["data"] for message in shell.received()] == ["a", "b"]
+
+
+CHOOSY = """
+    from events_core import Capabilities, ErrorCode
+    from events_core.engine import BrokerError, Driver, EngineClient
+
+    class ChoosyDriver(Driver):
+        inline = True
+        capabilities = Capabilities()
+
+        async def open(self): ...
+        async def subscribe(self, subscription, wake): ...
+        async def delete_subscription(self, subscription): ...
+        async def ping(self):
+            raise BrokerError("nobody\\nthere \\x1b[31m", ErrorCode.UNAVAILABLE)
+        async def close(self): ...
+
+        async def publish(self, messages):
+            denied = BrokerError("no entry", ErrorCode.PERMISSION_DENIED)
+            return [denied if message.data == b"bad" else "id-" + message.data.decode() for message in messages]
+
+    class Client(EngineClient):
+        api_version = 1
+        full_capabilities = Capabilities()
+        driver_class = ChoosyDriver
+"""
+
+
+@pytest.fixture
+def choosy(shell: Shell) -> list[str]:
+    """Options for a client whose broker refuses some messages, and pings."""
+    (shell.folder / "acme_choosy.py").write_text(textwrap.dedent(CHOOSY))
+    (shell.folder / "c.toml").write_text('[clients.choosy]\nbackend = "acme_choosy:Client"\ntopic_name = "t"\n')
+    return ["--config", "c.toml", "--client", "choosy"]
+
+
+def test_partial_failure_names_the_lines_that_were_not_stored(shell: Shell, choosy: Sequence[str]) -> None:
+    """What the broker stored is printed, and the lines it refused are named with the reason."""
+    done = shell.run("send", *choosy, stdin=b"a\nbad\nc\nbad\nbad\nd\n", code=1)
+    assert done.stdout.split() == [b"id-a", b"id-c", b"id-d"]
+    assert done.stderr.decode() == "events: error: lines 2, 4-5 not stored: no entry; 3 messages were stored\n"
+
+
+def test_quiet_counts_what_was_stored_also_when_it_fails(shell: Shell, choosy: Sequence[str]) -> None:
+    """--quiet prints one number in any case."""
+    assert shell.run("send", *choosy, "--quiet", stdin=b"a\nbad\n", code=1).stdout == b"1\n"
+    assert shell.run("send", *choosy, "--quiet", "a").stdout == b"1\n"
+    assert shell.run("send", *choosy, "--quiet").stdout == b"0\n"
+
+
+def test_a_failed_ping_is_one_line(shell: Shell, choosy: Sequence[str]) -> None:
+    """Whatever a broker says ends up on one line, without control characters."""
+    assert shell.fail("ping", *choosy) == "events: error: nobody there ?[31m"
+
+
+def test_ping_tells_how_long_it_took(shell: Shell) -> None:
+    """A ping that succeeds prints the time."""
+    assert re.fullmatch(rb"\d+\.\d ms\n", shell.run("ping", URL).stdout)
+
+
+def test_interrupted_sending_tells_what_was_stored(shell: Shell) -> None:
+    """Ctrl-C while input is awaited ends at once and accounts for what was sent."""
+    process = shell.start("send", URL)
+    assert process.stdin is not None
+    process.stdin.write(b"one\n")
+    assert output(process).readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(BOUND) == 130
+    assert process.stderr is not None
+    assert process.stderr.read() == b"events: interrupted: 1 message was stored\n"
+
+
+def test_long_work_shows_progress_on_a_terminal(shell: Shell) -> None:
+    """A bar appears on standard error when that is a terminal, and standard output carries data alone."""
+    terminal, stderr = pty.openpty()
+    process = shell.start("send", URL, "--quiet", stderr=stderr)
+    os.close(stderr)
+    assert process.stdin is not None
+    shown = b""
+    ends = time.monotonic() + BOUND
+    while b"messages" not in shown and time.monotonic() < ends:
+        process.stdin.write(b"line\n")
+        if select.select([terminal], [], [], 0.05)[0]:
+            shown += os.read(terminal, 65536)
+    assert b"messages" in shown
+    process.stdin.close()
+    assert re.fullmatch(rb"\d+\n", output(process).read())
+    assert process.wait(BOUND) == 0
+    os.close(terminal)
+
+
+# Receiving
+
+
+def test_receive_ends_after_the_limit_and_leaves_the_rest(shell: Shell) -> None:
+    """--limit takes so many messages and not one more."""
+    shell.run("send", URL, stdin=numbers(300))
+    assert shell.run("receive", URL, "--limit", "250").stdout == numbers(250)
+    rest = shell.received()
+    assert [message["data"] for message in rest] == [str(number) for number in range(250, 300)]
+    assert {message["delivery_attempt"] for message in rest} == {1}
+
+
+def test_receive_that_times_out_with_nothing_has_its_own_code(shell: Shell) -> None:
+    """--timeout without any message is code 3 and no error line; with one it is success."""
+    assert shell.run("receive", URL, "--timeout", "0.2", code=3).stderr == b""
+    shell.run("send", URL, "x")
+    assert shell.run("receive", URL, "--timeout", "0.5").stdout == b"x\n"
+
+
+def test_subscription_option_joins_that_subscription(shell: Shell) -> None:
+    """--subscription goes before the one in TARGET."""
+    for name in ("one", "two"):
+        shell.run("receive", URL, "--subscription", name, "--timeout", "0.1", code=3)
+    shell.run("send", URL, "x")
+    for name in ("one", "two"):
+        assert shell.run("receive", URL, "-s", name, "-n", "1").stdout == b"x\n"
+
+
+def test_what_could_not_be_written_is_not_acknowledged(shell: Shell) -> None:
+    """A full disk under standard output ends with one line, and the message comes again."""
+    shell.run("send", URL, "precious")
+    with open("/dev/full", "wb") as full:
+        process = shell.start("receive", URL, stdout=full)
+        assert process.wait(BOUND) == 1
+    assert process.stderr is not None
+    assert process.stderr.read() == b"events: error: cannot write to standard output: No space left on device\n"
+    assert [message["data"] for message in shell.received()] == ["precious"]
+
+
+def test_head_takes_one_and_the_rest_stays(shell: Shell) -> None:
+    """What `| head -1` did not read was not acknowledged; there is no traceback and no error line."""
+    shell.run("send", URL, stdin=numbers(1000))
+    process = shell.start("receive", URL)
+    head = subprocess.run(["head", "-1"], stdin=output(process), capture_output=True, timeout=BOUND, check=True)
+    output(process).close()
+    assert head.stdout == b"0\n"
+    assert process.wait(BOUND) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert [message["data"] for message in shell.received()] == [str(number) for number in range(1, 1000)]
+
+
+def test_a_reader_that_ends_is_noticed_while_nothing_comes(shell: Shell) -> None:
+    """Receiving ends with its reader, not with the next message."""
+    shell.run("send", URL, "only")
+    process = shell.start("receive", URL)
+    assert output(process).readline() == b"only\n"
+    output(process).close()
+    assert process.wait(BOUND) == 141
+    assert shell.is_empty()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_following_and_hands_back(shell: Shell, number: signal.Signals, code: int) -> None:
+    """What one process wrote before the signal, and what another gets afterwards, is everything once."""
+    shell.run("send", URL, stdin=numbers(3000))
+    process = shell.start("receive", URL)
+    first = output(process).readline()
+    process.send_signal(number)
+    written = first + output(process).read()
+    assert process.wait(BOUND) == code
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    rest = shell.run("receive", URL, "--timeout", "0.5").stdout if written != numbers(3000) else b""
+    assert written + rest == numbers(3000)
+
+
+def test_a_signal_ends_it_although_nobody_reads(shell: Shell) -> None:
+    """Lines that nobody took from the pipe were not acknowledged: they come again."""
+    shell.run("send", URL, stdin=b"x" * 200_000 + b"\n" + numbers(10))
+    process = shell.start("receive", URL)
+    wait_for_output(process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(BOUND) == 130
+    assert len(shell.received()) == 11
+
+
+def test_an_ignored_signal_stays_ignored(shell: Shell) -> None:
+    """Under nohup the end of the terminal does not end it."""
+    shell.run("send", URL, stdin=numbers(1))
+    process = shell.start("receive", URL, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert output(process).readline() == b"0\n"
+    process.send_signal(signal.SIGHUP)
+    shell.run("send", URL, "still there")
+    assert output(process).readline() == b"still there\n"
+
+
+# What is wrong
+
+CONFIG = """
+[clients.orders]
+backend = "sqlite"
+topic_name = "orders"
+[clients.orders.options]
+path = "events.db"
+subscription = "billing"
+"""
+
+BAD = {
+    "no command": ([], 2, "Missing command"),
+    "unknown command": (["sned"], 2, "No such command 'sned'"),
+    "unknown option": (["ping", URL, "--fast"], 2, "No such option"),
+    "no target": (["ping"], 2, "give TARGET, or --config FILE with --client NAME"),
+    "two targets": (["ping", URL, "--config", "c.toml", "--client", "orders"], 2, "not both"),
+    "two targets, sending": (["send", URL, "x", "--config", "c.toml", "--client", "orders"], 2, "not both"),
+    "config alone": (["ping", "--config", "c.toml"], 2, "go together"),
+    "client alone": (["ping", "--client", "orders"], 2, "go together"),
+    "no such config": (["ping", "--config", "none.toml", "--client", "orders"], 2, "'none.toml': No such file"),
+    "no such client": (["ping", "--config", "c.toml", "--client", "order"], 2, "did you mean 'orders'"),
+    "config is no TOML": (["ping", "--config", "bad.toml", "--client", "orders"], 2, "no TOML"),
+    "no scheme": (["ping", "orders"], 2, "names no backend"),
+    "unknown backend": (["ping", "sqlit:events.db/orders"], 2, "did you mean 'sqlite'"),
+    "uninstalled backend": (["ping", "gone:x/y"], 2, "could not be imported"),
+    "unknown backend described": (["backends", "nope"], 2, "no backend named 'nope'"),
+    "unknown URL option": (["ping", URL + "&retenton=5"], 2, "did you mean 'retention'"),
+    "bad URL option": (["ping", URL + "&send_timeout=soon"], 2, "is not a number"),
+    "bad URL": (["ping", "sqlite://[::1/orders"], 2, "the URL"),
+    "too many arguments": (["send", URL, "two", "words"], 2, "quote DATA"),
+    "attribute without value": (["send", URL, "x", "-a", "colour"], 2, "KEY=VALUE"),
+    "attribute that is no text": (["send", URL, "x", "-a", "k=\udcff"], 1, "cannot be sent"),
+    "data and file": (["send", URL, "x", "--file", "c.toml"], 2, "DATA excludes"),
+    "stdin and file": (["send", URL, "-", "--file", "c.toml"], 2, "not both"),
+    "data as NDJSON": (["send", URL, '{"data": 1}', "--ndjson"], 2, "DATA excludes"),
+    "quiet and json": (["send", URL, "x", "-q", "--json"], 2, "exclude each other"),
+    "no such file": (["send", URL, "--file", "none"], 2, "cannot read 'none': No such file"),
+    "a folder": (["send", URL, "--file", "."], 2, "cannot read '.': Is a directory"),
+    "limit of nothing": (["receive", URL, "--limit", "0"], 2, "--limit"),
+    "limit in words": (["receive", URL, "--limit", "many"], 2, "--limit"),
+    "no time": (["receive", URL, "--timeout", "0"], 2, "positive number of seconds"),
+    "no number": (["receive", URL, "--timeout", "nan"], 2, "positive number of seconds"),
+    "endless ping": (["ping", URL, "--timeout", "inf"], 2, "positive number of seconds"),
+    "empty subscription": (["receive", URL, "--subscription", ""], 2, "must not be empty"),
+    "no such folder": (["ping", "sqlite:none/events.db/orders"], 1, "none/events.db"),
+    "no database": (["receive", "sqlite:c.toml/orders"], 1, "c.toml"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "text"), BAD.values(), ids=BAD)
+def test_what_cannot_work_is_one_clear_line(shell: Shell, arguments: Sequence[str], code: int, text: str) -> None:
+    """Every mistake ends with one line that names it, and the documented code."""
+    (shell.folder / "c.toml").write_text(CONFIG)
+    (shell.folder / "bad.toml").write_text("[clients.orders\n")
+    distribution(shell.folder, "acme_gone", "gone = acme_gone:Client")
+    assert text in shell.fail(*arguments, code=code)
+
+
+BAD_LINES = {
+    "not JSON": (b"data", "not JSON"),
+    "not UTF-8": (b'{"data": "\xff"}', "not UTF-8 at byte 11"),
+    "not an object": (b"[1]", "not a JSON object"),
+    "no data": (b"{}", "exactly one of 'data' and 'data_base64'"),
+    "data twice": (b'{"data": 1, "data_base64": ""}', "exactly one of"),
+    "unknown key": (b'{"data": 1, "atributes": {}}', "did you mean 'attributes'"),
+    "NaN": (b'{"data": NaN}', "NaN is no JSON number"),
+    "infinite": (b'{"data": 1e999}', "line 1"),
+    "half a surrogate pair": (b'{"data": "\\ud800"}', "surrogate"),
+    "bad base64": (b'{"data_base64": "a!"}', "not base64"),
+    "base64 of another type": (b'{"data_base64": 5}', "not base64"),
+    "attributes as a list": (b'{"data": 1, "attributes": []}', "'attributes' must be an object"),
+    "attribute as a number": (b'{"data": 1, "attributes": {"a": 1}}', "attribute 'a' must be a string"),
+    "key as a number": (b'{"data": 1, "ordering_key": 5}', "'ordering_key' must be a string"),
+    "too deep": (b'{"data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize(("line", "text"), BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_ndjson_line_is_one_clear_line(shell: Shell, line: bytes, text: str) -> None:
+    """Every mistake in a line is named with the line's number."""
+    message = shell.fail("send", "memory:///orders", "--ndjson", stdin=line)
+    assert "line 1 of standard input: " in message
+    assert text in message
+
+
+def test_a_configuration_file_works_in_place_of_a_target(shell: Shell) -> None:
+    """--config with --client sends, receives and pings as TARGET does."""
+    (shell.folder / "c.toml").write_text(CONFIG)
+    chosen = ["--config", "c.toml", "--client", "orders"]
+    shell.run("send", *chosen, "from a file")
+    shell.run("ping", *chosen)
+    assert shell.run("receive", *chosen, "-n", "1").stdout == b"from a file\n"
+
+
+def test_errors_never_quote_option_values_that_are_secret(shell: Shell) -> None:
+    """Neither a target that was given twice nor one that is malformed is repeated."""
+    for arguments in (["ping", "orders?token=hush"], ["ping", "x://a/b?token=hush", "--config", "c.toml"]):
+        assert "hush" not in shell.fail(*arguments, code=2)
+
+
+@pytest.mark.parametrize(("closed", "text"), [(0, "standard input is closed"), (1, "standard output is closed")])
+def test_closed_streams_are_named(shell: Shell, closed: int, text: str) -> None:
+    """A closed stream is an error of its own: its number may by now be another file's."""
+    process = shell.start("send", URL, "--file", "-", stdin=None, preexec_fn=lambda: os.close(closed))
+    assert process.wait(BOUND) == 2
+    assert process.stderr is not None
+    assert text in process.stderr.read().decode()
