@@ -35,8 +35,6 @@ class _Loaded:
             return cls(info, load_backend(info.name))
         except EventError as error:
             return cls(info, problem=str(error))
-        except SystemExit as error:  # a module that exits must not hide the others either
-            return cls(info, problem=f"importing {info} raised {error!r}")
 
     def as_json(self) -> dict[str, object]:
         described: dict[str, object] = {**attrs.asdict(self.info), "error": self.problem or None}
