@@ -154,7 +154,7 @@ def test_backends_lists_all_of_them_although_some_are_broken(broken: Shell) -> N
         ["twin", "rival_twin", "1.5", "broken"],
     ]
     assert "No module named 'acme_gone'" in text
-    assert "SystemExit(7)" in text
+    assert "SystemExit: 7" in text
     assert "rival_twin 1.5" in text
 
 

@@ -61,10 +61,10 @@ class Store:
         options = self.options
         with self.transaction():
             self.topic_id = self.find_topic(self.topic_name)
-            if options.retention is not None:
-                self.connection.execute(
-                    "UPDATE topics SET retention = ? WHERE id = ?", (options.retention, self.topic_id)
-                )
+            # Also where it changes nothing: SQLite opens what it must not write, and says so at the first write.
+            self.connection.execute(
+                "UPDATE topics SET retention = ifnull(?, retention) WHERE id = ?", (options.retention, self.topic_id)
+            )
             if options.subscription is not None and options.create != "never":
                 self.find_subscription(options.subscription)
 
