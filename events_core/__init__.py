@@ -2,6 +2,7 @@
 
 from events_core.capabilities import Capabilities, Limits
 from events_core.config import EventConfig
+from events_core.consuming import consume
 from events_core.errors import (
     AcknowledgeError,
     BackendConflictError,
@@ -18,6 +19,7 @@ from events_core.errors import (
 )
 from events_core.interface import EventClient, EventReceiver, ReceiverStats
 from events_core.message import EventMessage, ReceivedMessage
+from events_core.observing import Observer, Operation
 from events_core.registry import BackendInfo, available_backends, create_client, load_backend, register_backend
 
 __all__ = [
@@ -38,11 +40,14 @@ __all__ = [
     "EventReceiver",
     "EventRuntimeError",
     "Limits",
+    "Observer",
+    "Operation",
     "PublishError",
     "ReceiveError",
     "ReceivedMessage",
     "ReceiverStats",
     "available_backends",
+    "consume",
     "create_client",
     "load_backend",
     "register_backend",

@@ -6,22 +6,28 @@ Rules are cited by the names they have in the published contract (P1, R3, …). 
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import attrs
 
 from events_core.capabilities import Capabilities
-from events_core.errors import ConfigurationError
+from events_core.errors import AcknowledgeError, ConfigurationError, ErrorCode, EventError
 from events_core.message import EventMessage, ReceivedMessage
+from events_core.observing import Observer
 from events_core.options import CommonOptions
 
 if TYPE_CHECKING:
     from events_core.config import EventConfig
 
 __all__ = ["API_VERSION", "EventClient", "EventReceiver", "Location", "ReceiverStats"]
+
+_log = logging.getLogger("events_core.receiver")
 
 API_VERSION = 1
 """Version of this interface.  A backend states the one it was written for as
@@ -72,6 +78,9 @@ class EventClient(ABC):
 
     full_capabilities: ClassVar[Capabilities]
     """The most that this backend can do, in whichever configuration."""
+
+    observer: Observer | None = None
+    """Told of each operation of this client and its receivers (V1); may be set at any time."""
 
     @abstractmethod
     def __init__(self, config: EventConfig) -> None:
@@ -286,6 +295,40 @@ class EventReceiver(ABC):
         *timeout* passes.  May be called again, and concurrently.  Cancelled, it finishes within its bound.
         """
 
+    async def hand_back(self, message: ReceivedMessage) -> None:
+        """Give a message back unprocessed: it comes again at once, uncounted where the backend can.
+
+        This default nacks it without delay.
+        """
+        await self.nack(message, delay=0)
+
+    @asynccontextmanager
+    async def processing(self, message: ReceivedMessage) -> AsyncIterator[ReceivedMessage]:
+        """Settle *message* by how the body of ``async with`` ends (H1).
+
+        Success acknowledges it, an exception nacks it and goes on, cancellation hands it back.  A delivery that had
+        expired meanwhile is logged, and so is a failure to settle after an exception: the body's own exception is
+        what goes on.
+
+        :raises AcknowledgeError: when acknowledging failed for another reason than expiry.
+        """
+        try:
+            yield message
+        except asyncio.CancelledError:
+            with _logged(message):
+                await _finished(self.hand_back(message))
+            raise
+        except BaseException:
+            with _logged(message):
+                await self.nack(message)
+            raise
+        try:
+            await self.acknowledge(message)
+        except AcknowledgeError as error:
+            if error.code is not ErrorCode.EXPIRED:
+                raise
+            _log.warning("message %s was processed after its delivery had expired; it comes again", message.message_id)
+
     @abstractmethod
     def __aiter__(self) -> AsyncIterator[ReceivedMessage]:
         """Receive until closed; survives errors."""
@@ -297,3 +340,22 @@ class EventReceiver(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close(timeout=0)
+
+
+@contextmanager
+def _logged(message: ReceivedMessage) -> Iterator[None]:
+    """Settling beside an exception that matters more."""
+    try:
+        yield
+    except EventError as error:
+        _log.warning("message %s could not be given back, it comes again later: %s", message.message_id, error)
+
+
+async def _finished(work: Coroutine[Any, Any, None]) -> None:
+    """Await *work* although this task is being cancelled, and is perhaps cancelled again."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        task.result()

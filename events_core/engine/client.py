@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from events_core.capabilities import Capabilities
@@ -29,6 +30,7 @@ from events_core.errors import (
 )
 from events_core.interface import EventClient, EventReceiver
 from events_core.message import EventMessage
+from events_core.observing import Operation, OperationName, observed
 from events_core.options import read_options
 
 if TYPE_CHECKING:
@@ -110,21 +112,23 @@ class EngineClient(EventClient):
     # Sending
 
     async def send_message(self, message: EventMessage) -> str:
-        (result,) = await self._send([message])
-        if isinstance(result, BrokerError):
-            raise self._translated(result, PublishError)
-        return result
+        with self._observed("publish", messages=1):
+            (result,) = await self._send([message])
+            if isinstance(result, BrokerError):
+                raise self._translated(result, PublishError)
+            return result
 
     async def send_messages(self, messages: Iterable[EventMessage]) -> list[str]:
         batch = list(messages)
         if not batch:
             self._check()
             return []
-        results = await self._send(batch)
-        failed = [result for result in results if isinstance(result, BrokerError)]
-        if failed:
-            raise self._partly(results, failed)
-        return [result for result in results if isinstance(result, str)]
+        with self._observed("publish", messages=len(batch)):
+            results = await self._send(batch)
+            failed = [result for result in results if isinstance(result, BrokerError)]
+            if failed:
+                raise self._partly(results, failed)
+            return [result for result in results if isinstance(result, str)]
 
     async def _send(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         self._check()
@@ -190,6 +194,7 @@ class EngineClient(EventClient):
             self._options,
             settle_limit=self._driver.max_settle_batch,
             check=self._check_process,
+            observed=self._observed,
             locate=lambda error: error.located(self._backend, self._topic_name),
             forget=self._receivers.discard,
         )
@@ -263,6 +268,18 @@ class EngineClient(EventClient):
             raise
         except Exception as error:
             raise BrokerError(f"{what}: the backend failed: {error!r}", ErrorCode.INTERNAL) from error
+
+    def _observed(
+        self, name: OperationName, *, subscription: str = "", messages: int = 0
+    ) -> AbstractContextManager[Operation | None]:
+        return observed(
+            self.observer,
+            name,
+            backend=self._backend,
+            topic_name=self._topic_name,
+            subscription=subscription,
+            messages=messages,
+        )
 
     def _translated(self, error: BrokerError, kind: type[EventError], *, connecting: bool = False) -> EventError:
         return translate(error, kind, connecting=connecting).located(self._backend, self._topic_name)

@@ -8,7 +8,8 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.driver import BrokerError, Delivery, Source
@@ -96,8 +97,12 @@ class PrefetchingFeed(Feed):
         lock: threading.Lock,
         waiting: WaitingRoom,
         max_lease_duration: float,
+        outage: Callable[[], AbstractContextManager[object]],
     ) -> None:
-        """Start; at home."""
+        """Start; at home.
+
+        :param outage: entered for the length of each.
+        """
         super().__init__(source, ledger)
         self._settler = settler
         self._home = home
@@ -106,7 +111,7 @@ class PrefetchingFeed(Feed):
         self._waiting = waiting
         self._max_lease = max_lease_duration
         self._failure: BrokerError | None = None
-        self._lost = False
+        self._outage = outage
         self._starving = False
         self._go_on = asyncio.Event()
         self._fetching = asyncio.ensure_future(self._fetch_forever())
@@ -135,25 +140,41 @@ class PrefetchingFeed(Feed):
     # At home
 
     async def _fetch_forever(self) -> None:
-        backoff = Backoff()
         while True:
             try:
-                deliveries = await self._source.fetch(await self._room())
+                self._arrived(await self._fetch())
             except BrokerError as error:
-                if error.retryable:
-                    self._lost = True
-                    self._link.down(error)
-                    await asyncio.sleep(next(backoff))
-                else:
-                    await self._fail(error)
+                await self._fail(error)
             except Exception as error:
                 _log.exception("%s: the backend failed to fetch", self._source.subscription)
                 failure = BrokerError(f"the backend failed: {error!r}", ErrorCode.INTERNAL)
                 failure.__cause__ = error
                 await self._fail(failure)
-            else:
-                backoff.reset()
-                self._arrived(deliveries)
+
+    async def _fetch(self) -> Sequence[Delivery]:
+        try:
+            return await self._source.fetch(await self._room())
+        except BrokerError as error:
+            if not error.retryable:
+                raise
+            lost = error
+        with self._outage():
+            deliveries = await self._reconnect(lost)
+        self.reconnects += 1
+        return deliveries
+
+    async def _reconnect(self, lost: BrokerError) -> Sequence[Delivery]:
+        """Try again until the broker answers, or says what retrying cannot mend (F1)."""
+        backoff = Backoff()
+        while True:
+            self._link.down(lost)
+            await asyncio.sleep(next(backoff))
+            try:
+                return await self._source.fetch(await self._room())
+            except BrokerError as error:
+                if not error.retryable:
+                    raise
+                lost = error
 
     async def _room(self) -> int:
         """Wait until there is room; how much."""
@@ -169,8 +190,6 @@ class PrefetchingFeed(Feed):
     def _arrived(self, deliveries: Sequence[Delivery]) -> None:
         now = self.last_alive = time.monotonic()
         self._link.up()
-        self.reconnects += self._lost
-        self._lost = False
         if not deliveries:
             return
         self.last_message = now

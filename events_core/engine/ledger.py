@@ -154,20 +154,20 @@ class Ledger:
             return [] if delivery.outcome is outcome else _already_settled(delivery, delivery.outcome)
         if delivery.state is not State.HELD:
             return _verdict(delivery, outcome)
-        if outcome is Outcome.NACK and delivery.ordering_key is not None:
-            return self._nack_run(delivery, delay, now)
+        if outcome is not Outcome.ACK and delivery.ordering_key is not None:
+            return self._begin_run(delivery, outcome, delay, now)
         delivery.state, delivery.outcome = State.SETTLING, outcome
         return [Settlement(delivery, outcome, delay)]
 
-    def _nack_run(self, delivery: Delivery, delay: float | None, now: float) -> list[Settlement]:
-        """R10: the nacked delivery, and with it every later one of its key."""
+    def _begin_run(self, delivery: Delivery, outcome: Outcome, delay: float | None, now: float) -> list[Settlement]:
+        """R10: the delivery that goes back, and with it every later one of its key."""
         assert delivery.ordering_key is not None
         later = self._successors(delivery, delivery.ordering_key)
         if self._local and not self.closing:
-            self._redeliver([delivery, *later], delay, now)
+            self._redeliver([delivery, *later], outcome, delay, now)
             return []
-        delivery.state, delivery.outcome = State.SETTLING, Outcome.NACK
-        return [Settlement(delivery, Outcome.NACK, delay), *self._give_back(later, delivery.ordering_key)]
+        delivery.state, delivery.outcome = State.SETTLING, outcome
+        return [Settlement(delivery, outcome, delay), *self._give_back(later, delivery.ordering_key)]
 
     def _successors(self, delivery: Delivery, key: str) -> list[Delivery]:
         """What was handed out of *key* after *delivery* and is not being settled."""
@@ -182,14 +182,17 @@ class Ledger:
         self._drop(buffered)
         return [Settlement(delivery, Outcome.RETURN) for delivery in (*held, *buffered)]
 
-    def _redeliver(self, run: Sequence[Delivery], delay: float | None, now: float) -> None:
+    def _redeliver(self, run: Sequence[Delivery], outcome: Outcome, delay: float | None, now: float) -> None:
         """Put a run back into the buffer as new deliveries; the old ones are over."""
         again = [_copy(delivery) for delivery in run]
-        again[0].nacks += 1
-        if again[0].delivery_attempt is not None:
-            again[0].delivery_attempt += 1
+        if outcome is Outcome.NACK:
+            again[0].nacks += 1
+            if again[0].delivery_attempt is not None:
+                again[0].delivery_attempt += 1
+        elif delay is None:
+            delay = 0.0
         for old, new in zip(run, again, strict=True):
-            self._retire(old, State.NACKED if old is run[0] else State.RETURNED, release=False)
+            self._retire(old, _DONE[outcome] if old is run[0] else State.RETURNED, release=False)
             self._admit(new, now)
         self._buffer.restore(again, now + (redelivery_delay(again[0].nacks) if delay is None else delay))
 
@@ -312,7 +315,7 @@ def _verdict(delivery: Delivery, outcome: Outcome) -> list[Settlement] | BrokerE
     """What settling a delivery means that is over (S2, S3)."""
     over = delivery.state
     if over is State.RETURNED:
-        return [] if outcome is Outcome.NACK else _expired(delivery)
+        return _expired(delivery) if outcome is Outcome.ACK else []
     if over is _DONE[outcome]:
         return []
     return _already_settled(delivery, Outcome.ACK if over is State.ACKNOWLEDGED else Outcome.NACK)

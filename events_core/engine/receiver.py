@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 
 from events_core.capabilities import Capabilities
@@ -21,6 +22,7 @@ from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom
 from events_core.errors import AcknowledgeError, ErrorCode, EventError, EventRuntimeError, ReceiveError
 from events_core.interface import EventReceiver, ReceiverStats
 from events_core.message import ReceivedMessage
+from events_core.observing import Operation
 from events_core.options import CommonOptions
 
 __all__ = ["EngineReceiver"]
@@ -50,6 +52,7 @@ class EngineReceiver(EventReceiver):
         *,
         settle_limit: int,
         check: Callable[[], None],
+        observed: Callable[..., AbstractContextManager[Operation | None]],
         locate: Callable[[EventError], EventError],
         forget: Callable[[EngineReceiver], None],
     ) -> None:
@@ -57,6 +60,7 @@ class EngineReceiver(EventReceiver):
 
         :param waiting: where receives wait; the source wakes them.
         :param check: raises when the process is a forked child.
+        :param observed: tells the client's observer what happens in a ``with``.
         :param locate: fills backend and topic into an error.
         :param forget: tells the client that this receiver has closed.
         """
@@ -64,6 +68,7 @@ class EngineReceiver(EventReceiver):
         self._waiting = waiting
         self._home = home
         self._check = check
+        self._observed = observed
         self._locate = locate
         self._forget = forget
         self._lock = threading.Lock()
@@ -81,7 +86,15 @@ class EngineReceiver(EventReceiver):
             InlineFeed(source, self._ledger)
             if home.inline
             else PrefetchingFeed(
-                source, self._ledger, self._settler, home, link, self._lock, waiting, options.max_lease_duration
+                source,
+                self._ledger,
+                self._settler,
+                home,
+                link,
+                self._lock,
+                waiting,
+                options.max_lease_duration,
+                lambda: observed("reconnect", subscription=source.subscription),
             )
         )
         self._closing = False
@@ -120,6 +133,13 @@ class EngineReceiver(EventReceiver):
     async def receive_messages(self, limit: int, timeout: float | None = None) -> list[ReceivedMessage]:
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit!r}")
+        with self._observed("receive", subscription=self.subscription) as operation:
+            received = await self._receive(limit, timeout)
+            if operation is not None:
+                operation.messages = len(received)
+            return received
+
+    async def _receive(self, limit: int, timeout: float | None) -> list[ReceivedMessage]:
         began = time.monotonic()
         ends = math.inf if timeout is None else began + timeout
         warns = began + BLOCKED_WARNING
@@ -202,6 +222,9 @@ class EngineReceiver(EventReceiver):
     async def nack_messages(self, messages: Iterable[ReceivedMessage | str], *, delay: float | None = None) -> None:
         await self._settle(messages, Outcome.NACK, self._checked(delay))
 
+    async def hand_back(self, message: ReceivedMessage) -> None:
+        await self._settle([message], Outcome.RETURN, None, single=True)
+
     def _checked(self, delay: float | None) -> float | None:
         if delay is None:
             return None
@@ -230,6 +253,12 @@ class EngineReceiver(EventReceiver):
         for target in targets:
             if not isinstance(target, (ReceivedMessage, str)):
                 raise TypeError(f"settle a ReceivedMessage or a message id, not a {type(target).__name__}")
+        with self._observed("settle", subscription=self.subscription, messages=len(targets)):
+            await self._settle_all(targets, outcome, delay, single)
+
+    async def _settle_all(
+        self, targets: Sequence[ReceivedMessage | str], outcome: Outcome, delay: float | None, single: bool
+    ) -> None:
         ticket = Ticket()
         with self._lock:
             if self._closed:

@@ -1,0 +1,274 @@
+"""``processing`` and ``consume``: everyday code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from events_core import (
+    AcknowledgeError,
+    ErrorCode,
+    EventClient,
+    EventConfig,
+    EventMessage,
+    EventReceiver,
+    ReceivedMessage,
+    consume,
+    create_client,
+)
+
+
+def run(test: Callable[[EventClient, EventReceiver], Awaitable[None]], **options: str) -> None:
+    """Run *test* with a client of a fresh topic, and a receiver."""
+
+    async def main() -> None:
+        config = EventConfig(uuid.uuid4().hex, options={"subscription": "s", **options}, backend="memory")
+        async with asyncio.timeout(20), create_client(config) as client, await client.subscribe() as receiver:
+            await test(client, receiver)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def numbered(count: int, key: str | None = None) -> list[EventMessage]:
+    return [EventMessage.from_string(str(number), ordering_key=key) for number in range(count)]
+
+
+async def next_of(receiver: EventReceiver) -> ReceivedMessage:
+    message = await receiver.receive_message(10)
+    assert message is not None
+    return message
+
+
+def test_success_acknowledges() -> None:
+    """H1."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        async with receiver.processing(await next_of(receiver)) as message:
+            assert message.data == b"x"
+        assert receiver.stats.held == 0
+        assert await receiver.receive_message(0) is None
+
+    run(test)
+
+
+def test_an_exception_nacks_and_goes_on() -> None:
+    """H1: it comes again, and counts an attempt."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        with pytest.raises(LookupError):
+            async with receiver.processing(await next_of(receiver)):
+                raise LookupError
+        assert (await next_of(receiver)).delivery_attempt == 2
+
+    run(test)
+
+
+def test_cancellation_hands_back() -> None:
+    """H1: at once, uncounted."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        message = await next_of(receiver)
+
+        async def process() -> None:
+            async with receiver.processing(message):
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(process())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        again = await receiver.receive_message(0)
+        assert again is not None
+        assert again.delivery_attempt == 1
+
+    run(test)
+
+
+def test_a_delivery_that_expired_meanwhile_is_logged_and_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """H1."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        async with receiver.processing(await next_of(receiver)):
+            await asyncio.sleep(0.3)
+
+    with caplog.at_level(logging.WARNING):
+        run(test, max_lease_duration="0.1")
+    assert "expired" in caplog.text
+
+
+def test_acknowledging_what_was_nacked_inside_is_an_error() -> None:
+    """H1: only expiry is forgiven."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        message = await next_of(receiver)
+        with pytest.raises(AcknowledgeError) as caught:
+            async with receiver.processing(message):
+                await receiver.nack(message)
+        assert caught.value.code is ErrorCode.ALREADY_SETTLED
+
+    run(test)
+
+
+def test_consume_handles_at_most_so_many_at_once() -> None:
+    """H2: and no less, where there is enough to do."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_messages(numbered(30))
+        running = peak = done = 0
+        stop = asyncio.Event()
+
+        async def handle(_: ReceivedMessage) -> None:
+            nonlocal running, peak, done
+            running += 1
+            peak = max(peak, running)
+            await asyncio.sleep(0)
+            running -= 1
+            done += 1
+            if done == 30:
+                stop.set()
+
+        await consume(receiver, handle, concurrency=5, stop=stop)
+        assert (peak, done, receiver.stats.held) == (5, 30, 0)
+
+    run(test)
+
+
+def test_consume_keeps_the_order_of_a_key() -> None:
+    """H2: whatever the concurrency, through failures."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_messages(numbered(20, "k"))
+        handled: list[str] = []
+        stop = asyncio.Event()
+        failing = {"3", "7"}
+
+        async def handle(message: ReceivedMessage) -> None:
+            text = message.data_as_string()
+            if text in failing:
+                failing.remove(text)
+                raise LookupError(text)
+            await asyncio.sleep(0)
+            handled.append(text)
+            if len(handled) == 20:
+                stop.set()
+
+        await consume(receiver, handle, concurrency=4, stop=stop)
+        assert handled == [str(number) for number in range(20)]
+
+    run(test)
+
+
+def test_a_failing_handler_is_logged_and_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
+    """H2."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        stop = asyncio.Event()
+
+        async def handle(message: ReceivedMessage) -> None:
+            if message.delivery_attempt == 1:
+                raise LookupError("no luck")
+            stop.set()
+
+        await consume(receiver, handle, stop=stop)
+
+    run(test)
+    assert "no luck" in caplog.text
+
+
+def test_stopping_lets_handlers_finish() -> None:
+    """H2: and takes nothing more."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_messages(numbered(3))
+        started, finished = asyncio.Event(), []
+        stop = asyncio.Event()
+
+        async def handle(message: ReceivedMessage) -> None:
+            started.set()
+            await asyncio.sleep(0.05)
+            finished.append(message.data)
+
+        consuming = asyncio.create_task(consume(receiver, handle, stop=stop))
+        await started.wait()
+        stop.set()
+        await consuming
+        assert finished == [b"0"]
+        assert len(await receiver.receive_messages(10, 0)) == 2
+
+    run(test)
+
+
+def test_stopping_ends_a_wait_for_messages() -> None:
+    """H2: also while nothing comes."""
+
+    async def test(_: EventClient, receiver: EventReceiver) -> None:
+        stop = asyncio.Event()
+
+        async def handle(_: ReceivedMessage) -> None: ...
+
+        consuming = asyncio.create_task(consume(receiver, handle, concurrency=3, stop=stop))
+        await asyncio.sleep(0.01)
+        stop.set()
+        await asyncio.wait_for(consuming, 5)
+
+    run(test)
+
+
+def test_cancelling_hands_back_what_is_in_hand() -> None:
+    """H2: uncounted, before it ends."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_messages(numbered(2))
+        started = asyncio.Event()
+
+        async def handle(_: ReceivedMessage) -> None:
+            started.set()
+            await asyncio.sleep(60)
+
+        consuming = asyncio.create_task(consume(receiver, handle, concurrency=2))
+        await started.wait()
+        consuming.cancel()
+        await asyncio.wait([consuming])
+        assert consuming.cancelled()
+        assert receiver.stats.held == 0
+        assert [each.delivery_attempt for each in await receiver.receive_messages(10, 0)] == [1, 1]
+
+    run(test)
+
+
+def test_closing_the_receiver_ends_it() -> None:
+    """H2: without an error."""
+
+    async def test(_: EventClient, receiver: EventReceiver) -> None:
+        async def handle(_: ReceivedMessage) -> None: ...
+
+        consuming = asyncio.create_task(consume(receiver, handle, concurrency=2))
+        await asyncio.sleep(0)
+        await receiver.close()
+        await asyncio.wait_for(consuming, 5)
+
+    run(test)
+
+
+def test_concurrency_must_be_positive() -> None:
+    """H2: said at once."""
+
+    async def test(_: EventClient, receiver: EventReceiver) -> None:
+        async def handle(_: ReceivedMessage) -> None: ...
+
+        with pytest.raises(ValueError, match="concurrency"):
+            await consume(receiver, handle, concurrency=0)
+
+    run(test)
