@@ -29,6 +29,9 @@ __all__ = ["API_VERSION", "EventClient", "EventReceiver", "Location", "ReceiverS
 
 _log = logging.getLogger("events_core.receiver")
 
+HAND_BACK_TIMEOUT = 5.0
+"""Seconds for which a cancelled :meth:`EventReceiver.processing` waits to hand its message back."""
+
 API_VERSION = 1
 """Version of this interface.  A backend states the one it was written for as
 :attr:`~events_core.EventClient.api_version`."""
@@ -352,10 +355,8 @@ def _logged(message: ReceivedMessage) -> Iterator[None]:
 
 
 async def _finished(work: Coroutine[Any, Any, None]) -> None:
-    """Await *work* although this task is being cancelled, and is perhaps cancelled again."""
+    """Await *work*, for a moment, although this task is being cancelled; after that it ends in the background."""
     task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
+    await asyncio.wait([task], timeout=HAND_BACK_TIMEOUT)
+    if task.done():
         task.result()

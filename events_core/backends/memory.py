@@ -89,7 +89,7 @@ class _Stored:
 class _Item:
     """A message in one subscription."""
 
-    __slots__ = ("attempts", "deadline", "delivery", "due", "holder", "order", "ordering_key", "stored")
+    __slots__ = ("attempts", "deadline", "delivery", "due", "order", "ordering_key", "stored")
 
     def __init__(self, stored: _Stored) -> None:
         self.stored = stored
@@ -97,7 +97,6 @@ class _Item:
         self.attempts = 0
         self.order = 0
         self.due = 0.0
-        self.holder: MemorySource | None = None
         self.delivery: Delivery | None = None
         self.deadline = 0.0
 
@@ -281,7 +280,6 @@ class MemorySource(Source):
         stored = item.stored
         stored.size = stored.size or message_size(stored)
         item.attempts += 1
-        item.holder = self
         item.deadline = deadline
         self._held[item] = None
         item.delivery = Delivery(
@@ -328,7 +326,7 @@ class MemorySource(Source):
     def _take_back(self, item: _Item, outcome: Outcome, delay: float, now: float) -> list[MemorySource]:
         """End a hand-over; under the lock.  Returns whom to wake besides this subscription's own."""
         del self._held[item]
-        item.holder = item.delivery = None
+        item.delivery = None
         if outcome is Outcome.ACK:
             self._of.queue.release(item)
             return []

@@ -41,7 +41,6 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         # Absolute, so that a change of directory before the first use leads to no other file.
         super().__init__(topic_name, project_id, attrs.evolve(options, path=os.path.abspath(options.path)))
         self.capabilities = capabilities_of(options)
-        self.watch = Watch(self._version)
         self.sources: set[SQLiteSource] = set()
         self._store: Store | None = None
         self._upkeep: asyncio.Task[None] | None = None
@@ -55,6 +54,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
 
     async def open(self) -> None:
         self._store = await self.run(lambda: Store(self.project_id, self.topic_name, self.options))
+        self.watch = Watch(self._store.version)
         self._upkeep = asyncio.create_task(self._keep_up())
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
@@ -72,12 +72,13 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         await self.run(lambda: self.store.ping())
 
     async def close(self) -> None:
+        if self._store is None:
+            return
         self.watch.stop()
         if self._upkeep is not None:
             self._upkeep.cancel()
-        if self._store is not None:
-            with translated(self.options.path):
-                self._store.close()
+        with translated(self.options.path):
+            self._store.close()
 
     async def write(self, work: Callable[[], T]) -> T:
         """Do *work*, one transaction, and wake this client's own receivers."""
@@ -96,10 +97,6 @@ class SQLiteDriver(Driver[SQLiteOptions]):
                     if not is_locked(error) or time.monotonic() >= give_up:
                         raise
             await asyncio.sleep(0)  # SQLite itself has slept meanwhile
-
-    def _version(self) -> int:
-        with translated(self.options.path):
-            return self.store.version()
 
     async def _keep_up(self) -> None:
         """Keep the leases of this client's receivers, and the file small."""

@@ -92,8 +92,9 @@ class Store:
                 execute("PRAGMA synchronous = full")
 
     def version(self) -> int:
-        """A number that another one replaces when another connection has changed the file."""
-        return int(self._value("PRAGMA data_version"))
+        """A number that another one replaces when another connection has changed the file; asked often."""
+        version: int = self.connection.execute("PRAGMA data_version").fetchone()[0]
+        return version
 
     def ping(self) -> None:
         """Read the topic."""
