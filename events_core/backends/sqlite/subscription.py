@@ -1,0 +1,354 @@
+"""A subscription as one receiver uses it: what it takes, what it settles, what it takes over from the dead.
+
+Synchronous, each method one transaction.  The rules of a delivery's state are in :mod:`.schema`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from secrets import token_hex
+
+from events_core import ErrorCode
+from events_core.backends.sqlite.schema import BLOCKED, LEASED, READY
+from events_core.backends.sqlite.store import Store
+from events_core.engine import (
+    BrokerError,
+    Delivery,
+    Outcome,
+    Settlement,
+    dead_letter_attributes,
+    redelivery_delay,
+)
+
+__all__ = ["IDLE_TIMEOUTS", "Subscription"]
+
+SCAN = 1000
+"""New messages looked at in one transaction, so that a key with a long queue keeps nobody waiting."""
+RUN = 100
+"""Messages of one key leased at once; beyond that it would crowd out other keys."""
+TAKE_BYTES = 16 * 2**20
+"""Bytes of data after which a transaction takes no more."""
+IDLE_TIMEOUTS = 4
+"""An ephemeral subscription is kept for so many session timeouts after its receiver was last heard of (Q1)."""
+
+_PENDING = f"""
+    SELECT
+        EXISTS (SELECT 1 FROM messages AS m WHERE m.topic_id = s.topic_id AND m.id > s.cursor),
+        (SELECT min(available_at) FROM deliveries AS d WHERE d.subscription_id = s.id AND d.state = {READY}),
+        (SELECT min(expires_at) FROM sessions WHERE subscription_id = s.id AND id <> ?)
+    FROM subscriptions AS s WHERE s.id = ?
+"""
+_READY = f"""
+    SELECT message_id, attempts, ordering_key FROM deliveries
+    WHERE subscription_id = ? AND state = {READY} AND available_at <= ? ORDER BY available_at, message_id LIMIT ?
+"""
+_QUEUED = f"""
+    SELECT message_id, attempts, available_at FROM deliveries
+    WHERE subscription_id = ? AND ordering_key = ? AND state = {BLOCKED} ORDER BY message_id LIMIT ?
+"""
+_FRESH = f"""
+    SELECT m.id, m.ordering_key, m.ordering_key IS NOT NULL AND EXISTS (
+        SELECT 1 FROM deliveries AS d WHERE d.subscription_id = s.id AND d.ordering_key = m.ordering_key
+    )
+    FROM subscriptions AS s JOIN messages AS m ON m.topic_id = s.topic_id AND m.id > s.cursor
+    WHERE s.id = ? ORDER BY m.id LIMIT {SCAN}
+"""
+_MESSAGE = "SELECT publish_time, ordering_key, attributes, data FROM messages WHERE id = ?"
+_LEASE = f"""
+    INSERT INTO deliveries (subscription_id, message_id, ordering_key, state, attempts, session_id)
+    VALUES (?, ?, ?, {LEASED}, ?, ?)
+    ON CONFLICT (subscription_id, message_id) DO UPDATE SET state = {LEASED}, session_id = excluded.session_id
+"""
+_BLOCK = f"INSERT INTO deliveries (subscription_id, message_id, ordering_key, state) VALUES (?, ?, ?, {BLOCKED})"
+_PUT_BACK = f"""
+    UPDATE deliveries SET state = CASE WHEN ordering_key IS NULL THEN {READY} ELSE {BLOCKED} END,
+        available_at = ?, attempts = ?, session_id = NULL
+    WHERE subscription_id = ? AND message_id = ?
+"""
+_UNBLOCK = f"""
+    UPDATE deliveries SET state = {READY} WHERE subscription_id = :subscription AND message_id = (
+        SELECT min(message_id) FROM deliveries
+        WHERE subscription_id = :subscription AND ordering_key = :key AND state = {BLOCKED}
+    ) AND NOT EXISTS (
+        SELECT 1 FROM deliveries
+        WHERE subscription_id = :subscription AND ordering_key = :key AND state = {LEASED}
+    )
+"""
+_OURS = "subscription_id = ? AND message_id = ? AND session_id = ?"
+_REMOVE = f"DELETE FROM deliveries WHERE {_OURS}"
+_ATTEMPTS = f"SELECT attempts FROM deliveries WHERE {_OURS}"
+_HELD = """
+    SELECT message_id, attempts, ordering_key FROM deliveries WHERE session_id = ? ORDER BY subscription_id, message_id
+"""
+_WITHHELD = f"""
+    SELECT DISTINCT held.ordering_key FROM deliveries AS held
+    WHERE held.session_id = ? AND held.ordering_key IS NOT NULL AND EXISTS (
+        SELECT 1 FROM deliveries AS d
+        WHERE d.subscription_id = ? AND d.ordering_key = held.ordering_key AND d.state = {BLOCKED}
+    )
+"""
+
+
+class _Taking:
+    """What one transaction takes for a receiver."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._size = 0
+        self._runs: dict[str, int] = {}
+        self.deliveries: list[Delivery] = []
+        self.leases: list[tuple[int, str | None, int]] = []
+        """Message, ordering key and failed attempts of each."""
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.deliveries) >= self.limit or self._size >= TAKE_BYTES
+
+    def is_long(self, key: str | None) -> bool:
+        """Whether no more of *key* should be taken."""
+        return key is not None and self._runs.get(key, 0) >= RUN
+
+    def add(self, delivery: Delivery, lease: tuple[int, str | None, int]) -> None:
+        self.deliveries.append(delivery)
+        self.leases.append(lease)
+        self._size += len(delivery.data)
+        key = delivery.ordering_key
+        if key is not None:
+            self._runs[key] = self._runs.get(key, 0) + 1
+
+
+class Subscription:
+    """A session on a subscription; raises as :class:`Store` does."""
+
+    def __init__(self, store: Store, name: str | None) -> None:
+        """Join *name*, or a new ephemeral subscription for ``None``."""
+        self._store = store
+        self._options = store.options
+        self._execute = store.connection.execute
+        self._executemany = store.connection.executemany
+        self._ephemeral = name is None
+        self.name = name or f"ephemeral-{token_hex(8)}"
+        with store.transaction():
+            dead_letters = self._options.dead_letter_topic
+            self._dead_letters = None if dead_letters is None else store.find_topic(dead_letters)
+            self._join(time.time())
+
+    def _join(self, now: float) -> None:
+        self._id = self._store.find_subscription(self.name, expires_at=self._expiry(now))
+        self._begin_session(now)
+
+    def _expiry(self, now: float) -> float | None:
+        return now + IDLE_TIMEOUTS * self._options.session_timeout if self._ephemeral else None
+
+    def _begin_session(self, now: float) -> None:
+        begun = self._execute(
+            "INSERT INTO sessions (subscription_id, expires_at) VALUES (?, ?)",
+            (self._id, now + self._options.session_timeout),
+        )
+        self._session = begun.lastrowid or 0
+
+    # Taking
+
+    def next_due(self) -> float:
+        """The ``time.time()`` from which :meth:`take` may find something, as the file stands; infinity for none."""
+        row = self._execute(_PENDING, (self._session, self._id)).fetchone()
+        if row is None:
+            return 0.0  # the subscription was deleted, which take() mends or reports
+        fresh, ready, lapse = row
+        return 0.0 if fresh else min(math.inf if due is None else due for due in (ready, lapse))
+
+    def take(self, limit: int) -> list[Delivery]:
+        """Lease up to *limit* messages: what is due again, then new ones, in order per key."""
+        now = time.time()
+        with self._bookkeeping():
+            self._renew(now)
+            self._take_over(now)
+            taking = _Taking(limit)
+            self._take_ready(taking, now)
+            self._take_fresh(taking)
+            self._executemany(
+                _LEASE, [(self._id, number, key, failed, self._session) for number, key, failed in taking.leases]
+            )
+        return taking.deliveries
+
+    def renew(self) -> None:
+        """Keep what is leased."""
+        with self._bookkeeping():
+            self._renew(time.time())
+
+    @contextmanager
+    def _bookkeeping(self) -> Iterator[None]:
+        known = self._id, self._session
+        try:
+            with self._store.transaction(durable=False):
+                yield
+        except BaseException:
+            self._id, self._session = known  # what was rolled back may become somebody else's
+            raise
+
+    def _renew(self, now: float) -> None:
+        if self._execute("SELECT 1 FROM subscriptions WHERE id = ?", (self._id,)).fetchone() is None:
+            self._join(now)  # deleted: created anew where options allow (F1)
+            return
+        renewed = self._execute(
+            "UPDATE sessions SET expires_at = ? WHERE id = ?", (now + self._options.session_timeout, self._session)
+        )
+        if not renewed.rowcount:  # taken for dead: what it had is with others
+            self._begin_session(now)
+        if self._ephemeral:
+            self._execute("UPDATE subscriptions SET expires_at = ? WHERE id = ?", (self._expiry(now), self._id))
+
+    def _take_ready(self, taking: _Taking, now: float) -> None:
+        for message_id, failed, key in self._execute(_READY, (self._id, now, taking.limit)).fetchall():
+            if taking.is_full:
+                return
+            self._load(taking, message_id, failed)
+            if key is not None:
+                self._take_run(taking, key, now)
+
+    def _take_run(self, taking: _Taking, key: str, now: float) -> None:
+        """What follows the first message of *key*, up to one that has a delay of its own."""
+        for message_id, failed, available_at in self._execute(_QUEUED, (self._id, key, RUN)).fetchall():
+            if available_at > now or taking.is_full or taking.is_long(key):
+                return
+            self._load(taking, message_id, failed)
+
+    def _take_fresh(self, taking: _Taking) -> None:
+        """Look at messages beyond the cursor, and move it."""
+        blocked: list[tuple[int, int, str]] = []
+        message_id = None
+        fresh = self._execute(_FRESH, (self._id,))
+        while not taking.is_full and (row := fresh.fetchone()) is not None:
+            message_id, key, busy = row
+            if busy or taking.is_long(key):
+                blocked.append((self._id, message_id, key))
+            else:
+                self._load(taking, message_id, 0)
+        fresh.close()  # before deliveries change, which it reads
+        if message_id is not None:
+            self._executemany(_BLOCK, blocked)
+            self._execute("UPDATE subscriptions SET cursor = ? WHERE id = ?", (message_id, self._id))
+
+    def _load(self, taking: _Taking, message_id: int, failed: int) -> None:
+        published, key, attributes, data = self._execute(_MESSAGE, (message_id,)).fetchone()
+        delivery = Delivery(
+            str(message_id),
+            data,
+            json.loads(attributes) if attributes else {},
+            key,
+            datetime.fromtimestamp(published, UTC),
+            failed + 1,
+            self._session,
+        )
+        taking.add(delivery, (message_id, key, failed))
+
+    def _take_over(self, now: float) -> None:
+        """What the dead held has failed once more; of a key only the first, behind which the others waited."""
+        dead = "SELECT id FROM sessions WHERE subscription_id = ? AND expires_at < ? AND id <> ?"
+        for (session,) in self._execute(dead, (self._id, now, self._session)).fetchall():
+            held = self._execute(_HELD, (session,)).fetchall()
+            keys: set[str] = set()
+            for message_id, failed, key in held:
+                if key in keys:
+                    self._put_back(message_id, failed, 0.0)
+                else:
+                    self._fail(message_id, failed, 0.0, now)
+                if key is not None:
+                    keys.add(key)
+            self._unblock(keys)
+            self._execute("DELETE FROM sessions WHERE id = ?", (session,))
+
+    # Settling
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[BrokerError | None]:
+        """Tell outcomes; one result for each, ``EXPIRED`` where the lease is no longer this receiver's."""
+        now = time.time()
+        results: list[BrokerError | None] = []
+        done: list[int] = []
+        keys: dict[str, None] = {}
+        with self._store.transaction():
+            for delivery, outcome, delay in settlements:
+                message_id = int(delivery.message_id)
+                if outcome is Outcome.ACK:
+                    ours = self._remove(message_id, delivery.token)
+                    done += [message_id] if ours else []
+                else:
+                    ours = self._reject(message_id, delivery.token, outcome, delay, now)
+                results.append(None if ours else _expired(delivery.message_id))
+                if ours and delivery.ordering_key is not None:
+                    keys[delivery.ordering_key] = None
+            self._unblock(keys)
+            self._store.reclaim(done)
+        return results
+
+    def _remove(self, message_id: int, session: int) -> bool:
+        return bool(self._execute(_REMOVE, (self._id, message_id, session)).rowcount)
+
+    def _reject(self, message_id: int, session: int, outcome: Outcome, delay: float | None, now: float) -> bool:
+        row = self._execute(_ATTEMPTS, (self._id, message_id, session)).fetchone()
+        if row is None:
+            return False
+        (failed,) = row
+        if outcome is Outcome.RETURN:
+            self._put_back(message_id, failed, 0.0)
+        else:
+            self._fail(message_id, failed, now + (redelivery_delay(failed + 1) if delay is None else delay), now)
+        return True
+
+    def _fail(self, message_id: int, failed: int, available_at: float, now: float) -> None:
+        most = self._options.max_delivery_attempts
+        if self._dead_letters is None or most is None or failed + 1 < most:
+            self._put_back(message_id, failed + 1, available_at)
+        else:
+            self._bury(message_id, failed + 1, now)
+
+    def _put_back(self, message_id: int, failed: int, available_at: float) -> None:
+        self._execute(_PUT_BACK, (available_at, failed, self._id, message_id))
+
+    def _bury(self, message_id: int, failed: int, now: float) -> None:
+        """Move a dead letter to its topic."""
+        assert self._dead_letters is not None
+        _, key, attributes, data = self._execute(_MESSAGE, (message_id,)).fetchone()
+        told = dead_letter_attributes(
+            json.loads(attributes) if attributes else {},
+            topic_name=self._store.topic_name,
+            subscription=self.name,
+            message_id=str(message_id),
+            attempts=failed,
+        )
+        self._store.insert(self._dead_letters, [(key, told, data)], now)
+        self._execute("DELETE FROM deliveries WHERE subscription_id = ? AND message_id = ?", (self._id, message_id))
+        self._store.reclaim([message_id])
+
+    def _unblock(self, keys: Iterable[str]) -> None:
+        """Make ready the first message of each of *keys*, unless another is still leased."""
+        self._executemany(_UNBLOCK, [{"subscription": self._id, "key": key} for key in keys])
+
+    # Leaving
+
+    def withheld(self) -> Collection[str]:
+        """Ordering keys that this receiver holds and of which messages wait."""
+        return [key for (key,) in self._execute(_WITHHELD, (self._session, self._id))]
+
+    def leave(self) -> None:
+        """Return what is leased, uncounted, and delete the subscription if it is ephemeral."""
+        with self._store.transaction():
+            held = self._execute(_HELD, (self._session,)).fetchall()
+            for message_id, failed, _ in held:
+                self._put_back(message_id, failed, 0.0)
+            self._unblock({key for _, _, key in held if key is not None})
+            self._execute("DELETE FROM sessions WHERE id = ?", (self._session,))
+            if self._ephemeral:
+                self._store.drop_subscription(self._id)
+
+
+def _expired(message_id: str) -> BrokerError:
+    return BrokerError(
+        f"the delivery of message {message_id!r} is over: its lease lapsed or its subscription was deleted",
+        ErrorCode.EXPIRED,
+    )

@@ -1,0 +1,158 @@
+"""What the kit runs in processes of their own: they die, or fork.
+
+``python -m events_core.testing.child ACTION PATIENCE`` reads a configuration from standard input, as JSON, and reports
+on standard output, as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from events_core import (
+    EventClient,
+    EventConfig,
+    EventError,
+    EventMessage,
+    EventReceiver,
+    ReceivedMessage,
+    create_client,
+)
+
+
+def _report(**facts: object) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def send_and_die(config: EventConfig, patience: float) -> None:
+    """Send one message, tell its id, and die."""
+    _report(sent=await create_client(config).send_message(EventMessage(b"x")))
+    _die()
+
+
+async def receive_and_die(config: EventConfig, patience: float) -> None:
+    """Receive one message, tell its id, and die holding it."""
+    receiver = await create_client(config).subscribe()
+    message = await _receive(receiver, patience)
+    _report(received=message.message_id)
+    _die()
+
+
+async def acknowledge_and_die(config: EventConfig, patience: float) -> None:
+    """Receive one message, acknowledge it, tell its id, and die."""
+    receiver = await create_client(config).subscribe()
+    message = await _receive(receiver, patience)
+    await receiver.acknowledge(message)
+    _report(received=message.message_id)
+    _die()
+
+
+async def _receive(receiver: EventReceiver, patience: float) -> ReceivedMessage:
+    message = await receiver.receive_message(patience)
+    assert message is not None, f"no message within {patience} s"
+    return message
+
+
+def fork_fresh(config: EventConfig, patience: float) -> None:
+    """Construct a client, fork, and use it in the child."""
+    client = create_client(config)
+    _report(child=_in_fork(lambda: _round_trip(client, patience), patience))
+
+
+def fork_connected(config: EventConfig, patience: float) -> None:
+    """Connect a client, fork, try every call in the child, and use it in the parent."""
+    client = create_client(config)
+    receiver = asyncio.run(client.subscribe())
+    message = asyncio.run(_send_and_receive(client, receiver, b"x", patience))
+    codes = _in_fork(lambda: _codes(client, receiver, message), patience)
+    asyncio.run(receiver.acknowledge(message))
+    message = asyncio.run(_send_and_receive(client, receiver, b"y", patience))
+    asyncio.run(client.close(timeout=0))
+    _report(child=codes, parent=f"received {message.data_as_string()}")
+
+
+async def _round_trip(client: EventClient, patience: float) -> str:
+    async with client:
+        receiver = await client.subscribe()
+        message = await _send_and_receive(client, receiver, b"x", patience)
+        await receiver.acknowledge(message)
+    return f"received {message.data_as_string()}"
+
+
+async def _send_and_receive(
+    client: EventClient, receiver: EventReceiver, data: bytes, patience: float
+) -> ReceivedMessage:
+    await client.ping(patience)
+    await client.send_message(EventMessage(data))
+    return await _receive(receiver, patience)
+
+
+async def _codes(client: EventClient, receiver: EventReceiver, message: ReceivedMessage) -> dict[str, str]:
+    """What each call raises."""
+    calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+        "send_message": lambda: client.send_message(EventMessage(b"x")),
+        "subscribe": lambda: client.subscribe(),
+        "ping": lambda: client.ping(),
+        "receive_message": lambda: receiver.receive_message(0),
+        "acknowledge": lambda: receiver.acknowledge(message),
+        "nack": lambda: receiver.nack(message),
+    }
+    codes = {}
+    for name, call in calls.items():
+        try:
+            codes[name] = f"returned {await call()!r}"
+        except EventError as error:
+            codes[name] = error.code.value
+    return codes
+
+
+def _in_fork(work: Callable[[], Coroutine[Any, Any, Any]], patience: float) -> Any:
+    """What *work* returns in a forked child."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _answer(work, writing)
+    os.close(writing)
+    ready, _, _ = select.select([reading], [], [], 2 * patience)
+    if not ready:
+        os.kill(child, signal.SIGKILL)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return json.loads(text) if text else "no answer"
+
+
+def _answer(work: Callable[[], Coroutine[Any, Any, Any]], writing: int) -> None:
+    try:
+        answer = asyncio.run(work())
+    except BaseException as error:
+        answer = repr(error)
+    os.write(writing, json.dumps(answer).encode())
+    os._exit(0)
+
+
+_ACTIONS: dict[str, Callable[[EventConfig, float], Coroutine[Any, Any, None] | None]] = {
+    action.__name__: action
+    for action in (send_and_die, receive_and_die, acknowledge_and_die, fork_fresh, fork_connected)
+}
+
+
+def main(action: str, patience: str) -> None:
+    """Run *action* with the configuration on standard input."""
+    work = _ACTIONS[action](EventConfig(**json.load(sys.stdin)), float(patience))
+    if work is not None:
+        asyncio.run(work)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

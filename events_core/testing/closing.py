@@ -1,0 +1,245 @@
+"""C1 to C3: closing receivers and clients."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from events_core import ErrorCode, EventClient, EventMessage, EventReceiver, EventRuntimeError, ReceivedMessage
+from events_core.testing.rules import rule
+from events_core.testing.stage import Stage, numbered, texts
+
+__all__ = ["Closing"]
+
+
+async def _assert_closed(*calls: Callable[[], Awaitable[object]]) -> None:
+    for call in calls:
+        with pytest.raises(EventRuntimeError) as caught:
+            await call()
+        assert caught.value.code is ErrorCode.CLOSED
+
+
+def _client_calls(client: EventClient) -> list[Callable[[], Awaitable[object]]]:
+    return [
+        lambda: client.send_message(EventMessage(b"x")),
+        lambda: client.send_messages([EventMessage(b"x")]),
+        lambda: client.subscribe(),
+        lambda: client.delete_subscription("any"),
+        lambda: client.ping(),
+    ]
+
+
+def _receiver_calls(receiver: EventReceiver, message: ReceivedMessage) -> list[Callable[[], Awaitable[object]]]:
+    return [
+        lambda: receiver.receive_message(0),
+        lambda: receiver.receive_messages(1),
+        lambda: receiver.acknowledge(message),
+        lambda: receiver.acknowledge_messages([message.message_id]),
+        lambda: receiver.nack(message),
+        lambda: receiver.nack_messages([message]),
+    ]
+
+
+def _resources() -> dict[str, object]:
+    gc.collect()
+    files = Path("/proc/self/fd")
+    return {
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "open files": len(os.listdir(files)) if files.exists() else 0,
+    }
+
+
+class Closing:
+    """Who still gets what when a receiver or client ends."""
+
+    @rule("C1")
+    async def test_waiting_receives_are_told(self, stage: Stage) -> None:
+        """A receive that waits raises CLOSED, and iteration ends."""
+        _, receiver = await stage.open()
+
+        async def iterate() -> list[ReceivedMessage]:
+            return [message async for message in receiver]
+
+        receiving = asyncio.create_task(receiver.receive_message())
+        iterating = asyncio.create_task(iterate())
+        await asyncio.wait([receiving, iterating], timeout=0.05)
+        await receiver.close()
+        await _assert_closed(lambda: receiving)
+        assert await iterating == []
+
+    @rule("C1")
+    async def test_iteration_receives_until_closed(self, stage: Stage) -> None:
+        """It yields what comes, and ends when the receiver is closed from within."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(5))
+        received = []
+        async for message in receiver:
+            received.append(message)
+            await receiver.acknowledge(message)
+            if len(received) == 5:
+                await receiver.close()
+        assert sorted(texts(received)) == texts(numbered(5))
+
+    @rule("C1")
+    async def test_what_is_held_can_be_settled_while_closing(self, stage: Stage) -> None:
+        """Settling works while a close waits for what is held, and the close ends with the last of it."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(2))
+        first, second = await stage.receive_all(receiver, 2)
+        closing = asyncio.create_task(receiver.close(timeout=3600))
+        await asyncio.wait([closing], timeout=0.05)
+        await _assert_closed(lambda: receiver.receive_message(0))
+        await receiver.acknowledge(first)
+        done, _ = await asyncio.wait([closing], timeout=0.05)
+        assert not done
+        await receiver.acknowledge(second)
+        await closing
+        _, other = await stage.open()
+        await stage.silence(other)
+
+    @rule("C1")
+    async def test_what_was_never_handed_out_goes_back_at_once(self, stage: Stage) -> None:
+        """Another receiver gets it while the first still closes, without a counted attempt unless declared."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(5))
+        held = await stage.receive(receiver)
+        await stage.prefetched(receiver, 4)
+        _, other = await stage.open()
+        closing = asyncio.create_task(receiver.close(timeout=3600))
+        received = await stage.drain(other, 4)
+        assert sorted(texts([held, *received])) == texts(numbered(5))
+        if other.capabilities.delivery_attempts and not other.capabilities.handback_counts:
+            assert {message.delivery_attempt for message in received} == {1}
+        await receiver.acknowledge(held)
+        await closing
+        await stage.silence(other)
+
+    @rule("C1")
+    async def test_what_is_held_at_the_end_goes_back(self, stage: Stage) -> None:
+        """When the timeout is over what is held comes to another receiver; leaving ``async with`` does not wait."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(3))
+        async with receiver:
+            await stage.receive_all(receiver, 2)
+        _, other = await stage.open()
+        assert sorted(texts(await stage.drain(other, 3))) == texts(numbered(3))
+
+    @rule("C1", "R8")
+    async def test_a_key_goes_back_in_order(self, stage: Stage) -> None:
+        """What is buffered behind a held message of its key follows it to the next receiver."""
+        client, receiver = await stage.open_ordered()
+        await client.send_messages(numbered(6, key="k"))
+        await stage.prefetched(receiver, 6)
+        assert texts(await receiver.receive_messages(2, stage.harness.patience))[0] == "0000"
+        await receiver.close(timeout=0.1)
+        _, other = await stage.open_ordered()
+        assert texts(await stage.drain(other, 6)) == texts(numbered(6))
+
+    @rule("C2")
+    async def test_closing_flushes_what_was_accepted(self, stage: Stage) -> None:
+        """Sends that began before it are stored, and return their ids."""
+        _, receiver = await stage.open()
+        sender = stage.client()
+        await sender.ping(stage.harness.patience)
+        sends = [asyncio.create_task(sender.send_message(message)) for message in numbered(20)]
+        await asyncio.sleep(0)
+        await sender.close()
+        ids = await asyncio.gather(*sends)
+        received = await stage.drain(receiver, 20)
+        assert sorted(message.message_id for message in received) == sorted(ids)
+
+    @rule("C2")
+    async def test_closing_a_client_closes_its_receivers(self, stage: Stage) -> None:
+        """They end as by their own close, held messages included."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        message = await stage.receive(receiver)
+        closing = asyncio.create_task(client.close(timeout=3600))
+        await asyncio.wait([closing], timeout=0.05)
+        await receiver.acknowledge(message)
+        await closing
+        await _assert_closed(*_receiver_calls(receiver, message))
+        _, other = await stage.open()
+        await stage.silence(other)
+
+    @rule("C2")
+    async def test_closing_is_bounded(self, stage: Stage) -> None:
+        """What is held and never settled does not keep a client from closing within its timeout."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        await stage.receive(receiver)
+        async with asyncio.timeout(stage.harness.patience):
+            await client.close(timeout=0.2)
+        _, other = await stage.open()
+        assert texts(await stage.drain(other, 1)) == ["x"]
+
+    @rule("C2")
+    async def test_closing_is_idempotent(self, stage: Stage) -> None:
+        """Ten closes at once and one more end well, of receivers as of clients."""
+        client, receiver = await stage.open()
+        for closes in (receiver.close, client.close):
+            await asyncio.gather(*(closes() for _ in range(10)))
+            await closes()
+        await stage.client().close()
+
+    @rule("C2")
+    async def test_a_cancelled_close_closes_all_the_same(self, stage: Stage) -> None:
+        """It finishes in the background; closing again waits for that."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        await stage.receive(receiver)
+        closing = asyncio.create_task(client.close(timeout=0.5))
+        await asyncio.wait([closing], timeout=0.05)
+        closing.cancel()
+        await asyncio.wait([closing])
+        await client.close()
+        await _assert_closed(*_client_calls(client))
+        assert not client.is_connected
+
+    @rule("C3")
+    async def test_afterwards_every_call_says_closed(self, stage: Stage) -> None:
+        """Of the client and of its receivers."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        message = await stage.receive(receiver)
+        await receiver.close(timeout=0)
+        await _assert_closed(*_receiver_calls(receiver, message))
+        await client.close()
+        await _assert_closed(*_client_calls(client), *_receiver_calls(receiver, message))
+        assert not client.is_connected
+
+    @rule("C3")
+    async def test_a_client_never_used_closes_too(self, stage: Stage) -> None:
+        """Closed before it connected it says CLOSED like any other, and has not connected."""
+        async with stage.client() as client:
+            pass
+        await _assert_closed(*_client_calls(client))
+
+    @rule("C3")
+    async def test_nothing_is_left(self, stage: Stage) -> None:
+        """No thread and no open file more than before, whatever the first client of a process may keep."""
+        await self._use(stage)
+        before = _resources()
+        for _ in range(3):
+            await self._use(stage)
+        assert _resources() == before
+
+    async def _use(self, stage: Stage) -> None:
+        """Send, receive, acknowledge, and close while one message is held and a receive waits."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(2))
+        await stage.drain(receiver, 1)
+        await stage.receive(receiver)
+        receiving = asyncio.create_task(receiver.receive_message())
+        await asyncio.wait([receiving], timeout=0.01)
+        await client.close(timeout=0)
+        await _assert_closed(lambda: receiving)
+        client, receiver = await stage.open()
+        await stage.drain(receiver, 1)
+        await client.close()

@@ -1,0 +1,90 @@
+"""O1, O2, §6: options and capabilities, before any I/O."""
+
+from __future__ import annotations
+
+import threading
+
+import attrs
+import pytest
+
+from events_core import ConfigurationError, ErrorCode, EventMessage
+from events_core.options import describe_options
+from events_core.testing.rules import rule
+from events_core.testing.stage import Stage
+
+__all__ = ["Configuring"]
+
+_SECRET = "hush-4711"
+
+
+class Configuring:
+    """What a client makes of its configuration."""
+
+    @rule("O1")
+    def test_wrong_options_are_reported_all_at_once(self, stage: Stage) -> None:
+        """One error names the unknown option with the nearest known one, and every unconvertible value."""
+        with pytest.raises(ConfigurationError) as caught:
+            stage.client(subscripton="x", max_outstanding_messages="many", start="yesterday", ack_timeout="soon")
+        text = str(caught.value)
+        assert caught.value.code is ErrorCode.INVALID
+        assert "did you mean 'subscription'" in text
+        for piece in ("'subscripton'", "'max_outstanding_messages'", "'many'", "'yesterday'", "'soon'"):
+            assert piece in text
+
+    @rule("O1")
+    def test_values_out_of_range_are_refused(self, stage: Stage) -> None:
+        """Each option that declares a range refuses what is beyond it, by name."""
+        for info in describe_options(type(stage.client()).options_class):
+            beyond = [info.minimum - 1] if info.minimum is not None else []
+            beyond += [info.maximum + 1] if info.maximum is not None else []
+            for value in beyond:
+                with pytest.raises(ConfigurationError, match=repr(info.name)):
+                    stage.client(**{info.name: f"{value:.0f}" if info.type == "integer" else f"{value}"})
+
+    @rule("O1")
+    def test_constructing_starts_nothing(self, stage: Stage) -> None:
+        """A client is constructed without a running loop, and starts no thread."""
+        before = threading.enumerate()
+        client = stage.client()
+        assert threading.enumerate() == before
+        assert not client.is_connected
+
+    @rule("O2")
+    def test_option_values_are_not_shown(self, stage: Stage) -> None:
+        """They are in the representation of neither the configuration nor the client."""
+        config = stage.config(subscription=_SECRET)
+        assert _SECRET not in repr(config)
+        assert _SECRET not in repr(stage.client(subscription=_SECRET))
+
+    @rule("O2")
+    def test_secrets_are_not_in_errors(self, stage: Stage) -> None:
+        """An error about the options does not show the value of a secret one."""
+        for info in describe_options(type(stage.client()).options_class):
+            if info.secret:
+                with pytest.raises(ConfigurationError) as caught:
+                    stage.client(**{info.name: _SECRET, "no_such_option": "x"})
+                assert _SECRET not in str(caught.value)
+
+    @rule("§6")
+    async def test_capabilities_are_constant(self, stage: Stage) -> None:
+        """They are the same before and after connecting, and frozen."""
+        client = stage.client()
+        before = client.capabilities
+        await client.send_message(EventMessage(b"x"))
+        assert client.capabilities == before
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            before.replay = True  # type: ignore[misc]
+
+    @rule("§6")
+    async def test_capabilities_are_within_what_the_class_can_do(self, stage: Stage) -> None:
+        """No configuration, nor the broker, promises more than ``full_capabilities``."""
+        client, receiver = await stage.open()
+        full = attrs.asdict(type(client).full_capabilities, recurse=False)
+        for promised in (client.capabilities, receiver.capabilities):
+            for name in ("replay", "dead_letter", "delivery_attempts", "ack_confirmed", "exactly_once"):
+                assert getattr(promised, name) <= full[name], name
+            for name, scale in _SCALES.items():
+                assert scale.index(getattr(promised, name)) <= scale.index(full[name]), name
+
+
+_SCALES = {"durable": ("none", "process_crash", "power_loss"), "ordering": ("none", "receiver", "subscription")}

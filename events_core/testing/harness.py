@@ -1,0 +1,53 @@
+"""What the kit must be told about a backend and the broker it is tried on."""
+
+from __future__ import annotations
+
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+
+from events_core import EventConfig
+
+__all__ = ["Harness"]
+
+
+class Harness(ABC):
+    """Says how to reach the broker; everything but :meth:`config` has a default."""
+
+    settle_time: float = 0.3
+    """Seconds within which what goes back comes again.  The kit listens that long before it believes that nothing
+    comes."""
+    patience: float = 10.0
+    """Seconds within which whatever must come does come."""
+    bound: float = 30.0
+    """Seconds that one test may take."""
+    lease: float = 0.0
+    """Seconds after which the broker delivers again what no receiver keeps alive, under :attr:`lease_options`; 0 where
+    there is no such time."""
+    lease_options: Mapping[str, str] = {}
+    """Options that make the broker's lease as short as it can be."""
+    dead_letter_attempts: int = 2
+    """Smallest ``max_delivery_attempts`` that the broker accepts, at least 2."""
+    sdk_modules: Collection[str] = ()
+    """Modules that must not be imported before a connection opens (B1), such as ``"google.cloud.pubsub"``."""
+    exceptions: Mapping[str, str] = {}
+    """What the *environment* does wrong, an emulator for one: a rule or a test's name, to the reason.
+
+    Such tests run all the same; where they fail, the table of rules says why."""
+
+    @abstractmethod
+    def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
+        """A configuration of *topic_name* with *options* added to those that reaching the broker takes.
+
+        Always the same broker.  It names the backend.  Topics and subscriptions are created when missing, unless
+        *options* say otherwise: give ``create="all"`` where that is not the backend's default.
+        """
+
+    def topic_name(self) -> str:
+        """A new name for a topic."""
+        return f"kit-{uuid.uuid4().hex[:16]}"
+
+    def outage(self) -> AbstractContextManager[None] | None:
+        """While this is entered the broker cannot be reached; ``None`` where the harness cannot do that."""
+        return None

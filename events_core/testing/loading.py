@@ -1,0 +1,38 @@
+"""B1, B3: how the backend is found and imported."""
+
+from __future__ import annotations
+
+import json
+
+from events_core import available_backends, load_backend
+from events_core.interface import API_VERSION
+from events_core.testing.rules import rule
+from events_core.testing.stage import Stage
+
+__all__ = ["Loading"]
+
+_IMPORT = "import importlib, json, sys; importlib.import_module(sys.argv[1]); print(json.dumps(list(sys.modules)))"
+
+
+class Loading:
+    """The backend as the registry sees it."""
+
+    @rule("B1")
+    def test_importing_the_backend_does_not_import_its_sdk(self, stage: Stage) -> None:
+        """Neither the package nor the client's module imports what only a connection needs."""
+        module = type(stage.client()).__module__
+        imported = json.loads(stage.python(["-c", _IMPORT, module]))
+        assert [name for name in stage.harness.sdk_modules if name in imported] == []
+
+    @rule("B3")
+    def test_the_backend_loads_by_its_name(self, stage: Stage) -> None:
+        """The name in the configuration gives the client's class, and is listed once where it is registered."""
+        name = stage.config().backend
+        assert load_backend(name) is type(stage.client())
+        if ":" not in name:
+            assert [info.name for info in available_backends()].count(name) == 1
+
+    @rule("B3")
+    def test_the_class_states_its_interface_version(self, stage: Stage) -> None:
+        """``api_version`` is a number, and this core's."""
+        assert type(stage.client()).api_version == API_VERSION

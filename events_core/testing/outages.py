@@ -1,0 +1,94 @@
+"""F1, F3, P7: brokers that cannot be reached, processes that die."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractContextManager
+
+import pytest
+
+from events_core import EventConnectionError, EventMessage, PublishError
+from events_core.testing.rules import rule
+from events_core.testing.stage import Stage, numbered, texts
+
+__all__ = ["Outages"]
+
+
+def _outage(stage: Stage) -> AbstractContextManager[None]:
+    outage = stage.harness.outage()
+    if outage is None:
+        pytest.skip("not shown: the harness cannot take the broker away")
+    return outage
+
+
+class Outages:
+    """What survives when something else does not."""
+
+    @rule("F1")
+    async def test_a_receiver_outlives_an_outage(self, stage: Stage) -> None:
+        """It goes on waiting, its client says that it is not connected meanwhile, and messages come afterwards."""
+        outage = _outage(stage)
+        client, receiver = await stage.open()
+        waiting = asyncio.create_task(receiver.receive_message())
+        with outage:
+            async with asyncio.timeout(stage.harness.patience):
+                while client.is_connected:
+                    await asyncio.sleep(0.01)
+            done, _ = await asyncio.wait([waiting], timeout=stage.harness.settle_time)
+            assert not done
+        await client.send_message(EventMessage(b"x"))
+        async with asyncio.timeout(stage.harness.patience):
+            message = await waiting
+        assert message is not None
+        await receiver.acknowledge(message)
+        assert client.is_connected
+        assert receiver.stats.reconnects >= 1
+
+    @rule("F1", "P7")
+    async def test_sends_outlive_an_outage(self, stage: Stage) -> None:
+        """What is sent during one is stored when it is over, in order per call."""
+        outage = _outage(stage)
+        client, receiver = await stage.open()
+        with outage:
+            sending = asyncio.create_task(client.send_messages(numbered(5)))
+            done, _ = await asyncio.wait([sending], timeout=stage.harness.settle_time)
+            assert not done
+        ids = await sending
+        received = await stage.drain(receiver, 5)
+        assert sorted(message.message_id for message in received) == sorted(ids)
+
+    @rule("P7")
+    async def test_every_send_ends(self, stage: Stage) -> None:
+        """During an outage a send fails with ``retryable=True`` once ``send_timeout`` is over, and a ping at once."""
+        outage = _outage(stage)
+        client, receiver = await stage.open(send_timeout="0.5")
+        with outage:
+            async with asyncio.timeout(stage.harness.patience):
+                with pytest.raises(PublishError) as caught:
+                    await client.send_message(EventMessage(b"x"))
+                assert caught.value.retryable
+                with pytest.raises(EventConnectionError):
+                    await client.ping(timeout=0.5)
+        await client.send_message(EventMessage(b"y"))
+        assert "y" in texts(await stage.rest(receiver))
+
+    @rule("F1", "S5")
+    async def test_settling_outlives_an_outage(self, stage: Stage) -> None:
+        """An acknowledgement during an outage is confirmed when it is over."""
+        outage = _outage(stage)
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        message = await stage.receive(receiver)
+        with outage:
+            settling = asyncio.create_task(receiver.acknowledge(message))
+            await asyncio.wait([settling], timeout=stage.harness.settle_time)
+        await settling
+        await stage.silence(receiver)
+
+    @rule("F3")
+    async def test_a_confirmed_message_survives_its_sender(self, stage: Stage) -> None:
+        """A process sends and is killed as soon as it has the id; the message comes."""
+        stage.require("durable")
+        _, receiver = await stage.open()
+        report = await stage.child("send_and_die")
+        assert (await stage.receive(receiver)).message_id == report["sent"]

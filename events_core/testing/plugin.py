@@ -1,0 +1,97 @@
+"""A table of the rules, printed at the end of a run.
+
+Enable it in the topmost ``conftest.py``: ``pytest_plugins = ["events_core.testing.plugin"]``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pytest
+
+from events_core.testing.rules import RULES
+
+__all__ = ["pytest_itemcollected", "pytest_terminal_summary"]
+
+_PROPERTY = "rule"
+
+
+class _Result(NamedTuple):
+    """One test's outcome, for one of its rules."""
+
+    suite: str
+    rule: str
+    state: str
+    """As the table says it."""
+    detail: str
+
+
+_ORDER = ("BROKEN", "excepted", "kept", "not declared", "not shown")
+"""Of the states of a rule's tests, the first one here is the rule's."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let each report carry its test's rules, also to another process."""
+    for rule in getattr(getattr(item, "function", None), "rules", ()):
+        item.user_properties.append((_PROPERTY, rule))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was kept, what was not declared, what is broken, and what is excepted and why."""
+    results = list(_results(terminalreporter))
+    if not results:
+        return
+    terminalreporter.section("rules of the contract")
+    for line in [*_table(results), *_notes(results)]:
+        terminalreporter.write_line(line)
+
+
+def _results(reporter: pytest.TerminalReporter) -> Iterator[_Result]:
+    for outcome in ("passed", "failed", "error", "skipped", "xfailed"):
+        for report in reporter.stats.get(outcome, ()):
+            for name, rule in getattr(report, "user_properties", ()):
+                if name == _PROPERTY:
+                    _, suite, test = report.nodeid.rsplit("::", 2)
+                    state, detail = _state(outcome, report, test)
+                    yield _Result(suite, str(rule), state, detail)
+
+
+def _state(outcome: str, report: pytest.TestReport, test: str) -> tuple[str, str]:
+    if outcome == "passed":
+        return "kept", ""
+    if outcome == "xfailed":
+        return "excepted", getattr(report, "wasxfail", "").removeprefix("reason: ")
+    if outcome == "skipped":
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        state, _, detail = reason.removeprefix("Skipped: ").partition(": ")
+        return (state, detail) if state in _ORDER else ("not shown", reason)
+    return "BROKEN", test
+
+
+def _table(results: Sequence[_Result]) -> Iterator[str]:
+    suites = list(dict.fromkeys(result.suite for result in results))
+    states: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for result in results:
+        states[result.rule, result.suite].add(result.state)
+    rows = [["", "", *suites]]
+    for rule, promise in RULES.items():
+        cells = [min(states[rule, suite], key=_ORDER.index, default="") for suite in suites]
+        if any(cells):
+            rows.append([rule, promise, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _notes(results: Sequence[_Result]) -> Iterator[str]:
+    """Each detail once, with the rules that it concerns."""
+    rules: dict[tuple[str, str, str], dict[str, None]] = defaultdict(dict)
+    for result in results:
+        if result.detail:
+            rules[result.suite, result.state, result.detail][result.rule] = None
+    if rules:
+        yield ""
+    for (suite, state, detail), concerned in sorted(rules.items()):
+        yield f"{suite} {', '.join(concerned)} {state}: {detail}"

@@ -1,0 +1,196 @@
+"""P1 to P8: sending."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Callable
+
+import pytest
+
+from events_core import ErrorCode, EventError, EventMessage, PublishError
+from events_core.testing.rules import rule
+from events_core.testing.stage import Stage, numbered, texts
+
+__all__ = ["Publishing"]
+
+_SIZED: dict[str, Callable[[int], EventMessage]] = {
+    "max_message_bytes": lambda size: EventMessage(bytes(size)),
+    "max_attributes": lambda count: EventMessage(b"x", {f"a{number}": "" for number in range(count)}),
+    "max_attribute_key_bytes": lambda size: EventMessage(b"x", {"a" * size: ""}),
+    "max_attribute_value_bytes": lambda size: EventMessage(b"x", {"a": "b" * size}),
+    "max_ordering_key_bytes": lambda size: EventMessage(b"x", ordering_key="k" * size),
+}
+"""For each limit, a message of that size."""
+
+
+class Publishing:
+    """Sending one message, several, and many at once."""
+
+    @rule("P1")
+    async def test_ids_are_unique_and_those_that_receivers_see(self, stage: Stage) -> None:
+        """Every id is non-empty, given once, and the ``message_id`` of what arrives."""
+        client, receiver = await stage.open()
+        ids = [await client.send_message(message) for message in numbered(20)]
+        ids += await client.send_messages(numbered(180))
+        assert all(ids)
+        assert len(set(ids)) == 200
+        received = await stage.drain(receiver, 200)
+        assert sorted(message.message_id for message in received) == sorted(ids)
+
+    @rule("P1")
+    async def test_what_is_confirmed_is_stored(self, stage: Stage) -> None:
+        """A message whose send returned arrives although its client closed at once."""
+        _, receiver = await stage.open()
+        sender = stage.client()
+        message_id = await sender.send_message(EventMessage(b"x"))
+        await sender.close(timeout=0)
+        assert (await stage.receive(receiver)).message_id == message_id
+
+    @pytest.mark.parametrize("limit", sorted(_SIZED))
+    @rule("P2")
+    async def test_a_message_at_the_limit_is_sent_and_beyond_it_none_is(self, stage: Stage, limit: str) -> None:
+        """At the limit it arrives; one beyond fails the whole call, naming index and limit, and nothing is sent."""
+        largest = stage.require(f"limits.{limit}")
+        opening = stage.open_ordered() if limit == "max_ordering_key_bytes" else stage.open()
+        client, receiver = await opening
+        with pytest.raises(PublishError, match=limit) as caught:
+            await client.send_messages([EventMessage(b"good"), _SIZED[limit](largest + 1)])
+        assert caught.value.code is ErrorCode.INVALID
+        assert not caught.value.retryable
+        assert re.search(r"\b1\b", str(caught.value)), "the error does not name the index"
+        await client.send_message(_SIZED[limit](largest))
+        assert await stage.drain(receiver, 1) == [_SIZED[limit](largest)]
+        await stage.silence(receiver)
+
+    @rule("P2")
+    async def test_ids_come_back_in_input_order(self, stage: Stage) -> None:
+        """The id at an index is that of the message at the index."""
+        client, receiver = await stage.open()
+        messages = numbered(50)
+        ids = await client.send_messages(messages)
+        received = {message.message_id: message.data for message in await stage.drain(receiver, 50)}
+        assert [received[message_id] for message_id in ids] == [message.data for message in messages]
+
+    @rule("P2")
+    async def test_sending_nothing_is_a_no_op(self, stage: Stage) -> None:
+        """No messages give no ids, without connecting."""
+        client = stage.client()
+        assert await client.send_messages([]) == []
+        assert not client.is_connected
+
+    @pytest.mark.parametrize(
+        ("count", "size"), [pytest.param(2001, 8, id="many messages"), pytest.param(24, 512 * 1024, id="many bytes")]
+    )
+    @rule("P2")
+    async def test_a_large_batch_is_split(self, stage: Stage, count: int, size: int) -> None:
+        """More messages or bytes than brokers take in one request all arrive."""
+        client, receiver = await stage.open()
+        messages = [EventMessage(f"{number:0{size}}".encode()) for number in range(count)]
+        ids = await client.send_messages(messages)
+        assert len(set(ids)) == count
+        received = await stage.drain(receiver, count)
+        assert sorted(message.data for message in received) == [message.data for message in messages]
+
+    @rule("P3")
+    async def test_a_bad_message_fails_nobody_elses(self, stage: Stage) -> None:
+        """Concurrent sends of good messages succeed beside one that is refused."""
+        largest = stage.require("limits.max_message_bytes")
+        client, receiver = await stage.open()
+        bad = client.send_message(EventMessage(bytes(largest + 1)))
+        sends = [client.send_message(message) for message in numbered(20)]
+        refusal, *ids = await asyncio.gather(bad, *sends, return_exceptions=True)
+        assert isinstance(refusal, PublishError)
+        received = await stage.drain(receiver, 20)
+        assert sorted(message.message_id for message in received) == sorted(map(str, ids))
+
+    @rule("P3")
+    async def test_a_failure_pauses_no_key(self, stage: Stage) -> None:
+        """After a refused message the next call with its key starts afresh."""
+        largest = stage.require("limits.max_message_bytes")
+        client, receiver = await stage.open_ordered()
+        with pytest.raises(PublishError):
+            await client.send_message(EventMessage(bytes(largest + 1), ordering_key="k"))
+        await client.send_message(EventMessage(b"next", ordering_key="k"))
+        assert texts(await stage.drain(receiver, 1)) == ["next"]
+
+    @rule("P4", "P5")
+    async def test_concurrent_sends_keep_order_per_key(self, stage: Stage) -> None:
+        """200 sends begun one after the other are stored in that order for each key."""
+        client, receiver = await stage.open_ordered()
+        keys = ["a", "b", "c", "d", "e"]
+        messages = [EventMessage.from_string(f"{n:03}", ordering_key=keys[n % len(keys)]) for n in range(200)]
+        await asyncio.gather(*map(client.send_message, messages))
+        received = await stage.drain(receiver, 200)
+        for key in keys:
+            sent = [message for message in messages if message.ordering_key == key]
+            assert [message for message in received if message.ordering_key == key] == sent
+
+    @rule("P4")
+    async def test_a_batch_keeps_order_per_key(self, stage: Stage) -> None:
+        """Messages of a key in one call are stored in input order, and after those of the call before."""
+        client, receiver = await stage.open_ordered()
+        messages = numbered(60, key="k")
+        await client.send_messages(messages[:30])
+        await client.send_messages(messages[30:])
+        assert texts(await stage.drain(receiver, 60)) == texts(messages)
+
+    @rule("P5")
+    async def test_concurrent_sends_lose_nothing(self, stage: Stage) -> None:
+        """200 sends at once are all stored, each once."""
+        client, receiver = await stage.open()
+        messages = numbered(200)
+        ids = await asyncio.gather(*map(client.send_message, messages))
+        received = await stage.drain(receiver, 200)
+        assert sorted(message.message_id for message in received) == sorted(ids)
+        assert sorted(texts(received)) == texts(messages)
+
+    @pytest.mark.parametrize("bound", ["publish_max_messages", "publish_max_bytes"])
+    @rule("P6")
+    async def test_past_the_bound_a_send_waits(self, stage: Stage, bound: str) -> None:
+        """With a bound of 1, single sends and a batch wait their turn, and a larger message is admitted alone."""
+        client, receiver = await stage.open(**{bound: "1"})
+        messages = numbered(30)
+        sends = [client.send_message(message) for message in messages[:20]]
+        await asyncio.gather(client.send_messages(messages[20:]), *sends)
+        assert sorted(texts(await stage.drain(receiver, 30))) == texts(messages)
+
+    @rule("P6")
+    async def test_past_the_bound_a_send_fails_by_option(self, stage: Stage) -> None:
+        """With ``publish_on_limit=error`` it raises EXHAUSTED at once, and only what returned an id is sent."""
+        client, receiver = await stage.open(publish_max_messages="1", publish_on_limit="error")
+        with pytest.raises(PublishError) as caught:
+            await client.send_messages(numbered(2, prefix="never "))
+        assert (caught.value.code, caught.value.retryable) == (ErrorCode.EXHAUSTED, True)
+        results = await asyncio.gather(*map(client.send_message, numbered(50)), return_exceptions=True)
+        ids = [result for result in results if isinstance(result, str)]
+        assert ids
+        assert {result.code for result in results if isinstance(result, EventError)} <= {ErrorCode.EXHAUSTED}
+        received = await stage.drain(receiver, len(ids))
+        assert sorted(message.message_id for message in received) == sorted(ids)
+        await stage.silence(receiver)
+
+    @rule("P7")
+    async def test_a_permanent_error_surfaces_at_once(self, stage: Stage) -> None:
+        """Sending to a topic that does not exist, and may not be created, is NOT_FOUND, long before send_timeout."""
+        client = stage.client(create="never", send_timeout="600")
+        with pytest.raises(PublishError) as caught:
+            async with asyncio.timeout(stage.harness.patience):
+                await client.send_message(EventMessage(b"x"))
+        assert (caught.value.code, caught.value.retryable) == (ErrorCode.NOT_FOUND, False)
+
+    @rule("P8")
+    async def test_cancelled_sends_harm_nobody(self, stage: Stage) -> None:
+        """Their neighbours are stored once, they themselves at most once, and the client goes on."""
+        client, receiver = await stage.open()
+        chance = random.Random(8)
+        sends = [asyncio.create_task(client.send_message(message)) for message in numbered(100)]
+        while any(not send.done() for send in sends):
+            chance.choice(sends).cancel()
+            await asyncio.sleep(chance.uniform(0, 0.001))
+        await asyncio.wait(sends)
+        last = await client.send_message(EventMessage(b"last"))
+        stored = [message.message_id for message in await stage.rest(receiver)]
+        assert len(stored) == len(set(stored))
+        assert {send.result() for send in sends if not send.cancelled()} | {last} <= set(stored)

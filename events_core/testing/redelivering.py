@@ -1,0 +1,190 @@
+"""R6, R7, R9, R11, R12: what comes again, and when."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from events_core import AcknowledgeError, ErrorCode, EventMessage, EventRuntimeError
+from events_core.testing.rules import rule
+from events_core.testing.stage import Stage, numbered, texts
+
+__all__ = ["Redelivering"]
+
+
+class Redelivering:
+    """Leases, nacks, delays, dead letters."""
+
+    @rule("R6", "R7")
+    async def test_a_held_message_is_kept_beyond_the_lease(self, stage: Stage) -> None:
+        """Held for longer than the broker's lease it comes to nobody, and is then acknowledged."""
+        client, receiver = await stage.open(**stage.harness.lease_options)
+        await client.send_message(EventMessage(b"x"))
+        message = await stage.receive(receiver)
+        other = await client.subscribe(stage.subscription)
+        await stage.silence(receiver, other, seconds=1.5 * stage.harness.lease)
+        await receiver.acknowledge(message)
+
+    @rule("R6", "R7")
+    async def test_a_held_message_is_kept_while_the_loop_is_blocked(self, stage: Stage) -> None:
+        """An application that blocks its event loop for longer than the lease still holds its message."""
+        client, receiver = await stage.open(**stage.harness.lease_options)
+        await client.send_message(EventMessage(b"x"))
+        message = await stage.receive(receiver)
+        time.sleep(1.5 * stage.harness.lease)  # noqa: ASYNC251  # blocking is the point
+        await stage.silence(receiver)
+        await receiver.acknowledge(message)
+
+    @rule("R6", "R9", "S3")
+    async def test_a_message_held_too_long_expires(self, stage: Stage) -> None:
+        """After ``max_lease_duration`` it comes again; the old delivery is EXPIRED and does not disturb the new one."""
+        client, receiver = await stage.open(max_lease_duration="1")
+        await client.send_message(EventMessage(b"x"))
+        old = await stage.receive(receiver)
+        began = time.monotonic()
+        new = await stage.receive(receiver)
+        assert time.monotonic() - began >= 0.9
+        assert (new.message_id, new) == (old.message_id, old)
+        with pytest.raises(AcknowledgeError) as caught:
+            await receiver.acknowledge(old)
+        assert caught.value.code is ErrorCode.EXPIRED
+        await receiver.nack(old)
+        assert receiver.stats.held == 1
+        await receiver.acknowledge(new)
+        await stage.silence(receiver, seconds=1)
+
+    @rule("R9")
+    async def test_a_nacked_message_comes_again_the_same(self, stage: Stage) -> None:
+        """Same id, data and attributes; the attempt is counted where declared."""
+        client, receiver = await stage.open()
+        message_id = await client.send_message(EventMessage(b"x", {"a": "b"}))
+        for attempt in (1, 2, 3):
+            message = await stage.receive(receiver)
+            assert message == EventMessage(b"x", {"a": "b"})
+            assert message.message_id == message_id
+            assert message.delivery_attempt == (attempt if receiver.capabilities.delivery_attempts else None)
+            await receiver.nack(message)
+
+    @rule("R9")
+    async def test_what_a_closed_receiver_held_comes_again(self, stage: Stage) -> None:
+        """The end of its receiver gives a message to the next one, the same."""
+        client, receiver = await stage.open()
+        sent = EventMessage(b"x", {"a": "b"})
+        message_id = await client.send_message(sent)
+        await stage.receive(receiver)
+        await receiver.close(timeout=0)
+        _, other = await stage.open()
+        message = await stage.receive(other)
+        assert (message.message_id, message) == (message_id, sent)
+
+    @rule("R9")
+    async def test_what_a_dead_process_held_comes_again(self, stage: Stage) -> None:
+        """A process receives and is killed; another receiver gets the message once the lease is over."""
+        stage.require("durable")
+        client, receiver = await stage.open(**stage.harness.lease_options)
+        await receiver.close()
+        message_id = await client.send_message(EventMessage(b"x"))
+        report = await stage.child("receive_and_die", subscription=stage.subscription, **stage.harness.lease_options)
+        assert report == {"received": message_id}
+        _, receiver = await stage.open(**stage.harness.lease_options)
+        message = await receiver.receive_message(stage.harness.lease + stage.harness.patience)
+        assert message is not None
+        assert message.message_id == message_id
+
+    @rule("R11")
+    async def test_nacks_are_no_hot_loop(self, stage: Stage) -> None:
+        """Nacked again and again a message comes at growing intervals, none shorter than 0.05 s."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        message = await stage.receive(receiver)
+        intervals = []
+        for _ in range(3):
+            began = time.monotonic()
+            await receiver.nack(message)
+            message = await stage.receive(receiver)
+            intervals.append(time.monotonic() - began)
+        assert min(intervals) >= 0.05
+        assert intervals[-1] > intervals[0]
+
+    @rule("R11")
+    async def test_a_delay_is_kept(self, stage: Stage) -> None:
+        """A message nacked with a delay does not come before it, and holds up no other."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        began = time.monotonic()
+        await receiver.nack(await stage.receive(receiver), delay=stage.short_delay)
+        await client.send_message(EventMessage(b"y"))
+        assert texts(await stage.drain(receiver, 1)) == ["y"]
+        assert texts(await stage.drain(receiver, 1)) == ["x"]
+        assert time.monotonic() - began >= stage.short_delay
+
+    @rule("R11")
+    async def test_an_impossible_delay_is_refused(self, stage: Stage) -> None:
+        """Negative or infinite it is a ValueError, beyond the declared limit UNSUPPORTED; neither changes anything."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        message = await stage.receive(receiver)
+        for delay in (-1.0, math.inf, math.nan):
+            with pytest.raises(ValueError, match="delay"):
+                await receiver.nack(message, delay=delay)
+        longest = receiver.capabilities.limits.max_nack_delay
+        if longest is not None:
+            with pytest.raises(EventRuntimeError) as caught:
+                await receiver.nack(message, delay=longest + 1)
+            assert caught.value.code is ErrorCode.UNSUPPORTED
+        await receiver.acknowledge(message)
+        await stage.silence(receiver)
+
+    def _dead_letters(self, stage: Stage) -> dict[str, str]:
+        attempts = stage.harness.dead_letter_attempts
+        return {"dead_letter_topic": stage.name("dead"), "max_delivery_attempts": str(attempts)}
+
+    @rule("R12")
+    async def test_a_message_that_failed_too_often_is_dead_lettered(self, stage: Stage) -> None:
+        """After the last attempt it goes to the dead letter topic, saying whence, and only there."""
+        options = self._dead_letters(stage)
+        if not stage.capabilities.dead_letter:
+            await stage.refused("dead_letter", lambda: stage.client(**options).subscribe(stage.subscription))
+        dead = await stage.client(stage.name("dead")).subscribe(stage.name("undertaker"))
+        client, receiver = await stage.open(**options)
+        sent = EventMessage(b"x", {"a": "b"})
+        message_id = await client.send_message(sent)
+        for _ in range(stage.harness.dead_letter_attempts):
+            message = await stage.receive(receiver)
+            assert message.message_id == message_id
+            await receiver.nack(message)
+        letter = await stage.receive(dead)
+        assert letter.data == sent.data
+        assert sent.attributes.items() <= letter.attributes.items()
+        added = {value for key, value in letter.attributes.items() if key not in sent.attributes}
+        assert any(stage.subscription in value for value in added), "the attributes do not say whence"
+        await stage.silence(receiver, dead)
+
+    @rule("R12")
+    async def test_a_dead_letter_frees_its_key(self, stage: Stage) -> None:
+        """When a keyed message is dead-lettered its successors come."""
+        stage.require("dead_letter")
+        options = self._dead_letters(stage)
+        dead = await stage.client(stage.name("dead"), ordering="true").subscribe(stage.name("undertaker"))
+        client, receiver = await stage.open_ordered(**options)
+        await client.send_messages(numbered(2, key="k"))
+        for _ in range(stage.harness.dead_letter_attempts):
+            message = await stage.receive(receiver)
+            assert message.data == b"0000"
+            await receiver.nack(message)
+        assert texts(await stage.drain(receiver, 1)) == ["0001"]
+        assert texts(await stage.drain(dead, 1)) == ["0000"]
+
+    @rule("R12", "C1")
+    async def test_closing_dead_letters_nothing(self, stage: Stage) -> None:
+        """A message handed back by closing, more often than it may fail, is still delivered."""
+        stage.require("dead_letter")
+        options = self._dead_letters(stage)
+        sender = stage.client(subscription=stage.subscription, **options)
+        message_id = await sender.send_message(EventMessage(b"x"))
+        for _ in range(stage.harness.dead_letter_attempts + 1):
+            receiver = await sender.subscribe()
+            assert (await stage.receive(receiver)).message_id == message_id
+            await receiver.close(timeout=0)

@@ -1,0 +1,172 @@
+"""S1 to S5: acknowledging and nacking."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, ReceivedMessage
+from events_core.testing.rules import rule
+from events_core.testing.stage import Stage, numbered, texts
+
+__all__ = ["Settling"]
+
+
+class Settling:
+    """What settling does, once, twice, too late and in batches."""
+
+    @rule("S1")
+    async def test_an_acknowledged_message_does_not_come_again(self, stage: Stage) -> None:
+        """Neither to its receiver nor, when the lease is over, to a new one."""
+        client, receiver = await stage.open(**stage.harness.lease_options)
+        await client.send_message(EventMessage(b"x"))
+        await receiver.acknowledge(await stage.receive(receiver))
+        await stage.silence(receiver)
+        await receiver.close()
+        _, receiver = await stage.open(**stage.harness.lease_options)
+        await stage.silence(receiver, seconds=stage.harness.lease)
+
+    @rule("S1")
+    async def test_a_confirmed_acknowledgement_outlives_its_process(self, stage: Stage) -> None:
+        """A process acknowledges and is killed at once: where ``ack_confirmed``, the message does not come again."""
+        stage.require("ack_confirmed")
+        stage.require("durable")
+        client, receiver = await stage.open(**stage.harness.lease_options)
+        await receiver.close()
+        message_id = await client.send_message(EventMessage(b"x"))
+        options = {"subscription": stage.subscription, **stage.harness.lease_options}
+        assert await stage.child("acknowledge_and_die", **options) == {"received": message_id}
+        _, receiver = await stage.open(**stage.harness.lease_options)
+        await stage.silence(receiver, seconds=stage.harness.lease)
+
+    async def _received(self, stage: Stage) -> tuple[EventReceiver, ReceivedMessage]:
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        return receiver, await stage.receive(receiver)
+
+    @rule("S2")
+    async def test_acknowledging_twice_is_a_no_op(self, stage: Stage) -> None:
+        """By message or by id."""
+        receiver, message = await self._received(stage)
+        for target in (message, message, message.message_id):
+            await receiver.acknowledge(target)
+        await stage.silence(receiver)
+
+    @rule("S2")
+    async def test_nacking_twice_is_a_no_op(self, stage: Stage) -> None:
+        """It comes again once."""
+        receiver, message = await self._received(stage)
+        for target in (message, message, message.message_id):
+            await receiver.nack(target)
+        await stage.drain(receiver, 1)
+        await stage.silence(receiver)
+
+    @rule("S2")
+    async def test_the_first_outcome_stands(self, stage: Stage) -> None:
+        """The other one after it is ALREADY_SETTLED, and changes nothing."""
+        receiver, message = await self._received(stage)
+        await receiver.nack(message, delay=stage.short_delay)
+        with pytest.raises(AcknowledgeError) as caught:
+            await receiver.acknowledge(message)
+        assert caught.value.code is ErrorCode.ALREADY_SETTLED
+        (again,) = await stage.drain(receiver, 1)
+        for target in (again, again.message_id):
+            with pytest.raises(AcknowledgeError) as caught:
+                await receiver.nack(target)
+            assert caught.value.code is ErrorCode.ALREADY_SETTLED
+        await stage.silence(receiver)
+
+    @rule("S2")
+    async def test_a_new_hand_out_starts_afresh(self, stage: Stage) -> None:
+        """Nacked and received again a message is settled anew; its old delivery stays as it was."""
+        receiver, old = await self._received(stage)
+        await receiver.nack(old)
+        new = await stage.receive(receiver)
+        await receiver.nack(old)
+        with pytest.raises(AcknowledgeError) as caught:
+            await receiver.acknowledge(old)
+        assert caught.value.code is ErrorCode.ALREADY_SETTLED
+        assert receiver.stats.held == 1
+        await receiver.acknowledge(new)
+        await stage.silence(receiver)
+
+    @rule("S2")
+    async def test_an_id_settles_the_newest_delivery(self, stage: Stage) -> None:
+        """By id it is the delivery handed out last that is settled."""
+        receiver, message = await self._received(stage)
+        await receiver.nack(message.message_id)
+        await stage.receive(receiver)
+        await receiver.acknowledge(message.message_id)
+        assert receiver.stats.held == 0
+        await stage.silence(receiver)
+
+    @rule("S3")
+    async def test_an_unknown_id_is_not_found(self, stage: Stage) -> None:
+        """So is another receiver's message; neither changes what is held."""
+        receiver, message = await self._received(stage)
+        other = await stage.client().subscribe(stage.name("other"))
+        for stranger, target in ((receiver, "no-such-id"), (other, message), (other, message.message_id)):
+            for settle in (stranger.acknowledge, stranger.nack):
+                with pytest.raises(AcknowledgeError) as caught:
+                    await settle(target)
+                assert caught.value.code is ErrorCode.NOT_FOUND
+        await receiver.acknowledge(message)
+        await stage.silence(receiver)
+
+    @rule("S4")
+    async def test_a_batch_settles_all_it_can(self, stage: Stage) -> None:
+        """One error tells which could not be; the others are settled, and what is named twice counts once."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(3))
+        first, second, third = await stage.receive_all(receiver, 3)
+        await receiver.nack(third, delay=stage.short_delay)
+        with pytest.raises(AcknowledgeError) as caught:
+            await receiver.acknowledge_messages([first, "no-such-id", third, second, second.message_id])
+        codes = {message_id: error.code for message_id, error in caught.value.failed.items()}
+        assert codes == {"no-such-id": ErrorCode.NOT_FOUND, third.message_id: ErrorCode.ALREADY_SETTLED}
+        assert texts(await stage.drain(receiver, 1)) == texts([third])
+        await stage.silence(receiver)
+
+    @rule("S4")
+    async def test_a_batch_of_nacks_settles_all_it_can(self, stage: Stage) -> None:
+        """The unknown is named, the others come again."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(3))
+        messages = await stage.receive_all(receiver, 3)
+        with pytest.raises(AcknowledgeError) as caught:
+            await receiver.nack_messages([*messages, "no-such-id"])
+        assert set(caught.value.failed) == {"no-such-id"}
+        assert sorted(texts(await stage.drain(receiver, 3))) == texts(numbered(3))
+
+    @rule("S4")
+    async def test_a_large_batch_is_split(self, stage: Stage) -> None:
+        """More than brokers take in one request is settled in one call; nothing is a no-op."""
+        client, receiver = await stage.open(max_outstanding_messages="5000")
+        await client.send_messages(numbered(2500))
+        await receiver.acknowledge_messages(await stage.receive_all(receiver, 2500))
+        assert receiver.stats.held == 0
+        await receiver.acknowledge_messages([])
+        await receiver.nack_messages([])
+        await stage.silence(receiver)
+
+    @rule("S5")
+    async def test_a_cancelled_settlement_can_be_repeated(self, stage: Stage) -> None:
+        """Cancelled at once it is applied or not; repeating it is safe."""
+        receiver, message = await self._received(stage)
+        settling = asyncio.create_task(receiver.acknowledge(message))
+        await asyncio.sleep(0)
+        settling.cancel()
+        await asyncio.wait([settling])
+        await receiver.acknowledge(message)
+        await stage.silence(receiver)
+
+    @rule("S5")
+    async def test_a_failed_settlement_does_not_end_the_receiver(self, stage: Stage) -> None:
+        """After an error messages come and are settled as before."""
+        client, receiver = await stage.open()
+        with pytest.raises(AcknowledgeError):
+            await receiver.acknowledge("no-such-id")
+        await client.send_message(EventMessage(b"x"))
+        assert texts(await stage.drain(receiver, 1)) == ["x"]
+        await stage.silence(receiver)

@@ -1,0 +1,205 @@
+"""Where one test plays: a topic of its own, clients on it, and ways to wait for messages."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import pytest
+
+from events_core import (
+    Capabilities,
+    ErrorCode,
+    EventClient,
+    EventConfig,
+    EventError,
+    EventMessage,
+    EventReceiver,
+    ReceivedMessage,
+    create_client,
+)
+from events_core.testing.harness import Harness
+
+__all__ = ["Stage", "numbered", "texts"]
+
+
+def numbered(count: int, *, key: str | None = None, prefix: str = "") -> list[EventMessage]:
+    """*count* messages that can be told apart and have an order."""
+    return [EventMessage.from_string(f"{prefix}{number:04}", ordering_key=key) for number in range(count)]
+
+
+def texts(messages: Iterable[EventMessage]) -> list[str]:
+    """What they carry, for comparing."""
+    return [message.data_as_string() for message in messages]
+
+
+class Stage:
+    """One test's topic and everything it opens, closed afterwards."""
+
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        self.topic_name = harness.topic_name()
+        self.subscription = self.name("shared")
+        self._clients: list[EventClient] = []
+
+    def name(self, word: str) -> str:
+        """A name for a subscription or another topic that no other test uses."""
+        return f"{self.topic_name}-{word}"
+
+    # Clients
+
+    def config(self, topic_name: str | None = None, **options: str) -> EventConfig:
+        """A configuration of the test's topic, or another."""
+        return self.harness.config(topic_name or self.topic_name, options)
+
+    def client(self, topic_name: str | None = None, **options: str) -> EventClient:
+        """A new client, not yet connected."""
+        client = create_client(self.config(topic_name, **options))
+        self._clients.append(client)
+        return client
+
+    async def open(self, **options: str) -> tuple[EventClient, EventReceiver]:
+        """A client, and a receiver of the test's subscription."""
+        client = self.client(**options)
+        return client, await client.subscribe(self.subscription)
+
+    async def open_ordered(self, **options: str) -> tuple[EventClient, EventReceiver]:
+        """The same with order per key; where that is not declared it must be refused, and the test ends here."""
+        await self.require_ordering()
+        return await self.open(ordering="true", **options)
+
+    async def require_ordering(self) -> None:
+        """End the test where the backend keeps no order per key, once it has refused to."""
+        if type(self.client()).full_capabilities.ordering == "none":
+            await self.refused("ordering", lambda: self.client().send_message(EventMessage(b"x", ordering_key="k")))
+
+    async def close(self) -> None:
+        """Close every client, at once."""
+        while self._clients:
+            await self._clients.pop().close(timeout=0)
+
+    # Capabilities
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the harness's configuration promises."""
+        return self.client().capabilities
+
+    def require(self, capability: str) -> Any:
+        """The value of *capability*, such as ``limits.max_attributes``; where it is not declared the test ends here."""
+        value = attrgetter(capability)(self.capabilities)
+        if value in (False, None, "none"):
+            pytest.skip(f"not declared: {capability}")
+        return value
+
+    async def refused(self, capability: str, call: Callable[[], Awaitable[object]]) -> None:
+        """End the test because *capability* is not declared, once *call*, which needs it, has been refused."""
+        with pytest.raises(EventError) as caught:
+            await call()
+        assert caught.value.code is ErrorCode.UNSUPPORTED, f"{capability} is not declared, so asking for it must be"
+        pytest.skip(f"not declared: {capability}")
+
+    @property
+    def short_delay(self) -> float:
+        """A delay of a nack, in seconds, that the backend can keep and a test can wait for."""
+        longest = self.capabilities.limits.max_nack_delay
+        return 0.5 if longest is None else min(0.5, longest)
+
+    # Waiting
+
+    async def receive(self, receiver: EventReceiver) -> ReceivedMessage:
+        """The next message, which must come."""
+        message = await receiver.receive_message(self.harness.patience)
+        assert message is not None, f"no message within {self.harness.patience} s"
+        return message
+
+    async def receive_all(self, receiver: EventReceiver, count: int) -> list[ReceivedMessage]:
+        """The next *count* messages, all held."""
+        messages: list[ReceivedMessage] = []
+        while len(messages) < count:
+            more = await receiver.receive_messages(count - len(messages), self.harness.patience)
+            assert more, f"{len(messages)} of {count} messages came, then none within {self.harness.patience} s"
+            messages += more
+        return messages
+
+    async def drain(self, receiver: EventReceiver, count: int) -> list[ReceivedMessage]:
+        """The next *count* messages, each acknowledged as it came."""
+        messages: list[ReceivedMessage] = []
+        while len(messages) < count:
+            more = await receiver.receive_messages(count - len(messages), self.harness.patience)
+            assert more, f"{len(messages)} of {count} messages came, then none within {self.harness.patience} s"
+            await receiver.acknowledge_messages(more)
+            messages += more
+        return messages
+
+    async def drain_together(self, receivers: Sequence[EventReceiver], count: int) -> list[list[ReceivedMessage]]:
+        """What each of *receivers* got of *count* messages, all receiving at once, each acknowledged as it came."""
+        received: list[list[ReceivedMessage]] = [[] for _ in receivers]
+        ends = time.monotonic() + self.harness.patience
+
+        async def work(receiver: EventReceiver, mine: list[ReceivedMessage]) -> None:
+            while sum(map(len, received)) < count and time.monotonic() < ends:
+                more = await receiver.receive_messages(3, 0.1)
+                mine += more
+                await receiver.acknowledge_messages(more)
+
+        await asyncio.gather(*map(work, receivers, received))
+        return received
+
+    async def rest(self, receiver: EventReceiver) -> list[ReceivedMessage]:
+        """Everything that still comes, each acknowledged as it came."""
+        messages: list[ReceivedMessage] = []
+        while more := await receiver.receive_messages(100, 2 * self.harness.settle_time):
+            await receiver.acknowledge_messages(more)
+            messages += more
+        return messages
+
+    async def silence(self, *receivers: EventReceiver, seconds: float = 0.0) -> None:
+        """Nothing comes for the time in which it would have, or for *seconds* more."""
+        listened = self.harness.settle_time + seconds
+        heard = await asyncio.gather(*(receiver.receive_message(listened) for receiver in receivers))
+        assert not any(heard), f"nothing was to come, and this came: {[message for message in heard if message]}"
+
+    async def prefetched(self, receiver: EventReceiver, count: int) -> None:
+        """Give *receiver* the time to buffer *count* messages, if it buffers at all."""
+        ends = time.monotonic() + self.harness.settle_time
+        while receiver.stats.buffered < count and time.monotonic() < ends:
+            await asyncio.sleep(0.01)
+
+    # Other processes
+
+    async def child(self, action: str, **options: str) -> dict[str, Any]:
+        """Run an action of :mod:`events_core.testing.child` on the test's topic; what it reported."""
+        return await asyncio.to_thread(self._run_child, action, self.config(**options))
+
+    def _run_child(self, action: str, config: EventConfig) -> dict[str, Any]:
+        plain = {
+            "topic_name": config.topic_name,
+            "project_id": config.project_id,
+            "backend": config.backend,
+            "options": dict(config.options),
+        }
+        output = self.python(["-m", "events_core.testing.child", action, str(self.harness.patience)], json.dumps(plain))
+        report: dict[str, Any] = json.loads(output)
+        return report
+
+    def python(self, arguments: Sequence[str], standard_input: str = "") -> str:
+        """Run an interpreter like this one; what it printed."""
+        environment: Mapping[str, str] = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            input=standard_input,
+            capture_output=True,
+            text=True,
+            timeout=self.harness.bound,
+            env=environment,
+        )
+        assert done.stdout, f"the process ended with {done.returncode} and said nothing: {done.stderr}"
+        return done.stdout

@@ -1,0 +1,167 @@
+"""Q1 to Q3: subscriptions."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from events_core import ErrorCode, EventClient, EventMessage, EventReceiver, ReceiveError
+from events_core.testing.rules import rule
+from events_core.testing.stage import Stage, numbered, texts
+
+__all__ = ["Subscribing"]
+
+
+async def _receive_from(client: EventClient, subscription: str, stage: Stage) -> None:
+    """Subscribe, and receive for as long as a broker may take to say that something is missing (Q2)."""
+    receiver = await client.subscribe(subscription)
+    await receiver.receive_message(stage.harness.patience)
+
+
+class Subscribing:
+    """Joining subscriptions, creating and deleting them."""
+
+    @rule("Q1")
+    async def test_receivers_of_a_name_compete(self, stage: Stage) -> None:
+        """Two receivers of one subscription get disjoint messages, together all."""
+        client, first = await stage.open()
+        second = await stage.client().subscribe(stage.subscription)
+        ids = await client.send_messages(numbered(20))
+        received = await stage.drain_together([first, second], 20)
+        assert sorted(message.message_id for part in received for message in part) == sorted(ids)
+        await stage.silence(first, second)
+
+    @rule("Q1")
+    async def test_subscriptions_each_get_everything(self, stage: Stage) -> None:
+        """Named or ephemeral, every subscription gets every message."""
+        client, first = await stage.open()
+        second = await client.subscribe(stage.name("second"))
+        third = await client.subscribe()
+        await client.send_messages(numbered(5))
+        for receiver in (first, second, third):
+            assert sorted(texts(await stage.drain(receiver, 5))) == texts(numbered(5))
+
+    @rule("Q1")
+    async def test_a_named_subscription_outlives_its_receivers(self, stage: Stage) -> None:
+        """What is sent while nobody receives from it waits for the next receiver."""
+        client, receiver = await stage.open()
+        await receiver.close()
+        await client.close()
+        sender = stage.client()
+        await sender.send_messages(numbered(3))
+        _, receiver = await stage.open()
+        assert sorted(texts(await stage.drain(receiver, 3))) == texts(numbered(3))
+
+    @rule("Q1")
+    async def test_an_ephemeral_subscription_ends_with_its_receiver(self, stage: Stage) -> None:
+        """It has a name of its own while it lives, and cannot be found once the receiver has closed."""
+        client = stage.client()
+        receiver, other = await client.subscribe(), await client.subscribe()
+        assert receiver.subscription != other.subscription
+        await receiver.close()
+        with pytest.raises(ReceiveError) as caught:
+            await client.delete_subscription(receiver.subscription)
+        assert caught.value.code is ErrorCode.NOT_FOUND
+        await client.send_message(EventMessage(b"x"))
+        assert texts(await stage.drain(other, 1)) == ["x"]
+
+    @pytest.mark.parametrize("named", [True, False], ids=["named", "ephemeral"])
+    @rule("Q1")
+    async def test_a_new_subscription_begins_with_what_is_sent_next(self, stage: Stage, named: bool) -> None:
+        """What was sent before it existed does not reach it; what is sent after subscribe returned does."""
+        client = stage.client()
+        await client.send_message(EventMessage(b"before"))
+        receiver = await client.subscribe(stage.subscription if named else None)
+        await client.send_message(EventMessage(b"after"))
+        assert texts(await stage.drain(receiver, 1)) == ["after"]
+        await stage.silence(receiver)
+
+    @rule("Q1")
+    async def test_the_option_names_the_subscription(self, stage: Stage) -> None:
+        """subscribe() joins the configured one; an argument goes before it."""
+        client = stage.client(subscription=stage.subscription)
+        assert (await client.subscribe()).subscription == stage.subscription
+        assert (await client.subscribe(stage.name("other"))).subscription == stage.name("other")
+
+    @rule("Q2")
+    async def test_a_program_receives_what_it_sent_before_it_subscribed(self, stage: Stage) -> None:
+        """The configured subscription exists before the client's first send."""
+        client = stage.client(subscription=stage.subscription)
+        await client.send_message(EventMessage(b"x"))
+        assert texts(await stage.drain(await client.subscribe(), 1)) == ["x"]
+
+    @pytest.mark.parametrize("create", ["never", "subscription"])
+    @rule("Q2")
+    async def test_a_missing_topic_is_named(self, stage: Stage, create: str) -> None:
+        """Where a topic may not be created, its absence is NOT_FOUND and names it."""
+        # Where the broker is a file, its first topic creates it.
+        await stage.client(stage.name("other")).send_message(EventMessage(b"x"))
+        with pytest.raises(ReceiveError) as caught:
+            await _receive_from(stage.client(create=create), stage.subscription, stage)
+        assert caught.value.code is ErrorCode.NOT_FOUND
+        assert stage.topic_name in str(caught.value)
+
+    @rule("Q2")
+    async def test_a_missing_subscription_is_named(self, stage: Stage) -> None:
+        """Where a subscription may not be created, its absence is NOT_FOUND and names it."""
+        await stage.client().send_message(EventMessage(b"x"))
+        with pytest.raises(ReceiveError) as caught:
+            await _receive_from(stage.client(create="never"), stage.subscription, stage)
+        assert caught.value.code is ErrorCode.NOT_FOUND
+        assert stage.subscription in str(caught.value)
+
+    @rule("Q2")
+    async def test_only_what_is_allowed_is_created(self, stage: Stage) -> None:
+        """``create=subscription`` makes a subscription, ``never`` joins it, and ephemeral ones always work."""
+        await stage.client().send_message(EventMessage(b"x"))
+        await (await stage.client(create="subscription").subscribe(stage.subscription)).close()
+        client = stage.client(create="never")
+        named, ephemeral = await client.subscribe(stage.subscription), await client.subscribe()
+        await client.send_message(EventMessage(b"y"))
+        for receiver in (named, ephemeral):
+            assert texts(await stage.drain(receiver, 1)) == ["y"]
+
+    @rule("Q2")
+    async def test_an_unordered_subscription_is_not_taken_for_an_ordered_one(self, stage: Stage) -> None:
+        """Asked for order, joining a subscription made without is INVALID, or gives order all the same."""
+        await stage.require_ordering()
+        await (await stage.client(ordering="false").subscribe(stage.subscription)).close()
+        client = stage.client(ordering="true")
+        (receiver,) = await asyncio.gather(client.subscribe(stage.subscription), return_exceptions=True)
+        if isinstance(receiver, ReceiveError):
+            assert receiver.code is ErrorCode.INVALID
+            assert stage.subscription in str(receiver)
+            return
+        assert isinstance(receiver, EventReceiver)
+        assert receiver.capabilities.ordering != "none"
+        await client.send_messages(numbered(20, key="k"))
+        assert texts(await stage.drain(receiver, 20)) == texts(numbered(20))
+
+    @rule("Q2")
+    async def test_deleting_a_subscription_deletes_what_it_kept(self, stage: Stage) -> None:
+        """Made again it begins anew; deleting one that does not exist is NOT_FOUND."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"old"))
+        await receiver.close()
+        await client.delete_subscription(stage.subscription)
+        with pytest.raises(ReceiveError) as caught:
+            await client.delete_subscription(stage.subscription)
+        assert caught.value.code is ErrorCode.NOT_FOUND
+        receiver = await client.subscribe(stage.subscription)
+        await client.send_message(EventMessage(b"new"))
+        assert texts(await stage.drain(receiver, 1)) == ["new"]
+        await stage.silence(receiver)
+
+    @rule("Q3")
+    async def test_start_earliest_begins_with_the_oldest_message(self, stage: Stage) -> None:
+        """Where replay is declared a new subscription gets what was kept; elsewhere the option is UNSUPPORTED."""
+        if not stage.capabilities.replay:
+            await stage.refused("replay", lambda: stage.client(start="earliest").subscribe(stage.subscription))
+        sender = stage.client(retention="600")
+        await sender.send_messages(numbered(3))
+        receiver = await stage.client(retention="600", start="earliest").subscribe(stage.subscription)
+        await sender.send_message(EventMessage(b"new"))
+        assert sorted(texts(await stage.drain(receiver, 4))) == [*texts(numbered(3)), "new"]
+        latest = await stage.client(retention="600").subscribe(stage.name("latest"))
+        await stage.silence(latest)

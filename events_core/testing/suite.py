@@ -1,0 +1,43 @@
+"""The whole kit as one class."""
+
+from __future__ import annotations
+
+import pytest
+
+from events_core.testing.closing import Closing
+from events_core.testing.configuring import Configuring
+from events_core.testing.harness import Harness
+from events_core.testing.loading import Loading
+from events_core.testing.ordering import Ordering
+from events_core.testing.outages import Outages
+from events_core.testing.publishing import Publishing
+from events_core.testing.receiving import Receiving
+from events_core.testing.redelivering import Redelivering
+from events_core.testing.settling import Settling
+from events_core.testing.subscribing import Subscribing
+from events_core.testing.threads import Threads
+from events_core.testing.values import Values
+
+__all__ = ["ConformanceSuite"]
+
+
+class ConformanceSuite(
+    Configuring,
+    Loading,
+    Values,
+    Publishing,
+    Subscribing,
+    Receiving,
+    Ordering,
+    Redelivering,
+    Settling,
+    Closing,
+    Outages,
+    Threads,
+):
+    """Every test of the kit: subclass it, call the class ``Test…``, and give it a harness."""
+
+    @pytest.fixture
+    def harness(self) -> Harness:
+        """The harness of the backend under test."""
+        raise NotImplementedError(f"{type(self).__name__} must define a fixture 'harness' that returns a Harness")

@@ -1,0 +1,112 @@
+"""T1, T2, R3, R4: many threads, many loops, and forks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from events_core import EventMessage, EventReceiver, ReceivedMessage
+from events_core.testing.rules import rule
+from events_core.testing.stage import Stage, numbered, texts
+
+__all__ = ["Threads"]
+
+
+class Threads:
+    """One client in more than one thread, loop or process."""
+
+    @rule("T1")
+    def test_one_client_serves_loops_one_after_the_other(self, stage: Stage) -> None:
+        """Each step runs in an event loop of its own; the client and its receiver go on."""
+        client, receiver = asyncio.run(stage.open())
+        for number in range(3):
+            message_id = asyncio.run(client.send_message(EventMessage(b"%d" % number)))
+            message = asyncio.run(stage.receive(receiver))
+            assert message.message_id == message_id
+            asyncio.run(receiver.acknowledge(message))
+        asyncio.run(client.close())
+
+    @rule("T1", "R4")
+    def test_one_client_serves_threads_at_the_same_time(self, stage: Stage) -> None:
+        """Two threads with loops of their own send 50 messages each and receive all of them, each once."""
+        client, receiver = asyncio.run(stage.open())
+        received: list[ReceivedMessage] = []
+        ends = time.monotonic() + stage.harness.patience
+
+        async def work(prefix: str) -> None:
+            sending = asyncio.gather(*map(client.send_message, numbered(50, prefix=prefix)))
+            while len(received) < 100 and time.monotonic() < ends:
+                batch = await receiver.receive_messages(3, 0.1)
+                received.extend(batch)
+                await receiver.acknowledge_messages(batch)
+            await sending
+
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda prefix: asyncio.run(work(prefix)), ["a", "b"]))
+        sent = [*numbered(50, prefix="a"), *numbered(50, prefix="b")]
+        assert sorted(texts(received)) == texts(sent)
+
+    @rule("T1")
+    async def test_a_receive_is_woken_from_another_thread(self, stage: Stage) -> None:
+        """One loop waits, another one sends."""
+        client, receiver = await stage.open()
+        receiving = asyncio.create_task(stage.receive(receiver))
+        await asyncio.wait([receiving], timeout=0.05)
+        await asyncio.to_thread(lambda: asyncio.run(client.send_message(EventMessage(b"x"))))
+        await receiver.acknowledge(await receiving)
+
+    @rule("R3", "T1")
+    async def test_a_stopped_loop_hinders_nobody(self, stage: Stage) -> None:
+        """A receive waits in a loop that has stopped running; the next messages go to a loop that runs."""
+        client, receiver = await stage.open()
+        with _Stopped(receiver):
+            await client.send_messages(numbered(5))
+            assert sorted(texts(await stage.drain(receiver, 5))) == texts(numbered(5))
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="not shown: this platform does not fork")
+    @rule("T2")
+    async def test_a_client_not_yet_connected_works_in_a_forked_child(self, stage: Stage) -> None:
+        """Constructed before the fork it sends, receives and acknowledges after it."""
+        assert await stage.child("fork_fresh", subscription=stage.subscription) == {"child": "received x"}
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="not shown: this platform does not fork")
+    @rule("T2")
+    async def test_a_connected_client_refuses_to_work_in_a_forked_child(self, stage: Stage) -> None:
+        """Every call there raises WRONG_PROCESS; the parent goes on."""
+        report = await stage.child("fork_connected", subscription=stage.subscription)
+        assert set(report["child"].values()) == {"WRONG_PROCESS"}, report
+        assert report["parent"] == "received y"
+
+
+class _Stopped:
+    """A loop in which a receive waits, and which does not run while this is entered."""
+
+    def __init__(self, receiver: EventReceiver) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._receiver = receiver
+
+    def __enter__(self) -> None:
+        self._in_thread(self._wait)
+
+    def __exit__(self, *_: object) -> None:
+        self._in_thread(self._end)
+
+    def _in_thread(self, function: Callable[[], None]) -> None:
+        thread = threading.Thread(target=function)
+        thread.start()
+        thread.join()
+
+    def _wait(self) -> None:
+        self._receiving = self._loop.create_task(self._receiver.receive_message())
+        self._loop.run_until_complete(asyncio.wait([self._receiving], timeout=0.05))
+
+    def _end(self) -> None:
+        self._receiving.cancel()
+        self._loop.run_until_complete(asyncio.wait([self._receiving]))
+        self._loop.close()

@@ -1,0 +1,198 @@
+"""What the SQLite backend costs: by backlog, by number of keys, to wait, and beside SQLite itself.
+
+Run ``python tests/benchmarks/sqlite_cost.py [backlog] [keys] [waiting] [senders]``; without arguments, all four.
+Absolute times mean little on a shared machine: compare the ratios of one run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from events_core import EventConfig, EventMessage
+from events_core.backends.sqlite import SQLiteClient, SQLiteOptions
+from events_core.backends.sqlite.store import Store
+from events_core.backends.sqlite.subscription import Subscription
+from events_core.engine import Outcome, Settlement
+from events_core.options import read_options
+
+PAYLOAD = os.urandom(1000)
+BATCH = 100
+MEASURED = 20_000
+SENDERS = 64
+
+
+@contextmanager
+def new_file() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield str(Path(folder) / "events.db")
+
+
+def open_store(path: str) -> Store:
+    return Store("", "orders", read_options(SQLiteOptions, {"path": path, "durability": "normal"}))
+
+
+def fill(store: Store, messages: int, keys: int) -> None:
+    for first in range(0, messages, 1000):
+        store.publish(
+            [
+                EventMessage(PAYLOAD, ordering_key=f"key-{number % keys}" if keys else None)
+                for number in range(first, min(first + 1000, messages))
+            ]
+        )
+
+
+def steady(backlog: int, keys: int) -> float:
+    """Microseconds to send, receive and acknowledge a message, in batches, with *backlog* before it."""
+    with new_file() as path:
+        store = open_store(path)
+        subscription = Subscription(store, "s")
+        fill(store, backlog, keys)
+        turns = MEASURED // BATCH
+        began = time.process_time()
+        for _ in range(turns):
+            fill(store, BATCH, keys)
+            left = BATCH
+            while left:
+                taken = subscription.take(left)
+                subscription.settle([Settlement(each, Outcome.ACK) for each in taken])
+                left -= len(taken)
+        spent = time.process_time() - began
+        store.close()
+        return spent / (turns * BATCH) * 1e6
+
+
+def compare(title: str, cases: dict[str, Callable[[], float]]) -> None:
+    """Each case in turn, three times; the ratio is to the first."""
+    figures: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(3):
+        for name, case in cases.items():
+            figures[name].append(case())
+    floor = min(next(iter(figures.values())))
+    print(f"\n{title}")
+    for name, values in figures.items():
+        print(f"  {name:32} {min(values):8.1f} … {max(values):8.1f}   x {min(values) / floor:.2f}")
+
+
+def backlog() -> None:
+    compare(
+        "µs of CPU per message sent, received and acknowledged, by backlog",
+        {f"{size:,}": lambda size=size: steady(size, 0) for size in (1_000, 100_000, 1_000_000)},
+    )
+
+
+def keys() -> None:
+    compare(
+        "µs of CPU per message, by number of ordering keys, backlog 100,000",
+        {f"{number:,}": lambda number=number: steady(100_000, number) for number in (1, 1_000, 100_000)},
+    )
+
+
+RECEIVER = """
+import asyncio, sys, time
+from events_core import EventConfig
+from events_core.backends.sqlite import SQLiteClient
+async def main(path, idle):
+    async with SQLiteClient(EventConfig("orders", options={"path": path})) as client:
+        receiver = await client.subscribe("s")
+        print("ready", flush=True)
+        before = time.process_time()
+        await receiver.receive_message(timeout=float(idle))
+        print((time.process_time() - before) / float(idle) * 100, flush=True)
+        while message := await receiver.receive_message(timeout=5):
+            print((time.time() - float(message.data)) * 1000, flush=True)
+            await receiver.acknowledge(message)
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def send_times(path: str, sends: int) -> None:
+    """In pairs: one to a receiver that has been idle for a second, one to a receiver that has not."""
+    async with SQLiteClient(EventConfig("orders", options={"path": path})) as client:
+        for number in range(sends):
+            await client.send_message(EventMessage(str(time.time()).encode()))
+            await asyncio.sleep(random.uniform(0.1, 0.2) if number % 2 else random.uniform(1.1, 1.2))
+
+
+def waiting(idle: float = 30.0, sends: int = 60) -> None:
+    with new_file() as path:
+        command = [sys.executable, "-c", RECEIVER, path, str(idle)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as receiver:
+            assert receiver.stdout is not None
+            receiver.stdout.readline()
+            share = float(receiver.stdout.readline())
+            asyncio.run(send_times(path, sends))
+            delays = [float(receiver.stdout.readline()) for _ in range(sends)]
+            receiver.kill()
+    print(f"\nwaiting in another process: {share:.2f} % of a core when idle for {idle:g} s")
+    for name, part in (("idle", delays[1::2]), ("busy", delays[::2])):
+        print(f"  ms from a send to its hand-out, {name}: median {statistics.median(part):.1f}, most {max(part):.1f}")
+
+
+async def send(path: str, messages: int) -> float:
+    """Messages a second from concurrent senders."""
+    async with SQLiteClient(EventConfig("orders", options={"path": path})) as client:
+        await client.ping()
+
+        async def sender() -> None:
+            for _ in range(messages // SENDERS):
+                await client.send_message(EventMessage(PAYLOAD))
+
+        began = time.perf_counter()
+        await asyncio.gather(*(sender() for _ in range(SENDERS)))
+        return messages / (time.perf_counter() - began)
+
+
+def insert(path: str, messages: int) -> float:
+    """Messages a second into a plain table, in transactions of as many messages."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("CREATE TABLE m (id INTEGER PRIMARY KEY AUTOINCREMENT, k TEXT, a TEXT, t REAL, d BLOB)")
+    began = time.perf_counter()
+    for _ in range(messages // SENDERS):
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(
+            "INSERT INTO m (k, a, t, d) VALUES (NULL, NULL, ?, ?)", [(time.time(), PAYLOAD)] * SENDERS
+        )
+        connection.execute("COMMIT")
+    rate = messages / (time.perf_counter() - began)
+    connection.close()
+    return rate
+
+
+def senders(messages: int = 12_800) -> None:
+    print(
+        f"\nmessages a second with {SENDERS} concurrent senders, synchronous=FULL, and raw inserts, {SENDERS} at a time"
+    )
+    for _ in range(3):
+        with new_file() as path:
+            ours = asyncio.run(send(path, messages))
+        with new_file() as path:
+            raw = insert(path, messages)
+        print(f"  {ours:10,.0f} of {raw:10,.0f}: {ours / raw:.0%}")
+
+
+def main(chosen: list[str]) -> None:
+    parts: dict[str, Callable[[], object]] = {
+        "backlog": backlog,
+        "keys": keys,
+        "waiting": waiting,
+        "senders": senders,
+    }
+    for name in chosen or parts:
+        parts[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

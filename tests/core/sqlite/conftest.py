@@ -1,0 +1,43 @@
+"""A file for each test, and the two doors to it: clients, and the synchronous store beneath them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from events_core import EventConfig
+from events_core.backends.sqlite import SQLiteClient, SQLiteOptions
+from events_core.backends.sqlite.store import Store
+from events_core.options import read_options
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A path where no file is yet."""
+    return tmp_path / "events.db"
+
+
+@pytest.fixture
+def client(file: Path) -> Callable[..., SQLiteClient]:
+    """Makes a client of topic ``orders`` in the file."""
+
+    def make(topic_name: str = "orders", **options: str) -> SQLiteClient:
+        return SQLiteClient(EventConfig(topic_name, options={"path": str(file), **options}))
+
+    return make
+
+
+@pytest.fixture
+def store(file: Path) -> Iterator[Callable[..., Store]]:
+    """Opens a connection to topic ``orders`` in the file; all are closed afterwards."""
+    opened: list[Store] = []
+
+    def open_store(topic_name: str = "orders", **options: str) -> Store:
+        opened.append(Store("", topic_name, read_options(SQLiteOptions, {"path": str(file), **options})))
+        return opened[-1]
+
+    yield open_store
+    for each in opened:
+        each.close()

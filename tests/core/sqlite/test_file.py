@@ -1,0 +1,297 @@
+"""The file: how it is created, and every way in which it can be refused."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from events_core import ErrorCode, EventConnectionError, EventError, EventMessage, PublishError
+from events_core.backends.sqlite import SQLiteClient, driver
+from events_core.backends.sqlite.schema import APPLICATION_ID, VERSION
+from events_core.backends.sqlite.store import Store
+
+Clients = Callable[..., SQLiteClient]
+Stores = Callable[..., Store]
+
+
+def pragma(connection: sqlite3.Connection, name: str) -> object:
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+def refusal(client: SQLiteClient) -> EventError:
+    """Why *client* cannot be used."""
+
+    async def ping() -> EventError:
+        async with client:
+            with pytest.raises(EventError) as caught:
+                await client.ping()
+            assert not client.is_connected
+        return caught.value
+
+    return asyncio.run(ping())
+
+
+def send(client: SQLiteClient, text: str = "x") -> str:
+    async def run() -> str:
+        async with client:
+            return await client.send_message(EventMessage.from_string(text))
+
+    return asyncio.run(run())
+
+
+def test_file_is_marked_and_keeps_a_log(store: Stores) -> None:
+    """A file carries the application's id and its schema's version."""
+    connection = store().connection
+    assert pragma(connection, "application_id") == APPLICATION_ID
+    assert pragma(connection, "user_version") == VERSION
+    assert pragma(connection, "journal_mode") == "wal"
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("normal", 1)])
+def test_durability_is_what_sqlite_reads_back(store: Stores, durability: str, synchronous: int) -> None:
+    """Inside and outside of a transaction."""
+    opened = store(durability=durability)
+    with opened.transaction():
+        assert pragma(opened.connection, "synchronous") == synchronous
+    with opened.transaction(durable=False):
+        assert pragma(opened.connection, "synchronous") == 1
+    assert pragma(opened.connection, "synchronous") == synchronous
+
+
+def test_nothing_is_left_beside_a_closed_file(client: Clients, file: Path) -> None:
+    """The last client to close folds the log into the file."""
+    send(client())
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("create", ["never", "subscription"])
+def test_file_is_created_only_where_allowed(client: Clients, file: Path, create: str) -> None:
+    """Otherwise a missing file is not found, and stays missing."""
+    error = refusal(client(create=create))
+    assert error.code is ErrorCode.NOT_FOUND
+    assert "create=all" in str(error)
+    assert not file.exists()
+
+
+def test_empty_file_is_taken_into_use_only_where_allowed(client: Clients, file: Path) -> None:
+    """An empty file has no topic."""
+    file.touch()
+    assert refusal(client(create="never")).code is ErrorCode.NOT_FOUND
+    assert file.stat().st_size == 0
+    send(client())
+
+
+def test_missing_topic_is_not_found(client: Clients) -> None:
+    """Another client has to create it."""
+    send(client())
+    error = refusal(client("payments", create="subscription"))
+    assert error.code is ErrorCode.NOT_FOUND
+    assert "'payments'" in str(error)
+
+
+def test_projects_have_topics_of_their_own(client: Clients, file: Path) -> None:
+    """The same topic name in two projects is two topics."""
+    first = Store("a", "orders", client()._driver.options)
+    second = Store("b", "orders", client()._driver.options)
+    assert first.topic_id != second.topic_id
+    first.close()
+    second.close()
+
+
+def test_missing_directory_is_named(client: Clients, file: Path) -> None:
+    """Directories are not created."""
+    missing = file.parent / "none"
+    error = refusal(client(path=str(missing / "events.db")))
+    assert error.code is ErrorCode.NOT_FOUND
+    assert repr(str(missing)) in str(error)
+
+
+def test_directory_is_no_file(client: Clients, file: Path) -> None:
+    """As when the topic was left out of a URL."""
+    error = refusal(client(path=str(file.parent)))
+    assert error.code is ErrorCode.INVALID
+    assert "is a directory" in str(error)
+
+
+def test_other_format_is_refused_and_left_alone(client: Clients, file: Path) -> None:
+    """What is no database is not written to."""
+    content = b"To whom it may concern. " * 100
+    file.write_bytes(content)
+    error = refusal(client())
+    assert error.code is ErrorCode.INVALID
+    assert not error.retryable
+    assert isinstance(error.__cause__, sqlite3.DatabaseError)
+    assert file.read_bytes() == content
+
+
+def test_other_application_is_refused_and_left_alone(client: Clients, file: Path) -> None:
+    """Somebody else's database gets neither tables nor a log."""
+    connection = sqlite3.connect(file)
+    connection.execute("CREATE TABLE orders (id)")
+    connection.close()
+    content = file.read_bytes()
+    error = refusal(client())
+    assert error.code is ErrorCode.INVALID
+    assert "another application" in str(error)
+    assert file.read_bytes() == content
+
+
+def test_newer_version_is_refused(client: Clients, file: Path) -> None:
+    """A later version's file is for a later version."""
+    send(client())
+    connection = sqlite3.connect(file)
+    connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    connection.close()
+    error = refusal(client())
+    assert error.code is ErrorCode.INVALID
+    assert "upgrade events-core" in str(error)
+
+
+def test_damaged_file_is_reported(client: Clients, file: Path) -> None:
+    """Retrying does not mend it."""
+    send(client())
+    content = bytearray(file.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    file.write_bytes(content)
+    error = refusal(client())
+    assert error.code is ErrorCode.INTERNAL
+    assert not error.retryable
+    assert "damaged" in str(error)
+
+
+def test_work_resumes_when_the_file_can_be_opened(client: Clients, file: Path) -> None:
+    """A client that could not connect tries again with the next call."""
+    folder = file.parent / "late"
+
+    async def run() -> None:
+        async with client(path=str(folder / "events.db")) as late:
+            with pytest.raises(EventConnectionError):
+                await late.ping()
+            folder.mkdir()
+            await late.ping()
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root, to become somebody with fewer rights")
+@pytest.mark.parametrize("mode", [0o555, 0o777])
+def test_lack_of_permission_is_reported(client: Clients, file: Path, mode: int) -> None:
+    """Whether it is the directory or the file that must not be written."""
+    send(client())
+    program = f"""
+        import asyncio, os, sys
+        from events_core import EventConfig, EventError
+        from events_core.backends.sqlite import SQLiteClient
+        async def main():
+            try:
+                await SQLiteClient(EventConfig("orders", options={{"path": {str(file)!r}}})).ping()
+            except EventError as error:
+                print(error.code, error.retryable)
+        os.setuid(65534)
+        asyncio.run(main())
+    """
+    for folder in (file.parent, *list(file.parents)[:3]):
+        folder.chmod(0o755)
+    file.parent.chmod(mode)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split() == ["PERMISSION_DENIED", "False"], done.stderr
+
+
+def test_full_disk_fails_a_send_and_stores_nothing_of_it(store: Stores) -> None:
+    """Once there is room, sending goes on."""
+    opened = store()
+    opened.publish([EventMessage(b"before")])
+    opened.connection.execute(f"PRAGMA max_page_count = {pragma(opened.connection, 'page_count')}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        opened.publish([EventMessage(b"x" * 5000) for _ in range(10)])
+    opened.connection.execute("PRAGMA max_page_count = 1000000")
+    assert opened.publish([EventMessage(b"after")]) == ["2"]
+    assert [data for (data,) in opened.connection.execute("SELECT data FROM messages")] == [b"before", b"after"]
+
+
+async def until_disconnected(client: SQLiteClient) -> None:
+    async with asyncio.timeout(10):
+        while client.is_connected:
+            await asyncio.sleep(0.01)
+
+
+def test_full_disk_is_waited_for(client: Clients, caplog: pytest.LogCaptureFixture) -> None:
+    """A send that met a full disk is stored once there is room; a warning said what it waited for."""
+
+    async def run() -> None:
+        async with client() as filling:
+            await filling.ping()
+
+            async def limit(pages: int) -> None:
+                filling._driver.store.connection.execute(f"PRAGMA max_page_count = {pages}")
+
+            await filling._home.call(limit(1))
+            sending = asyncio.create_task(filling.send_message(EventMessage(b"x" * 100_000)))
+            await until_disconnected(filling)
+            await filling._home.call(limit(1_000_000))
+            await asyncio.wait_for(sending, 10)
+
+    asyncio.run(run())
+    assert "the disk is full; make room" in caplog.text
+
+
+def test_lock_of_another_program_delays_a_send(client: Clients, file: Path) -> None:
+    """The send is stored when the lock is gone; meanwhile the client answers."""
+
+    async def run() -> None:
+        async with client() as waiting:
+            await waiting.ping()
+            other = sqlite3.connect(file, isolation_level=None)
+            other.execute("BEGIN EXCLUSIVE")
+            sending = asyncio.create_task(waiting.send_message(EventMessage(b"x")))
+            assert await waiting.ping() < 1.0
+            assert not sending.done()
+            other.execute("ROLLBACK")
+            other.close()
+            assert await asyncio.wait_for(sending, 10) == "1"
+
+    asyncio.run(run())
+
+
+def test_lock_held_too_long_is_reported(client: Clients, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of a send whose time is up says that somebody holds the lock."""
+    monkeypatch.setattr(driver, "LOCK_WAIT", 0.05)
+
+    async def run() -> None:
+        async with client(send_timeout="0.5") as waiting:
+            await waiting.ping()
+            other = sqlite3.connect(file, isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(PublishError, match="locked by another program") as caught:
+                await waiting.send_message(EventMessage(b"x"))
+            assert caught.value.retryable
+            other.close()
+
+    asyncio.run(run())
+
+
+def test_processes_may_create_the_file_at_once(file: Path) -> None:
+    """One of them does, and all use it."""
+    program = f"""
+        import asyncio
+        from events_core import EventConfig, EventMessage
+        from events_core.backends.sqlite import SQLiteClient
+        async def main():
+            async with SQLiteClient(EventConfig("orders", options={{"path": {str(file)!r}}})) as client:
+                print(await client.send_message(EventMessage(b"x")))
+        asyncio.run(main())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    ids = [process.communicate(timeout=60)[0].strip() for process in processes]
+    assert sorted(ids) == ["1", "2", "3", "4"]

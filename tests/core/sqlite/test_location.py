@@ -1,0 +1,64 @@
+"""What a URL and the options say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from events_core import ConfigurationError, EventConfig
+from events_core.backends.sqlite import SQLiteClient
+
+
+@pytest.mark.parametrize(
+    ("path", "file", "topic_name"),
+    [
+        ("/var/lib/events.db/orders", "/var/lib/events.db", "orders"),
+        ("data/events.db/orders", "data/events.db", "orders"),
+    ],
+)
+def test_last_part_of_the_path_is_the_topic(path: str, file: str, topic_name: str) -> None:
+    """The rest is the file, absolute or relative."""
+    assert SQLiteClient.parse_location("", path) == (topic_name, "", {"path": file})
+
+
+def test_authority_is_an_error_that_says_how_to_write_it() -> None:
+    """Two slashes make the file's name a host."""
+    with pytest.raises(ConfigurationError, match=r"authority 'events\.db'.*sqlite:///"):
+        SQLiteClient.parse_location("events.db", "/orders")
+
+
+@pytest.mark.parametrize("path", ["", "/", "orders", "/orders", "/var/lib/events.db/"])
+def test_path_needs_a_file_and_a_topic(path: str) -> None:
+    """What lacks one of them is an error with an example."""
+    with pytest.raises(ConfigurationError, match="the file, then the topic"):
+        SQLiteClient.parse_location("", path)
+
+
+def test_path_is_required() -> None:
+    """A client without a file cannot be constructed."""
+    with pytest.raises(ConfigurationError, match="'path' is required"):
+        SQLiteClient(EventConfig("orders"))
+
+
+def test_constructing_touches_no_file(client: Callable[..., SQLiteClient], file: Path) -> None:
+    """Capabilities are known without it."""
+    assert client().capabilities.durable == "power_loss"
+    assert not file.exists()
+
+
+def test_durability_is_part_of_the_capabilities(client: Callable[..., SQLiteClient]) -> None:
+    """Without a sync for each transaction a power loss takes back messages and acknowledgements."""
+    relaxed = client(durability="normal").capabilities
+    assert relaxed.durable == "process_crash"
+    assert not relaxed.exactly_once
+
+
+def test_relative_path_is_resolved_when_constructing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later change of directory leads to no other file."""
+    monkeypatch.chdir(tmp_path)
+    made = SQLiteClient(EventConfig("orders", options={"path": "events.db"}))
+    os.chdir("/")
+    assert made._driver.options.path == str(tmp_path / "events.db")

@@ -1,0 +1,206 @@
+"""Several processes on one file, some of which die."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from events_core import EventMessage
+from events_core.backends.sqlite import SQLiteClient
+
+Clients = Callable[..., SQLiteClient]
+
+PROGRAM = """
+import asyncio, json, sys, time
+from events_core import EventConfig, EventMessage
+from events_core.backends.sqlite import SQLiteClient
+
+def tell(value):
+    print(json.dumps(value), flush=True)
+
+async def work(client, settles=True):
+    async with await client.subscribe("s") as receiver:
+        tell("ready")
+        async for message in receiver:
+            tell([time.monotonic(), message.data.decode(), message.ordering_key])
+            if settles:
+                await receiver.acknowledge(message)
+
+async def hold(client):
+    await work(client, settles=False)
+
+async def watch(client):
+    async with await client.subscribe() as receiver:
+        tell(receiver.subscription)
+        await receiver.receive_message()
+
+async def send(client):
+    for number in range(1_000_000):
+        await client.send_message(EventMessage(str(number).encode()))
+        tell(number)
+
+async def main(path, action):
+    async with SQLiteClient(EventConfig("orders", options={"path": path, "session_timeout": "1"})) as client:
+        await globals()[action](client)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+class Worker:
+    """A process that does one thing until it is killed, and what it has told."""
+
+    def __init__(self, file: Path, action: str) -> None:
+        self.told: list[Any] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(file), action], stdout=subprocess.PIPE, text=True
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with self._process:
+            assert self._process.stdout is not None
+            for line in self._process.stdout:
+                if line.endswith("\n"):
+                    self.told.append(json.loads(line))
+
+    def wait_for(self, count: int) -> None:
+        """Until it has told so much."""
+        until(lambda: len(self.told) >= count)
+
+    def kill(self) -> None:
+        """With SIGKILL; returns when it has gone and all it told is known."""
+        self._process.kill()
+        self._reader.join()
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, f"not within {seconds:g} s"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def worker(file: Path) -> Iterator[Callable[[str], Worker]]:
+    """Starts processes on the file; all are killed afterwards."""
+    started: list[Worker] = []
+
+    def start(action: str) -> Worker:
+        started.append(Worker(file, action))
+        started[-1].wait_for(1)
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+
+
+def send(client: SQLiteClient, *messages: EventMessage) -> None:
+    async def run() -> None:
+        async with client:
+            await client.send_messages(messages)
+
+    asyncio.run(run())
+
+
+def test_processes_share_a_subscription(client: Clients, worker: Callable[[str], Worker]) -> None:
+    """Each message goes to one of them; those of a key in order, over both."""
+    first, second = worker("work"), worker("work")
+    sent = [(f"{number:03}", f"key-{number % 7}") for number in range(700)]
+    send(client(), *(EventMessage.from_string(text, ordering_key=key) for text, key in sent))
+    until(lambda: len(first.told) + len(second.told) >= len(sent) + 2)
+    received = sorted([*first.told[1:], *second.told[1:]])
+    assert sorted((text, key) for _, text, key in received) == sorted(sent)
+    by_key: dict[str, list[str]] = defaultdict(list)
+    for _, text, key in received:
+        by_key[key].append(text)
+    assert all(texts == sorted(texts) for texts in by_key.values())
+
+
+def test_killed_receivers_messages_go_to_another(client: Clients, worker: Callable[[str], Worker]) -> None:
+    """Once its session has lapsed, in order, with a failed attempt for the first of the key."""
+    holder = worker("hold")
+    send(client(), *(EventMessage.from_string(str(number), ordering_key="k") for number in range(3)))
+    holder.wait_for(2)
+    holder.kill()
+
+    async def run() -> list[tuple[bytes, int | None]]:
+        async with client() as heir, await heir.subscribe("s") as receiver:
+            received = []
+            for _ in range(3):
+                message = await receiver.receive_message(30)
+                assert message is not None
+                received.append((message.data, message.delivery_attempt))
+                await receiver.acknowledge(message)
+            return received
+
+    assert asyncio.run(run()) == [(b"0", 2), (b"1", 1), (b"2", 1)]
+
+
+def test_living_receiver_keeps_what_it_holds(client: Clients, worker: Callable[[str], Worker]) -> None:
+    """Longer than a session lasts without being renewed."""
+    holder = worker("hold")
+    send(client(), EventMessage(b"x"))
+    holder.wait_for(2)
+
+    async def run() -> None:
+        async with client() as other, await other.subscribe("s") as receiver:
+            assert await receiver.receive_message(2.5) is None
+
+    asyncio.run(run())
+
+
+def test_confirmed_sends_survive_their_process(client: Clients, worker: Callable[[str], Worker]) -> None:
+    """All that it told of is in the file after ``kill -9``, and at most one more."""
+
+    async def run() -> list[bytes]:
+        async with client(subscription="s") as survivor, await survivor.subscribe() as receiver:
+            sender = worker("send")
+            sender.wait_for(50)
+            sender.kill()
+            confirmed = len(sender.told)
+            received: list[bytes] = []
+            while messages := await receiver.receive_messages(1000, 0.5):
+                received += [message.data for message in messages]
+            assert confirmed <= len(received) <= confirmed + 1
+            return received
+
+    received = asyncio.run(run())
+    assert received == [str(number).encode() for number in range(len(received))]
+
+
+def test_ephemeral_subscription_of_a_killed_process_is_removed(
+    client: Clients, worker: Callable[[str], Worker]
+) -> None:
+    """By any other process on the topic."""
+    watcher = worker("watch")
+    (name,) = watcher.told
+    watcher.kill()
+
+    async def run() -> None:
+        async with client(session_timeout="1") as other:
+            await other.ping()
+            query = "SELECT count(*) FROM subscriptions WHERE name = ?"
+
+            async def left() -> int:
+                count: int = other._driver.store.connection.execute(query, (name,)).fetchone()[0]
+                return count
+
+            assert await other._home.call(left()) == 1
+            async with asyncio.timeout(30):
+                while await other._home.call(left()):
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(run())

@@ -1,0 +1,73 @@
+"""The embedded backends keep the contract, and the engine keeps it where a network lies between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from events_core import EventConfig
+from events_core.testing import ConformanceSuite, Harness
+
+
+class MemoryHarness(Harness):
+    """Topics of this process."""
+
+    settle_time = 0.15
+
+    def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
+        return EventConfig(topic_name, options=options, backend="memory")
+
+
+class TestMemory(ConformanceSuite):
+    """Everything that one process can keep."""
+
+    @pytest.fixture
+    def harness(self) -> Harness:
+        return MemoryHarness()
+
+
+class NetworkHarness(MemoryHarness):
+    """The same topics, behind a network that can be cut."""
+
+    def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
+        return EventConfig(topic_name, options=options, backend="network_memory:NetworkClient")
+
+    def outage(self) -> AbstractContextManager[None]:
+        from network_memory import outage
+
+        return outage()
+
+
+class TestNetwork(ConformanceSuite):
+    """What the engine does on its own thread: buffering, renewing, reconnecting."""
+
+    @pytest.fixture
+    def harness(self, monkeypatch: pytest.MonkeyPatch) -> Harness:
+        # By path, so that the kit's child processes find it too.
+        monkeypatch.syspath_prepend(Path(__file__).parent)
+        return NetworkHarness()
+
+
+class SQLiteHarness(Harness):
+    """One file for each test."""
+
+    settle_time = 0.2
+    lease = 1.0
+    lease_options = {"session_timeout": "1"}
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
+        return EventConfig(topic_name, options={"path": str(self._path), **options}, backend="sqlite")
+
+
+class TestSQLite(ConformanceSuite):
+    """A file, and the processes that share it."""
+
+    @pytest.fixture
+    def harness(self, tmp_path: Path) -> Harness:
+        return SQLiteHarness(tmp_path / "events.db")

@@ -1,0 +1,34 @@
+"""The Pub/Sub emulator, found or started once for all tests, and clients of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from .servers import Missing, container, find_or_start, free_address, program
+
+IMAGE = os.environ.get("EVENTS_TEST_PUBSUB_IMAGE", "google/cloud-sdk:emulators")
+COMMAND = "gcloud beta emulators pubsub start --host-port="
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``host:port`` of an emulator; without one the tests are skipped, or fail where EVENTS_TEST_REQUIRE has gcp."""
+    folder = tmp_path_factory.mktemp("emulator")
+    starters = [lambda: container(IMAGE, f"{COMMAND}0.0.0.0:8085", 8085), lambda: _gcloud(folder)]
+    try:
+        with find_or_start(["EVENTS_TEST_PUBSUB", "PUBSUB_EMULATOR_HOST"], starters) as address:
+            yield address
+    except Missing as reason:
+        if "gcp" in os.environ.get("EVENTS_TEST_REQUIRE", "").split(","):
+            pytest.fail(f"no Pub/Sub emulator: {reason}")
+        pytest.skip(f"no Pub/Sub emulator: {reason}")
+
+
+def _gcloud(folder: Path) -> AbstractContextManager[str]:
+    address = free_address()
+    return program([*f"{COMMAND}{address} --data-dir={folder}".split()], address, folder / "log")

@@ -1,0 +1,125 @@
+"""Find or start the server that tests need: one that is running already, a container, a program of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+START_TIMEOUT = 60.0
+"""Seconds that a server may take to answer."""
+
+
+class Missing(Exception):
+    """Why a way to a server is closed."""
+
+
+@contextmanager
+def find_or_start(
+    variables: Sequence[str], starters: Sequence[Callable[[], AbstractContextManager[str]]]
+) -> Iterator[str]:
+    """``host:port`` of the first server that is to be had.
+
+    :param variables: environment variables of which the first that is set tells the address.
+    :param starters: ways to start one, tried in turn; each raises :class:`Missing` where it cannot.
+    :raises Missing: telling all the reasons.
+    """
+    for variable in variables:
+        if os.environ.get(variable):
+            yield os.environ[variable]
+            return
+    reasons = [f"{' and '.join(variables)} not set"]
+    with contextlib.ExitStack() as stack:
+        for starter in starters:
+            try:
+                address = stack.enter_context(starter())
+            except Missing as reason:
+                reasons.append(str(reason))
+            else:
+                yield address
+                return
+    raise Missing("; ".join(reasons))
+
+
+@contextmanager
+def container(image: str, command: str, port: int) -> Iterator[str]:
+    """A container of an *image* that is on this machine already."""
+    for question in (["info"], ["image", "inspect", image]):
+        if not _succeeds(["docker", *question]):
+            raise Missing(f"'docker {' '.join(question)}' fails")
+    from testcontainers.core.container import DockerContainer  # only where there is an engine to talk to
+
+    with DockerContainer(image).with_command(command).with_exposed_ports(port) as running:
+        address = f"{running.get_container_host_ip()}:{running.get_exposed_port(port)}"
+        await_http(address, lambda: None)
+        yield address
+
+
+@contextmanager
+def program(command: Sequence[str], address: str, log: Path) -> Iterator[str]:
+    """A program of this machine that serves *address*, in a process group of its own, which is ended as a whole."""
+    if shutil.which(command[0]) is None:
+        raise Missing(f"no program {command[0]!r}")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        await_http(address, process.poll)
+        yield address
+    except Missing as reason:
+        raise Missing(f"{command[0]}: {reason}: {log.read_text()[-500:]}") from None
+    finally:
+        _end_group(process)
+
+
+def free_address() -> str:
+    """A loopback address that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def await_http(address: str, died: Callable[[], int | None]) -> None:
+    """Wait until *address* answers a request over HTTP.
+
+    :raises Missing: when it does not, or when *died* returns the exit code of what was to answer.
+    """
+    ends = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < ends:
+        if died() is not None:
+            raise Missing(f"ended with exit code {died()}")
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            urllib.request.urlopen(f"http://{address}/", timeout=1).close()
+            return
+        time.sleep(0.1)
+    raise Missing(f"no answer at {address} within {START_TIMEOUT:g} s")
+
+
+def _succeeds(command: Sequence[str]) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        ends = time.monotonic() + 5
+        while time.monotonic() < ends:
+            process.poll()
+            try:
+                os.killpg(process.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.05)

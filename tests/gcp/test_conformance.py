@@ -1,0 +1,56 @@
+"""Pub/Sub keeps the contract, as far as its emulator shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+
+import pytest
+
+from events_core import EventConfig
+from events_core.testing import ConformanceSuite, Harness
+
+from .proxy import Proxy
+
+
+class GcpHarness(Harness):
+    """The emulator; an outage cuts a proxy before it."""
+
+    settle_time = 0.5
+    patience = 15.0
+    lease = 10.0
+    lease_options = {"ack_deadline": "10"}
+    dead_letter_attempts = 5
+    sdk_modules = ("google.cloud", "google.pubsub_v1", "google.auth", "grpc")
+    exceptions = {
+        "test_a_dead_letter_frees_its_key": "dead letters and order per key exclude each other",
+        "test_every_send_ends": "the emulator delivers into the stream of a lost connection until the lease is over",
+        "test_nothing_is_left": "gRPC closes its sockets a moment after its channel",
+        "test_closing_dead_letters_nothing": "Pub/Sub counts a hand-back as a failed delivery (handback_counts)",
+    }
+
+    def __init__(self, emulator: str) -> None:
+        self._emulator = emulator
+        self.proxy: Proxy | None = None
+
+    def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
+        reached = {"emulator_host": self._emulator}
+        if self.proxy:
+            # The emulator keeps the stream of a lost connection, and what it delivers into it comes a lease later.
+            reached = {"emulator_host": self.proxy.address, **self.lease_options}
+        return EventConfig(topic_name, "events-test", {**reached, **options}, "gcp")
+
+    def outage(self) -> AbstractContextManager[None]:
+        self.proxy = Proxy(self._emulator)
+        return self.proxy.cut()
+
+
+class TestGcp(ConformanceSuite):
+    """The kit."""
+
+    @pytest.fixture
+    def harness(self, emulator: str) -> Iterator[Harness]:
+        harness = GcpHarness(emulator)
+        yield harness
+        if harness.proxy:
+            harness.proxy.close()

@@ -1,0 +1,86 @@
+"""README.rst does what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from events_core import EventConfig
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.rst").read_text()
+NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "dist")
+
+
+def blocks(marker: str) -> list[str]:
+    """The indented blocks that follow *marker*, a regular expression for the end of a line."""
+    found = re.findall(rf"{marker}\n\n((?:(?: {{4}}.*)?\n)+)", README)
+    return [textwrap.dedent(block).strip() for block in found]
+
+
+SHELL = [command for block in blocks(r"(?<!\.)\w.*::") for command in block.splitlines()]
+(PYTHON,) = blocks(r"\.\. code-block:: python")
+(TOML,) = blocks(r"\.\. code-block:: toml")
+(INSTALL, TEST) = (command for command in SHELL if command.startswith("python3 -m venv"))
+EVENTS = [command for command in SHELL if command.startswith("events ")]
+
+
+def run(command: list[str], folder: Path, **environ: str) -> str:
+    """Standard output of a command that succeeds."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **environ},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the repository in which nothing was ever run."""
+    return shutil.copytree(ROOT, tmp_path / "checkout", ignore=NOT_COPIED)
+
+
+def test_the_first_command_installs_and_runs_the_example(checkout: Path) -> None:
+    """On nothing but Python and its venv module."""
+    output = run(["bash", "-c", INSTALL], checkout)
+    assert re.search(r"^sent \S+\nreceived \S+ \{'order': 42.*\nacknowledged \S+$", output, re.MULTILINE)
+
+
+def test_the_second_command_is_the_one_that_ci_runs() -> None:
+    """What contributors run and what decides are the same."""
+    assert TEST in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_program_runs_with_its_configuration(tmp_path: Path) -> None:
+    """With the environment's URL before the file's backend, as it says."""
+    (tmp_path / "events.toml").write_text(TOML)
+    output = run([sys.executable, "-c", PYTHON], tmp_path, EVENTS_ORDERS_URL="memory:///orders?subscription=billing")
+    assert output == "{'order': 42} created\n"
+
+
+def test_the_configuration_is_read(tmp_path: Path) -> None:
+    """The table is what the text says it is."""
+    (tmp_path / "events.toml").write_text(TOML)
+    config = EventConfig.from_file(tmp_path / "events.toml", "orders", environ={})
+    assert (config.backend, config.project_id, config.topic_name) == ("gcp", "acme-prod", "orders")
+    assert config.options == {"region": "europe-west2", "subscription": "billing"}
+
+
+def test_the_shell_commands_run_in_turn(tmp_path: Path) -> None:
+    """What one sends, the other receives."""
+    assert len(EVENTS) == 2
+    output = [run(["bash", "-c", command], tmp_path) for command in EVENTS]
+    assert '{"order": 42}' in output[-1]

@@ -1,0 +1,181 @@
+"""Typical use, for type checkers alone: what is natural to write must check under the strictest settings."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import assert_type
+
+from events_core import (
+    AcknowledgeError,
+    BackendInfo,
+    BackendNotFoundError,
+    Capabilities,
+    ConfigurationError,
+    ErrorCode,
+    EventClient,
+    EventConfig,
+    EventError,
+    EventMessage,
+    EventReceiver,
+    EventRuntimeError,
+    Operation,
+    PublishError,
+    ReceivedMessage,
+    ReceiverStats,
+    available_backends,
+    consume,
+    create_client,
+    load_backend,
+    register_backend,
+)
+
+
+def configurations() -> list[EventConfig]:
+    """Every source gives the same type, and takes arguments."""
+    return [
+        EventConfig("orders", "acme-prod", {"subscription": "billing"}, "gcp"),
+        EventConfig(topic_name="orders", backend="memory"),
+        EventConfig.from_file("events.toml", "orders", options={"create": "all"}),
+        EventConfig.from_url("gcp://acme-prod/orders?subscription=billing", backend="gcp"),
+        EventConfig.from_env("orders", {"EVENTS_ORDERS_URL": "memory:///orders"}, project_id="acme-test"),
+        EventConfig.from_mapping({"backend": "memory", "topic_name": "orders", "options": {"ordering": True}}),
+    ]
+
+
+def messages() -> list[EventMessage]:
+    """Messages from bytes, text and JSON."""
+    message = EventMessage(b"paid", {"region": "eu"}, ordering_key="customer-7")
+    assert_type(message.with_attribute("kind", "order"), EventMessage)
+    return [
+        message,
+        EventMessage(bytearray(b"paid")),
+        EventMessage.from_string("paid", attributes={"region": "eu"}),
+        EventMessage.from_json({"order": 42, "lines": [1, 2]}, ordering_key="customer-7"),
+    ]
+
+
+async def send(client: EventClient) -> None:
+    """One message, and many with the outcome of each."""
+    assert_type(await client.send_message(EventMessage(b"paid")), str)
+    try:
+        assert_type(await client.send_messages(message for message in messages()), list[str])
+    except PublishError as error:
+        for message, result in zip(messages(), error.results, strict=True):
+            if isinstance(result, EventError):
+                print(message.ordering_key, result.code, result.retryable)
+            else:
+                assert_type(result, str)
+
+
+async def receive(receiver: EventReceiver) -> None:
+    """The loop that everybody writes."""
+    while True:
+        message = await receiver.receive_message(timeout=30)
+        if message is None:
+            break
+        assert_type(message, ReceivedMessage)
+        assert_type(message.message_id, str)
+        assert_type(message.publish_time, datetime | None)
+        assert_type(message.delivery_attempt, int | None)
+        try:
+            print(message.data_as_json()["order"], message.attributes.get("region"))
+        except (ValueError, KeyError):
+            await receiver.nack(message, delay=5)
+        else:
+            await receiver.acknowledge(message)
+
+
+async def iterate(receiver: EventReceiver) -> None:
+    """The same as iteration."""
+    async for message in receiver:
+        assert_type(message, ReceivedMessage)
+        await receiver.acknowledge(message)
+
+
+async def batches(receiver: EventReceiver) -> None:
+    """Batches; messages and ids may be mixed when settling."""
+    while batch := await receiver.receive_messages(100, timeout=1.5):
+        try:
+            await receiver.acknowledge_messages([batch[0].message_id, *batch[1:]])
+        except AcknowledgeError as error:
+            expired = [message_id for message_id, why in error.failed.items() if why.code is ErrorCode.EXPIRED]
+            await receiver.nack_messages(expired)
+
+
+async def settle_by_outcome(receiver: EventReceiver) -> None:
+    """The settlement follows from how the body ends."""
+    async for message in receiver:
+        async with receiver.processing(message) as processed:
+            assert_type(processed, ReceivedMessage)
+            print(message.data_as_string())
+
+
+async def handle(message: ReceivedMessage) -> bool:
+    """A handler may return what it likes."""
+    return message.delivery_attempt == 1
+
+
+async def run_handlers(receiver: EventReceiver, stop: asyncio.Event) -> None:
+    """The loop, written once."""
+    await consume(receiver, handle, concurrency=8, stop=stop)
+
+
+class Timing:
+    """An observer needs no base class."""
+
+    def start(self, operation: Operation) -> None:
+        """Begin."""
+        operation.context = operation.name
+
+    def end(self, operation: Operation, error: BaseException | None) -> None:
+        """End."""
+        print(operation.context, operation.messages, error)
+
+
+def observe(client: EventClient) -> None:
+    """One observer for a client."""
+    client.observer = Timing()
+
+
+async def forward(client: EventClient, receiver: EventReceiver) -> None:
+    """What was received may be sent again."""
+    for message in await receiver.receive_messages(limit=10):
+        await client.send_message(message)
+        await client.send_message(message.with_attributes({"forwarded": "yes"}))
+
+
+async def program(config: EventConfig) -> None:
+    """A whole program, with errors told apart by class and code."""
+    try:
+        async with create_client(config) as client:
+            assert_type(client, EventClient)
+            assert_type(client.capabilities, Capabilities)
+            assert_type(await client.ping(timeout=2), float)
+            if client.capabilities.ordering != "none" and client.is_connected:
+                await send(client)
+            async with await client.subscribe("billing") as receiver:
+                assert_type(receiver, EventReceiver)
+                assert_type(receiver.stats, ReceiverStats)
+                await receive(receiver)
+            await client.delete_subscription("billing")
+    except BackendNotFoundError as error:
+        print(error, error.backend)
+    except ConfigurationError as error:
+        raise SystemExit(str(error)) from error
+    except (EventRuntimeError, ConnectionError) as error:
+        print(error)
+    except EventError as error:
+        match error.code:
+            case ErrorCode.TIMEOUT | ErrorCode.UNAVAILABLE:
+                print("later", error.topic_name)
+            case _:
+                raise
+
+
+def backends() -> None:
+    """The registry."""
+    assert_type(available_backends(), list[BackendInfo])
+    client_class = load_backend("memory")
+    assert_type(client_class, type[EventClient])
+    register_backend("mine", client_class)
