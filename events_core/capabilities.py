@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-__all__ = ["Capabilities", "Limits"]
+__all__ = ["PORTABLE_LIMITS", "Capabilities", "Limits"]
 
 
 @attrs.frozen(kw_only=True)
@@ -25,6 +25,17 @@ class Limits:
     """Longest ordering key, in bytes of UTF-8."""
     max_nack_delay: float | None = None
     """Longest delay of a nack, in seconds."""
+
+
+PORTABLE_LIMITS = Limits(
+    max_message_bytes=10_000_000,
+    max_attributes=100,
+    max_attribute_key_bytes=256,
+    max_attribute_value_bytes=1024,
+    max_ordering_key_bytes=1024,
+)
+"""Those of Google Pub/Sub (cloud.google.com/pubsub/quotas, read November 2026): the embedded backends keep them, so that
+what passes there passes on a real broker too."""
 
 
 @attrs.frozen(kw_only=True)

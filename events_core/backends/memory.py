@@ -16,7 +16,8 @@ from typing import ClassVar, Literal
 
 import attrs
 
-from events_core import Capabilities, ErrorCode, EventMessage, Limits
+from events_core import Capabilities, ErrorCode, EventMessage
+from events_core.capabilities import PORTABLE_LIMITS
 from events_core.engine import (
     BrokerError,
     Delivery,
@@ -34,15 +35,6 @@ from events_core.options import CommonOptions, option
 
 __all__ = ["MemoryClient", "MemoryOptions"]
 
-_LIMITS = Limits(
-    max_message_bytes=10_000_000,
-    max_attributes=100,
-    max_attribute_key_bytes=256,
-    max_attribute_value_bytes=1024,
-    max_ordering_key_bytes=1024,
-)
-"""Google Pub/Sub's (cloud.google.com/pubsub/quotas): what passes here passes on a real broker too."""
-
 _FULL = Capabilities(
     durable="none",
     ordering="subscription",
@@ -53,7 +45,7 @@ _FULL = Capabilities(
     exactly_once=True,
     idempotent_publish=True,
     redelivery="lease",
-    limits=_LIMITS,
+    limits=PORTABLE_LIMITS,
 )
 
 

@@ -52,6 +52,8 @@ class KeyedQueue(Generic[ItemT]):
         self._delayed: list[tuple[float, int, ItemT | _Lane[ItemT]]] = []
         self._order = itertools.count(1)
         self._size = 0
+        self.blocked_size = 0
+        """Items that wait behind busy ones of their key."""
 
     def __len__(self) -> int:
         """Items that wait, whether ready or not."""
@@ -69,6 +71,7 @@ class KeyedQueue(Generic[ItemT]):
         if lane is None:
             lane = self._lanes[key] = _Lane()
         lane.waiting.append(item)
+        self.blocked_size += lane.busy > 0
         self._offer(lane)
 
     def pop(self, limit: int, now: float) -> list[ItemT]:
@@ -86,7 +89,9 @@ class KeyedQueue(Generic[ItemT]):
                     item.due = 0.0
                     head.busy += 1
                     taken.append(item)
-                if not head.busy:
+                if head.busy:
+                    self.blocked_size += len(waiting)
+                else:
                     self._offer(head)
             else:
                 taken.append(head)
@@ -113,6 +118,7 @@ class KeyedQueue(Generic[ItemT]):
             lane.waiting = deque(sorted([*items, *lane.waiting], key=_order))
         else:
             lane.waiting.extendleft(reversed(items))
+        self.blocked_size += len(items)
         for _ in items:
             self._idle(key, lane)
 
@@ -124,6 +130,7 @@ class KeyedQueue(Generic[ItemT]):
             if key is not None:
                 lane = self._lanes[key]
                 lane.waiting.remove(item)
+                self.blocked_size -= lane.busy > 0
                 self._forget(key, lane)
             elif item.due:
                 self._delayed = [entry for entry in self._delayed if entry[2] is not item]
@@ -152,6 +159,7 @@ class KeyedQueue(Generic[ItemT]):
     def _idle(self, key: str, lane: _Lane[ItemT]) -> None:
         lane.busy -= 1
         if not lane.busy:
+            self.blocked_size -= len(lane.waiting)
             self._offer(lane)
             self._forget(key, lane)
 

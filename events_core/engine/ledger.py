@@ -63,8 +63,9 @@ class Ledger:
             return 0
         room = self._max_messages - self.held - self.buffered
         ahead = self._max_messages if prefetch is None else min(prefetch, self._max_messages)
-        room = min(room, ahead - self.buffered)
-        return room if not self.buffered or room * 4 >= ahead else 0
+        ready = self.buffered - self._buffer.blocked_size  # what is blocked must not keep other keys from coming (R8)
+        room = min(room, ahead - ready)
+        return room if not ready or room * 4 >= ahead else 0
 
     def is_full(self) -> bool:
         """Whether R5 alone keeps more from being fetched."""

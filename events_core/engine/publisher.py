@@ -253,13 +253,14 @@ class Publisher:
                 self._finish(entry, result)
 
     async def _pause(self, delay: float, entries: Sequence[Entry], error: BrokerError) -> None:
-        """Wait before the next try; who runs out of time meanwhile leaves by itself."""
+        """Wait before the next try, for as long as anybody waits for its outcome."""
         for entry in entries:
             entry.call.last_error = error
         with self._lock:
             self._batcher.pause()
         self._pump()
-        await asyncio.sleep(delay)
+        patience = max(entry.call.deadline for entry in entries) - time.monotonic()
+        await asyncio.sleep(min(delay, max(0.0, patience)))
         with self._lock:
             self._batcher.resume()
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from events_core import AcknowledgeError, ErrorCode, EventMessage, EventRuntimeError
+from events_core import AcknowledgeError, ConfigurationError, ErrorCode, EventMessage, EventRuntimeError
 from events_core.testing.rules import rule
 from events_core.testing.stage import Stage, numbered, texts
 
@@ -164,9 +164,14 @@ class Redelivering:
 
     @rule("R12")
     async def test_a_dead_letter_frees_its_key(self, stage: Stage) -> None:
-        """When a keyed message is dead-lettered its successors come."""
+        """When a keyed message is dead-lettered its successors come; asking for both may be a wrong configuration."""
         stage.require("dead_letter")
+        await stage.require_ordering()
         options = self._dead_letters(stage)
+        try:
+            stage.client(ordering="true", **options)
+        except ConfigurationError:
+            pytest.skip("not declared: dead_letter together with ordering")
         dead = await stage.client(stage.name("dead"), ordering="true").subscribe(stage.name("undertaker"))
         client, receiver = await stage.open_ordered(**options)
         await client.send_messages(numbered(2, key="k"))
@@ -179,12 +184,17 @@ class Redelivering:
 
     @rule("R12", "C1")
     async def test_closing_dead_letters_nothing(self, stage: Stage) -> None:
-        """A message handed back by closing, more often than it may fail, is still delivered."""
+        """A message handed back by closing, more often than it may fail, is still delivered.
+
+        Where handing back counts an attempt, that can be shown once only.
+        """
         stage.require("dead_letter")
         options = self._dead_letters(stage)
+        counts = stage.capabilities.handback_counts
         sender = stage.client(subscription=stage.subscription, **options)
         message_id = await sender.send_message(EventMessage(b"x"))
-        for _ in range(stage.harness.dead_letter_attempts + 1):
+        for _ in range(1 if counts else stage.harness.dead_letter_attempts + 1):
             receiver = await sender.subscribe()
             assert (await stage.receive(receiver)).message_id == message_id
             await receiver.close(timeout=0)
+        assert (await stage.receive(await sender.subscribe())).message_id == message_id

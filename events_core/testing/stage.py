@@ -169,8 +169,12 @@ class Stage:
 
     async def prefetched(self, receiver: EventReceiver, count: int) -> None:
         """Give *receiver* the time to buffer *count* messages, if it buffers at all."""
+        await self.until(lambda: receiver.stats.buffered >= count)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until *condition* holds, for the time in which it would."""
         ends = time.monotonic() + self.harness.settle_time
-        while receiver.stats.buffered < count and time.monotonic() < ends:
+        while not condition() and time.monotonic() < ends:
             await asyncio.sleep(0.01)
 
     # Other processes

@@ -6,7 +6,8 @@ from typing import Literal
 
 import attrs
 
-from events_core import Capabilities, Limits
+from events_core import Capabilities
+from events_core.capabilities import PORTABLE_LIMITS
 from events_core.options import CommonOptions, option
 
 __all__ = ["FULL_CAPABILITIES", "SQLiteOptions", "capabilities_of"]
@@ -22,14 +23,7 @@ FULL_CAPABILITIES = Capabilities(
     # A transaction whose commit failed is rolled back, and its pages of the log are written over by the retry.
     idempotent_publish=True,
     redelivery="lease",
-    limits=Limits(
-        # Google Pub/Sub's (cloud.google.com/pubsub/quotas): what passes here passes on a real broker too.
-        max_message_bytes=10_000_000,
-        max_attributes=100,
-        max_attribute_key_bytes=256,
-        max_attribute_value_bytes=1024,
-        max_ordering_key_bytes=1024,
-    ),
+    limits=PORTABLE_LIMITS,
 )
 
 

@@ -249,8 +249,8 @@ class Subscription:
 
     def _take_over(self, now: float) -> None:
         """What the dead held has failed once more; of a key only the first, behind which the others waited."""
-        dead = "SELECT id FROM sessions WHERE subscription_id = ? AND expires_at < ? AND id <> ?"
-        for (session,) in self._execute(dead, (self._id, now, self._session)).fetchall():
+        dead = "SELECT id FROM sessions WHERE subscription_id = ? AND expires_at < ?"  # its own is renewed
+        for (session,) in self._execute(dead, (self._id, now)).fetchall():
             held = self._execute(_HELD, (session,)).fetchall()
             keys: set[str] = set()
             for message_id, failed, key in held:

@@ -46,8 +46,8 @@ _DRAIN_TIMEOUT = 2.0
 _EPHEMERAL_TTL = timedelta(days=1)
 """When Pub/Sub deletes an ephemeral subscription that nobody uses; the shortest it allows."""
 
-# As google-cloud-pubsub sets them for channels of its own.
 _OPTIONS = [
+    # As google-cloud-pubsub sets them for channels of its own.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_metadata_size", 4 * 2**20),
@@ -108,8 +108,8 @@ class Connection:
 
     async def publish(self, topic: str, messages: Sequence[EventMessage]) -> list[str]:
         """Store *messages*; their ids, in order."""
-        await self._reconnected()
         with translated(f"publish to {topic!r} at {self.target}"):
+            await self._reconnected()
             response = await self._publisher.publish(encode(topic, messages), retry=None, timeout=_PUBLISH_TIMEOUT)
             return list(PublishResponse.pb(response).message_ids)
 

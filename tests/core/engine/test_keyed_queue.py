@@ -160,6 +160,8 @@ def test_order_per_key_holds_under_any_interleaving(todo: list[tuple[str, int | 
                 waiting += run
             out = [item for item in out if item not in run]
         assert len(queue) == len(waiting)
+        busy = {item.ordering_key for item in out if item.ordering_key}
+        assert queue.blocked_size == sum(item.ordering_key in busy for item in waiting)
     assert done + len(out) + len(waiting) == pushed
     for item in out:
         queue.release(item)

@@ -133,6 +133,15 @@ def test_a_key_is_with_one_caller_at_a_time() -> None:
     assert ids(target.take(10, 0.0)) == ["a2"]
 
 
+def test_blocked_messages_do_not_keep_other_keys_from_coming() -> None:
+    """R8: prefetching goes on past them, up to the bounds of R5."""
+    target = ledger(max_messages=100)
+    target.arrive([delivery(f"a{number}") for number in range(20)], 0.0)
+    assert target.room(10) == 0
+    target.take(1, 0.0)
+    assert target.room(10) == 10
+
+
 def test_a_nack_returns_later_messages_of_its_key() -> None:
     """R10: held and buffered ones, uncounted, in order; nacking those too is nothing, acknowledging them too late."""
     target = ledger()
