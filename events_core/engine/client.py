@@ -291,7 +291,7 @@ class EngineClient(EventClient):
         if self._process is None:
             await self._publisher.flush(0)
             self._closed = True
-        elif not self._closed:
+        else:
             await self._closing.run(lambda: self._shut(timeout), lambda: self._closed)
             self._home.join()
 
