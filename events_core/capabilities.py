@@ -34,8 +34,9 @@ PORTABLE_LIMITS = Limits(
     max_attribute_value_bytes=1024,
     max_ordering_key_bytes=1024,
 )
-"""Those of Google Pub/Sub (cloud.google.com/pubsub/quotas, read November 2026): the embedded backends keep them, so that
-what passes there passes on a real broker too."""
+"""Those of Google Pub/Sub (cloud.google.com/pubsub/quotas, read November 2026).
+
+The embedded backends keep them, so that what passes there passes on a real broker too."""
 
 
 @attrs.frozen(kw_only=True)

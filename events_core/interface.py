@@ -191,8 +191,9 @@ class EventClient(ABC):
     async def close(self, timeout: float = 15.0) -> None:
         """Close the receivers, flush what was accepted for sending, then the transport, within *timeout* (C2).
 
-        What is unfinished by then fails with ``CLOSED``, and every later call raises it (C3).  May be called again,
-        and concurrently.  Cancelled, it finishes in the background within its bound.
+        A broker that does not answer may keep it a few seconds more.  What is unfinished by then fails with ``CLOSED``,
+        and every later call raises it (C3).  May be called again, and concurrently.  Cancelled, it finishes in the
+        background within its bound.
         """
 
     async def __aenter__(self) -> Self:

@@ -301,10 +301,7 @@ class EngineClient(EventClient):
         try:
             await asyncio.gather(self._publisher.flush(timeout), *closing, return_exceptions=True)
         finally:
-            try:
-                await self._driver.close()
-            except Exception as error:
-                _log.warning("%r: closing failed: %r", self, error)
+            await self._home.release(self._driver.close(), repr(self))
             self._closed = True
             self._link.closed()
             self._home.stop()

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.driver import BrokerError, Delivery, Source
-from events_core.engine.home import Home, step
+from events_core.engine.home import CLOSE_GRACE, Home, step
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
 from events_core.engine.settler import Settler
@@ -240,6 +240,6 @@ class PrefetchingFeed(Feed):
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
-    await asyncio.wait([task])
-    if not task.cancelled() and task.exception() is not None:
+    await asyncio.wait([task], timeout=CLOSE_GRACE)
+    if task.done() and not task.cancelled() and task.exception() is not None:
         _log.error("a task of the receiver had died: %r", task.exception())

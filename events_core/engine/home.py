@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
@@ -10,15 +11,24 @@ from typing import Any, Generic, TypeVar
 
 from events_core.engine.waiting import Waiter
 
-__all__ = ["Home", "InlineHome", "LoopThread", "step"]
+__all__ = ["CLOSE_GRACE", "Home", "InlineHome", "LoopThread", "step"]
 
 T = TypeVar("T")
+_log = logging.getLogger("events_core.engine")
+
+
+CLOSE_GRACE = 2.0
+"""Seconds that closing takes beyond its timeout, at most, for each step that a broker leaves without an answer."""
 
 
 class Home(ABC):
     """Runs coroutines of a driver, for callers in any thread and loop."""
 
     inline: bool
+
+    @abstractmethod
+    async def release(self, closing: Coroutine[Any, Any, None], what: str) -> None:
+        """Await the *closing* of a source or driver, here, for a moment; failures are logged and ignored."""
 
     @abstractmethod
     async def call(self, coroutine: Coroutine[Any, Any, T], orphaned: Callable[[T], None] | None = None) -> T:
@@ -52,6 +62,12 @@ class InlineHome(Home):
     """The caller's own thread, for drivers that never suspend."""
 
     inline = True
+
+    async def release(self, closing: Coroutine[Any, Any, None], what: str) -> None:
+        try:
+            await closing
+        except Exception as error:
+            _log.warning("closing %s failed: %r", what, error)
 
     async def call(self, coroutine: Coroutine[Any, Any, T], orphaned: Callable[[T], None] | None = None) -> T:
         return await coroutine
@@ -87,6 +103,13 @@ class LoopThread(Home):
     """A daemon thread with an event loop; it keeps leases alive while the application's loop is blocked."""
 
     inline = False
+
+    async def release(self, closing: Coroutine[Any, Any, None], what: str) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_GRACE):
+                await closing
+        except Exception as error:
+            _log.warning("closing %s failed: %r", what, error)
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from events_core.capabilities import Capabilities
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Source
 from events_core.engine.feed import Feed, InlineFeed, PrefetchingFeed
-from events_core.engine.home import Home
+from events_core.engine.home import CLOSE_GRACE, Home
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
 from events_core.engine.settler import Settler, Ticket
@@ -31,8 +31,6 @@ _log = logging.getLogger("events_core.receiver")
 
 BLOCKED_WARNING = 10.0
 """Seconds after which a receive that only bounds or held keys keep waiting says so (R8)."""
-FLUSH_TIMEOUT = 5.0
-"""Seconds that a close whose time is up still gives to settlements under way."""
 
 
 class EngineReceiver(EventReceiver):
@@ -340,8 +338,11 @@ class EngineReceiver(EventReceiver):
             with self._lock:
                 self._settler.enqueue(self._ledger.surrender())
             self._settler.pump()
-            await self._until(lambda: self._settler.idle, max(ends, time.monotonic() + FLUSH_TIMEOUT))
-            await self._release()
+            await self._until(lambda: self._settler.idle, max(ends, time.monotonic() + CLOSE_GRACE))
+            await self._feed.stop()
+            await self._home.release(self._source.close(), self.subscription)
+            self._closed = True
+            self._forget(self)
 
     async def _until(self, done: Callable[[], bool], ends: float) -> None:
         while True:
@@ -352,16 +353,6 @@ class EngineReceiver(EventReceiver):
             if time.monotonic() >= ends:
                 return
             await waiter.wait(ends - time.monotonic())
-
-    async def _release(self) -> None:
-        await self._feed.stop()
-        try:
-            await self._source.close()
-        except Exception as error:
-            _log.warning("%s: closing the receiver failed: %r", self.subscription, error)
-        finally:
-            self._closed = True
-            self._forget(self)
 
 
 class _Messages(AsyncIterator[ReceivedMessage]):

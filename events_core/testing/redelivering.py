@@ -190,9 +190,9 @@ class Redelivering:
         """
         stage.require("dead_letter")
         options = self._dead_letters(stage)
-        counts = stage.capabilities.handback_counts
         sender = stage.client(subscription=stage.subscription, **options)
         message_id = await sender.send_message(EventMessage(b"x"))
+        counts = sender.capabilities.handback_counts
         for _ in range(1 if counts else stage.harness.dead_letter_attempts + 1):
             receiver = await sender.subscribe()
             assert (await stage.receive(receiver)).message_id == message_id

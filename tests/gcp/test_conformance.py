@@ -23,10 +23,8 @@ class GcpHarness(Harness):
     dead_letter_attempts = 5
     sdk_modules = ("google.cloud", "google.pubsub_v1", "google.auth", "grpc")
     exceptions = {
-        "test_a_dead_letter_frees_its_key": "dead letters and order per key exclude each other",
         "test_every_send_ends": "the emulator delivers into the stream of a lost connection until the lease is over",
         "test_nothing_is_left": "gRPC closes its sockets a moment after its channel",
-        "test_closing_dead_letters_nothing": "Pub/Sub counts a hand-back as a failed delivery (handback_counts)",
     }
 
     def __init__(self, emulator: str) -> None:

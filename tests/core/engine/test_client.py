@@ -162,7 +162,7 @@ async def _set(event: asyncio.Event) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait, bounded by the test's own time, for what another thread does."""
-    while not condition():  # noqa: ASYNC110  # the other thread knows nothing of this loop
+    while not condition():  # the other thread knows nothing of this loop
         await asyncio.sleep(0.005)
 
 

@@ -1,0 +1,118 @@
+"""A topic: a folder with a folder for each subscription, into which every message is copied as a file."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+
+from events_acme.errors import translated
+from events_acme.options import CAPABILITIES, AcmeOptions
+from events_acme.source import AcmeSource
+from events_core import ConfigurationError, ErrorCode, EventMessage
+from events_core.engine import BrokerError, Driver
+
+__all__ = ["AcmeDriver"]
+
+_NAME = re.compile(r"\w[\w.-]*")
+EPHEMERAL = "~"
+"""First character of the folder of an ephemeral subscription; no name begins with it."""
+IDLE = 3600.0
+"""Seconds after which an ephemeral subscription whose process died is removed."""
+
+
+class AcmeDriver(Driver[AcmeOptions]):
+    """One topic.  Everything here blocks for some milliseconds, which the engine's own thread may."""
+
+    max_batch_messages = 100
+    capabilities = CAPABILITIES
+
+    def __init__(self, topic_name: str, project_id: str, options: AcmeOptions) -> None:
+        super().__init__(topic_name, project_id, options)
+        if project_id:
+            raise ConfigurationError(f"project_id is {project_id!r}; this backend has no projects, leave it out")
+        for name in (topic_name, options.subscription):
+            if name is not None and not _NAME.fullmatch(name):
+                raise ConfigurationError(_objection(name))
+        self._topic = Path(options.path).absolute() / topic_name
+
+    async def open(self) -> None:
+        if self.options.ordering or self.options.dead_letter_topic or self.options.start == "earliest":
+            raise BrokerError(
+                "ordering, dead_letter_topic and start=earliest are not offered by this backend; leave them out",
+                ErrorCode.UNSUPPORTED,
+            )
+        with translated(f"open topic '{self._topic}'"):
+            if self.options.create == "all":
+                self._topic.mkdir(parents=True, exist_ok=True)
+            self._topic.stat()
+        if self.options.subscription and self.options.create != "never":
+            self.join(self.options.subscription)
+
+    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        with translated(f"publish to '{self._topic}'"):
+            folders = list(self._subscriptions())
+            return [_store(message, folders) for message in messages]
+
+    def _subscriptions(self) -> Iterator[Path]:
+        for folder in self._topic.iterdir():
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                if folder.name.startswith(EPHEMERAL) and folder.stat().st_mtime < time.time() - IDLE:
+                    _remove(folder)
+                elif not folder.name.startswith("."):
+                    yield folder
+
+    async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> AcmeSource:
+        if subscription is not None and not _NAME.fullmatch(subscription):
+            raise BrokerError(_objection(subscription), ErrorCode.INVALID)
+        name = subscription or EPHEMERAL + token_hex(8)
+        self.join(name)
+        return AcmeSource(self, name, ephemeral=subscription is None)
+
+    def join(self, subscription: str) -> Path:
+        """The folder of a subscription, created where allowed."""
+        folder = self._topic / subscription
+        with translated(f"subscribe to '{folder}'"):
+            if self.options.create != "never" or subscription.startswith(EPHEMERAL):
+                folder.mkdir(exist_ok=True)
+            folder.stat()
+        return folder
+
+    async def delete_subscription(self, subscription: str) -> None:
+        with translated(f"delete '{self._topic / subscription}'"):
+            _remove(self._topic / subscription)
+
+    async def ping(self) -> None:
+        with translated(f"look at '{self._topic}'"):
+            self._topic.stat()
+
+    async def close(self) -> None:
+        pass
+
+
+def _objection(name: str) -> str:
+    return f"the name {name!r} is no name for a folder here; begin with a letter or digit and go on with those, . - or _"
+
+
+def _store(message: EventMessage, folders: Sequence[Path]) -> str:
+    """Write *message* into each of *folders*: attributes on the first line, then the data."""
+    message_id = f"{time.time_ns()}-{token_hex(4)}"
+    content = json.dumps(dict(message.attributes)).encode() + b"\n" + message.data
+    for folder in folders:
+        part = folder / f".{message_id}"
+        with suppress(FileNotFoundError):  # the subscription was deleted meanwhile
+            part.write_bytes(content)
+            part.rename(folder / f"{message_id}.0")  # receivers see the whole message or none
+    return message_id
+
+
+def _remove(folder: Path) -> None:
+    """Delete a subscription: first out of everybody's sight, then from the disk."""
+    grave = folder.with_name(f".{token_hex(8)}")
+    folder.rename(grave)
+    shutil.rmtree(grave)

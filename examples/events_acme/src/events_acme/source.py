@@ -1,0 +1,108 @@
+"""A subscription as one receiver uses it.
+
+A message is the file ``<message id>.<attempts>``, and may be taken from its time of modification on.  Taking it sets that
+time to the end of the lease and then counts the attempt by renaming the file.  Of several receivers one can do
+that, and whoever held it before finds its file gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from events_acme.errors import translated
+from events_acme.options import CAPABILITIES
+from events_core import ErrorCode
+from events_core.engine import BrokerError, Delivery, Outcome, Settlement, Source, redelivery_delay
+
+if TYPE_CHECKING:
+    from events_acme.driver import AcmeDriver
+
+__all__ = ["AcmeSource"]
+
+
+class AcmeSource(Source):
+    """One receiver."""
+
+    capabilities = CAPABILITIES
+    prefetch = 100
+
+    def __init__(self, driver: AcmeDriver, subscription: str, *, ephemeral: bool) -> None:
+        self.subscription = subscription
+        self.lease: float = driver.options.lease
+        self._driver = driver
+        self._ephemeral = ephemeral
+
+    async def fetch(self, limit: int) -> Sequence[Delivery]:
+        while not (deliveries := self._take(limit)):
+            await asyncio.sleep(self._driver.options.poll_interval)
+        return deliveries
+
+    def _take(self, limit: int) -> list[Delivery]:
+        folder = self._driver.join(self.subscription)  # anew where it was deleted
+        deliveries: list[Delivery] = []
+        with translated(f"receive from '{folder}'"):
+            os.utime(folder)  # a sign of life, for an ephemeral subscription
+            for name in sorted(os.listdir(folder)):  # oldest first
+                if len(deliveries) == limit:
+                    break
+                with suppress(FileNotFoundError):  # another receiver took it
+                    if not name.startswith(".") and (folder / name).stat().st_mtime <= time.time():
+                        deliveries.append(self._lend(folder / name))
+        return deliveries
+
+    def _lend(self, file: Path) -> Delivery:
+        _available(file, time.time() + self.lease)
+        held = _counted(file, 1)
+        message_id, _, attempts = held.name.rpartition(".")
+        attributes, _, data = held.read_bytes().partition(b"\n")
+        published = datetime.fromtimestamp(int(message_id.partition("-")[0]) / 1e9, UTC)
+        return Delivery(message_id, data, json.loads(attributes), None, published, int(attempts), held)
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            with suppress(FileNotFoundError):  # lost; settling it will say so
+                _available(delivery.token, time.time() + self.lease)
+        with suppress(FileNotFoundError):
+            os.utime(self._driver.join(self.subscription))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        return [self._settle(*settlement) for settlement in settlements]
+
+    def _settle(self, delivery: Delivery, outcome: Outcome, delay: float | None) -> BrokerError | None:
+        file: Path = delivery.token
+        try:
+            with translated(f"settle '{file}'"):
+                if outcome is Outcome.ACK:
+                    file.unlink()
+                elif outcome is Outcome.RETURN:
+                    _available(_counted(file, -1), time.time())
+                else:
+                    wait = redelivery_delay(delivery.delivery_attempt or 1) if delay is None else delay
+                    _available(file, time.time() + wait)
+        except BrokerError as error:
+            if error.code is not ErrorCode.NOT_FOUND:
+                return error
+            return BrokerError("the lease has lapsed; the message comes again", ErrorCode.EXPIRED)
+        return None
+
+    async def close(self) -> None:
+        if self._ephemeral:
+            await self._driver.delete_subscription(self.subscription)
+
+
+def _available(file: Path, when: float) -> None:
+    os.utime(file, (when, when))
+
+
+def _counted(file: Path, attempts: int) -> Path:
+    """Rename *file* to count so many attempts more."""
+    message_id, _, before = file.name.rpartition(".")
+    return file.rename(file.with_name(f"{message_id}.{int(before) + attempts}"))
