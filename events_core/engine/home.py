@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
@@ -117,6 +118,8 @@ class LoopThread(Home):
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._woken: deque[Callable[[], None]] = deque()
+        self._is_waking = False
 
     def start(self) -> None:
         with self._lock:
@@ -158,7 +161,16 @@ class LoopThread(Home):
         return task
 
     def wake(self, callback: Callable[[], None]) -> None:
-        self._post(callback)
+        self._woken.append(callback)
+        if not self._is_waking:  # else whoever set it crosses into the loop for this one too
+            self._is_waking = True
+            self._post(self._wake_all)
+
+    def _wake_all(self) -> None:
+        assert self._loop is not None
+        self._is_waking = False  # before draining: a wake-up from now on needs a new crossing
+        while self._woken:
+            self._loop.call_soon(self._woken.popleft())
 
     def _post(self, callback: Callable[[], object]) -> bool:
         if self._loop is None:
