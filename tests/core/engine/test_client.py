@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -92,6 +93,8 @@ class ScriptedSource(Source):
         self.fetch_errors: list[BrokerError] = []
         self.settle_errors: list[BrokerError] = []
         self.settled: list[Settlement] = []
+        self.tokens: list[object] = []
+        self.settle_gate: asyncio.Event | None = None
         self.extended = 0
         self.count = 0
 
@@ -100,12 +103,16 @@ class ScriptedSource(Source):
             raise self.fetch_errors.pop(0)
         message = await self.arriving.get()
         self.count += 1
-        return [Delivery(str(self.count), message.data, message.attributes, message.ordering_key)]
+        message_id = message.attributes.get("id", str(self.count))
+        return [Delivery(message_id, message.data, {}, message.ordering_key, token=self.count)]
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         if self.settle_errors:
             raise self.settle_errors.pop(0)
         self.settled += settlements
+        self.tokens += [settlement.delivery.token for settlement in settlements]
+        if self.settle_gate is not None:
+            await self.settle_gate.wait()
         return [None] * len(settlements)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
@@ -480,3 +487,63 @@ def test_one_client_serves_several_loops() -> None:
         thread.join(20)
     asyncio.run(client.close())
     assert len(set(ids)) == 200
+
+
+def test_a_redelivery_during_an_acknowledgement_takes_its_outcome() -> None:
+    """S2: both copies are acknowledged, and neither is handed out again."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            source = client.broker.sources[0]
+            copy = EventMessage(b"1", {"id": "same"})
+            await client.send_message(copy)
+            held = await receiver.receive_message(10)
+            assert held is not None
+            source.settle_gate = asyncio.Event()
+            acknowledging = asyncio.create_task(receiver.acknowledge(held))
+            await until(lambda: bool(source.settled))
+            await client.send_message(copy)
+            await until(lambda: receiver.stats.duplicates == 1)
+            gate, source.settle_gate = source.settle_gate, None
+            await client._home.call(_set(gate))
+            await acknowledging
+            assert source.tokens == [1, 2]
+            assert await receiver.receive_message(0) is None
+
+    run(test)
+
+
+def test_what_keeps_a_receive_waiting_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R8: naming the key and the ids held, when that is all it waits for."""
+    monkeypatch.setattr("events_core.engine.receiver.BLOCKED_WARNING", 0.1)
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            await client.send_messages([message("1", "some key"), message("2", "some key")])
+            await receiver.receive_message(10)
+            await until(lambda: receiver.stats.buffered == 1)
+            assert await receiver.receive_message(0.5) is None
+
+    with caplog.at_level(logging.WARNING):
+        run(test)
+    (record,) = caplog.records
+    assert record.getMessage() == "scripted: ordering key 'some key' waits for held messages: 1"
+
+
+def test_a_full_receiver_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """R8: when the bounds of R5 are all it waits for."""
+    monkeypatch.setattr("events_core.engine.receiver.BLOCKED_WARNING", 0.1)
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            await client.send_messages([message("1"), message("2")])
+            await receiver.receive_message(10)
+            assert await receiver.receive_message(0.5) is None
+
+    with caplog.at_level(logging.WARNING):
+        run(test, max_outstanding_messages="1")
+    (record,) = caplog.records
+    assert "max_outstanding_messages" in record.getMessage()
+    assert record.getMessage().endswith("held: 1")
