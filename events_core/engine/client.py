@@ -138,7 +138,8 @@ class EngineClient(EventClient):
             call = self._publisher.submit(messages)
         except EventError as error:
             raise error.located(self._backend, self._topic_name) from error.__cause__
-        if not self._opened:
+        connected = self._opened
+        if not connected:
             try:
                 await self._open(call.deadline)
             except BaseException as error:
@@ -146,7 +147,7 @@ class EngineClient(EventClient):
                 self._publisher.abandon(call, reason)
                 if not isinstance(error, BrokerError):
                     raise
-        return await self._publisher.outcome(call)
+        return await self._publisher.outcome(call, has_waited=not connected)
 
     async def _send_inline(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         if not self._opened:

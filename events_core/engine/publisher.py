@@ -15,7 +15,7 @@ from events_core.engine.driver import BrokerError, Driver
 from events_core.engine.home import Home, step
 from events_core.engine.limits import measure
 from events_core.engine.link import Link
-from events_core.engine.waiting import Waiter
+from events_core.engine.waiting import Deadlines, Waiter
 from events_core.errors import ErrorCode, EventRuntimeError, PublishError
 from events_core.message import EventMessage
 from events_core.options import CommonOptions
@@ -42,6 +42,7 @@ class Publisher:
             max_inflight=driver.publish_max_inflight,
             mixed_keys=driver.mixed_keys,
         )
+        self._deadlines = Deadlines(self._options.send_timeout)
         self._arriving: deque[Call] = deque()
         self._calls: set[Call] = set()
         self._messages = 0
@@ -87,14 +88,20 @@ class Publisher:
         except BrokerError as error:
             return [error] * len(messages)
 
-    async def outcome(self, call: Call) -> Sequence[str | BrokerError]:
-        """Wait until the fate of every message of *call* is known: at the latest when its time is up."""
+    async def outcome(self, call: Call, *, has_waited: bool) -> Sequence[str | BrokerError]:
+        """Wait until the fate of every message of *call* is known: at the latest when its time is up.
+
+        :param has_waited: whether some of its time has gone since it was submitted.
+        """
         self.pump()
         with self._lock:
             waiter = call.waiter = Waiter() if call.pending else None
         if waiter is not None:
             try:
-                await waiter.wait(call.deadline - time.monotonic())
+                if has_waited:
+                    await waiter.wait(call.deadline - time.monotonic())
+                else:
+                    await self._deadlines.wait(waiter)
             finally:
                 if call.pending:
                     self.abandon(call, self._timed_out(call.last_error))

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
-__all__ = ["SingleFlight", "Waiter", "WaitingRoom"]
+__all__ = ["Deadlines", "SingleFlight", "Waiter", "WaitingRoom"]
 
 
 class _Mailbox:
@@ -89,6 +89,56 @@ class Waiter:
             await self._future
         finally:
             timer.cancel()
+
+
+class Deadlines:
+    """Bounded waits, all of one length.
+
+    They fall due in the order in which they began, so one timer for each loop does for all of them: a timer for each
+    wait would cost more than the wait.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _DeadlineQueue] = WeakKeyDictionary()
+
+    async def wait(self, waiter: Waiter) -> None:
+        """Wait to be woken, at the latest when the time is up."""
+        queue = self._queues.get(waiter.loop)
+        if queue is None:
+            with self._lock:
+                queue = self._queues[waiter.loop] = _DeadlineQueue()
+        queue.add(waiter, waiter.loop.time() + self._timeout)
+        await waiter.wait()
+
+
+class _DeadlineQueue:
+    """The bounded waits of one loop; only that loop's thread touches it."""
+
+    __slots__ = ("_armed", "_waiters")
+
+    def __init__(self) -> None:
+        self._waiters: deque[tuple[float, Waiter]] = deque()
+        self._armed = False
+
+    def add(self, waiter: Waiter, deadline: float) -> None:
+        waiters = self._waiters
+        while waiters and waiters[0][1].done:
+            waiters.popleft()
+        waiters.append((deadline, waiter))
+        if not self._armed:
+            self._armed = True
+            waiter.loop.call_at(deadline, self._expire, waiter.loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiters = self._waiters
+        now = loop.time()
+        while waiters and (waiters[0][1].done or waiters[0][0] <= now):
+            waiters.popleft()[1].wake()
+        self._armed = bool(waiters)
+        if waiters:
+            loop.call_at(waiters[0][0], self._expire, loop)
 
 
 class WaitingRoom:
