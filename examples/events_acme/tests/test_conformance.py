@@ -14,11 +14,9 @@ from events_core.testing import ConformanceSuite, Harness
 class AcmeHarness(Harness):
     """A folder for each test."""
 
-    lease = 1.0
-    lease_options = {"lease": "1"}
-
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.lease, self.lease_options = 1.0, {"lease": "1"}
 
     def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
         return EventConfig(topic_name, options={"path": str(self._path), **options}, backend="acme")

@@ -1,4 +1,4 @@
-"""A topic: a folder with a folder for each subscription, into which every message is copied as a file."""
+"""A topic: a folder with a folder for each subscription, into each of which every message is written as a file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["AcmeDriver"]
 
 _NAME = re.compile(r"\w[\w.-]*")
 EPHEMERAL = "~"
-"""First character of the folder of an ephemeral subscription; no name begins with it."""
+"""First character of an ephemeral subscription; no other name begins with it."""
 IDLE = 3600.0
-"""Seconds after which an ephemeral subscription whose process died is removed."""
+"""Seconds after which an ephemeral subscription whose process died is removed (Q1)."""
 
 
 class AcmeDriver(Driver[AcmeOptions]):
-    """One topic.  Everything here blocks for some milliseconds, which the engine's own thread may."""
+    """One topic.  Its calls block for some milliseconds, which the engine's own thread may."""
 
     max_batch_messages = 100
     capabilities = CAPABILITIES
@@ -44,7 +44,8 @@ class AcmeDriver(Driver[AcmeOptions]):
     async def open(self) -> None:
         if self.options.ordering or self.options.dead_letter_topic or self.options.start == "earliest":
             raise BrokerError(
-                "ordering, dead_letter_topic and start=earliest are not offered by this backend; leave them out",
+                "ordering=true, dead_letter_topic or start=earliest was asked for; this backend offers none of them, "
+                "leave them out",
                 ErrorCode.UNSUPPORTED,
             )
         with translated(f"open topic '{self._topic}'"):
@@ -75,11 +76,11 @@ class AcmeDriver(Driver[AcmeOptions]):
         return AcmeSource(self, name, ephemeral=subscription is None)
 
     def join(self, subscription: str) -> Path:
-        """The folder of a subscription, created where allowed."""
+        """The folder of a subscription, made where allowed."""
         folder = self._topic / subscription
         with translated(f"subscribe to '{folder}'"):
             if self.options.create != "never" or subscription.startswith(EPHEMERAL):
-                folder.mkdir(exist_ok=True)
+                folder.mkdir(parents=self.options.create == "all", exist_ok=True)
             folder.stat()
         return folder
 
@@ -92,11 +93,11 @@ class AcmeDriver(Driver[AcmeOptions]):
             self._topic.stat()
 
     async def close(self) -> None:
-        pass
+        """Nothing is kept open."""
 
 
 def _objection(name: str) -> str:
-    return f"the name {name!r} is no name for a folder here; begin with a letter or digit and go on with those, . - or _"
+    return f"{name!r} cannot name a folder here; begin with a letter, digit or _ and go on with those, . or -"
 
 
 def _store(message: EventMessage, folders: Sequence[Path]) -> str:

@@ -10,9 +10,9 @@ from events_core.engine import BrokerError
 
 __all__ = ["translated"]
 
-_CODES = {
+_PERMANENT = {
     FileNotFoundError: (ErrorCode.NOT_FOUND, "create it, or let the option create do so"),
-    PermissionError: (ErrorCode.PERMISSION_DENIED, "let this user read, write and list it"),
+    PermissionError: (ErrorCode.PERMISSION_DENIED, "let this user list, read and write it"),
     NotADirectoryError: (ErrorCode.INVALID, "name a folder"),
     FileExistsError: (ErrorCode.INVALID, "name a folder"),
 }
@@ -24,7 +24,7 @@ def translated(asked: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # What is not in the table, such as a full disk, may be over soon: the engine tries again.
-        code, advice = _CODES.get(type(error), (ErrorCode.UNAVAILABLE, "trying again"))
+        # Anything else, such as a full disk, may be over soon: the engine tries again.
+        code, advice = _PERMANENT.get(type(error), (ErrorCode.UNAVAILABLE, "see to the file system"))
         retryable = code is ErrorCode.UNAVAILABLE
         raise BrokerError(f"{asked}: {error.strerror}; {advice}", code, retryable=retryable) from error

@@ -1,8 +1,8 @@
 """A subscription as one receiver uses it.
 
-A message is the file ``<message id>.<attempts>``, and may be taken from its time of modification on.  Taking it sets that
-time to the end of the lease and then counts the attempt by renaming the file.  Of several receivers one can do
-that, and whoever held it before finds its file gone.
+A message is the file ``<message id>.<attempts>``, and may be taken from its time of modification on.  To take it is to
+set that time to the end of the lease, then to rename the file, which counts the attempt.  Of several receivers only one
+can rename it, and whoever held it before finds its own file gone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from events_acme.driver import AcmeDriver
 
 __all__ = ["AcmeSource"]
+
+_MESSAGE = re.compile(r"\d+-\w+\.\d+")
 
 
 class AcmeSource(Source):
@@ -50,11 +53,11 @@ class AcmeSource(Source):
         deliveries: list[Delivery] = []
         with translated(f"receive from '{folder}'"):
             os.utime(folder)  # a sign of life, for an ephemeral subscription
-            for name in sorted(os.listdir(folder)):  # oldest first
+            for name in filter(_MESSAGE.fullmatch, sorted(os.listdir(folder))):  # oldest first
                 if len(deliveries) == limit:
                     break
                 with suppress(FileNotFoundError):  # another receiver took it
-                    if not name.startswith(".") and (folder / name).stat().st_mtime <= time.time():
+                    if (folder / name).stat().st_mtime <= time.time():
                         deliveries.append(self._lend(folder / name))
         return deliveries
 
@@ -70,8 +73,7 @@ class AcmeSource(Source):
         for delivery in deliveries:
             with suppress(FileNotFoundError):  # lost; settling it will say so
                 _available(delivery.token, time.time() + self.lease)
-        with suppress(FileNotFoundError):
-            os.utime(self._driver.join(self.subscription))
+                os.utime(delivery.token.parent)
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         return [self._settle(*settlement) for settlement in settlements]

@@ -1,0 +1,37 @@
+"""A service that ends well: ``EVENTS_ORDERS_URL=… python shutdown.py [SECONDS OF GRACE]``."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from events_core import EventConfig, ReceivedMessage, consume, create_client
+
+
+async def bill(message: ReceivedMessage) -> None:
+    print("billing", message.data_as_string(), flush=True)
+    await asyncio.sleep(1)
+    print("billed", message.data_as_string(), flush=True)
+
+
+async def main(grace: float = 20.0) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    async with create_client(EventConfig.from_env("orders")) as client, await client.subscribe() as receiver:
+        try:
+            async with asyncio.timeout(None) as patience:
+
+                def end() -> None:
+                    stop.set()
+                    patience.reschedule(loop.time() + grace)
+
+                loop.add_signal_handler(signal.SIGTERM, end)
+                await consume(receiver, bill, stop=stop)
+            print("stopped")
+        except TimeoutError:
+            print("gave up")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*map(float, sys.argv[1:])))

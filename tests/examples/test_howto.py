@@ -1,0 +1,138 @@
+"""The programs of the how-to pages do what the pages say."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+HOWTO = Path(__file__).parents[2] / "examples" / "howto"
+
+
+@contextmanager
+def started(folder: Path, *command: object, **environ: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python program that runs in *folder*, for a minute at most."""
+    program = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    watchdog = threading.Timer(60, program.kill)
+    watchdog.start()
+    try:
+        with program:
+            yield program
+    finally:
+        watchdog.cancel()
+
+
+def finished(program: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it still wrote to standard output and standard error; it must end well."""
+    assert program.stdout is not None
+    assert program.stderr is not None
+    output, complaints = program.stdout.read(), program.stderr.read()
+    assert program.wait() == 0, complaints
+    return output, complaints
+
+
+def run(folder: Path, *command: object, **environ: str) -> list[str]:
+    """The lines that a program printed, which had nothing to complain of."""
+    with started(folder, *command, **environ) as program:
+        output, complaints = finished(program)
+    assert complaints == ""
+    return output.splitlines()
+
+
+def test_testing(tmp_path: Path) -> None:
+    """The application's test passes without a broker, quickly."""
+    options = ("-p", "no:cacheprovider", "--rootdir", tmp_path, "-q")
+    assert "1 passed" in run(tmp_path, "-m", "pytest", *options, HOWTO / "testing.py")[-1]
+
+
+def test_ordering(tmp_path: Path) -> None:
+    """Each order takes its steps in turn, the failed one again; the failure is logged."""
+    with started(tmp_path, HOWTO / "ordering.py") as program:
+        output, complaints = finished(program)
+    steps = {key: list(lines) for key, lines in itertools.groupby(sorted(output.splitlines(), key=_key), _key)}
+    plain = ["placed", "paid", "shipped"]
+    assert steps == {
+        "order-1": [f"order-1 {step}" for step in plain],
+        "order-2": [f"order-2 {step}" for step in ("placed", "paid failed", "paid", "shipped")],
+        "order-3": [f"order-3 {step}" for step in plain],
+    }
+    assert "the handler failed on message" in complaints
+
+
+def _key(line: str) -> str:
+    return line.partition(" ")[0]
+
+
+def test_retries(tmp_path: Path) -> None:
+    """A delayed nack succeeds later; the wrong order is dead-lettered at the third attempt, mended and sent again."""
+    lines = run(tmp_path, HOWTO / "retries.py")
+    assert [line for line in lines if line.startswith("order 1")] == [
+        "order 1: attempt 1: the bank does not answer",
+        "order 1: billed at attempt 2",
+    ]
+    assert [line for line in lines if line.startswith("order 2")] == [
+        *(f"order 2: attempt {attempt}: there is no total" for attempt in (1, 2, 3)),
+        "order 2: billed at attempt 1",
+    ]
+    (letter,) = (line for line in lines if line.startswith("dead letter"))
+    assert "'dead_letter_source_topic': 'orders'" in letter
+    assert "'dead_letter_delivery_attempts': '3'" in letter
+
+
+@pytest.mark.parametrize(
+    ("grace", "ending"), [("20", ["billed 1", "stopped"]), ("0.05", ["gave up"])], ids=["drained", "out of grace"]
+)
+def test_shutdown(tmp_path: Path, grace: str, ending: list[str]) -> None:
+    """SIGTERM lets the handler finish, within its grace; what was not billed is there for the next process."""
+    url = f"sqlite://{tmp_path}/events.db/orders?subscription=billing"
+    for order in ("1", "2"):
+        run(tmp_path, "-m", "events_core.cli", "send", url, order)
+    with started(tmp_path, HOWTO / "shutdown.py", grace, EVENTS_ORDERS_URL=url) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "billing 1\n"
+        program.send_signal(signal.SIGTERM)
+        output, complaints = finished(program)
+    assert (output.splitlines(), complaints) == (ending, "")
+    left = run(tmp_path, "-m", "events_core.cli", "receive", url, "--timeout", "1")
+    assert left == (["2"] if "billed 1" in ending else ["1", "2"])
+
+
+def test_threads(tmp_path: Path) -> None:
+    """What two threads placed two others billed."""
+    assert run(tmp_path, HOWTO / "threads.py") == ["placed 100", "billed 100"]
+
+
+def test_long_handlers(tmp_path: Path) -> None:
+    """Each film is rendered once, at its first attempt, two by each service."""
+    lines = run(tmp_path, HOWTO / "long_handlers.py")
+    rendered = [re.fullmatch(r"(one|two) rendered (\w+) at attempt 1", line) for line in lines]
+    assert sorted(match[2] for match in rendered if match) == ["Brazil", "Kes", "Ran", "Stalker"]
+    assert sorted(match[1] for match in rendered if match) == ["one", "one", "two", "two"]
+
+
+def test_observing(tmp_path: Path) -> None:
+    """A record of the connection, a receiver's state, and each kind of operation counted."""
+    connected, state, *counts = run(tmp_path, HOWTO / "observing.py")
+    assert connected == "INFO events_core.engine: memory orders: connected"
+    assert state == "held 2 buffered 0 reconnects 0"
+    assert [re.sub(r"\d+\.\d+ s", "… s", line) for line in counts] == [
+        "publish ok: 3 messages in … s",
+        "receive ok: 3 messages in … s",
+        "settle ok: 1 messages in … s",
+    ]
