@@ -27,7 +27,7 @@ _REASONS: dict[int, tuple[str, ErrorCode, bool]] = {
         ErrorCode.PERMISSION_DENIED,
         False,
     ),
-    sqlite3.SQLITE_PERM: ("may not be opened; let this user read and write it", ErrorCode.PERMISSION_DENIED, False),
+    sqlite3.SQLITE_PERM: ("may not be opened; let this user enter its directory, and read and write it", ErrorCode.PERMISSION_DENIED, False),
     sqlite3.SQLITE_TOOBIG: ("does not take a value of this size", ErrorCode.INVALID, False),
 }
 
@@ -55,7 +55,10 @@ def _primary(error: sqlite3.Error) -> int | None:
 def _explain(path: str, error: sqlite3.Error) -> tuple[str, ErrorCode, bool]:
     primary = _primary(error)
     if primary == sqlite3.SQLITE_CANTOPEN:
-        return _why_not_opened(Path(path))
+        try:
+            return _why_not_opened(Path(path))
+        except PermissionError:  # a directory on the way may not be entered
+            return _REASONS[sqlite3.SQLITE_PERM]
     return _REASONS.get(primary or -1, ("cannot be used", ErrorCode.INTERNAL, False))
 
 

@@ -195,11 +195,6 @@ def test_lack_of_permission_is_reported(client: Clients, file: Path, mode: int) 
                 await SQLiteClient(EventConfig("orders", options={{"path": {str(file)!r}}})).ping()
             except EventError as error:
                 print(error.code, error.retryable)
-        async def load():  # all that is imported late, which the other user may not read
-            config = EventConfig("orders", options={{"path": {str(file.with_name("other.db"))!r}}})
-            async with SQLiteClient(config) as client:
-                await client.ping()
-        asyncio.run(load())
         os.setuid(65534)
         asyncio.run(main())
     """
