@@ -10,7 +10,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -104,6 +104,16 @@ class EventClient(ABC):
         if not topic_name or "/" in topic_name:
             raise ConfigurationError(f"the URL's path is {path!r}; write backend://project/topic")
         return Location(topic_name, authority)
+
+    @classmethod
+    def scratch(cls, config: EventConfig) -> AbstractContextManager[EventConfig | None]:
+        """While entered, a place like that of *config* for a trial, such as ``events check``; gone afterwards.
+
+        ``None``, by default, where the broker has no such place: a trial then leaves its topics behind.
+
+        :raises ConfigurationError: when the place cannot be made.
+        """
+        return nullcontext()
 
     @property
     @abstractmethod

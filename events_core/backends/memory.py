@@ -11,12 +11,13 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import ClassVar, Literal
 
 import attrs
 
-from events_core import Capabilities, ErrorCode, EventMessage
+from events_core import Capabilities, ErrorCode, EventConfig, EventMessage
 from events_core.capabilities import PORTABLE_LIMITS
 from events_core.engine import (
     BrokerError,
@@ -364,3 +365,8 @@ class MemoryClient(EngineClient):
     options_class = MemoryOptions
     full_capabilities = _FULL
     driver_class = MemoryDriver
+
+    @classmethod
+    def scratch(cls, config: EventConfig) -> AbstractContextManager[EventConfig]:
+        """Everything here is gone with the process."""
+        return nullcontext(config)

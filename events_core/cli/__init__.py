@@ -1,4 +1,4 @@
-"""The command line ``events``: list backends, send, receive, ping.
+"""The command line ``events``: list backends, send, receive, ping, check.
 
 Data goes to standard output, everything else to standard error.  A failure is one line, ``events: error: …``, never a
 traceback.  Every command ends with one of these codes:

@@ -206,3 +206,45 @@ def ping(target: str | None, file: str | None, client: str | None, timeout: floa
         output.put(f"{seconds * 1000:.1f} ms\n".encode())
 
     ending.run(command)
+
+
+@events.command(short_help="Try whether a broker keeps the contract.")
+@click.argument("target", required=False)
+@configured
+@click.option("-k", "--rule", "rules", multiple=True, metavar="RULE", help="Only this rule, such as R7; repeatable.")
+@click.option("--json", "json_path", metavar="FILE", help="Write an object for each rule; '-' in place of the table.")
+@click.option(
+    "-t",
+    "--timeout",
+    type=float,
+    default=10.0,
+    show_default=True,
+    callback=_seconds,
+    help="Seconds within which whatever must come does come; other waits grow and shrink with it.",
+)
+@click.option(
+    "--lease", type=float, callback=_seconds, help="Seconds after which what a dead process held comes again."
+)
+def check(
+    target: str | None,
+    file: str | None,
+    client: str | None,
+    rules: tuple[str, ...],
+    json_path: str | None,
+    timeout: float,
+    lease: float | None,
+) -> None:
+    """Run the conformance kit on a broker, and print which rules of the contract are kept.
+
+    It works on topics of its own, named events-check-…, which it creates; the configured topic is not touched.  The
+    subscriptions that it makes are deleted; topics stay where the backend has no scratch place for such a trial.
+    """
+    config = read_config(target, file, client)
+    try:
+        from events_core.cli import checking
+    except ModuleNotFoundError as error:
+        if error.name != "pytest":
+            raise
+        text = "pytest is not installed: pip install 'events-core[cli,testing]'"
+        raise CommandError(text, ExitCode.UNUSABLE) from None
+    checking.check(config, rules=rules, patience=timeout, lease=lease, json_path=json_path)

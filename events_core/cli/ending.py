@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from events_core import EventClient, EventConfig, create_client
 from events_core.cli.outcome import CommandError, ExitCode
 
-__all__ = ["Ending", "finish", "opened", "run"]
+__all__ = ["Ending", "finish", "interruptible", "opened", "run"]
 
 _CODES = {
     signal.SIGHUP: ExitCode.HANGUP,
@@ -85,3 +86,28 @@ async def finish(work: Coroutine[Any, Any, None]) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         raise
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], ExitCode]]:
+    """Let signals raise :exc:`KeyboardInterrupt` in work that runs event loops of its own.
+
+    Gives a function that tells the exit code of the first one.  On leaving, the next signal ends the process at once.
+    """
+    came: list[ExitCode] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(_CODES[signal.Signals(number)])
+        handler = signal.getsignal(signal.SIGINT)  # that of the event loop that runs, if one does
+        if not callable(handler):
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
+
+    watched = [number for number in _CODES if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in watched:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else interrupt)
+    try:
+        yield lambda: came[0] if came else ExitCode.INTERRUPTED
+    finally:
+        for number in watched:
+            signal.signal(number, signal.SIG_DFL)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import attrs
-from rich.console import Console, Group, RenderableType
+from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from events_core import BackendInfo, Capabilities, EventClient, EventError, available_backends, load_backend
 from events_core.cli.ndjson import dump
+from events_core.cli.printing import printed
 from events_core.options import OptionInfo, describe_options
 
 __all__ = ["describe_backend", "list_backends"]
-
-_PIPED_WIDTH = 1000
-"""Columns where standard output is no terminal: lines that programs read are not wrapped."""
 
 
 @attrs.frozen
@@ -54,7 +51,7 @@ def list_backends(*, as_json: bool) -> bytes:
         status = Text("ok", "green") if backend.cls else Text("broken", "red")
         table.add_row(backend.info.name, backend.info.distribution, backend.info.version, status)
     problems = [Text(f"\n{backend.info.name}: {backend.problem}") for backend in found if backend.problem]
-    return _printed(table, *problems)
+    return printed(table, *problems)
 
 
 def describe_backend(name: str, *, as_json: bool) -> bytes:
@@ -68,20 +65,13 @@ def describe_backend(name: str, *, as_json: bool) -> bytes:
     info = next((info for info in available_backends() if info.name == name), unlisted)
     if as_json:
         return dump(_Loaded(info, cls).as_json())
-    return _printed(
+    return printed(
         Text.assemble((name, "bold"), f": {info}"),
         _heading("Capabilities, at most"),
         _capabilities(cls.full_capabilities),
         _heading("Options"),
         *(_option(option) for option in describe_options(cls.options_class)),
     )
-
-
-def _printed(*parts: RenderableType) -> bytes:
-    console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
-    with console.capture() as capture:
-        console.print(Group(*parts))
-    return "".join(line.rstrip() + "\n" for line in capture.get().splitlines()).encode()
 
 
 def _heading(text: str) -> Text:

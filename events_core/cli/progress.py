@@ -1,4 +1,4 @@
-"""A progress bar on standard error, for work that takes long."""
+"""Progress on standard error, for work that takes long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from events_core.cli.lines import Lines
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["ProgressBar"]
+__all__ = ["ProgressBar", "Steps"]
 
 _PATIENCE = 1.0
 """Seconds before a bar is worth showing."""
@@ -45,3 +45,51 @@ class ProgressBar(ExitStack):
         progress = Progress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True)
         self.enter_context(progress)
         return progress, progress.add_task("sending", total=self._lines.total_bytes, sent=0)
+
+
+class Steps(ExitStack):
+    """How far a number of steps is: a bar where standard error is a terminal, else a line for each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._total = self._done = 0
+        self._bar: tuple[Progress, TaskID] | None = None
+
+    def expect(self, total: int) -> None:
+        """There will be *total* steps."""
+        self._total = total
+        if sys.stderr is not None and sys.stderr.isatty():
+            self._bar = self._show()
+
+    def begin(self, name: str) -> None:
+        """The step *name* begins."""
+        if self._bar is not None:
+            progress, task = self._bar
+            progress.update(task, completed=self._done, name=name, refresh=True)
+
+    def end(self, name: str, outcome: str) -> None:
+        """The step *name* ended with *outcome*."""
+        self._done += 1
+        if self._bar is None and sys.stderr is not None:
+            sys.stderr.write(f"{self._done}/{self._total} {outcome}: {name}\n")
+            sys.stderr.flush()
+
+    def __str__(self) -> str:
+        return f"{self._done} of {self._total}"
+
+    def _show(self) -> tuple[Progress, TaskID]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[name]}", markup=False)
+        # A thread that refreshes would be one more in a process whose threads the tests count.
+        progress = Progress(
+            *columns,
+            console=Console(stderr=True),
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            transient=True,
+        )
+        self.enter_context(progress)
+        return progress, progress.add_task("checking", total=self._total, name="")

@@ -36,6 +36,8 @@ pytest.register_assert_rewrite(
             "redelivering",
             "settling",
             "closing",
+            "interruption",
+            "cancelling",
             "outages",
             "threads",
         )

@@ -48,6 +48,10 @@ class Harness(ABC):
         """A new name for a topic."""
         return f"kit-{uuid.uuid4().hex[:16]}"
 
+    def name(self, topic_name: str, word: str) -> str:
+        """A name for a subscription or another topic, for the test whose topic is *topic_name*."""
+        return f"{topic_name}-{word}"
+
     def outage(self) -> AbstractContextManager[None] | None:
         """While this is entered the broker cannot be reached; ``None`` where the harness cannot do that."""
         return None

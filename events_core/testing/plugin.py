@@ -13,15 +13,16 @@ import pytest
 
 from events_core.testing.rules import RULES
 
-__all__ = ["pytest_itemcollected", "pytest_terminal_summary"]
+__all__ = ["Result", "pytest_itemcollected", "pytest_terminal_summary", "results_of"]
 
 _PROPERTY = "rule"
 
 
-class _Result(NamedTuple):
+class Result(NamedTuple):
     """One test's outcome, for one of its rules."""
 
     suite: str
+    test: str
     rule: str
     state: str
     """As the table says it."""
@@ -48,29 +49,33 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(line)
 
 
-def _results(reporter: pytest.TerminalReporter) -> Iterator[_Result]:
+def results_of(report: pytest.TestReport) -> Iterator[Result]:
+    """What *report*, a test's own or of a phase that did not pass, says of each of the test's rules."""
+    for name, rule in getattr(report, "user_properties", ()):
+        if name == _PROPERTY:
+            _, suite, test = report.nodeid.rsplit("::", 2)
+            yield Result(suite, test, str(rule), *_state(report, test))
+
+
+def _results(reporter: pytest.TerminalReporter) -> Iterator[Result]:
     for outcome in ("passed", "failed", "error", "skipped", "xfailed"):
         for report in reporter.stats.get(outcome, ()):
-            for name, rule in getattr(report, "user_properties", ()):
-                if name == _PROPERTY:
-                    _, suite, test = report.nodeid.rsplit("::", 2)
-                    state, detail = _state(outcome, report, test)
-                    yield _Result(suite, str(rule), state, detail)
+            yield from results_of(report)
 
 
-def _state(outcome: str, report: pytest.TestReport, test: str) -> tuple[str, str]:
-    if outcome == "passed":
+def _state(report: pytest.TestReport, test: str) -> tuple[str, str]:
+    if hasattr(report, "wasxfail"):
+        return "excepted", str(report.wasxfail).removeprefix("reason: ")
+    if report.passed:
         return "kept", ""
-    if outcome == "xfailed":
-        return "excepted", getattr(report, "wasxfail", "").removeprefix("reason: ")
-    if outcome == "skipped":
+    if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         state, _, detail = reason.removeprefix("Skipped: ").partition(": ")
         return (state, detail) if state in _ORDER else ("not shown", reason)
     return "BROKEN", test
 
 
-def _table(results: Sequence[_Result]) -> Iterator[str]:
+def _table(results: Sequence[Result]) -> Iterator[str]:
     suites = list(dict.fromkeys(result.suite for result in results))
     states: dict[tuple[str, str], set[str]] = defaultdict(set)
     for result in results:
@@ -85,7 +90,7 @@ def _table(results: Sequence[_Result]) -> Iterator[str]:
         yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _notes(results: Sequence[_Result]) -> Iterator[str]:
+def _notes(results: Sequence[Result]) -> Iterator[str]:
     """Each detail once, with the rules that it concerns."""
     rules: dict[tuple[str, str, str], dict[str, None]] = defaultdict(dict)
     for result in results:

@@ -83,6 +83,8 @@ class Redelivering:
     async def test_what_a_dead_process_held_comes_again(self, stage: Stage) -> None:
         """A process receives and is killed; another receiver gets the message once the lease is over."""
         stage.require("durable")
+        if stage.capabilities.redelivery == "lease" and not stage.harness.lease:
+            pytest.skip("not shown: the harness does not say how long a lease is")
         client, receiver = await stage.open(**stage.harness.lease_options)
         await receiver.close()
         message_id = await client.send_message(EventMessage(b"x"))

@@ -51,7 +51,7 @@ class Stage:
 
     def name(self, word: str) -> str:
         """A name for a subscription or another topic that no other test uses."""
-        return f"{self.topic_name}-{word}"
+        return self.harness.name(self.topic_name, word)
 
     # Clients
 

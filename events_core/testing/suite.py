@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from events_core.testing.cancelling import Cancelling
 from events_core.testing.closing import Closing
 from events_core.testing.configuring import Configuring
 from events_core.testing.harness import Harness
@@ -32,6 +33,7 @@ class ConformanceSuite(
     Redelivering,
     Settling,
     Closing,
+    Cancelling,
     Outages,
     Threads,
 ):

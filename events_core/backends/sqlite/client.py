@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from events_core import ConfigurationError
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+from events_core import ConfigurationError, EventConfig
 from events_core.backends.sqlite.driver import SQLiteDriver
 from events_core.backends.sqlite.options import FULL_CAPABILITIES, SQLiteOptions
 from events_core.engine import EngineClient
@@ -39,3 +46,15 @@ class SQLiteClient(EngineClient):
                 backend="sqlite",
             )
         return Location(topic_name, options={"path": file})
+
+    @classmethod
+    @contextmanager
+    def scratch(cls, config: EventConfig) -> Iterator[EventConfig]:
+        """A file beside the configured one: on the same disk, and in nobody's way."""
+        path = Path(config.options["path"])
+        try:
+            folder = tempfile.TemporaryDirectory(prefix="events-check-", dir=path.parent, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise ConfigurationError(f"cannot make a folder in '{path.parent}': {error.strerror}") from error
+        with folder as name:
+            yield attrs.evolve(config, options={**config.options, "path": str(Path(name, path.name))})

@@ -27,7 +27,11 @@ _REASONS: dict[int, tuple[str, ErrorCode, bool]] = {
         ErrorCode.PERMISSION_DENIED,
         False,
     ),
-    sqlite3.SQLITE_PERM: ("may not be opened; let this user enter its directory, and read and write it", ErrorCode.PERMISSION_DENIED, False),
+    sqlite3.SQLITE_PERM: (
+        "may not be opened; let this user enter its directory, and read and write it",
+        ErrorCode.PERMISSION_DENIED,
+        False,
+    ),
     sqlite3.SQLITE_TOOBIG: ("does not take a value of this size", ErrorCode.INVALID, False),
 }
 

@@ -12,7 +12,7 @@ IDLE_POLL = 0.025
 """Seconds between two looks.  Half of it delays a message from another process; each look costs about 0.2 ms of CPU,
 nearly all of it for waking up."""
 BUSY_POLL = 0.008
-"""The same, while the file has changed within :data:`BUSY`."""
+"""The same, while this client has worked within :data:`BUSY`: others' upkeep alone makes nobody busy."""
 BUSY = 1.0
 
 
@@ -44,6 +44,10 @@ class Watch:
 
     def stir(self) -> None:
         """This client has changed the file."""
+        self._busy_until = asyncio.get_running_loop().time() + BUSY
+        self._wake()
+
+    def _wake(self) -> None:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -67,6 +71,5 @@ class Watch:
             version = -1  # whoever waits meets the error, and raises it
         if version < 0 or version != self._seen:
             self._seen = version
-            self._busy_until = asyncio.get_running_loop().time() + BUSY
-            self.stir()
+            self._wake()
         self._arm()

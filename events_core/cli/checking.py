@@ -1,0 +1,137 @@
+"""``events check``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from events_core import EventConfig, create_client, load_backend
+from events_core.cli.ending import interruptible
+from events_core.cli.ndjson import dump
+from events_core.cli.outcome import CommandError, ExitCode, say
+from events_core.cli.output import Output
+from events_core.cli.printing import printed
+from events_core.cli.progress import Steps
+from events_core.cli.target import usage_error
+from events_core.cli.trial import Trial, Verdict
+
+if TYPE_CHECKING:
+    from events_core.testing.configured import ConfiguredHarness
+
+__all__ = ["check"]
+
+_ORDER = ("broken", "excepted", "kept", "not declared", "not shown")
+"""The outcome of a rule is the first one here among its tests."""
+_STYLES = {"broken": "red", "kept": "green"}
+
+
+def check(
+    config: EventConfig, *, rules: Collection[str], patience: float, lease: float | None, json_path: str | None
+) -> None:
+    """Print which rules hold for *config*, or write them as JSON.
+
+    :param patience: seconds within which whatever must come does come.
+    :param lease: seconds after which the broker delivers again what a dead process held.
+    :raises CommandError: ``FAILED`` when a rule is broken.
+    :raises click.UsageError: for a rule that there is not.
+    """
+    output = Output()
+    create_client(config)  # what is wrong with the configuration shows before anything is done
+    file = Path(json_path) if json_path and json_path != "-" else None
+    if file:
+        _write(file, b"")
+    trial = _tried(config, rules, patience, lease or 0.0)
+    if trial.complaint:
+        raise usage_error(trial.complaint)
+    lines = b"".join(map(dump, _as_json(trial)))
+    output.put(lines if json_path == "-" else printed(_table(trial), *_notes(trial)))
+    if file:
+        _write(file, lines)
+    broken = [rule for rule in trial.verdicts if _outcome(trial, rule) == "broken"]
+    if broken:
+        raise CommandError(f"broken: {', '.join(rule for rule in trial.promises if rule in broken)}")
+
+
+def _tried(config: EventConfig, rules: Collection[str], patience: float, lease: float) -> Trial:
+    steps = Steps()
+    with interruptible() as code:
+        try:
+            with load_backend(config.backend).scratch(config) as scratch, steps:
+                trial = Trial(partial(_harness, scratch or config, patience, lease), rules, steps)
+                try:
+                    trial.run()
+                finally:
+                    _tell_what_is_left(trial, topics_too=scratch is None)
+                return trial
+        except KeyboardInterrupt:
+            say("interrupted", f"{steps} tests were run")
+            raise CommandError("", code()) from None
+
+
+def _harness(config: EventConfig, patience: float, lease: float) -> ConfiguredHarness:
+    from events_core.testing.configured import ConfiguredHarness
+
+    return ConfiguredHarness(config, patience, lease)
+
+
+def _tell_what_is_left(trial: Trial, *, topics_too: bool) -> None:
+    if trial.harness is None or not trial.verdicts:
+        return
+    for name, error in trial.harness.left.items():
+        say("warning", f"subscription {name!r} could not be deleted: {error!r}")
+    if topics_too:
+        say("note", f"topics named '{trial.harness.prefix}-…' are left; delete them with the broker's own tools")
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise CommandError(f"cannot write '{path}': {error.strerror}", ExitCode.UNUSABLE) from error
+
+
+def _outcome(trial: Trial, rule: str) -> str:
+    return min((verdict.outcome for verdict in trial.verdicts[rule].values()), key=_ORDER.index)
+
+
+def _as_json(trial: Trial) -> Iterator[dict[str, object]]:
+    for rule, promise in trial.promises.items():
+        if rule in trial.verdicts:
+            tests = [
+                {"name": name, "outcome": verdict.outcome, "message": verdict.message}
+                for name, verdict in trial.verdicts[rule].items()
+            ]
+            yield {"rule": rule, "title": promise, "outcome": _outcome(trial, rule), "tests": tests}
+
+
+def _table(trial: Trial) -> Table:
+    table = Table("rule", "title", "outcome", box=None, pad_edge=False, header_style="bold")
+    for rule, promise in trial.promises.items():
+        if rule in trial.verdicts:
+            outcome = _outcome(trial, rule)
+            table.add_row(rule, Text(promise), Text(outcome, _STYLES.get(outcome, "dim")))
+    return table
+
+
+def _notes(trial: Trial) -> Iterator[Text]:
+    """Whatever is not simply kept, each said once, with the rules that it concerns."""
+    concerned: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for rule in trial.promises:
+        for name, verdict in trial.verdicts.get(rule, {}).items():
+            if verdict.outcome != "kept":
+                concerned[verdict.outcome, _said(name, verdict)][rule] = None
+    for (outcome, said), rules in sorted(concerned.items()):
+        yield Text(f"\n{', '.join(rules)} {outcome}: {said}")
+
+
+def _said(name: str, verdict: Verdict) -> str:
+    if verdict.outcome != "broken":
+        return verdict.message
+    first = verdict.message.partition("\n")[0]
+    return f"{name}: {first}" if first else name

@@ -1,0 +1,233 @@
+"""``events check``, as processes: what it says of brokers, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from events_core import EventConfig
+from events_core.testing.configured import ConfiguredHarness
+
+BOUND = 60.0
+
+ACME = """
+from contextlib import nullcontext
+
+from events_core.backends.memory import MemoryClient
+from events_core.backends.sqlite import SQLiteClient
+
+
+class Remote(SQLiteClient):
+    \"\"\"A broker on which nothing can be set aside.\"\"\"
+
+    @classmethod
+    def scratch(cls, config):
+        return nullcontext()
+
+
+class Repeating(MemoryClient):
+    async def send_message(self, message):
+        await super().send_message(message)
+        return "1"
+"""
+
+CONFIG = """
+[clients.remote]
+backend = "acme_brokers:Remote"
+topic_name = "orders"
+options = { path = "events.db", subscription = "billing" }
+[clients.repeating]
+backend = "acme_brokers:Repeating"
+topic_name = "orders"
+"""
+
+REMOTE = ["--config", "c.toml", "--client", "remote"]
+
+
+class Shell:
+    """Runs ``events check`` in a directory of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+        self._environ = {**os.environ, "PYTHONPATH": path}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Run beside the test."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "events_core.cli", "check", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+            env=self._environ,
+        )
+
+    def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
+        """Standard output and standard error; the exit code must be *code*."""
+        with self.start(*arguments) as process:
+            stdout, stderr = process.communicate(timeout=BOUND)
+        assert process.returncode == code, stdout + stderr
+        assert "Traceback" not in stderr
+        return stdout, stderr
+
+    def subscriptions(self) -> list[str]:
+        """Those in the broker's file."""
+        with sqlite3.connect(self.folder / "events.db") as connection:
+            return [name for (name,) in connection.execute("SELECT name FROM subscriptions")]
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    (tmp_path / "acme_brokers.py").write_text(ACME)
+    (tmp_path / "c.toml").write_text(CONFIG)
+    return Shell(tmp_path)
+
+
+def rules(text: str) -> dict[str, Any]:
+    return {line["rule"]: line for line in map(json.loads, text.splitlines())}
+
+
+def test_the_table_says_what_is_kept(shell: Shell) -> None:
+    """A row for each rule asked for, in the order of the contract, and a line for each test on standard error."""
+    table, progress = shell.run("memory:///orders", "-k", "r2", "--rule", "§3")
+    head, *rows = table.splitlines()
+    assert head.split() == ["rule", "title", "outcome"]
+    assert [re.split("  +", row)[::2] for row in rows] == [["§3", "kept"], ["R2", "kept"]]
+    assert re.fullmatch(r"(\d+/\d+ kept: test_.+\n)+", progress)
+    last = progress.splitlines()[-1]
+    assert re.fullmatch(r"(\d+)/\1 .+", last)
+
+
+def test_what_is_not_declared_or_shown_says_why(shell: Shell) -> None:
+    """The reason stands below the table, with the rules that it concerns."""
+    table, _ = shell.run("memory:///orders", "-k", "F1", "-k", "F3")
+    assert re.search(r"^F1 .+ not shown$", table, re.MULTILINE)
+    assert "\nF1 not shown: the harness cannot take the broker away\n" in table
+    assert "\nF3 not declared: durable\n" in table
+
+
+def test_a_broken_rule_is_named_with_what_was_found(shell: Shell) -> None:
+    """The table, the error line and the JSON name the rule; the message says what the assert saw."""
+    chosen = ["--config", "c.toml", "--client", "repeating", "-k", "P1", "-k", "R2", "--json", "out.ndjson"]
+    table, errors = shell.run(*chosen, code=1)
+    assert re.search(r"^P1 .+ broken$", table, re.MULTILINE)
+    assert "\nP1 broken: test_ids_are_unique_and_those_that_receivers_see: " in table
+    assert errors.endswith("events: error: broken: P1\n")
+    found = rules((shell.folder / "out.ndjson").read_text())
+    assert {name: rule["outcome"] for name, rule in found.items()} == {"P1": "broken", "R2": "kept"}
+    test = next(test for test in found["P1"]["tests"] if test["name"].startswith("test_ids_are_unique"))
+    assert test["outcome"] == "broken"
+    assert re.search(r"assert \d+ == 200", test["message"])
+    assert "breaks P1: " in test["message"]
+
+
+def test_a_file_is_checked_beside_itself(shell: Shell) -> None:
+    """SQLite is tried on a file in the same folder: neither the one configured nor the other is there afterwards."""
+    before = set(shell.folder.iterdir())
+    text, progress = shell.run("sqlite:events.db/orders?subscription=billing", "-k", "R2", "-k", "Q2", "--json", "-")
+    assert {name: rule["outcome"] for name, rule in rules(text).items()} == {"Q2": "kept", "R2": "kept"}
+    assert "are left" not in progress
+    assert set(shell.folder.iterdir()) - before <= {shell.folder / "__pycache__"}
+
+
+def test_subscriptions_are_deleted_and_topics_named(shell: Shell) -> None:
+    """Where nothing can be set aside only topics remain, by a name that is told; the configured one is not made."""
+    _, progress = shell.run(*REMOTE, "-k", "Q1", "-k", "R12", "-k", "§3")
+    (prefix,) = re.findall(r"^events: note: topics named '(events-check-\w+)-…' are left", progress, re.MULTILINE)
+    assert shell.subscriptions() == []
+    with sqlite3.connect(shell.folder / "events.db") as connection:
+        topics = [name for (name,) in connection.execute("SELECT name FROM topics")]
+    assert topics
+    assert all(name.startswith(prefix) for name in topics)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_subscription(shell: Shell, number: signal.Signals, code: int) -> None:
+    """Interrupted within a test it deletes what that test made, says how far it was, and prints no table."""
+    with shell.start(*REMOTE, "-k", "R1", "-k", "R11") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("1/")
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=BOUND)
+    assert process.returncode == code
+    assert stdout == ""
+    assert re.search(r"^events: interrupted: \d+ of \d+ tests were run$", stderr, re.MULTILINE)
+    assert "Traceback" not in stderr
+    assert shell.subscriptions() == []
+
+
+def test_without_pytest_it_says_what_to_install() -> None:
+    """One line with the command, as for the other extras."""
+    program = "import sys; sys.modules['pytest'] = None; from events_core.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "check", "memory:///orders"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=BOUND, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "events: error: pytest is not installed: pip install 'events-core[cli,testing]'\n"
+
+
+BAD = {
+    "no such rule": (["memory:///orders", "-k", "R99"], 2, "no rule named 'R99'; did you mean 'R9'?"),
+    "no such option": (["memory:///orders?subscripton=x"], 2, "did you mean 'subscription'"),
+    "no time": (["memory:///orders", "--timeout", "0"], 2, "positive number of seconds"),
+    "no such folder": (["sqlite:none/events.db/orders"], 2, "cannot make a folder in 'none': No such file"),
+    "no file for JSON": (["memory:///orders", "--json", "none/out"], 2, "cannot write 'none/out': No such file"),
+    "nobody there": (["--config", "c.toml", "--client", "remote"], 1, "events.db"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "text"), BAD.values(), ids=BAD)
+def test_what_cannot_work_is_one_clear_line(shell: Shell, arguments: list[str], code: int, text: str) -> None:
+    """Nothing is run where arguments are wrong, nor where the broker cannot be used at all."""
+    (shell.folder / "events.db").write_text("no database" * 100)
+    stdout, stderr = shell.run(*arguments, code=code)
+    assert stdout == ""
+    (line,) = stderr.splitlines()
+    assert line.startswith("events: error: ")
+    assert text in line
+
+
+# The harness
+
+
+@pytest.fixture
+def harness() -> Callable[..., ConfiguredHarness]:
+    config = EventConfig(
+        "orders", options={"path": "e.db", "subscription": "billing", "start": "earliest"}, backend="sqlite"
+    )
+    return lambda **times: ConfiguredHarness(config, **times)
+
+
+def test_the_harness_keeps_only_the_backends_own_options(harness: Callable[..., ConfiguredHarness]) -> None:
+    """How the broker is reached is kept; what every backend understands is for the tests to say."""
+    config = harness().config("topic", {"ordering": "true"})
+    assert (config.topic_name, config.backend) == ("topic", "sqlite")
+    assert dict(config.options) == {"path": "e.db", "create": "all", "ordering": "true"}
+
+
+def test_a_slow_broker_gets_more_of_every_time(harness: Callable[..., ConfiguredHarness]) -> None:
+    """Patience, settle time and bound grow together, and a lease is always within the bound."""
+    usual, slow = harness(), harness(patience=40.0, lease=60.0)
+    assert slow.patience == 4 * usual.patience == 40
+    assert slow.settle_time == 4 * usual.settle_time
+    assert slow.bound == 4 * usual.bound + 3 * slow.lease
+
+
+def test_every_run_has_names_of_its_own(harness: Callable[..., ConfiguredHarness]) -> None:
+    """Topics and subscriptions begin alike within one run, and differ between two."""
+    one, other = harness(), harness()
+    topics = [one.topic_name(), one.topic_name(), other.topic_name()]
+    assert len(set(topics)) == 3
+    assert one.name(topics[0], "shared").startswith(one.prefix)
+    assert one.prefix.startswith("events-check-")
+    assert one.prefix != other.prefix
