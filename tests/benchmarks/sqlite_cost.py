@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from events_core import EventConfig, EventMessage
@@ -102,9 +102,9 @@ RECEIVER = """
 import asyncio, sys, time
 from events_core import EventConfig
 from events_core.backends.sqlite import SQLiteClient
-async def main(path, idle):
+async def main(path, subscription, idle):
     async with SQLiteClient(EventConfig("orders", options={"path": path})) as client:
-        receiver = await client.subscribe("s")
+        receiver = await client.subscribe(subscription)
         print("ready", flush=True)
         before = time.process_time()
         await receiver.receive_message(timeout=float(idle))
@@ -125,18 +125,30 @@ async def send_times(path: str, sends: int) -> None:
 
 
 def waiting(idle: float = 30.0, sends: int = 60) -> None:
-    with new_file() as path:
-        command = [sys.executable, "-c", RECEIVER, path, str(idle)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as receiver:
-            assert receiver.stdout is not None
-            receiver.stdout.readline()
-            share = float(receiver.stdout.readline())
+    """One alone, then one of three, which notice each other's upkeep."""
+    for others in (0, 2):
+        with new_file() as path, ExitStack() as stack:
+            receiver, *bystanders = [stack.enter_context(waiter(path, f"s{i}", idle)) for i in range(others + 1)]
+            shares = [float(next(each)) for each in (receiver, *bystanders)]
             asyncio.run(send_times(path, sends))
-            delays = [float(receiver.stdout.readline()) for _ in range(sends)]
-            receiver.kill()
-    print(f"\nwaiting in another process: {share:.2f} % of a core when idle for {idle:g} s")
-    for name, part in (("idle", delays[1::2]), ("busy", delays[::2])):
-        print(f"  ms from a send to its hand-out, {name}: median {statistics.median(part):.1f}, most {max(part):.1f}")
+            delays = [float(next(receiver)) for _ in range(sends)]
+        told = ", ".join(f"{share:.2f}" for share in shares)
+        print(f"\n{others + 1} waiting, each in its process: {told} % of a core when idle for {idle:g} s")
+        for name, part in (("idle", delays[1::2]), ("busy", delays[::2])):
+            print(
+                f"  ms from a send to its hand-out, {name}: median {statistics.median(part):.1f}, most {max(part):.1f}"
+            )
+
+
+@contextmanager
+def waiter(path: str, subscription: str, idle: float) -> Iterator[Iterator[str]]:
+    """A receiver in a process of its own, and what it prints."""
+    command = [sys.executable, "-c", RECEIVER, path, subscription, str(idle)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.stdout
+        process.kill()
 
 
 async def send(path: str, messages: int) -> float:

@@ -1,0 +1,151 @@
+"""Disks that fill up or must not be written, as the kernel has them: nothing is lost, and work resumes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from events_core import ErrorCode, EventConnectionError, EventMessage, PublishError
+from events_core.backends.sqlite import SQLiteClient
+
+Clients = Callable[..., SQLiteClient]
+
+SIZE = 5 * 2**20
+"""Bytes of the disk."""
+
+
+def mount(*arguments: str) -> None:
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"this system does not let the test mount a file system: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    """A path on a small file system of its own."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("needs root on Linux, to mount a file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount("-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(disk))
+    yield disk / "events.db"
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """A file that takes all that is left."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as taking:
+        try:
+            while True:
+                taking.write(b"x" * 4096)
+        except OSError:
+            return filler
+
+
+def message(number: int) -> EventMessage:
+    return EventMessage(number.to_bytes(2, "big") + b"x" * 50_000)
+
+
+async def received(client: SQLiteClient) -> list[int]:
+    """What the subscription ``s`` holds, acknowledged."""
+    async with await client.subscribe("s") as receiver:
+        numbers = []
+        while messages := await receiver.receive_messages(100, 0.5):
+            await receiver.acknowledge_messages(messages)
+            numbers += [int.from_bytes(each.data[:2], "big") for each in messages]
+        return numbers
+
+
+async def until_disconnected(client: SQLiteClient) -> None:
+    async with asyncio.timeout(10):
+        while client.is_connected:
+            await asyncio.sleep(0.01)
+
+
+def test_sends_wait_for_room_on_the_disk(client: Clients, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """When messages have filled it they are confirmed once there is more; all are there, in order and once."""
+
+    async def send(sending: SQLiteClient, confirmed: list[int]) -> None:
+        for number in range(200):
+            await sending.send_message(message(number))
+            confirmed.append(number)
+
+    async def run() -> list[int]:
+        confirmed: list[int] = []
+        async with client(subscription="s") as filling:
+            await filling.ping()
+            waiting = asyncio.create_task(send(filling, confirmed))
+            await until_disconnected(filling)
+            assert 0 < len(confirmed) < 200
+            mount("-o", f"remount,size={8 * SIZE}", str(file.parent))
+            await asyncio.wait_for(waiting, 10)
+            return await received(filling)
+
+    assert asyncio.run(run()) == list(range(200))
+    assert "the disk is full; make room" in caplog.text
+
+
+def test_send_that_finds_no_room_in_time_says_so(client: Clients, file: Path) -> None:
+    """And is not stored later; what was confirmed is there for the next process."""
+
+    async def run() -> list[int]:
+        async with client(subscription="s", send_timeout="0.5") as sending:
+            await sending.send_message(message(0))
+            filler = fill(file.parent)
+            with pytest.raises(PublishError, match="the disk is full; make room") as caught:
+                await sending.send_message(message(1))
+            assert caught.value.retryable
+        filler.unlink()
+        async with client() as later:
+            return await received(later)
+
+    assert asyncio.run(run()) == [0]
+
+
+def test_acknowledgement_waits_for_room_on_the_disk(client: Clients, file: Path) -> None:
+    """Once confirmed, it holds."""
+
+    async def run() -> list[int]:
+        async with client(subscription="s") as working:
+            await working.send_messages([message(0), message(1)])
+            async with await working.subscribe() as receiver:
+                messages = await receiver.receive_messages(2, 5)
+                filler = fill(file.parent)
+                waiting = asyncio.create_task(receiver.acknowledge_messages(messages))
+                await until_disconnected(working)
+                assert not waiting.done()
+                filler.unlink()
+                await asyncio.wait_for(waiting, 10)
+            await working.send_message(message(2))
+            return await received(working)
+
+    assert asyncio.run(run()) == [2]
+
+
+@pytest.mark.parametrize(("exists", "code"), [(False, ErrorCode.NOT_FOUND), (True, ErrorCode.PERMISSION_DENIED)])
+def test_read_only_directory_is_refused_until_it_can_be_written(
+    client: Clients, file: Path, exists: bool, code: ErrorCode
+) -> None:
+    """Also to root, whom permissions do not stop; the same client goes on afterwards."""
+
+    async def run() -> list[int]:
+        if exists:
+            async with client(subscription="s") as before:
+                await before.send_message(message(0))
+        mount("-o", "remount,ro", str(file.parent))
+        async with client(subscription="s") as refused:
+            with pytest.raises(EventConnectionError, match=r"let this user (read and )?write") as caught:
+                await refused.ping()
+            assert caught.value.code is code
+            mount("-o", "remount,rw", str(file.parent))
+            await refused.send_message(message(1))
+            return await received(refused)
+
+    assert asyncio.run(run()) == ([0, 1] if exists else [1])

@@ -1,0 +1,215 @@
+"""Producers and consumers on one file, killed again and again: what they wrote down agrees, and keys keep their order.
+
+``EVENTS_TEST_SOAK=full`` runs it at full length.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from events_core.backends.sqlite import SQLiteOptions
+from events_core.backends.sqlite.store import Store
+from events_core.options import read_options
+
+WORKER = Path(__file__).with_name("soak_worker.py")
+BATCH = 20
+"""Messages that a worker sends, or holds, at a time."""
+FULL = os.environ.get("EVENTS_TEST_SOAK") == "full"
+MESSAGES, KEYS = (50_000, 500) if FULL else (2_000, 100)
+KILL_EVERY = 2.0 if FULL else 0.7
+"""Seconds."""
+DEADLINE = 600.0 if FULL else 60.0
+
+
+class Line(NamedTuple):
+    """Something that a process did."""
+
+    kind: str
+    at: int
+    message_id: int
+    rest: tuple[str, ...]
+    process: str
+
+
+def read(ledger: Path) -> Iterator[Line]:
+    """The lines of a ledger, without one that a kill has cut off."""
+    if not ledger.exists():
+        return
+    for line in ledger.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            kind, at, message_id, *rest = line.split()
+            yield Line(kind, int(at), int(message_id), tuple(rest), ledger.stem)
+
+
+class Worker:
+    """A producer or consumer, again after each kill, with a ledger for each life."""
+
+    def __init__(self, file: Path, role: str, name: str) -> None:
+        self._file = file
+        self._role = role
+        self._name = name
+        self.ledgers: list[Path] = []
+        self.start()
+
+    def start(self) -> None:
+        first = sum(line.kind == "sent" for ledger in self.ledgers for line in read(ledger))
+        self.ledgers.append(self._file.with_name(f"{self._name}-{len(self.ledgers)}.ledger"))
+        share = [self._name, first, MESSAGES // 2, KEYS] if self._role == "produce" else []
+        command = [sys.executable, WORKER, self._role, self._file, self.ledgers[-1], *share]
+        self._process = subprocess.Popen([str(part) for part in command])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has come to its end by itself, which must be a good one."""
+        assert self._process.poll() in (None, 0)
+        return self._process.poll() == 0
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def workers(file: Path) -> Iterator[list[Worker]]:
+    """Two producers and three consumers."""
+    Store("", "orders", read_options(SQLiteOptions, {"path": str(file), "subscription": "soak"})).close()
+    started: list[Worker] = []
+    try:
+        for number in range(5):
+            role = "produce" if number < 2 else "consume"
+            started.append(Worker(file, role, f"{role}-{number}"))
+        yield started
+    finally:
+        for each in started:
+            each.kill()
+
+
+def messages_left(file: Path) -> int:
+    connection = sqlite3.connect(file, timeout=10)
+    left: int = connection.execute("SELECT count(*) FROM messages").fetchone()[0]
+    connection.close()
+    return left
+
+
+def soak(file: Path, workers: list[Worker]) -> int:
+    """Kill and restart workers until everything was sent and settled; the number of kills."""
+    ends = time.monotonic() + DEADLINE
+    kills = 0
+    while not all(each.is_done for each in workers[:2]) or messages_left(file):
+        assert time.monotonic() < ends, f"{messages_left(file)} messages are left"
+        time.sleep(KILL_EVERY)
+        doomed = random.choice([each for each in workers if not each.is_done])
+        doomed.kill()
+        doomed.start()
+        kills += 1
+    for each in workers:
+        each.kill()
+    return kills
+
+
+class Books:
+    """All ledgers, and what must be true of them."""
+
+    def __init__(self, workers: list[Worker]) -> None:
+        lines = sorted((line for each in workers for path in each.ledgers for line in read(path)), key=lambda e: e.at)
+        self.lines = lines
+        self.sent = {line.message_id: line.rest for line in lines if line.kind == "sent"}
+        self.held = {line.message_id: line.rest for line in lines if line.kind == "held"}
+        self.settled = {line.message_id: line.at for line in lines if line.kind == "settled"}
+        self.asked = {(line.process, line.message_id): line.at for line in lines if line.kind == "asked"}
+        self.expired = {(line.process, line.message_id) for line in lines if line.kind == "expired"}
+
+    def check_sends(self) -> None:
+        """Ids and numbers of each producer rise together, and none is missing."""
+        numbers: dict[str, list[int]] = defaultdict(list)
+        for _, (name, number, _) in sorted(self.sent.items()):
+            numbers[name].append(int(number))
+        assert all(found == list(range(MESSAGES // 2)) for found in numbers.values())
+        assert len(numbers) == 2
+
+    def check_nothing_lost(self) -> int:
+        """Each confirmed send was settled, or a consumer that asked for it was killed before it could write that down.
+
+        :returns: how many of the latter.
+        """
+        unwritten = set(self.sent) - set(self.settled)
+        asked = {message_id for _, message_id in self.asked.keys() - self.expired}
+        assert unwritten <= asked, f"confirmed and lost: {sorted(unwritten - asked)}"
+        return len(unwritten)
+
+    def check_nothing_invented(self) -> int:
+        """What came is what was sent; without a confirmation only what a kill kept from being written down.
+
+        :returns: how many of the latter.
+        """
+        assert all(self.held[number] == self.sent[number] for number in self.sent.keys() & self.held.keys())
+        return len(self.held.keys() - self.sent.keys())
+
+    def check_settled_once(self) -> None:
+        """What was settled does not come again."""
+        assert Counter(line.message_id for line in self.lines if line.kind == "settled").most_common(1)[0][1] == 1
+        late = [
+            line for line in self.lines if line.kind == "held" and line.at > self.settled.get(line.message_id, line.at)
+        ]
+        assert [line for line in late if (line.process, line.message_id) not in self.expired] == []
+
+    def check_order(self) -> None:
+        """Whoever is given a message of a key, the same holds all before it, or their settling was begun before."""
+        of_key: dict[str, dict[int, str]] = defaultdict(dict)
+        for line in self.lines:
+            if line.kind != "held" or (line.process, line.message_id) in self.expired:
+                continue
+            holders = of_key[line.rest[-1]]
+            holders[line.message_id] = line.process
+            for earlier, process in list(holders.items()):
+                if earlier >= line.message_id:
+                    continue
+                if self.asked.get((process, earlier), line.at) < line.at:
+                    del holders[earlier]  # looked at once is enough
+                else:
+                    assert process == line.process, f"{line} came while {process} held {earlier}"
+
+    def check_first_deliveries_rise(self) -> None:
+        """Of each key, every message comes for the first time after all before it did."""
+        seen: set[int] = set()
+        latest: dict[str, int] = defaultdict(int)
+        for line in self.lines:
+            if line.kind == "held" and line.message_id not in seen:
+                seen.add(line.message_id)
+                assert line.message_id > latest[line.rest[-1]]
+                latest[line.rest[-1]] = line.message_id
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a monotonic clock that all processes share")
+def test_ledgers_agree_after_kills(file: Path, workers: list[Worker]) -> None:
+    """Of confirmed sends and settled deliveries, whoever was killed in between."""
+    kills = soak(file, workers)
+    books = Books(workers)
+    books.check_sends()
+    unwritten_settled = books.check_nothing_lost()
+    unwritten_sent = books.check_nothing_invented()
+    # Each killed life had at most one batch under way.
+    assert unwritten_settled + unwritten_sent <= (kills + len(workers)) * BATCH
+    books.check_settled_once()
+    books.check_order()
+    books.check_first_deliveries_rise()
+    connection = sqlite3.connect(file)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+    redelivered = sum(line.kind == "held" for line in books.lines) - len(books.held)
+    print(
+        f"{len(books.sent)} confirmed, {len(books.settled)} settled, {kills} kills, {redelivered} redelivered, "
+        f"{unwritten_settled} settled and {unwritten_sent} sent without being written down, "
+        f"{len(books.expired)} expired"
+    )

@@ -1,0 +1,87 @@
+"""The space that a file takes: as large as what is in it, not as what has passed through it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from events_core import EventMessage
+from events_core.backends.sqlite import SQLiteClient
+from events_core.backends.sqlite.store import Store
+from events_core.backends.sqlite.subscription import Subscription
+from events_core.engine import Outcome, Settlement
+
+BATCH = 100
+SIZE = 1000
+
+
+def turn(store: Store, subscription: Subscription) -> None:
+    """Send a batch and settle as much of what is there."""
+    store.publish([EventMessage(os.urandom(SIZE), ordering_key=f"key-{number % 10}") for number in range(BATCH)])
+    left = BATCH
+    while left:
+        taken = subscription.take(left)
+        subscription.settle([Settlement(each, Outcome.ACK) for each in taken])
+        left -= len(taken)
+
+
+def size(file: Path) -> int:
+    """Bytes of the file and its log."""
+    return sum(path.stat().st_size for path in file.parent.iterdir() if not path.name.endswith("-shm"))
+
+
+def test_size_is_bounded_under_steady_load(store: Callable[..., Store], file: Path) -> None:
+    """Twenty megabytes through a backlog of one: neither the file nor its log grows after the first few."""
+    opened = store(durability="normal")
+    subscription = Subscription(opened, "s")
+    for _ in range(10):
+        opened.publish([EventMessage(os.urandom(SIZE)) for _ in range(BATCH)])
+    sizes = []
+    for _ in range(4):
+        for _ in range(50):
+            turn(opened, subscription)
+        sizes.append(size(file))
+    assert max(sizes[1:]) <= sizes[0] * 1.1
+    assert sizes[-1] < 10 * 2**20
+
+
+def test_size_is_bounded_while_the_topic_retains_by_age(store: Callable[..., Store], file: Path) -> None:
+    """What is old enough goes, whoever acknowledged it long ago, and its space is used again."""
+    opened = store(durability="normal", retention="3600")
+    subscription = Subscription(opened, "s")
+    sizes = []
+    for _ in range(8):
+        for _ in range(20):
+            turn(opened, subscription)
+        opened.connection.execute("UPDATE messages SET publish_time = publish_time - 2000")
+        while opened.sweep():
+            pass
+        sizes.append(size(file))
+    assert max(sizes[4:]) <= max(sizes[:4]) * 1.1
+    assert opened.connection.execute("SELECT count(*) FROM messages").fetchone()[0] == 20 * BATCH
+
+
+def test_clients_delete_what_is_older_than_the_retention(client: Callable[..., SQLiteClient], file: Path) -> None:
+    """By themselves, and not before."""
+
+    async def left(of: SQLiteClient) -> int:
+        count: int = of._driver.store.connection.execute("SELECT count(*) FROM messages").fetchone()[0]
+        return count
+
+    async def run() -> None:
+        async with client(retention="1.5", session_timeout="1") as keeping:
+            async with await keeping.subscribe() as receiver:
+                await keeping.send_message(EventMessage(b"x"))
+                message = await receiver.receive_message(5)
+                assert message is not None
+                await receiver.acknowledge(message)
+            assert await keeping._home.call(left(keeping)) == 1
+            async with asyncio.timeout(10):
+                while await keeping._home.call(left(keeping)):
+                    await asyncio.sleep(0.05)
+            assert time.time() - message.publish_time.timestamp() >= 1.5
+
+    asyncio.run(run())

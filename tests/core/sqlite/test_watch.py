@@ -1,0 +1,73 @@
+"""Noticing that the file has changed, and how often it is looked at for that."""
+
+from __future__ import annotations
+
+import asyncio
+
+from events_core.backends.sqlite.watch import IDLE_POLL, Watch
+
+
+class File:
+    """Counts the looks at its version."""
+
+    def __init__(self) -> None:
+        self.current = 1
+        self.looks = 0
+
+    def version(self) -> int:
+        self.looks += 1
+        return self.current
+
+
+async def looks_within(watch: Watch, file: File, seconds: float) -> int:
+    """While somebody waits and nothing changes."""
+    before = file.looks
+    await watch.changed(seconds)
+    return file.looks - before
+
+
+def test_change_by_another_ends_the_wait() -> None:
+    """Soon, long before the wait would end by itself."""
+
+    async def run() -> None:
+        file = File()
+        watch = Watch(file.version)
+        await watch.changed(10)  # the first look knows nothing yet
+        waiting = asyncio.create_task(watch.changed(60))
+        await asyncio.sleep(0)
+        file.current += 1
+        await asyncio.wait_for(waiting, 10)
+        watch.stop()
+
+    asyncio.run(run())
+
+
+def test_own_change_ends_the_wait_without_a_look() -> None:
+    """Nobody needs to ask the file."""
+
+    async def run() -> None:
+        file = File()
+        watch = Watch(file.version)
+        waiting = asyncio.create_task(watch.changed(60))
+        await asyncio.sleep(0)
+        watch.stir()
+        await waiting
+        assert file.looks == 0
+        watch.stop()
+
+    asyncio.run(run())
+
+
+def test_changes_by_others_do_not_make_the_idle_look_more_often() -> None:
+    """Or many idle processes would keep each other busy with the upkeep of their sessions."""
+
+    async def run() -> None:
+        file = File()
+        watch = Watch(file.version)
+        await watch.changed(10)
+        file.current += 1
+        await watch.changed(10)
+        assert await looks_within(watch, file, 0.5) <= 0.5 / IDLE_POLL + 1
+        watch.stop()
+
+    asyncio.run(run())
