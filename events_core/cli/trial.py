@@ -9,7 +9,7 @@ import asyncio
 import io
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -87,8 +87,8 @@ class Trial:
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         """Let pytest talk to nobody; without any reporter its rewritten asserts could not say what they found."""
-        config.pluginmanager.unregister(name="terminalreporter")
-        config.pluginmanager.register(pytest.TerminalReporter(config, io.StringIO()), "terminalreporter")
+        reporter: Any = config.pluginmanager.unregister(name="terminalreporter")
+        config.pluginmanager.register(type(reporter)(config, io.StringIO()), "terminalreporter")
 
     @pytest.fixture
     def configured(self) -> Iterator[ConfiguredHarness]:

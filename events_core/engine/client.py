@@ -302,6 +302,10 @@ class EngineClient(EventClient):
         try:
             await asyncio.gather(self._publisher.flush(timeout), *closing, return_exceptions=True)
         finally:
+            # Cancelled before they had begun, none of these has closed anything.
+            await self._publisher.flush(0)
+            for receiver in tuple(self._receivers):
+                await receiver.close(timeout=0)
             await self._home.release(self._driver.close(), repr(self))
             self._closed = True
             self._link.closed()

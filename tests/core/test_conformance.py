@@ -16,9 +16,6 @@ class MemoryHarness(Harness):
     """Topics of this process."""
 
     settle_time = 0.15
-    exceptions = {
-        "test_a_close_is_cancelled_anywhere": "cancelled before its parts began, a client's close closes none"
-    }
 
     def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
         return EventConfig(topic_name, options=options, backend="memory")

@@ -422,6 +422,6 @@ def _settings(examples: int) -> settings:
 
 
 TestMemory = MemoryMachine.TestCase
-TestMemory.settings = _settings(60)
+TestMemory.settings = _settings(24)
 TestSQLite = SQLiteMachine.TestCase
-TestSQLite.settings = _settings(25)
+TestSQLite.settings = _settings(12)
