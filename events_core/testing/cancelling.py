@@ -89,7 +89,7 @@ class _Scene:
         """What is not settled comes, once and in order, and nothing else does."""
         await self.receiver.close(timeout=0)
         other = await self.stage.client(self.topic_name, **self._options).subscribe(self.subscription)
-        received = await self.stage.rest(other)
+        received = [*await self.stage.drain(other, len(self.due)), *await self.stage.rest(other)]
         came = texts(received)
         doubtful = [text for text in came if text in self.doubtful]
         assert sorted(text for text in came if text not in doubtful) == sorted(self.due), self._where

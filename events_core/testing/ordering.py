@@ -132,7 +132,7 @@ class Ordering:
         receiver, run = await self._run(stage)
         await receiver.acknowledge_messages(run[1:2])
         await receiver.nack(run[0])
-        again = texts(await stage.rest(receiver))
+        again = texts([*await stage.drain(receiver, 1), *await stage.rest(receiver)])
         assert again in (["k1", "k2", "k3"], ["k1", "k3"])
 
     @rule("R10")

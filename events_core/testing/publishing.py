@@ -191,6 +191,8 @@ class Publishing:
             await asyncio.sleep(chance.uniform(0, 0.001))
         await asyncio.wait(sends)
         last = await client.send_message(EventMessage(b"last"))
-        stored = [message.message_id for message in await stage.rest(receiver)]
+        confirmed = {send.result() for send in sends if not send.cancelled()} | {last}
+        came = [*await stage.drain(receiver, len(confirmed)), *await stage.rest(receiver)]
+        stored = [message.message_id for message in came]
         assert len(stored) == len(set(stored))
-        assert {send.result() for send in sends if not send.cancelled()} | {last} <= set(stored)
+        assert confirmed <= set(stored)

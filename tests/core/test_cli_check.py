@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Shell:
 
     def subscriptions(self) -> list[str]:
         """Those in the broker's file."""
-        with sqlite3.connect(self.folder / "events.db") as connection:
+        with closing(sqlite3.connect(self.folder / "events.db")) as connection:
             return [name for (name,) in connection.execute("SELECT name FROM subscriptions")]
 
 
@@ -146,7 +147,7 @@ def test_subscriptions_are_deleted_and_topics_named(shell: Shell) -> None:
     _, progress = shell.run(*REMOTE, "-k", "Q1", "-k", "R12", "-k", "§3")
     (prefix,) = re.findall(r"^events: note: topics named '(events-check-\w+)-…' are left", progress, re.MULTILINE)
     assert shell.subscriptions() == []
-    with sqlite3.connect(shell.folder / "events.db") as connection:
+    with closing(sqlite3.connect(shell.folder / "events.db")) as connection:
         topics = [name for (name,) in connection.execute("SELECT name FROM topics")]
     assert topics
     assert all(name.startswith(prefix) for name in topics)
