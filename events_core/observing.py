@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import attrs
 
-__all__ = ["Observer", "Operation", "observed"]
+__all__ = ["UNOBSERVED", "Observer", "Operation", "observed"]
 
 _log = logging.getLogger("events_core.observing")
 
@@ -71,7 +71,7 @@ class _Observed:
             _log.exception("the observer failed at the end of %s", self._operation.name)
 
 
-_UNOBSERVED = nullcontext()
+UNOBSERVED = nullcontext()
 
 
 def observed(
@@ -85,7 +85,7 @@ def observed(
 ) -> AbstractContextManager[Operation | None]:
     """Tell *observer*, if there is one, of what happens in the body of ``with``."""
     if observer is None:
-        return _UNOBSERVED
+        return UNOBSERVED
     operation = Operation(
         name=name, backend=backend, topic_name=topic_name, subscription=subscription, messages=messages
     )

@@ -7,7 +7,7 @@ a lone send waits for no timer, and a busy client fills its batches by itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from events_core.engine.driver import BrokerError
 from events_core.errors import ErrorCode
@@ -19,48 +19,50 @@ __all__ = ["Batch", "Batcher", "Call", "Entry"]
 class Call:
     """One ``send_messages``: what became of each of its messages."""
 
-    __slots__ = ("admitted", "deadline", "entries", "failed_keys", "last_error", "pending", "results", "waiter")
+    __slots__ = ("deadline", "entries", "failed_keys", "last_error", "on_done", "pending")
 
     def __init__(self, messages: Sequence[EventMessage], sizes: Sequence[int], deadline: float) -> None:
-        self.entries = [Entry(self, index, message, sizes[index]) for index, message in enumerate(messages)]
-        self.results: list[str | BrokerError | None] = [None] * len(messages)
+        self.entries = [Entry(self, message, size) for message, size in zip(messages, sizes, strict=True)]
         self.pending = len(messages)
-        self.admitted = 0
         self.deadline = deadline
-        self.failed_keys: set[str] = set()
-        self.waiter: object = None
+        self.failed_keys: frozenset[str] = frozenset()
         self.last_error: BrokerError | None = None
+        self.on_done: Callable[[], None] | None = None
 
-    def settle(self, entry: Entry, result: str | BrokerError) -> bool:
-        """Record the outcome of one message; whether it was the last of the call, and news."""
-        if self.results[entry.index] is not None:
-            return False
-        self.results[entry.index] = result
-        self.pending -= 1
-        if isinstance(result, BrokerError) and entry.message.ordering_key is not None:
-            self.failed_keys.add(entry.message.ordering_key)
-        return not self.pending
+    def results(self) -> list[str | BrokerError]:
+        """What became of each message, once nothing is pending."""
+        results = [entry.result for entry in self.entries if entry.result is not None]
+        assert len(results) == len(self.entries)
+        return results
 
     def unsettled(self) -> list[Entry]:
         """Messages of which nothing is known yet."""
-        return [entry for entry in self.entries if self.results[entry.index] is None]
+        return [entry for entry in self.entries if entry.result is None]
 
 
 class Entry:
     """One message on its way."""
 
-    __slots__ = ("call", "index", "message", "size")
+    __slots__ = ("admitted", "call", "message", "result", "size")
 
-    def __init__(self, call: Call, index: int, message: EventMessage, size: int) -> None:
+    def __init__(self, call: Call, message: EventMessage, size: int) -> None:
         self.call = call
-        self.index = index
         self.message = message
         self.size = size
+        self.admitted = False
+        """Whether it counts among what is in flight."""
+        self.result: str | BrokerError | None = None
+        """``None`` while somebody waits for it."""
 
-    @property
-    def over(self) -> bool:
-        """Whether its outcome is known: nobody waits for it any more."""
-        return self.call.results[self.index] is not None
+    def settle(self, result: str | BrokerError) -> bool:
+        """Record its outcome, once; whether it was the last of its call."""
+        self.result = result
+        call = self.call
+        call.pending -= 1
+        key = self.message.ordering_key
+        if key is not None and isinstance(result, BrokerError):
+            call.failed_keys |= {key}
+        return not call.pending
 
     def hindrance(self) -> BrokerError | None:
         """Why it must not be sent: an earlier message of its key failed in the same call (P3)."""
@@ -158,7 +160,7 @@ class Batcher:
             if gathered and self._max_bytes is not None and size > self._max_bytes:
                 break
             lane.entries.popleft()
-            if not entry.over:
+            if entry.result is None:
                 gathered.append(entry)
         return gathered
 

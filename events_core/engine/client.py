@@ -30,7 +30,7 @@ from events_core.errors import (
 )
 from events_core.interface import EventClient, EventReceiver
 from events_core.message import EventMessage
-from events_core.observing import Operation, OperationName, observed
+from events_core.observing import UNOBSERVED, Operation, OperationName, observed
 from events_core.options import read_options
 
 if TYPE_CHECKING:
@@ -273,6 +273,8 @@ class EngineClient(EventClient):
     def _observed(
         self, name: OperationName, *, subscription: str = "", messages: int = 0
     ) -> AbstractContextManager[Operation | None]:
+        if self.observer is None:
+            return UNOBSERVED
         return observed(
             self.observer,
             name,

@@ -15,7 +15,7 @@ from events_core.engine.driver import BrokerError, Driver
 from events_core.engine.home import Home, step
 from events_core.engine.limits import measure
 from events_core.engine.link import Link
-from events_core.engine.waiting import Deadlines, Waiter
+from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode, EventRuntimeError, PublishError
 from events_core.message import EventMessage
 from events_core.options import CommonOptions
@@ -42,13 +42,13 @@ class Publisher:
             max_inflight=driver.publish_max_inflight,
             mixed_keys=driver.mixed_keys,
         )
-        self._deadlines = Deadlines(self._options.send_timeout)
-        self._arriving: deque[Call] = deque()
+        self._arriving: deque[Entry] = deque()
         self._calls: set[Call] = set()
         self._messages = 0
         self._bytes = 0
         self._drained: Waiter | None = None
         self._opened = False
+        self._pumping = False
         self.closed = False
 
     def open(self) -> None:
@@ -72,7 +72,7 @@ class Publisher:
             if self._options.publish_on_limit == "error":
                 self._refuse_beyond_bounds(len(sizes), sum(sizes))
             self._calls.add(call)
-            self._arriving.append(call)
+            self._arriving += call.entries
             self._admit()
         return call
 
@@ -94,20 +94,20 @@ class Publisher:
         :param has_waited: whether some of its time has gone since it was submitted.
         """
         self.pump()
+        waiter = Waiter()
         with self._lock:
-            waiter = call.waiter = Waiter() if call.pending else None
-        if waiter is not None:
-            try:
-                if has_waited:
-                    await waiter.wait(call.deadline - time.monotonic())
-                else:
-                    await self._deadlines.wait(waiter)
-            finally:
-                if call.pending:
-                    self.abandon(call, self._timed_out(call.last_error))
-        results = [result for result in call.results if result is not None]
-        assert len(results) == len(call.results)
-        return results
+            call.on_done = waiter.wake
+            if not call.pending:
+                return call.results()
+        try:
+            if has_waited:
+                await waiter.wait(call.deadline - time.monotonic())
+            else:
+                await waiter.wait_within(self._options.send_timeout)
+        finally:
+            if call.pending:
+                self.abandon(call, self._timed_out(call.last_error))
+        return call.results()
 
     def abandon(self, call: Call, error: BrokerError) -> None:
         """Nobody waits for *call* any more: what has not left does not leave; what has is unknown."""
@@ -117,7 +117,8 @@ class Publisher:
 
     def pump(self) -> None:
         """Let leave what may leave."""
-        if self._opened:
+        if self._opened and not self._pumping:  # else whoever set it pumps for this one too
+            self._pumping = True
             self._home.wake(self._pump)
 
     def _measured(self, index: int, message: EventMessage) -> int:
@@ -157,20 +158,18 @@ class Publisher:
     # Under the lock
 
     def _admit(self) -> None:
-        """Let calls in, in the order in which they began, while there is room (P6)."""
-        while self._arriving:
-            call = self._arriving[0]
-            entries = call.entries
-            while call.admitted < len(entries):
-                entry = entries[call.admitted]
-                if not entry.over:
-                    if not self._has_room(entry):
-                        return
-                    self._messages += 1
-                    self._bytes += entry.size
-                    self._batcher.add(entry)
-                call.admitted += 1
-            self._arriving.popleft()
+        """Let messages in, in the order in which their calls began, while there is room (P6)."""
+        arriving = self._arriving
+        while arriving:
+            entry = arriving[0]
+            if entry.result is None:
+                if not self._has_room(entry):
+                    return
+                entry.admitted = True
+                self._messages += 1
+                self._bytes += entry.size
+                self._batcher.add(entry)
+            arriving.popleft()
 
     def _has_room(self, entry: Entry) -> bool:
         if not self._messages:
@@ -179,16 +178,16 @@ class Publisher:
         return self._messages < options.publish_max_messages and self._bytes + entry.size <= options.publish_max_bytes
 
     def _finish(self, entry: Entry, result: str | BrokerError) -> None:
-        if entry.over:
+        if entry.result is not None:
             return
-        call = entry.call
-        if entry.index < call.admitted:
+        if entry.admitted:
             self._messages -= 1
             self._bytes -= entry.size
-        if call.settle(entry, result):
+        if entry.settle(result):
+            call = entry.call
             self._calls.discard(call)
-            if isinstance(call.waiter, Waiter):
-                call.waiter.wake()
+            if call.on_done is not None:
+                call.on_done()
             if not self._calls and self._drained is not None:
                 self._drained.wake()
         if self._arriving:
@@ -197,6 +196,7 @@ class Publisher:
     # At home
 
     def _pump(self) -> None:
+        self._pumping = False  # before looking: what comes from now on pumps again
         while True:
             with self._lock:
                 batch = self._batcher.next()
@@ -250,7 +250,7 @@ class Publisher:
                 hindrance = entry.hindrance()
                 if hindrance is not None:
                     self._finish(entry, hindrance)
-                elif not entry.over:
+                elif entry.result is None:
                     sendable.append(entry)
             return sendable
 

@@ -12,7 +12,7 @@ from events_core.engine.driver import BrokerError, Outcome, Settlement, Source
 from events_core.engine.home import Home, step
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
-from events_core.engine.waiting import Deadlines, Waiter
+from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode
 
 __all__ = ["Errand", "Settler", "Ticket"]
@@ -84,7 +84,6 @@ class Settler:
         self._lock = lock
         self._limit = limit
         self._timeout = timeout
-        self._deadlines = Deadlines(timeout)
         self._queue: deque[Errand] = deque()
         self._busy = False
         self.on_progress: Callable[[], None] = lambda: None
@@ -128,7 +127,7 @@ class Settler:
             waiter = ticket.waiter = Waiter() if ticket.pending else None
         if waiter is None:
             return
-        await self._deadlines.wait(waiter)
+        await waiter.wait_within(self._timeout)
         with self._lock:
             if ticket.pending:
                 self._give_up(ticket)

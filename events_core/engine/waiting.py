@@ -11,27 +11,28 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
-from weakref import WeakKeyDictionary
 
-__all__ = ["Deadlines", "SingleFlight", "Waiter", "WaitingRoom"]
+__all__ = ["SingleFlight", "Waiter", "WaitingRoom"]
 
 
 class _Mailbox:
-    """Futures of one loop that are to be resolved there."""
+    """Futures of one loop that are to be resolved there: when posted, or when their time is up."""
 
-    __slots__ = ("_futures", "_loop", "_posted")
+    __slots__ = ("_futures", "_posted", "_queues", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self._futures: deque[asyncio.Future[None]] = deque()
         self._posted = False
+        self._queues: dict[float, _DeadlineQueue] = {}
 
     def post(self, future: asyncio.Future[None]) -> None:
+        """Resolve *future*; from any thread."""
         self._futures.append(future)
         if not self._posted:
             self._posted = True
             try:
-                self._loop.call_soon_threadsafe(self._deliver)
+                self.loop.call_soon_threadsafe(self._deliver)
             except RuntimeError:
                 self._futures.clear()  # the loop is closed: whoever waited in it is gone
 
@@ -40,17 +41,62 @@ class _Mailbox:
         while self._futures:
             _resolve(self._futures.popleft())
 
+    def resolve_within(self, future: asyncio.Future[None], timeout: float) -> None:
+        """Resolve *future* in *timeout* seconds at the latest; from the loop."""
+        queue = self._queues.get(timeout)
+        if queue is None:
+            queue = self._queues[timeout] = _DeadlineQueue(self.loop)
+        queue.add(future, self.loop.time() + timeout)
 
-_mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = WeakKeyDictionary()
-_mailboxes_lock = threading.Lock()
+
+class _DeadlineQueue:
+    """Waits of one length in one loop.
+
+    They fall due in the order in which they began, so one timer does for all of them: a timer for each wait would cost
+    more than the wait.
+    """
+
+    __slots__ = ("_armed", "_loop", "_waits")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waits: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._armed = False
+
+    def add(self, future: asyncio.Future[None], deadline: float) -> None:
+        waits = self._waits
+        while waits and waits[0][1].done():
+            waits.popleft()
+        waits.append((deadline, future))
+        if not self._armed:
+            self._armed = True
+            self._loop.call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        waits = self._waits
+        now = self._loop.time()
+        while waits and (waits[0][1].done() or waits[0][0] <= now):
+            _resolve(waits.popleft()[1])
+        self._armed = bool(waits)
+        if waits:
+            self._loop.call_at(waits[0][0], self._expire)
 
 
-def _mailbox(loop: asyncio.AbstractEventLoop) -> _Mailbox:
-    with _mailboxes_lock:
-        mailbox = _mailboxes.get(loop)
-        if mailbox is None:
-            mailbox = _mailboxes[loop] = _Mailbox(loop)
-        return mailbox
+class _Own(threading.local):
+    """The mailbox of the loop that ran last in this thread; two for one loop do no harm."""
+
+    mailbox: _Mailbox | None = None
+
+
+_own = _Own()
+
+
+def _mailbox() -> _Mailbox:
+    loop = asyncio.get_running_loop()
+    mailbox = _own.mailbox
+    if mailbox is None or mailbox.loop is not loop:
+        mailbox = _own.mailbox = _Mailbox(loop)
+    return mailbox
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -61,11 +107,12 @@ def _resolve(future: asyncio.Future[None]) -> None:
 class Waiter:
     """One wait of the running task; woken from any thread."""
 
-    __slots__ = ("_future", "loop")
+    __slots__ = ("_future", "_mailbox", "loop")
 
     def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self._future: asyncio.Future[None] = self.loop.create_future()
+        self._mailbox = mailbox = _mailbox()
+        self.loop = mailbox.loop
+        self._future: asyncio.Future[None] = mailbox.loop.create_future()
 
     @property
     def done(self) -> bool:
@@ -77,7 +124,7 @@ class Waiter:
         if asyncio._get_running_loop() is self.loop:
             _resolve(self._future)
         else:
-            _mailbox(self.loop).post(self._future)
+            self._mailbox.post(self._future)
 
     async def wait(self, timeout: float | None = None) -> None:
         """Wait to be woken, for *timeout* seconds at most; the caller looks again for what it waited for."""
@@ -90,55 +137,10 @@ class Waiter:
         finally:
             timer.cancel()
 
-
-class Deadlines:
-    """Bounded waits, all of one length.
-
-    They fall due in the order in which they began, so one timer for each loop does for all of them: a timer for each
-    wait would cost more than the wait.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._lock = threading.Lock()
-        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _DeadlineQueue] = WeakKeyDictionary()
-
-    async def wait(self, waiter: Waiter) -> None:
-        """Wait to be woken, at the latest when the time is up."""
-        queue = self._queues.get(waiter.loop)
-        if queue is None:
-            with self._lock:
-                queue = self._queues[waiter.loop] = _DeadlineQueue()
-        queue.add(waiter, waiter.loop.time() + self._timeout)
-        await waiter.wait()
-
-
-class _DeadlineQueue:
-    """The bounded waits of one loop; only that loop's thread touches it."""
-
-    __slots__ = ("_armed", "_waiters")
-
-    def __init__(self) -> None:
-        self._waiters: deque[tuple[float, Waiter]] = deque()
-        self._armed = False
-
-    def add(self, waiter: Waiter, deadline: float) -> None:
-        waiters = self._waiters
-        while waiters and waiters[0][1].done:
-            waiters.popleft()
-        waiters.append((deadline, waiter))
-        if not self._armed:
-            self._armed = True
-            waiter.loop.call_at(deadline, self._expire, waiter.loop)
-
-    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
-        waiters = self._waiters
-        now = loop.time()
-        while waiters and (waiters[0][1].done or waiters[0][0] <= now):
-            waiters.popleft()[1].wake()
-        self._armed = bool(waiters)
-        if waiters:
-            loop.call_at(waiters[0][0], self._expire, loop)
+    async def wait_within(self, timeout: float) -> None:
+        """The same, where many waits have the same *timeout*: cheaper, all of them together have one timer."""
+        self._mailbox.resolve_within(self._future, timeout)
+        await self._future
 
 
 class WaitingRoom:

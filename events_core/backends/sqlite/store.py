@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 from events_core import ErrorCode, EventMessage
@@ -20,6 +21,13 @@ __all__ = ["Store"]
 
 SWEEP = 1000
 """Messages looked at by one step of :meth:`Store.sweep`."""
+
+ROWS = 256
+"""Messages that one statement inserts, at most: SQLite may allow no more than 999 parameters
+(sqlite.org/limits.html#max_variable_number), and each message has three."""
+
+_Row = tuple[str | None, Mapping[str, str], bytes]
+"""Ordering key, attributes, data."""
 
 NEEDED = """EXISTS (
     SELECT 1 FROM subscriptions AS s WHERE s.topic_id = m.topic_id AND (s.cursor < m.id OR EXISTS (
@@ -35,6 +43,18 @@ _LOOKED_AT = f"""
     ORDER BY m.id LIMIT ?
 """
 """Messages that every subscription has looked at."""
+
+
+@cache
+def _insertion(rows: int) -> str:
+    """A statement that inserts the first ``?1`` of *rows* messages.
+
+    One statement for many, since each lets go of the interpreter's lock and must win it back from busy threads.
+    """
+    return f"""
+        INSERT INTO messages (topic_id, publish_time, ordering_key, attributes, data)
+        SELECT ?2, ?3, column1, column2, column3 FROM (VALUES {", ".join(["(?, ?, ?)"] * rows)}) LIMIT ?1
+    """
 
 
 class Store:
@@ -140,17 +160,21 @@ class Store:
         )
         return created.lastrowid or 0
 
-    def insert(
-        self, topic_id: int, messages: Iterable[tuple[str | None, Mapping[str, str], bytes]], now: float
-    ) -> range:
-        """Append messages, each an ordering key, attributes and data; returns their ids."""
-        first = self._last_id() + 1
-        rows = [
-            (number, topic_id, now, key, json.dumps(dict(attributes)) if attributes else None, data)
-            for number, (key, attributes, data) in enumerate(messages, first)
-        ]
-        self.connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)", rows)
-        return range(first, first + len(rows))
+    def insert(self, topic_id: int, messages: Sequence[_Row], now: float) -> range:
+        """Append messages, each an ordering key, attributes and data; returns their ids.
+
+        Up to :data:`ROWS` of them need no transaction around this.
+        """
+        last = 0
+        for start in range(0, len(messages), ROWS):
+            chunk = messages[start : start + ROWS]
+            rows = 1 << (len(chunk) - 1).bit_length()  # few sizes, so that SQLite compiles few statements
+            parameters: list[object] = [len(chunk), topic_id, now]
+            for key, attributes, data in chunk:
+                parameters += (key, json.dumps(dict(attributes)) if attributes else None, data)
+            parameters += [None] * (3 * (rows - len(chunk)))
+            last = self.connection.execute(_insertion(rows), parameters).lastrowid or 0
+        return range(last + 1 - len(messages), last + 1)  # one writer at a time: its ids are consecutive
 
     def reclaim(self, message_ids: Iterable[int]) -> None:
         """Delete those of *message_ids* that no subscription needs, unless the topic keeps them."""
@@ -189,7 +213,7 @@ class Store:
     def publish(self, messages: Sequence[EventMessage]) -> Sequence[str]:
         """Store *messages* in order; their ids."""
         rows = [(message.ordering_key, message.attributes, message.data) for message in messages]
-        with self.transaction():
+        with self.transaction() if len(rows) > ROWS else nullcontext():
             return [str(number) for number in self.insert(self.topic_id, rows, time.time())]
 
     def delete_subscription(self, name: str) -> None:

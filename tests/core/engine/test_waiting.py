@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from events_core.engine.waiting import Deadlines, SingleFlight, Waiter, WaitingRoom
+from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom, _mailbox
 
 
 def test_a_waiter_is_woken_from_another_thread() -> None:
@@ -25,13 +25,12 @@ def test_bounded_waits_end_when_their_time_is_up() -> None:
     """P7: those that were woken before it are not kept."""
 
     async def main() -> None:
-        deadlines = Deadlines(0.05)
         for _ in range(100):
             waiter = Waiter()
             waiter.wake()
-            await deadlines.wait(waiter)
-        assert len(deadlines._queues[asyncio.get_running_loop()]._waiters) == 1
-        await asyncio.wait_for(asyncio.gather(*(deadlines.wait(Waiter()) for _ in range(3))), 10)
+            await waiter.wait_within(0.05)
+        assert len(_mailbox()._queues[0.05]._waits) == 1
+        await asyncio.wait_for(asyncio.gather(*(Waiter().wait_within(0.05) for _ in range(3))), 10)
 
     asyncio.run(main())
 
