@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from events_core.capabilities import Capabilities
 from events_core.engine.backoff import Backoff
 from events_core.engine.driver import BrokerError, Driver
-from events_core.engine.home import Home, InlineHome, LoopThread
+from events_core.engine.home import Home, InlineHome
 from events_core.engine.link import Link
+from events_core.engine.loop_thread import ThreadHome
 from events_core.engine.publisher import Publisher
 from events_core.engine.receiver import EngineReceiver
 from events_core.engine.translation import translate
@@ -80,7 +81,11 @@ class EngineClient(EventClient):
             raise error.located(self._backend, config.topic_name) from error.__cause__
         self._options = options
         name = f"{self._backend} {config.topic_name}"
-        self._home: Home = InlineHome() if self.driver_class.inline else LoopThread(f"events {name}")
+        self._home: Home = (
+            InlineHome()
+            if self.driver_class.inline
+            else ThreadHome(private=f"events {name}" if self.driver_class.blocking else None)
+        )
         self._link = Link(name)
         self._publisher = Publisher(self._driver, self._home, self._link)
         self._receivers: set[EngineReceiver] = set()
@@ -311,7 +316,7 @@ class EngineClient(EventClient):
             await self._home.release(self._driver.close(), repr(self))
             self._closed = True
             self._link.closed()
-            self._home.stop()
+            await self._home.stop()
 
     # Being used where it can be
 

@@ -4,9 +4,8 @@ The engine does the rest: batching, back-pressure, order per key, leases, settle
 So a driver stays dumb: it asks the broker once, and raises :class:`BrokerError` when that failed.  It never retries,
 never sleeps and never logs an outage.
 
-The coroutines of one driver all run in one place: on the event loop of the engine's thread, never the application's,
-so that they may block it for a moment; or, for an ``inline`` driver, in whichever thread calls, without ever
-suspending.
+The coroutines of one driver all run in one place: on the event loop of the engine's thread, never the application's;
+or, for an ``inline`` driver, in whichever thread calls, without ever suspending.
 """
 
 from __future__ import annotations
@@ -128,6 +127,10 @@ class Source(ABC):
     """Whether the engine keeps a nacked keyed delivery and its successors, and hands them out again itself, because
     the broker would lose their order.  Otherwise it settles the run in one call: the nacked delivery first, then its
     successors as RETURN, in order, and the broker must keep that order."""
+    local_attempts: int | None = None
+    """Where :attr:`redelivers_locally`: at which :attr:`Delivery.delivery_attempt` a nacked keyed delivery comes to
+    :meth:`settle` all the same, as NACK, to be dead-lettered there while its successors wait.  The driver numbers first
+    deliveries, the engine goes on counting."""
 
     @abstractmethod
     async def fetch(self, limit: int) -> Sequence[Delivery]:
@@ -155,8 +158,15 @@ class Source(ABC):
         :raises BrokerError: when the whole request failed.
         """
 
-    async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        """Keep *deliveries* safe for another :attr:`lease` seconds; called only where that is a number."""
+    async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
+        """Keep *deliveries* safe for another :attr:`lease` seconds; called only where that is a number.
+
+        Called concurrently with :meth:`fetch` and :meth:`settle`; calls of :meth:`extend` do not overlap.
+
+        :returns: those that the broker has taken back, and will deliver again.
+        :raises BrokerError: when the request failed; the engine asks again before the leases run out.
+        """
+        return ()
 
     async def withheld(self) -> Collection[str]:
         """Ordering keys of which the broker keeps back messages while earlier ones are held; for a warning."""
@@ -180,6 +190,9 @@ class Driver(ABC, Generic[OptionsT]):
     inline: ClassVar[bool] = False
     """Whether every coroutine of this driver and its sources returns without suspending or blocking, in any thread.
     The engine then needs no thread of its own."""
+    blocking: ClassVar[bool] = False
+    """Whether its coroutines block the loop that they run on for more than a moment, as for a disk.  Each client then
+    has a thread of its own; all others of a process share one."""
     mixed_keys: ClassVar[bool] = False
     """Whether one request may carry several ordering keys.  Requests then leave one at a time, in order."""
 

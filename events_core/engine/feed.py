@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -114,6 +113,7 @@ class PrefetchingFeed(Feed):
         self._outage = outage
         self._starving = False
         self._go_on = asyncio.Event()
+        self._now = asyncio.get_running_loop().time  # time.monotonic, but for a loop with a clock of its own
         self._fetching = asyncio.ensure_future(self._fetch_forever())
         self._keeping = asyncio.ensure_future(self._keep_leases())
 
@@ -188,7 +188,7 @@ class PrefetchingFeed(Feed):
             await self._go_on.wait()
 
     def _arrived(self, deliveries: Sequence[Delivery]) -> None:
-        now = self.last_alive = time.monotonic()
+        now = self.last_alive = self._now()
         self._link.up()
         if not deliveries:
             return
@@ -213,7 +213,7 @@ class PrefetchingFeed(Feed):
         pause = min(self._max_lease / 8, 5.0 if lease is None else lease / 6)
         while True:
             await asyncio.sleep(pause)
-            now = time.monotonic()
+            now = self._now()
             with self._lock:
                 self._settler.enqueue(self._ledger.expire(now))
                 renewals = self._ledger.renewals(now + lease / 2) if lease is not None else []
@@ -222,14 +222,20 @@ class PrefetchingFeed(Feed):
                 await self._renew(renewals, lease)
 
     async def _renew(self, deliveries: Sequence[Delivery], lease: float) -> None:
-        asked = time.monotonic()
+        asked = self._now()
         try:
-            await self._source.extend(deliveries)
+            lost = await self._source.extend(deliveries)
         except Exception as error:
             _log.debug("%s: leases not renewed, trying again: %r", self._source.subscription, error)
             return
         for delivery in deliveries:
             delivery.lease_until = asked + lease
+        if lost:
+            _log.info("%s: the broker took back %d deliveries before their time", self._source.subscription, len(lost))
+            with self._lock:
+                self._settler.enqueue(self._ledger.lose(lost))
+            self._settler.pump()
+            self._waiting.wake()
 
     async def stop_fetching(self) -> None:
         await _cancelled(self._fetching)

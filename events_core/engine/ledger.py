@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from events_core.engine.backoff import redelivery_delay
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Settlement, State
@@ -40,12 +40,19 @@ class Ledger:
     """The deliveries of one receiver.  Not thread-safe: its owner locks."""
 
     def __init__(
-        self, *, max_messages: int, max_bytes: int, max_lease_duration: float, redelivers_locally: bool = False
+        self,
+        *,
+        max_messages: int,
+        max_bytes: int,
+        max_lease_duration: float,
+        redelivers_locally: bool = False,
+        local_attempts: int | None = None,
     ) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._max_lease = max_lease_duration
         self._local = redelivers_locally
+        self._local_attempts = local_attempts
         self._buffer: KeyedQueue[Delivery] = KeyedQueue()
         # By id and, since each entry moves to the end when its deadline is set anew, by deadline.
         self._live: OrderedDict[str, Delivery] = OrderedDict()
@@ -175,10 +182,18 @@ class Ledger:
         assert delivery.ordering_key is not None
         later = self._successors(delivery, delivery.ordering_key)
         if self._local and not self.closing:
+            if outcome is NACK and self._has_failed_too_often(delivery):
+                delivery.state, delivery.outcome = SETTLING, NACK
+                if later:
+                    self._redeliver(later, RETURN, None, now)  # once the key is free: when this one is settled
+                return [Settlement(delivery, NACK, delay)]
             self._redeliver([delivery, *later], outcome, delay, now)
             return []
         delivery.state, delivery.outcome = SETTLING, outcome
         return [Settlement(delivery, outcome, delay), *self._give_back(later, delivery.ordering_key)]
+
+    def _has_failed_too_often(self, delivery: Delivery) -> bool:
+        return self._local_attempts is not None and (delivery.delivery_attempt or 1) >= self._local_attempts
 
     def _successors(self, delivery: Delivery, key: str) -> list[Delivery]:
         """What was handed out of *key* after *delivery* and is not being settled."""
@@ -215,7 +230,9 @@ class Ledger:
             return  # returned with its predecessor
         if error is None:
             self._retire(delivery, _done(settlement.outcome))
-        elif error.code in (ErrorCode.EXPIRED, ErrorCode.NOT_FOUND, ErrorCode.INVALID):
+        elif error.code is ErrorCode.EXPIRED or (
+            settlement.outcome is ACK and error.code in (ErrorCode.NOT_FOUND, ErrorCode.INVALID)
+        ):
             self._retire(delivery, RETURNED)
         else:
             delivery.state = HELD
@@ -262,6 +279,11 @@ class Ledger:
                 break
             over.append(delivery)
         return self._expelled(over, NACK) if over else []
+
+    def lose(self, deliveries: Collection[Delivery]) -> list[Settlement]:
+        """The broker has taken *deliveries* back; what must go back with them, behind them (R10)."""
+        live = [delivery for delivery in deliveries if self._live.get(delivery.message_id) is delivery]
+        return [each for each in self._expelled(live, RETURN) if each.delivery not in live]
 
     def next_deadline(self) -> float | None:
         """When the next delivery expires."""

@@ -199,11 +199,11 @@ class Settler:
         retry: list[Errand] = []
         with self._lock:
             for errand, error in zip(batch, results, strict=True):
-                if error is not None and error.retryable:
+                if errand.is_outdated and (error is None or error.code is ErrorCode.EXPIRED):
+                    self._queue.append(errand)
+                elif error is not None and error.retryable:
                     self._link.down(error)
                     retry.append(errand)
-                elif error is None and errand.is_outdated:
-                    self._queue.append(errand)
                 else:
                     self._end(errand, error)
             self._queue.extendleft(reversed(retry))

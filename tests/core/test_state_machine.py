@@ -400,8 +400,8 @@ class SQLiteMachine(Machine):
         client: Any = receiver.client
         # As a killed process leaves it: the file closed, nothing given back, no heartbeat.
         client._home.wake(client._driver.store.connection.close)
-        client._home.stop()
-        client._home.join()
+        client._home._thread.stop()
+        client._home._thread.join()
         self.quiet_from = time.monotonic() + SESSION
 
     def teardown(self) -> None:

@@ -34,6 +34,7 @@ UPKEEP = 10.0
 class SQLiteDriver(Driver[SQLiteOptions]):
     """A file and a topic in it."""
 
+    blocking: ClassVar[bool] = True
     mixed_keys: ClassVar[bool] = True
     max_batch_bytes = 16 * 2**20
 

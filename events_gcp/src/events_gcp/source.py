@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -187,9 +187,10 @@ class GcpSource(Source):
                 await self._closing.wait()
         await self._give_back(ack_ids)
 
-    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+    async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
         ack_ids = [delivery.token for delivery in deliveries]
         await self._driver.connection.set_deadline(self._path, ack_ids, self._driver.options.ack_deadline)
+        return ()
 
     # Closing
 

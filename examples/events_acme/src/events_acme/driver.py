@@ -27,8 +27,9 @@ IDLE = 3600.0
 
 
 class AcmeDriver(Driver[AcmeOptions]):
-    """One topic.  Its calls block for some milliseconds, which the engine's own thread may."""
+    """One topic."""
 
+    blocking = True  # each call, for the time that the file system takes
     max_batch_messages = 100
     capabilities = CAPABILITIES
 

@@ -69,11 +69,16 @@ class AcmeSource(Source):
         published = datetime.fromtimestamp(int(message_id.partition("-")[0]) / 1e9, UTC)
         return Delivery(message_id, data, json.loads(attributes), None, published, int(attempts), held)
 
-    async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        for delivery in deliveries:
-            with suppress(FileNotFoundError):  # lost; settling it will say so
-                _available(delivery.token, time.time() + self.lease)
-                os.utime(delivery.token.parent)
+    async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        return [delivery for delivery in deliveries if not self._extend(delivery.token)]
+
+    def _extend(self, file: Path) -> bool:
+        try:
+            _available(file, time.time() + self.lease)
+            os.utime(file.parent)
+        except FileNotFoundError:
+            return False  # another receiver has it
+        return True
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         return [self._settle(*settlement) for settlement in settlements]
