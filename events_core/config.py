@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, TypedDict, TypeVar, Unpack
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import attrs
 
@@ -83,8 +80,8 @@ class EventConfig:
         :raises ConfigurationError: when the file cannot be read or parsed, or does not have such a client.
         """
         where = f"{os.fspath(path)} [clients.{name}]"
-        table = _client_table(Path(path), name)
-        config = _from_table(cls, table, where, Path(path).parent, environ)
+        table = _client_table(os.fspath(path), name)
+        config = _from_table(cls, table, where, os.path.dirname(path), environ)
         if _variable(name) in environ:
             config = cls.from_env(name, environ)._over(config)
         return config._overridden(overrides)
@@ -121,7 +118,7 @@ class EventConfig:
 
         :raises ConfigurationError: for unknown keys and values of the wrong type.
         """
-        return _from_table(cls, mapping, "the mapping", Path(), environ)._overridden(overrides)
+        return _from_table(cls, mapping, "the mapping", "", environ)._overridden(overrides)
 
     def _over(self, lower: Self) -> Self:
         """This configuration with *lower* showing through, where both are of one backend."""
@@ -149,9 +146,11 @@ def _variable(name: str) -> str:
     return f"EVENTS_{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}_URL"
 
 
-def _client_table(path: Path, name: str) -> Mapping[str, Any]:
+def _client_table(path: str, name: str) -> Mapping[str, Any]:
+    import tomllib  # here, like all that only some programs need: importing events_core must not pay for it
+
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             document = tomllib.load(file)
     except OSError as error:
         raise ConfigurationError(f"cannot read configuration file '{path}': {error.strerror}") from error
@@ -172,7 +171,7 @@ _FIELDS = ("backend", "topic_name", "project_id", "options")
 
 
 def _from_table(
-    cls: type[ConfigT], table: Mapping[str, Any], where: str, folder: Path, environ: Mapping[str, str]
+    cls: type[ConfigT], table: Mapping[str, Any], where: str, folder: str, environ: Mapping[str, str]
 ) -> ConfigT:
     problems = [f"unknown key {key!r}{did_you_mean(key, _FIELDS)}" for key in table if key not in _FIELDS]
     problems += [
@@ -198,7 +197,7 @@ def _from_table(
     )
 
 
-def _resolved(name: str, value: object, where: str, folder: Path, environ: Mapping[str, str]) -> object:
+def _resolved(name: str, value: object, where: str, folder: str, environ: Mapping[str, str]) -> object:
     """The value itself, or what ``{ env = … }`` or ``{ file = … }`` points at."""
     match value:
         case {"env": str(variable), **rest} if not rest:
@@ -207,7 +206,8 @@ def _resolved(name: str, value: object, where: str, folder: Path, environ: Mappi
             return environ[variable]
         case {"file": str(path), **rest} if not rest:
             try:
-                return (folder / path).read_text(encoding="utf-8").rstrip("\r\n")
+                with open(os.path.join(folder, path), encoding="utf-8") as file:
+                    return file.read().rstrip("\r\n")
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigurationError(f"{where}: option {name!r}: cannot read file {path!r}: {error}") from error
         case Mapping():
@@ -216,6 +216,8 @@ def _resolved(name: str, value: object, where: str, folder: Path, environ: Mappi
 
 
 def _from_url(cls: type[ConfigT], url: str, where: str) -> ConfigT:
+    from urllib.parse import parse_qsl, unquote, urlsplit
+
     # The backend maps authority and path, so a URL cannot be read without it; imported here because the registry
     # stands above values.
     from events_core.registry import load_backend

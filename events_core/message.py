@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
@@ -90,6 +89,8 @@ class EventMessage:
         :raises TypeError: when *value* is not made of JSON types.
         :raises ValueError: for NaN and the infinities, which JSON does not have.
         """
+        import json  # which importing events_core must not cost
+
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return EventMessage(text.encode(), attributes, ordering_key=ordering_key)
 
@@ -105,6 +106,8 @@ class EventMessage:
 
         :raises ValueError: when it is no JSON.
         """
+        import json
+
         return json.loads(self.data)
 
     def with_attribute(self, key: str, value: str) -> EventMessage:

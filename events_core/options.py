@@ -6,7 +6,6 @@ A backend's options are a frozen attrs class that extends :class:`CommonOptions`
 
 from __future__ import annotations
 
-import difflib
 import math
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -139,6 +138,8 @@ class CommonOptions:
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """``"; did you mean 'x'?"`` for the nearest of *known*, ``""`` where none is near."""
+    import difflib  # for errors alone
+
     near = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -118,11 +118,13 @@ class _Topic:
         self.kept: deque[_Stored] = deque()
         self.retention = 0.0
 
-    def store(self, stored: _Stored) -> None:
+    def store(self, messages: Sequence[_Stored]) -> None:
         for subscription in self.subscriptions.values():
-            subscription.queue.push(_Item(stored))
+            push = subscription.queue.push
+            for stored in messages:
+                push(_Item(stored))
         if self.retention:
-            self.kept.append(stored)
+            self.kept += messages
 
     def prune(self, now: float) -> None:
         while self.kept and self.kept[0].stored_at < now - self.retention:
@@ -193,8 +195,7 @@ class MemoryDriver(Driver[MemoryOptions]):
         now, when = time.monotonic(), datetime.now(UTC)
         stored = [_Stored(each.data, each.attributes, each.ordering_key, now, when) for each in messages]
         with _lock:
-            for each in stored:
-                self._topic.store(each)
+            self._topic.store(stored)
             self._topic.prune(now)
             sources = self._topic.sources()
         for source in sources:
@@ -212,7 +213,7 @@ class MemoryDriver(Driver[MemoryOptions]):
             message_id=stored.message_id,
             attempts=item.attempts,
         )
-        topic.store(_Stored(stored.data, attributes, stored.ordering_key, time.monotonic(), datetime.now(UTC)))
+        topic.store([_Stored(stored.data, attributes, stored.ordering_key, time.monotonic(), datetime.now(UTC))])
         return topic.sources()
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> MemorySource:
@@ -324,16 +325,22 @@ class MemorySource(Source):
         del self._held[item]
         item.delivery = None
         if outcome is ACK:
-            self._of.queue.release(item)
+            self._finish(item)
             return []
         maximum = self._driver.options.max_delivery_attempts
         if outcome is RETURN:
             item.attempts -= 1
         elif maximum is not None and item.attempts >= maximum:
-            self._of.queue.release(item)
-            return self._driver.bury(item, self.subscription)
+            wakes = self._driver.bury(item, self.subscription)
+            self._finish(item)
+            return wakes
         self._of.queue.restore([item], now + delay if delay else 0.0)
         return []
+
+    def _finish(self, item: _Item) -> None:
+        """The subscription needs *item* no more; the engine remembers its delivery for long, so let go of the data."""
+        self._of.queue.release(item)
+        del item.stored
 
     def next_due(self) -> float | None:
         with _lock:

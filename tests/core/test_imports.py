@@ -29,6 +29,12 @@ def test_importing_the_core_is_light() -> None:
     assert not below(modules, *heavy, "events_core.backends", "events_core.cli", "events_core.testing", "events_gcp")
 
 
+def test_importing_the_core_leaves_the_rest_of_the_standard_library_alone() -> None:
+    """What reads files, URLs and JSON, or explains a mistake, is imported by what first needs it."""
+    modules = imported_by("import events_core")
+    assert not below(modules, "tomllib", "pathlib", "urllib", "ipaddress", "json", "difflib")
+
+
 def test_importing_the_doors_for_authors_imports_no_backend() -> None:
     """The engine knows drivers, not backends."""
     modules = imported_by("import events_core.engine")
