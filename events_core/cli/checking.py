@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
-_ORDER = ("broken", "excepted", "kept", "not declared", "not shown")
-"""The outcome of a rule is the first one here among its tests."""
 _STYLES = {"broken": "red", "kept": "green"}
 
 
@@ -97,7 +95,9 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _outcome(trial: Trial, rule: str) -> str:
-    return min((verdict.outcome for verdict in trial.verdicts[rule].values()), key=_ORDER.index)
+    from events_core.testing.plugin import overall
+
+    return overall([verdict.outcome for verdict in trial.verdicts[rule].values()])
 
 
 def _as_json(trial: Trial) -> Iterator[dict[str, object]]:

@@ -145,10 +145,9 @@ class Trial:
         if report.when != "call" and report.passed:
             return
         for result in results_of(report):
-            outcome = result.state.lower()
-            self._outcomes.append(outcome)
+            self._outcomes.append(result.state)
             if result.rule in self.promises:
-                verdict = Verdict(outcome, _message(report) if outcome == "broken" else result.detail)
+                verdict = Verdict(result.state, _message(report) if result.state == "broken" else result.detail)
                 self.verdicts.setdefault(result.rule, {})[result.test] = verdict
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:

@@ -59,11 +59,13 @@ class Configuring:
     @rule("O2")
     def test_secrets_are_not_in_errors(self, stage: Stage) -> None:
         """An error about the options does not show the value of a secret one."""
-        for info in describe_options(type(stage.client()).options_class):
-            if info.secret:
-                with pytest.raises(ConfigurationError) as caught:
-                    stage.client(**{info.name: _SECRET, "no_such_option": "x"})
-                assert _SECRET not in str(caught.value)
+        secrets = [info.name for info in describe_options(type(stage.client()).options_class) if info.secret]
+        if not secrets:
+            pytest.skip("not declared: a secret option")
+        for name in secrets:
+            with pytest.raises(ConfigurationError) as caught:
+                stage.client(**{name: _SECRET, "no_such_option": "x"})
+            assert _SECRET not in str(caught.value)
 
     @rule("§6")
     async def test_capabilities_are_constant(self, stage: Stage) -> None:

@@ -73,13 +73,17 @@ class Ordering:
         ((second, *more),) = [part for part in await stage.drain_together(others, 1) if part]
         assert (second.data, more) == (b"0001", [])
 
-    async def _run(self, stage: Stage, **options: str) -> tuple[EventReceiver, list[ReceivedMessage]]:
+    async def _run(
+        self, stage: Stage, at_least: int = 1, **options: str
+    ) -> tuple[EventReceiver, list[ReceivedMessage]]:
         """A receiver that holds k1, k2, k3 of one key, or as many of them as one call would return."""
         client, receiver = await stage.open_ordered(**options)
         await client.send_messages([EventMessage(data, ordering_key="k") for data in (b"k1", b"k2", b"k3")])
         await stage.prefetched(receiver, 3)
         run = await receiver.receive_messages(3, stage.harness.patience)
         assert texts(run) == ["k1", "k2", "k3"][: len(run)]
+        if len(run) < at_least:
+            pytest.skip("not shown: one call returned no more than one message of a key")
         return receiver, run
 
     @rule("R10")
@@ -96,7 +100,7 @@ class Ordering:
     @rule("R10")
     async def test_a_nack_returns_the_later_held_messages_with_it(self, stage: Stage) -> None:
         """Nacking those too is a no-op, acknowledging them is EXPIRED, and neither changes what comes next."""
-        receiver, (first, *later) = await self._run(stage)
+        receiver, (first, *later) = await self._run(stage, at_least=2)
         await receiver.nack(first, delay=stage.short_delay)
         for message in later:
             await receiver.nack(message)
@@ -110,7 +114,7 @@ class Ordering:
     @rule("R10")
     async def test_nacking_a_whole_run_keeps_its_order(self, stage: Stage) -> None:
         """One call that nacks every message of a run, last first, is a nack of the run."""
-        receiver, run = await self._run(stage)
+        receiver, run = await self._run(stage, at_least=2)
         await receiver.nack_messages(reversed(run))
         assert texts(await stage.drain(receiver, 3)) == ["k1", "k2", "k3"]
         await stage.silence(receiver)
@@ -118,10 +122,9 @@ class Ordering:
     @rule("R10")
     async def test_a_nack_leaves_earlier_messages_held(self, stage: Stage) -> None:
         """Of a run the last is nacked: it comes only when the earlier ones are settled."""
-        receiver, run = await self._run(stage)
+        receiver, run = await self._run(stage, at_least=2)
         await receiver.nack(run[-1])
-        if len(run) > 1:
-            await stage.silence(receiver)
+        await stage.silence(receiver)
         await receiver.acknowledge_messages(run[:-1])
         assert texts(await stage.drain(receiver, 4 - len(run))) == ["k1", "k2", "k3"][len(run) - 1 :]
         await stage.silence(receiver)
@@ -129,7 +132,7 @@ class Ordering:
     @rule("R10")
     async def test_acknowledged_successors_may_come_again(self, stage: Stage) -> None:
         """After k2 was acknowledged and k1 nacked, k1 comes, then k2 or not, then k3."""
-        receiver, run = await self._run(stage)
+        receiver, run = await self._run(stage, at_least=2)
         await receiver.acknowledge_messages(run[1:2])
         await receiver.nack(run[0])
         again = texts([*await stage.drain(receiver, 1), *await stage.rest(receiver)])

@@ -6,14 +6,14 @@ Enable it in the topmost ``conftest.py``: ``pytest_plugins = ["events_core.testi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import pytest
 
 from events_core.testing.rules import RULES
 
-__all__ = ["Result", "pytest_itemcollected", "pytest_terminal_summary", "results_of"]
+__all__ = ["Result", "overall", "pytest_itemcollected", "pytest_terminal_summary", "results_of"]
 
 _PROPERTY = "rule"
 
@@ -25,12 +25,16 @@ class Result(NamedTuple):
     test: str
     rule: str
     state: str
-    """As the table says it."""
     detail: str
 
 
-_ORDER = ("BROKEN", "excepted", "kept", "not declared", "not shown")
-"""Of the states of a rule's tests, the first one here is the rule's."""
+_ORDER = ("broken", "excepted", "kept", "not declared", "not shown")
+
+
+def overall(states: Collection[str]) -> str:
+    """What a rule is whose tests are *states*: the worst of them, and *kept* only if nothing of it was not shown."""
+    worst = min(states, key=_ORDER.index, default="")
+    return "partly" if worst == "kept" and "not shown" in states else worst
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -40,7 +44,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what was kept, what was not declared, what is broken, and what is excepted and why."""
+    """Print what was kept, wholly or partly, what was not declared, what is broken, and what is excepted and why."""
     results = list(_results(terminalreporter))
     if not results:
         return
@@ -72,7 +76,7 @@ def _state(report: pytest.TestReport, test: str) -> tuple[str, str]:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         state, _, detail = reason.removeprefix("Skipped: ").partition(": ")
         return (state, detail) if state in _ORDER else ("not shown", reason)
-    return "BROKEN", test
+    return "broken", test
 
 
 def _table(results: Sequence[Result]) -> Iterator[str]:
@@ -82,7 +86,7 @@ def _table(results: Sequence[Result]) -> Iterator[str]:
         states[result.rule, result.suite].add(result.state)
     rows = [["", "", *suites]]
     for rule, promise in RULES.items():
-        cells = [min(states[rule, suite], key=_ORDER.index, default="") for suite in suites]
+        cells = [_marked(overall(states[rule, suite])) for suite in suites]
         if any(cells):
             rows.append([rule, promise, *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -99,4 +103,8 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
     if rules:
         yield ""
     for (suite, state, detail), concerned in sorted(rules.items()):
-        yield f"{suite} {', '.join(concerned)} {state}: {detail}"
+        yield f"{suite} {', '.join(concerned)} {_marked(state)}: {detail}"
+
+
+def _marked(state: str) -> str:
+    return state.upper() if state == "broken" else state

@@ -30,7 +30,7 @@ RULES: Mapping[str, str] = {
     "P2": "a batch is checked as a whole, kept in order, split where needed",
     "P3": "a bad message fails nobody else's",
     "P4": "keyed sends are stored in the order of the calls",
-    "P5": "concurrent sends share requests and lose nothing",
+    "P5": "concurrent sends keep their order and lose nothing",
     "P6": "what is in flight is bounded",
     "P7": "every send ends, and permanent errors surface at once",
     "P8": "a cancelled send harms nobody",
@@ -58,7 +58,7 @@ RULES: Mapping[str, str] = {
     "C2": "a closing client flushes its sends, and closing is idempotent",
     "C3": "after closing every call says CLOSED and nothing is left",
     "F1": "an outage is not an end",
-    "F3": "what was confirmed survives what is declared",
+    "F3": "what was confirmed survives the process, where declared",
     "T1": "one client serves any thread and any loop",
     "T2": "a connected client refuses to work after a fork",
 }

@@ -99,6 +99,12 @@ class Stage:
             pytest.skip(f"not declared: {capability}")
         return value
 
+    def require_lease(self) -> float:
+        """The broker's lease, in seconds; where the harness does not know it the test ends here."""
+        if not self.harness.lease:
+            pytest.skip("not shown: the harness does not say how long a lease is")
+        return self.harness.lease
+
     async def refused(self, capability: str, call: Callable[[], Awaitable[object]]) -> None:
         """End the test because *capability* is not declared, once *call*, which needs it, has been refused."""
         with pytest.raises(EventError) as caught:

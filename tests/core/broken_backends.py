@@ -1,21 +1,37 @@
-"""Backends that each break one rule, and a suite for each: all the kit's tests of that rule.
+"""Backends that each break a rule, and a suite for each: all the kit's tests of that rule.
 
-``test_kit_fails`` runs this file and wants every suite to fail.
+``test_kit_fails`` runs this file and wants every suite to fail, but the one of a backend that breaks nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import attrs
 import pytest
+from network_memory import NetworkClient, NetworkDriver, outage
 
-from events_core import Capabilities, EventClient, EventConfig, EventMessage, register_backend
+from events_core import (
+    AcknowledgeError,
+    Capabilities,
+    ErrorCode,
+    EventClient,
+    EventConfig,
+    EventMessage,
+    EventReceiver,
+    PublishError,
+    ReceivedMessage,
+)
 from events_core.backends.memory import MemoryClient, MemoryDriver, MemoryOptions, MemorySource
-from events_core.engine import Delivery, Outcome, Settlement
+from events_core.engine import BrokerError, Delivery, EngineClient, Outcome, Settlement, Source
+from events_core.engine.receiver import EngineReceiver
+from events_core.interface import API_VERSION, ReceiverStats
 from events_core.testing import ConformanceSuite, Harness, Stage, rule
 
 
@@ -24,7 +40,9 @@ class ImpatientHarness(Harness):
 
     settle_time = 0.15
     patience = 0.5
-    sdk_modules = ("broken_backends",)
+    bound = 10.0
+    lease = 0.2
+    sdk_modules: Collection[str] = ("broken_backends",)
 
     def __init__(self, backend: str = "memory") -> None:
         self._backend = backend
@@ -33,22 +51,51 @@ class ImpatientHarness(Harness):
         return EventConfig(topic_name, options=options, backend=self._backend)
 
 
-def breaks(*rules: str) -> Callable[[type[EventClient]], type[EventClient]]:
+class PatientHarness(ImpatientHarness):
+    """The same where what is held for a second may expire."""
+
+    patience = 1.5
+
+
+class CuttingHarness(PatientHarness):
+    """The same behind a network that can be cut."""
+
+    def outage(self) -> AbstractContextManager[None]:
+        return outage()
+
+
+def breaks(
+    *rules: str, harness: type[ImpatientHarness] = ImpatientHarness
+) -> Callable[[type[EventClient]], type[EventClient]]:
     """Make a suite of the tests of *rules*, for the client class decorated."""
 
     def decorate(client: type[EventClient]) -> type[EventClient]:
         name = client.__name__
-        register_backend(name, client)
-        tests = {
-            test: getattr(ConformanceSuite, test)
+        others = {
+            test: None
             for test in dir(ConformanceSuite)
-            if set(rules) & set(getattr(getattr(ConformanceSuite, test), "rules", ()))
+            if test.startswith("test_") and not set(rules) & set(getattr(ConformanceSuite, test).rules)
         }
-        harness = pytest.fixture(lambda self: ImpatientHarness(f"{__name__}:{name}"), name="harness")
-        globals()[f"Test{name}"] = type(f"Test{name}", (), {"make_harness": harness, **tests})
+        fixture = pytest.fixture(lambda self: harness(f"{__name__}:{name}"), name="harness")
+        globals()[f"Test{name}"] = type(f"Test{name}", (ConformanceSuite,), {"make_harness": fixture, **others})
         return client
 
     return decorate
+
+
+class UnknownHarness(PatientHarness):
+    """Says no more than it must."""
+
+    lease = 0.0
+    sdk_modules = ()
+
+
+class TestUnbroken(ConformanceSuite):
+    """The control: what fails below does not fail for want of patience."""
+
+    @pytest.fixture
+    def harness(self) -> Harness:
+        return UnknownHarness()
 
 
 class TwistedDriver(MemoryDriver):
@@ -73,8 +120,29 @@ class TwistedDriver(MemoryDriver):
             await settle(list(self.settled(settlements)))
             return [None] * len(settlements)
 
-        source.fetch, source.settle = fetch_twisted, settle_twisted  # type: ignore[method-assign,assignment]
+        source.fetch, source.settle = fetch_twisted, settle_twisted  # type: ignore[method-assign]
         return source
+
+
+class TwistedClient(EngineClient):
+    """A client whose receivers are of another class."""
+
+    receiver_class: type[EngineReceiver]
+
+    async def subscribe(self, subscription: str | None = None) -> EventReceiver:
+        receiver = await super().subscribe(subscription)
+        receiver.__class__ = self.receiver_class  # the engine asks nobody which class to make
+        return receiver
+
+
+class IgnorantClient(MemoryClient):
+    """A client that does not hear of some options."""
+
+    ignored: Collection[str]
+
+    def __init__(self, config: EventConfig) -> None:
+        options = {name: text for name, text in config.options.items() if name not in self.ignored}
+        super().__init__(attrs.evolve(config, options=options))
 
 
 @breaks("§1")
@@ -93,6 +161,51 @@ class IgnoresUnknownOptions(MemoryClient):
         known = {field.name for field in attrs.fields(MemoryOptions)}
         options = {name: text for name, text in config.options.items() if name in known}
         super().__init__(attrs.evolve(config, options=options))
+
+
+@breaks("§3")
+class SaysItIsConnected(MemoryClient):
+    """Is connected whatever happens."""
+
+    is_connected = True
+
+
+@breaks("§4")
+class MiscountsWhatItHolds(TwistedClient, MemoryClient):
+    """Holds nothing, as it says."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        @property
+        def stats(self) -> ReceiverStats:
+            return attrs.evolve(super().stats, held=0)
+
+
+@breaks("§6")
+class PromisesMoreThanItCan(MemoryClient):
+    """Has capabilities that its class denies."""
+
+    full_capabilities = Capabilities()
+
+
+@breaks("O2")
+class ShowsItsOptions(MemoryClient):
+    """Tells everything about itself."""
+
+    def __init__(self, config: EventConfig) -> None:
+        super().__init__(config)
+        self._shown = dict(config.options)
+
+    def __repr__(self) -> str:
+        return f"<ShowsItsOptions {self._shown}>"
+
+
+@breaks("B3")
+class IsOfAnotherVersion(MemoryClient):
+    """Was written for an interface that is not this one."""
+
+    api_version = API_VERSION + 1
 
 
 @breaks("B1")
@@ -130,6 +243,117 @@ class ReversesBatches(MemoryClient):
             return list(reversed(await super().publish(messages[::-1])))
 
 
+@breaks("P3")
+class PausesKeys(MemoryClient):
+    """Sends nothing of a key of which a message was refused."""
+
+    def __init__(self, config: EventConfig) -> None:
+        super().__init__(config)
+        self._paused: set[str | None] = set()
+
+    async def send_message(self, message: EventMessage) -> str:
+        if message.ordering_key in self._paused:
+            raise PublishError("the key is paused", code=ErrorCode.INTERNAL)
+        try:
+            return await super().send_message(message)
+        except PublishError:
+            self._paused.add(message.ordering_key)
+            raise
+
+
+@breaks("P5")
+class StoresTheFirstOfABatch(NetworkClient):
+    """Confirms what it has not stored."""
+
+    class driver_class(NetworkDriver):
+        """Its driver."""
+
+        async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+            (stored,) = await super().publish(messages[:1])
+            return [stored, *(f"{stored}-{number}" for number in range(1, len(messages)))]
+
+
+@breaks("P6")
+class SendsWithoutBounds(IgnorantClient):
+    """Takes all that it is given."""
+
+    ignored = ("publish_max_messages", "publish_max_bytes", "publish_on_limit")
+
+
+@breaks("P7")
+class NeverGivesUp(MemoryClient):
+    """Tries again what cannot succeed."""
+
+    class driver_class(MemoryDriver):
+        """Its driver."""
+
+        async def open(self) -> None:
+            try:
+                await super().open()
+            except BrokerError as error:
+                raise BrokerError(str(error), error.code, retryable=True) from error
+
+
+@breaks("P8")
+class CancelsItsBatch(MemoryClient):
+    """Sends what gathers in one task, which ends with the first of those that wait for it."""
+
+    def __init__(self, config: EventConfig) -> None:
+        super().__init__(config)
+        self._gathered: list[EventMessage] = []
+        self._sending: asyncio.Task[list[str]] | None = None
+
+    async def send_message(self, message: EventMessage) -> str:
+        if self._sending is None or self._sending.done():
+            self._gathered = []
+            self._sending = asyncio.create_task(self._send_gathered())
+        self._gathered.append(message)
+        place = len(self._gathered) - 1
+        return (await self._sending)[place]
+
+    async def _send_gathered(self) -> list[str]:
+        await asyncio.sleep(0.001)
+        self._sending = None
+        return await self.send_messages(self._gathered)
+
+
+@breaks("P8")
+class StaysInterrupted(MemoryClient):
+    """Sends nothing more once a send was cancelled."""
+
+    _interrupted = False
+
+    async def send_message(self, message: EventMessage) -> str:
+        if self._interrupted:
+            raise PublishError("a send was interrupted", code=ErrorCode.INTERNAL)
+        try:
+            await asyncio.sleep(0)
+            return await super().send_message(message)
+        except asyncio.CancelledError:
+            self._interrupted = True
+            raise
+
+
+@breaks("Q1")
+class EndsItsSubscriptions(MemoryClient):
+    """Takes every subscription for an ephemeral one."""
+
+    class driver_class(MemoryDriver):
+        """Its driver."""
+
+        async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> MemorySource:
+            source = await super().subscribe(subscription, wake)
+            source._ephemeral = True
+            return source
+
+
+@breaks("Q2")
+class CreatesRegardless(IgnorantClient):
+    """Makes what is missing, allowed or not."""
+
+    ignored = ("create",)
+
+
 @breaks("Q3")
 class DeniesReplay(MemoryClient):
     """Does what it does not declare."""
@@ -137,6 +361,17 @@ class DeniesReplay(MemoryClient):
     @property
     def capabilities(self) -> Capabilities:
         return attrs.evolve(super().capabilities, replay=False)
+
+
+@breaks("R1")
+class ComesBackEarly(TwistedClient, MemoryClient):
+    """Waits half as long as it should."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def receive_messages(self, limit: int, timeout: float | None = None) -> list[ReceivedMessage]:
+            return await super().receive_messages(limit, timeout and timeout / 2)
 
 
 @breaks("R2")
@@ -153,6 +388,19 @@ class IgnoresLimits(MemoryClient):
             return source
 
 
+@breaks("R3")
+class LosesCancelledReceives(TwistedClient, MemoryClient):
+    """Waits once more between taking a message and handing it out."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def receive_messages(self, limit: int, timeout: float | None = None) -> list[ReceivedMessage]:
+            received = await super().receive_messages(limit, timeout)
+            await asyncio.sleep(0)
+            return received
+
+
 @breaks("R4")
 class HandsOutTwice(MemoryClient):
     """Returns every delivery again."""
@@ -162,6 +410,43 @@ class HandsOutTwice(MemoryClient):
 
         def fetched(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
             return [copy for delivery in deliveries for copy in (delivery, attrs.evolve(delivery, message_id="twice"))]
+
+
+@breaks("R5")
+class HoldsWithoutBounds(IgnorantClient):
+    """Fetches whatever is there."""
+
+    ignored = ("max_outstanding_messages", "max_outstanding_bytes")
+
+
+@breaks("R6", harness=PatientHarness)
+class LetsLeasesLapse(MemoryClient):
+    """Keeps nothing alive for longer than a moment."""
+
+    def __init__(self, config: EventConfig) -> None:
+        super().__init__(attrs.evolve(config, options={**config.options, "max_lease_duration": "0.1"}))
+
+
+@breaks("R6", harness=PatientHarness)
+class HoldsForEver(IgnorantClient):
+    """Lets nothing expire."""
+
+    ignored = ("max_lease_duration",)
+
+
+@breaks("R7")
+class HandsOutAgain(MemoryClient):
+    """Delivers with each fetch what it delivered with the one before."""
+
+    class driver_class(TwistedDriver):
+        """Its driver."""
+
+        _before: Sequence[Delivery] = ()
+
+        def fetched(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+            again = [attrs.evolve(delivery, message_id=f"{delivery.message_id}-again") for delivery in self._before]
+            self._before = deliveries
+            return [*deliveries, *again]
 
 
 @breaks("R8")
@@ -177,7 +462,7 @@ class FreesKeysAtOnce(MemoryClient):
             return deliveries
 
 
-@breaks("R9")
+@breaks("R9", harness=PatientHarness)
 class LosesNacks(MemoryClient):
     """Takes a nack for an acknowledgement."""
 
@@ -188,15 +473,18 @@ class LosesNacks(MemoryClient):
             return [settlement._replace(outcome=Outcome.ACK) for settlement in settlements]
 
 
-@breaks("R10")
+@breaks("R10", harness=PatientHarness)
 class NacksPiecemeal(MemoryClient):
-    """Puts a nacked message behind its successors."""
+    """Puts a nacked message behind its successors, each on its own."""
 
     class driver_class(TwistedDriver):
         """Its driver."""
 
         def settled(self, settlements: Iterable[Settlement]) -> Iterable[Settlement]:
-            return reversed(list(settlements))
+            for settlement in settlements:
+                if settlement.outcome is Outcome.NACK:
+                    settlement.delivery.token.order = math.inf
+                yield settlement
 
 
 @breaks("R11")
@@ -232,6 +520,84 @@ class ForgetsAcknowledgements(MemoryClient):
             return [settlement._replace(outcome=Outcome.RETURN) for settlement in settlements]
 
 
+class _Swallowing(EngineReceiver):
+    """A receiver that has no objection."""
+
+    async def acknowledge(self, message: ReceivedMessage | str) -> None:
+        with contextlib.suppress(AcknowledgeError):
+            await super().acknowledge(message)
+
+    async def nack(self, message: ReceivedMessage | str, *, delay: float | None = None) -> None:
+        with contextlib.suppress(AcknowledgeError):
+            await super().nack(message, delay=delay)
+
+
+@breaks("S2", "S3", harness=PatientHarness)
+class SettlesAnything(TwistedClient, MemoryClient):
+    """Says of no settlement that it came too late."""
+
+    receiver_class = _Swallowing
+
+
+@breaks("S4")
+class SettlesUpToTheFirstError(TwistedClient, MemoryClient):
+    """Leaves a batch where something of it cannot be settled."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def acknowledge_messages(self, messages: Iterable[ReceivedMessage | str]) -> None:
+            for message in messages:
+                await self.acknowledge(message)
+
+
+@breaks("S5")
+class EndsWithAFailedSettlement(TwistedClient, MemoryClient):
+    """Closes its receiver when something cannot be settled."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def acknowledge(self, message: ReceivedMessage | str) -> None:
+            try:
+                await super().acknowledge(message)
+            except AcknowledgeError:
+                await self.close(timeout=0)
+                raise
+
+
+@breaks("S5", harness=CuttingHarness)
+class DropsWhatTimedOut(TwistedClient, NetworkClient):
+    """Holds a message no longer when its settlement had no answer."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def acknowledge(self, message: ReceivedMessage | str) -> None:
+            try:
+                await super().acknowledge(message)
+            except AcknowledgeError:
+                with self._lock:
+                    self._ledger.expire(math.inf)
+                raise
+
+
+@breaks("S5")
+class RefusesToRepeat(TwistedClient, MemoryClient):
+    """Settles a message at the first call or never."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def acknowledge(self, message: ReceivedMessage | str) -> None:
+            begun = self.__dict__.setdefault("begun", [])
+            if message in begun:
+                raise AcknowledgeError("a settlement of it was begun before", code=ErrorCode.INTERNAL)
+            begun.append(message)
+            await asyncio.sleep(0)
+            await super().acknowledge(message)
+
+
 @breaks("C1")
 class KeepsWhatItHeld(MemoryClient):
     """Hands nothing back on closing."""
@@ -241,6 +607,14 @@ class KeepsWhatItHeld(MemoryClient):
 
         def settled(self, settlements: Iterable[Settlement]) -> Iterable[Settlement]:
             return [settlement for settlement in settlements if settlement.outcome is not Outcome.RETURN]
+
+
+@breaks("C2")
+class CutsItsClosingShort(MemoryClient):
+    """Gives nobody the time to settle."""
+
+    async def close(self, timeout: float = 15.0) -> None:
+        await super().close(0)
 
 
 @breaks("C3")
@@ -255,6 +629,27 @@ class LeaksFiles(MemoryClient):
             await super().open()
 
 
+@breaks("F1", harness=CuttingHarness)
+class EndsInAnOutage(NetworkClient):
+    """Takes a broken connection for the end."""
+
+    class driver_class(NetworkDriver):
+        """Its driver."""
+
+        async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> Source:  # type: ignore[override]
+            source = await super().subscribe(subscription, wake)
+            fetch = source.fetch
+
+            async def fetch_once(limit: int) -> Sequence[Delivery]:
+                try:
+                    return await fetch(limit)
+                except BrokerError as error:
+                    raise BrokerError("the session is over", ErrorCode.NOT_FOUND) from error
+
+            source.fetch = fetch_once  # type: ignore[method-assign]
+            return source
+
+
 @breaks("F3")
 class ClaimsDurability(MemoryClient):
     """Declares what a process cannot keep."""
@@ -262,6 +657,19 @@ class ClaimsDurability(MemoryClient):
     @property
     def capabilities(self) -> Capabilities:
         return attrs.evolve(super().capabilities, durable="process_crash")
+
+
+@breaks("T1")
+class BelongsToOneLoop(MemoryClient):
+    """Works in the event loop of its first send and in no other."""
+
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    async def send_message(self, message: EventMessage) -> str:
+        self._loop = self._loop or asyncio.get_running_loop()
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError("attached to a different loop")
+        return await super().send_message(message)
 
 
 @breaks("T2")
@@ -285,7 +693,7 @@ class TestExcepted:
 
     @pytest.fixture
     def harness(self) -> Harness:
-        return ExceptedHarness("LosesNacks")
+        return ExceptedHarness(f"{__name__}:LosesNacks")
 
 
 class MistakenHarness(ImpatientHarness):

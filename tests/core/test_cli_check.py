@@ -118,6 +118,14 @@ def test_what_is_not_declared_or_shown_says_why(shell: Shell) -> None:
     assert "\nF3 not declared: durable\n" in table
 
 
+def test_only_what_was_shown_is_called_kept(shell: Shell) -> None:
+    """Without a lease R7 is not shown at all and R6 in part; nobody named an SDK for B1; no outage shows all of Q2."""
+    chosen = [word for rule in ("B1", "Q2", "R2", "R6", "R7") for word in ("-k", rule)]
+    text, _ = shell.run("memory:///orders", *chosen, "--json", "-")
+    outcomes = {name: rule["outcome"] for name, rule in rules(text).items()}
+    assert outcomes == {"B1": "not shown", "Q2": "partly", "R2": "kept", "R6": "partly", "R7": "not shown"}
+
+
 def test_a_broken_rule_is_named_with_what_was_found(shell: Shell) -> None:
     """The table, the error line and the JSON name the rule; the message says what the assert saw."""
     chosen = ["--config", "c.toml", "--client", "repeating", "-k", "P1", "-k", "R2", "--json", "out.ndjson"]
@@ -136,8 +144,8 @@ def test_a_broken_rule_is_named_with_what_was_found(shell: Shell) -> None:
 def test_a_file_is_checked_beside_itself(shell: Shell) -> None:
     """SQLite is tried on a file in the same folder: neither the one configured nor the other is there afterwards."""
     before = set(shell.folder.iterdir())
-    text, progress = shell.run("sqlite:events.db/orders?subscription=billing", "-k", "R2", "-k", "Q2", "--json", "-")
-    assert {name: rule["outcome"] for name, rule in rules(text).items()} == {"Q2": "kept", "R2": "kept"}
+    text, progress = shell.run("sqlite:events.db/orders?subscription=billing", "-k", "R2", "-k", "Q1", "--json", "-")
+    assert {name: rule["outcome"] for name, rule in rules(text).items()} == {"Q1": "kept", "R2": "kept"}
     assert "are left" not in progress
     assert set(shell.folder.iterdir()) - before <= {shell.folder / "__pycache__"}
 
