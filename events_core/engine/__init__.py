@@ -6,6 +6,7 @@ from events_core.engine.dead_letter import dead_letter_attributes
 from events_core.engine.driver import BrokerError, Delivery, Driver, Outcome, Settlement, Source
 from events_core.engine.keyed_queue import KeyedQueue
 from events_core.engine.limits import message_size
+from events_core.engine.loop_thread import off_loop
 
 __all__ = [
     "BrokerError",
@@ -18,5 +19,6 @@ __all__ = [
     "Source",
     "dead_letter_attributes",
     "message_size",
+    "off_loop",
     "redelivery_delay",
 ]

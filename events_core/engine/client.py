@@ -300,6 +300,8 @@ class EngineClient(EventClient):
             await self._publisher.flush(0)
             self._closed = True
         else:
+            for receiver in tuple(self._receivers):
+                receiver.hasten_close(timeout)  # which another close may have told to wait for longer
             await self._closing.run(lambda: self._shut(timeout), lambda: self._closed)
             self._home.join()
 

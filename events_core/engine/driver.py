@@ -128,7 +128,7 @@ class Source(ABC):
     the broker would lose their order.  Otherwise it settles the run in one call: the nacked delivery first, then its
     successors as RETURN, in order, and the broker must keep that order."""
     local_attempts: int | None = None
-    """Where :attr:`redelivers_locally`: at which :attr:`Delivery.delivery_attempt` a nacked keyed delivery comes to
+    """Where :attr:`redelivers_locally`: at which ``delivery_attempt`` a nacked keyed delivery comes to
     :meth:`settle` all the same, as NACK, to be dead-lettered there while its successors wait.  The driver numbers first
     deliveries, the engine goes on counting."""
 

@@ -12,12 +12,14 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from events_core.engine.home import CLOSE_GRACE, Home
 from events_core.engine.waiting import Waiter
 
-__all__ = ["ThreadHome"]
+__all__ = ["ThreadHome", "off_loop"]
 
 T = TypeVar("T")
 _log = logging.getLogger("events_core.engine")
@@ -79,6 +81,35 @@ async def _finish(loop: asyncio.AbstractEventLoop) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await loop.shutdown_asyncgens()
+
+
+async def off_loop(work: Callable[[], T]) -> T:
+    """Run *work*, which blocks, in a daemon thread of its own: importing an SDK, reading credentials.
+
+    Cancelling the wait does not stop it.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            settle = partial(_settle, done, work(), None)
+        except BaseException as error:
+            settle = partial(_settle, done, None, error)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle)
+
+    threading.Thread(target=run, name="events off loop", daemon=True).start()
+    return await done
+
+
+def _settle(done: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+    if done.done():
+        return  # cancelled
+    if error is None:
+        done.set_result(result)
+    else:
+        done.set_exception(error)
 
 
 class _IOThread:

@@ -98,6 +98,7 @@ class EngineReceiver(EventReceiver):
         )
         self._closing = False
         self._closed = False
+        self._close_by = math.inf
         self._shutting = SingleFlight(home.call)
         self._empty: Waiter | None = None
 
@@ -323,37 +324,47 @@ class EngineReceiver(EventReceiver):
         self._check()
         with self._lock:
             self._closing = True
+        self.hasten_close(timeout)
         self._waiting.wake_all()
-        await self._shutting.run(lambda: self._shut(timeout), lambda: self._closed)
+        await self._shutting.run(self._shut, lambda: self._closed)
 
-    async def _shut(self, timeout: float) -> None:
+    def hasten_close(self, timeout: float) -> None:
+        """Let a close that is under way wait for *timeout* seconds more at most: the least patient caller decides."""
+        with self._lock:
+            self._close_by = min(self._close_by, time.monotonic() + timeout)
+            waiter = self._empty
+        if waiter is not None:
+            waiter.wake()
+
+    async def _shut(self) -> None:
         """C1, in order: stop fetching, give back what is free, wait for what is held, give back the rest."""
-        ends = time.monotonic() + timeout
         await self._feed.stop_fetching()
         with self._lock:
             self._settler.enqueue(self._ledger.close())
         self._settler.pump()
         try:
-            await self._until(lambda: not self._ledger.held, ends)
+            await self._until(lambda: not self._ledger.held)
         finally:  # also when cancelled, which only ends the patience
             with self._lock:
                 self._settler.enqueue(self._ledger.surrender())
             self._settler.pump()
-            await self._until(lambda: self._settler.idle, max(ends, time.monotonic() + CLOSE_GRACE))
+            await self._until(lambda: self._settler.idle, at_least=CLOSE_GRACE)
             await self._feed.stop()
             await self._home.release(self._source.close(), self.subscription)
             self._closed = True
             self._forget(self)
 
-    async def _until(self, done: Callable[[], bool], ends: float) -> None:
+    async def _until(self, done: Callable[[], bool], at_least: float = 0.0) -> None:
+        least = time.monotonic() + at_least
         while True:
             with self._lock:
                 if done():
                     return
                 waiter = self._empty = Waiter()
-            if time.monotonic() >= ends:
+                patience = max(self._close_by, least) - time.monotonic()
+            if patience <= 0:
                 return
-            await waiter.wait(ends - time.monotonic())
+            await waiter.wait(patience)
 
 
 class _Messages(AsyncIterator[ReceivedMessage]):

@@ -85,13 +85,15 @@ class Settler:
         self._limit = limit
         self._timeout = timeout
         self._queue: deque[Errand] = deque()
+        self._deferred: list[Errand] = []
+        self._patience = Backoff(maximum=1.0)
         self._busy = False
         self.on_progress: Callable[[], None] = lambda: None
 
     @property
     def idle(self) -> bool:
         """Whether nothing is under way."""
-        return not self._queue and not self._busy
+        return not self._queue and not self._deferred and not self._busy
 
     def enqueue(self, settlements: Iterable[Settlement]) -> None:
         """Send *settlements* with the next request, in order.  Under the lock."""
@@ -157,20 +159,32 @@ class Settler:
                 try:
                     results = await self._request(batch)
                 except BrokerError as error:
-                    results = [error] * len(batch)
-                retry = self._finish(batch, results)
-                self.on_progress()
-                if retry:
-                    await asyncio.sleep(next(backoff))
+                    if not await self._failed(batch, error, next(backoff)):
+                        backoff.reset()
                 else:
                     backoff.reset()
+                    self._finish(batch, results)
+                self.on_progress()
         except BaseException:
             self._busy = False
             raise
         self.on_progress()
 
+    async def _failed(self, batch: Sequence[Errand], error: BrokerError, pause: float) -> bool:
+        """Record that a request failed as a whole; whether to ask again, for which *pause* has passed."""
+        if not error.retryable:
+            self._finish(batch, [error] * len(batch))
+            return False
+        self._link.down(error)
+        with self._lock:
+            self._queue.extendleft(reversed(batch))
+        await asyncio.sleep(pause)
+        return True
+
     def _next(self) -> list[Errand]:
         with self._lock:
+            if self._queue:
+                self._resume()
             batch: list[Errand] = []
             while self._queue and len(batch) < self._limit:
                 errand = self._queue.popleft()
@@ -194,20 +208,30 @@ class Settler:
         except Exception as error:
             raise BrokerError(f"the backend failed: {error!r}", ErrorCode.INTERNAL) from error
 
-    def _finish(self, batch: Sequence[Errand], results: Sequence[BrokerError | None]) -> bool:
-        """Record the answers; whether some must be asked for again, after a while."""
-        retry: list[Errand] = []
+    def _finish(self, batch: Sequence[Errand], results: Sequence[BrokerError | None]) -> None:
+        """Record the answers; what failed for a while is deferred."""
         with self._lock:
             for errand, error in zip(batch, results, strict=True):
                 if errand.is_outdated and (error is None or error.code is ErrorCode.EXPIRED):
                     self._queue.append(errand)
                 elif error is not None and error.retryable:
-                    self._link.down(error)
-                    retry.append(errand)
+                    self._deferred.append(errand)
                 else:
                     self._end(errand, error)
-            self._queue.extendleft(reversed(retry))
-        return bool(retry)
+            if not self._deferred:
+                self._patience.reset()
+            elif not self._queue:
+                asyncio.get_running_loop().call_later(next(self._patience), self._retry)
+
+    def _retry(self) -> None:
+        with self._lock:
+            self._resume()
+        self._start()
+
+    def _resume(self) -> None:
+        """Ask for what was deferred with the next request: what hindered it may have been settled.  Under the lock."""
+        self._queue.extendleft(reversed(self._deferred))
+        self._deferred.clear()
 
     def _end(self, errand: Errand, error: BrokerError | None) -> None:
         delivery = errand.settlement.delivery

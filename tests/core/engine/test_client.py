@@ -469,6 +469,22 @@ def test_a_cancelled_close_finishes_in_the_background() -> None:
     run(test)
 
 
+def test_the_least_patient_close_decides() -> None:
+    """C2: a client's close waits no longer than it was told, whatever a receiver's close was told before."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver = await client.subscribe("s")
+        await client.send_message(message("1"))
+        await receiver.receive_message(10)
+        closing = asyncio.create_task(receiver.close(timeout=3600))
+        await asyncio.sleep(0)
+        await asyncio.wait_for(client.close(timeout=0), 10)
+        await closing
+        assert [each.outcome for each in client.broker.sources[0].settled] == [Outcome.RETURN]
+
+    run(test)
+
+
 def test_one_client_serves_several_loops() -> None:
     """T1: in several threads at once."""
     client = ScriptedClient(EventConfig("topic", backend="scripted"))

@@ -1,0 +1,169 @@
+"""R6: leases are kept while messages are held, in simulated time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+import tracemalloc
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+
+import pytest
+
+from events_core import Capabilities
+from events_core.engine.driver import BrokerError, Delivery, Outcome, Settlement, Source
+from events_core.engine.feed import PrefetchingFeed
+from events_core.engine.ledger import Ledger
+from events_core.engine.link import Link
+from events_core.engine.loop_thread import ThreadHome
+from events_core.engine.settler import Settler
+from events_core.engine.waiting import WaitingRoom
+from events_core.errors import ErrorCode
+
+from .simulated_clock import simulate
+
+HOUR = 3600.0
+
+
+class Broker(Source):
+    """Delivers once; writes down until when it keeps which delivery, and what has lapsed."""
+
+    subscription = "s"
+    capabilities = Capabilities()
+
+    def __init__(self, messages: int, lease: float) -> None:
+        self.lease = lease
+        self.renewals: Counter[str] = Counter()
+        self.lapsed: list[str] = []
+        self.refuses: set[str] = set()
+        self.fails = False
+        self._deliveries = [Delivery(str(number), b"", {}) for number in range(messages)]
+        self._until: dict[str, float] = {}
+
+    async def fetch(self, limit: int) -> Sequence[Delivery]:
+        if not self._deliveries:
+            await asyncio.get_running_loop().create_future()
+        some, self._deliveries = self._deliveries[:limit], self._deliveries[limit:]
+        self._keep(some)
+        return some
+
+    def _keep(self, deliveries: Sequence[Delivery]) -> None:
+        assert self.lease is not None
+        now = asyncio.get_running_loop().time()
+        for delivery in deliveries:
+            if self._until.get(delivery.message_id, now) < now:
+                self.lapsed.append(delivery.message_id)
+            self._until[delivery.message_id] = now + self.lease
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
+        if self.fails:
+            raise BrokerError("out of reach", ErrorCode.UNAVAILABLE, retryable=True)
+        self._keep(deliveries)
+        self.renewals.update(delivery.message_id for delivery in deliveries)
+        return [delivery for delivery in deliveries if delivery.message_id in self.refuses]
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        return [None] * len(settlements)
+
+    async def close(self) -> None:
+        pass
+
+
+class Receiving:
+    """A feed at work, without a receiver around it."""
+
+    def __init__(self, broker: Broker, messages: int) -> None:
+        home, link, lock, waiting = ThreadHome(), Link("test"), threading.Lock(), WaitingRoom()
+        self.ledger = Ledger(max_messages=messages, max_bytes=2**30, max_lease_duration=2 * HOUR)
+        settler = Settler(broker, self.ledger, home, link, lock, limit=1000, timeout=60)
+        self.feed = PrefetchingFeed(
+            broker, self.ledger, settler, home, link, lock, waiting, 2 * HOUR, contextlib.nullcontext
+        )
+
+    async def hold(self, messages: int) -> Sequence[Delivery]:
+        """Take *messages*."""
+        held: list[Delivery] = []
+        while len(held) < messages:
+            await asyncio.sleep(0)
+            held += self.feed.take(messages, asyncio.get_running_loop().time())
+        return held
+
+    async def stop(self) -> None:
+        """End its tasks."""
+        await self.feed.stop_fetching()
+        await self.feed.stop()
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("lease", [10.0, 60.0, 600.0])
+@pytest.mark.usefixtures("traced")
+def test_an_hour_of_keeping_ten_thousand_leases(lease: float) -> None:
+    """Each is renewed once for every half to two thirds of a lease, none lapses, and no memory is gathered."""
+    messages = 10_000
+    broker = Broker(messages, lease)
+
+    async def keep() -> int:
+        receiving = Receiving(broker, messages)
+        held = await receiving.hold(messages)
+        await asyncio.sleep(HOUR / 2)
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        await asyncio.sleep(HOUR / 2)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+        await receiving.stop()
+        assert len(held) == messages
+        return after - before
+
+    growth = simulate(keep())
+    assert broker.lapsed == []
+    least, most = int(HOUR / (lease * 2 / 3)), int(HOUR / (lease / 2)) + 1
+    assert len(broker.renewals) == messages
+    assert least <= min(broker.renewals.values()) <= max(broker.renewals.values()) <= most
+    assert growth < 100_000
+
+
+def test_a_renewal_that_fails_is_repeated_before_the_lease_is_over() -> None:
+    """An outage shorter than what is left of the lease costs nothing."""
+    broker = Broker(1, 60.0)
+
+    async def keep() -> None:
+        receiving = Receiving(broker, 1)
+        await receiving.hold(1)
+        broker.fails = True
+        await asyncio.sleep(45)
+        broker.fails = False
+        await asyncio.sleep(60)
+        await receiving.stop()
+
+    simulate(keep())
+    assert broker.lapsed == []
+    assert broker.renewals["0"] >= 2
+
+
+def test_what_the_broker_has_taken_back_is_expired() -> None:
+    """S3: acknowledging it says EXPIRED; the others stay held."""
+    broker = Broker(2, 60.0)
+
+    async def keep() -> None:
+        receiving = Receiving(broker, 2)
+        lost, kept = await receiving.hold(2)
+        broker.refuses = {lost.message_id}
+        await asyncio.sleep(60)
+        await receiving.stop()
+        ledger = receiving.ledger
+        assert ledger.held == 1
+        verdict = ledger.begin(lost, Outcome.ACK, None, 60.0)
+        assert isinstance(verdict, BrokerError)
+        assert verdict.code is ErrorCode.EXPIRED
+        assert not isinstance(ledger.begin(kept, Outcome.ACK, None, 60.0), BrokerError)
+
+    simulate(keep())
