@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from .console import Console
 from .servers import Missing, container, find_or_start, free_address, program
 
 IMAGE = os.environ.get("EVENTS_TEST_PUBSUB_IMAGE", "google/cloud-sdk:emulators")
@@ -32,3 +33,12 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _gcloud(folder: Path) -> AbstractContextManager[str]:
     address = free_address()
     return program([*f"{COMMAND}{address} --data-dir={folder}".split()], address, folder / "log")
+
+
+@pytest.fixture
+def console(emulator: str) -> Iterator[Console]:
+    """The emulator, with a topic of this test's own."""
+    console = Console(emulator)
+    console.publisher.create_topic(name=console.topic)
+    yield console
+    console.close()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from google.api_core.exceptions import GoogleAPICallError
+from google.api_core.exceptions import from_grpc_error
 from google.auth.exceptions import GoogleAuthError, TransportError
 from grpc import RpcError, StatusCode  # type: ignore[import-untyped]
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError
 
-__all__ = ["translated"]
+__all__ = ["refused_ack_ids", "translated"]
 
 
 class _Meaning(NamedTuple):
@@ -66,18 +67,50 @@ def translated(asked: str) -> Iterator[None]:
         raise BrokerError(f"{asked}: {found}{advice}", meaning.code, retryable=meaning.retryable) from error
 
 
+def refused_ack_ids(error: BrokerError) -> Mapping[str, BrokerError]:
+    """What became of each delivery that a request to a subscription with exactly-once delivery could not settle.
+
+    Empty where *error* is of another kind, and concerns the request as a whole.
+    """
+    native = error.__cause__
+    if not isinstance(native, RpcError):
+        return {}
+    info = from_grpc_error(native).metadata or {}  # type: ignore[no-untyped-call]
+    refused = {}
+    for ack_id, reason in info.items():
+        # cloud.google.com/pubsub/docs/exactly-once-delivery: PERMANENT_FAILURE_… and TRANSIENT_FAILURE_…
+        if reason.startswith("PERMANENT_FAILURE"):
+            refused[ack_id] = BrokerError(
+                f"Pub/Sub has ended this delivery, the message comes again ({reason}); settle it sooner, or raise "
+                "ack_deadline",
+                ErrorCode.EXPIRED,
+            )
+        elif reason.startswith("TRANSIENT_FAILURE"):
+            refused[ack_id] = BrokerError(f"not confirmed ({reason})", ErrorCode.UNAVAILABLE, retryable=True)
+    return refused
+
+
+# What gRPC says when it could not get a token, and what an authority says that refuses one; else it was out of reach.
+_NO_TOKEN = "Getting metadata from plugin failed"
+_REFUSED = re.compile(r"invalid_|unauthorized|[Rr]eauth|denied|not found")
+
+
 def _meaning(error: Exception) -> tuple[_Meaning, str]:
     match error:
-        case GoogleAPICallError():
-            status, details = error.grpc_status_code, error.message
         case RpcError():  # in truth a grpc.aio.AioRpcError
-            status, details = error.code(), error.details()
+            return _meaning_of(error.code(), error.details() or "")
         case TransportError():
             return _UNREACHABLE, str(error)
         case TimeoutError():
             return _UNREACHABLE, "no answer"
-        case GoogleAuthError():
+        case GoogleAuthError() | OSError():  # the file that has the credentials, for one
             return _UNKNOWN_CALLER, str(error)
         case _:
             return _Meaning(ErrorCode.INTERNAL), repr(error)
-    return _MEANINGS.get(status, _Meaning(ErrorCode.INTERNAL)), f"{details} ({status.name if status else 'no status'})"
+
+
+def _meaning_of(status: StatusCode, details: str) -> tuple[_Meaning, str]:
+    found = f"{details} ({status.name})"
+    if _NO_TOKEN in details and _REFUSED.search(details):
+        return _UNKNOWN_CALLER, found
+    return _MEANINGS.get(status, _Meaning(ErrorCode.INTERNAL)), found

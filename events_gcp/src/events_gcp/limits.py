@@ -28,6 +28,7 @@ FULL_CAPABILITIES = Capabilities(
     dead_letter=True,
     delivery_attempts=True,
     ack_confirmed=True,
+    exactly_once=True,
     handback_counts=True,
     redelivery="lease",
     limits=Limits(

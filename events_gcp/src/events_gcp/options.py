@@ -25,8 +25,12 @@ class GcpOptions(CommonOptions):
         default=None,
         minimum=5,
         maximum=100,
-        help="Failed deliveries after which Pub/Sub moves a message to dead_letter_topic, without order per key.",
+        help="Failed deliveries after which a message goes to dead_letter_topic: counted and moved by Pub/Sub, or, "
+        "with ordering=true, by the receiver.",
     )
+
+    # Where, and as whom
+
     emulator_host: str | None = option(
         default=None,
         help="host:port of an emulator, used without encryption or credentials and before region and endpoint; "
@@ -34,11 +38,37 @@ class GcpOptions(CommonOptions):
     )
     region: str | None = option(
         default=None,
-        help="Region whose endpoint is used, such as europe-west2; order per key holds within one region.",
+        help="Region whose endpoint is used, such as europe-west2; order per key and exactly-once delivery hold "
+        "within one region.",
     )
     endpoint: str | None = option(default=None, help="host or host:port of the service, in place of a region's.")
     credentials_file: str | None = option(
         default=None, help="Path of a credentials file; unset takes Application Default Credentials."
+    )
+    impersonate_service_account: str | None = option(
+        default=None, help="E-mail address of the service account to act as; the credentials' owner must be allowed to."
+    )
+    quota_project_id: str | None = option(
+        default=None, help="Project to which requests are billed; unset takes the credentials' own."
+    )
+
+    # Sending
+
+    compression: Literal["none", "gzip"] = option(
+        default="none", help="How requests to publish are compressed: gzip pays for text on a narrow line."
+    )
+
+    # Receiving
+
+    receive_mode: Literal["stream", "pull"] = option(
+        default="stream",
+        help="Streaming pull, which Pub/Sub fills ahead; or a request for each batch, which hoards nothing.",
+    )
+    streams: int = option(
+        default=1,
+        minimum=1,
+        maximum=20,
+        help="Streams, or concurrent pulls, of one receiver; Pub/Sub sends about 10 MB/s on each.",
     )
     ack_deadline: int = option(
         default=60,
@@ -48,13 +78,44 @@ class GcpOptions(CommonOptions):
         help="Lease of a delivery, renewed while the receiver lives: after a crash, messages come again this late.",
     )
 
+    # What a new subscription is to be, and one that exists must be
+
+    exactly_once: bool | None = option(
+        default=None, help="Ask for exactly-once delivery, within one region; unset takes what the subscription has."
+    )
+    filter: str | None = option(
+        default=None,
+        help='Only messages whose attributes match are received, such as attributes.kind = "invoice"; at most 256 '
+        "bytes.",
+    )
+    retry_min_backoff: float | None = option(
+        default=None,
+        minimum=0,
+        maximum=600,
+        unit="seconds",
+        help="A new subscription's least delay after a nack; unset leaves the delay to the receiver.",
+    )
+    retry_max_backoff: float | None = option(
+        default=None, minimum=0, maximum=600, unit="seconds", help="A new subscription's greatest delay after nacks."
+    )
+    message_retention: float | None = option(
+        default=None,
+        minimum=600,
+        maximum=31 * 86400,
+        unit="seconds",
+        help="How long a new subscription keeps what nobody acknowledges; unset takes Pub/Sub's 7 days.",
+    )
+
     def problems(self) -> Iterable[str]:
         """What contradicts itself between several options."""
         yield from super().problems()
         if self.region and self.endpoint:
             yield "options 'region' and 'endpoint' exclude each other; give one"
-        if self.dead_letter_topic and self.ordering:
-            yield (
-                "options 'ordering' and 'dead_letter_topic' exclude each other: a receiver hands out again what is "
-                "nacked of a key, and Pub/Sub does not count it"
-            )
+        least, most = self.retry_min_backoff, self.retry_max_backoff
+        if (least is None) is not (most is None):
+            yield "options 'retry_min_backoff' and 'retry_max_backoff' go together; give both or neither"
+        elif least is not None and most is not None and least > most:
+            yield f"option 'retry_min_backoff' is {least:g} seconds, more than the {most:g} of 'retry_max_backoff'"
+        size = len((self.filter or "").encode())
+        if size > 256:
+            yield f"option 'filter' has {size} bytes; Pub/Sub takes 256 at most"

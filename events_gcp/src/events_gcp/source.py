@@ -1,22 +1,32 @@
-"""The receiving side of one receiver: a StreamingPull, and requests to settle."""
+"""The receiving side of one receiver: inlets, and requests to settle."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-import time
+import uuid
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from events_core import Capabilities, ErrorCode
-from events_core.engine import BrokerError, Delivery, Outcome, Settlement, Source, redelivery_delay
+from events_core import ErrorCode, EventMessage
+from events_core.engine import (
+    BrokerError,
+    Delivery,
+    Outcome,
+    Settlement,
+    Source,
+    dead_letter_attributes,
+    redelivery_delay,
+)
+from events_gcp.limits import MAX_ACK_IDS
 
 if TYPE_CHECKING:
-    from events_gcp.connection import Stream
+    from events_gcp.admin import Joined
     from events_gcp.driver import GcpDriver
+    from events_gcp.inlet import Inlet
 
 __all__ = ["GcpSource"]
 
@@ -27,27 +37,34 @@ _SETTLED_IN = 10.0
 
 _CLOSE_TIMEOUT = 5.0
 
-_REMEMBERED_NACKS = 10_000
+_REMEMBERED_FAILURES = 10_000
 
 
 class GcpSource(Source):
     """One receiver of a subscription."""
 
-    redelivers_locally = True  # Pub/Sub would deliver a nacked key again, but in the order of the requests
+    redelivers_locally = True
+    """Pub/Sub would deliver a nacked key again in the order of the requests, and count an attempt of each message that
+    goes back, so a run stays here; it goes back as a whole, in one request, when the receiver closes."""
 
-    def __init__(self, driver: GcpDriver, name: str, capabilities: Capabilities, *, ephemeral: bool) -> None:
+    def __init__(self, driver: GcpDriver, name: str, joined: Joined, *, ephemeral: bool) -> None:
         self.subscription = name
-        self.capabilities = capabilities
+        self.capabilities = joined.capabilities
         self.lease: float = driver.options.ack_deadline
+        self.local_attempts = joined.dead_letter[1] if joined.dead_letter else None
         self._driver = driver
+        self._joined = joined
         self._path = driver.subscription_path(name)
         self._ephemeral = ephemeral
-        self._stream: Stream | None = None
+        self._loop = asyncio.get_running_loop()
+        self._client_id = uuid.uuid4().hex
+        self._exactly_once = joined.exactly_once
+        self._inlets: list[Inlet] = []
         self._fetching = False
         self._read_at = math.inf
         self._arrived: list[Delivery] = []
         self._keyed: list[str] = []
-        self._nacks: OrderedDict[str, int] = OrderedDict()
+        self._failures: OrderedDict[str, int] = OrderedDict()
         self._closing = asyncio.Event()
         self._postponed: set[asyncio.Task[None]] = set()
 
@@ -56,10 +73,10 @@ class GcpSource(Source):
     async def fetch(self, limit: int) -> Sequence[Delivery]:
         self._fetching = True
         try:
-            if time.monotonic() - self._read_at > self.lease / 4:
+            if self._loop.time() - self._read_at > self.lease / 4:
                 await self._restart()  # what has waited all this while has less of a lease than the engine would think
             if not self._arrived:
-                self._arrived = await self._read()
+                await self._read(limit)
             taken, self._arrived = self._arrived[:limit], self._arrived[limit:]
             return taken
         except asyncio.CancelledError:
@@ -68,37 +85,66 @@ class GcpSource(Source):
         finally:
             self._fetching = False
 
-    async def _read(self) -> list[Delivery]:
-        while True:
-            stream = self._stream = self._stream or self._open()
+    async def _read(self, limit: int) -> None:
+        self._inlets = self._inlets or self._open()
+        reads = [inlet.reading(min(limit, 1000)) for inlet in self._inlets]
+        await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
+        self._read_at = self._loop.time()
+        for inlet in self._inlets:
             try:
-                return await stream.read()
+                self._arrived += inlet.take()
             except BrokerError as error:
                 await self._restart()
                 if error.code is ErrorCode.NOT_FOUND:
                     await self._recreate(error)
-                if not error.retryable or stream.age < _SETTLED_IN:
+                if not error.retryable or self._read_at - inlet.began < _SETTLED_IN:
                     raise
-            finally:
-                self._read_at = time.monotonic()
+                return
+            if inlet.exactly_once is not None:
+                self._exactly_once = inlet.exactly_once
+        if self._exactly_once:
+            await self._confirm_receipt()
+        self._number(self._arrived)
 
-    def _open(self) -> Stream:
-        options = self._driver.options
-        return self._driver.connection.pull(
-            self._path,
-            lease=options.ack_deadline,
+    def _open(self) -> list[Inlet]:
+        options, api = self._driver.options, self._driver.api
+        if options.receive_mode == "pull":
+            from events_gcp.inlet import Pulls
+
+            return [Pulls(lambda limit: api.pull(self._path, limit)) for _ in range(options.streams)]
+        settings = {
+            "stream_ack_deadline_seconds": options.ack_deadline,
             # The engine stops reading when its buffer is three quarters full: the service then has nothing more to
-            # send that would lie in the stream unread, without anybody renewing its lease.
-            max_messages=max(1, options.max_outstanding_messages * 3 // 4),
-            max_bytes=options.max_outstanding_bytes,
-        )
+            # send that would lie in the streams unread, without anybody renewing its lease.
+            "max_outstanding_messages": max(1, options.max_outstanding_messages * 3 // 4 // options.streams),
+            "max_outstanding_bytes": max(1, options.max_outstanding_bytes // options.streams),
+            "client_id": self._client_id,
+            "protocol_version": 1,  # the service answers pings
+        }
+        return [api.stream(self._path, **settings) for _ in range(options.streams)]
+
+    async def _confirm_receipt(self) -> None:
+        """Start the leases anew, and drop what is not ours any more: with exactly-once delivery nothing else counts."""
+        try:
+            lost = await self.extend(self._arrived)
+        except BrokerError:
+            await self._restart()
+            raise
+        self._arrived = [delivery for delivery in self._arrived if delivery not in lost]
+
+    def _number(self, deliveries: Iterable[Delivery]) -> None:
+        """Count attempts where Pub/Sub does not: those that failed here, and this one."""
+        if self.local_attempts is not None:
+            for delivery in deliveries:
+                known = self._failures.get(delivery.message_id, 0) + 1
+                delivery.delivery_attempt = max(known, delivery.delivery_attempt or 1)
 
     async def _recreate(self, error: BrokerError) -> None:
         """Create the subscription anew where options allow (F1).
 
         :raises BrokerError: when they do not, or to have the engine read again.
         """
-        await self._driver.join(self.subscription, ephemeral=self._ephemeral)
+        await self._driver.admin.join(self._path, ephemeral=self._ephemeral)
         raise BrokerError(
             f"subscription {self.subscription!r} was gone and is there again; what was in it is lost",
             ErrorCode.UNAVAILABLE,
@@ -106,25 +152,23 @@ class GcpSource(Source):
         ) from error
 
     async def _restart(self) -> None:
-        """End the stream, if there is one, and give back all that it had."""
+        """End the inlets, if there are any, and give back all that they had."""
         await self._stop()
         keyed, self._keyed = self._keyed, []
         await self._give_back(keyed)
 
     async def _stop(self) -> None:
-        """End the stream; of what it had, keyed messages stay here, to go back behind their predecessors."""
-        stream, self._stream = self._stream, None
+        """End the inlets; of what they had, keyed messages stay here, to go back behind their predecessors."""
+        inlets, self._inlets = self._inlets, []
         unread, self._arrived = self._arrived, []
-        if stream is not None:
-            unread = [*unread, *await stream.finish()]
+        for late in await asyncio.gather(*(inlet.finish() for inlet in inlets)):
+            unread += late
         self._keyed += [delivery.token for delivery in unread if delivery.ordering_key]
         await self._give_back([delivery.token for delivery in unread if not delivery.ordering_key])
 
     async def _give_back(self, ack_ids: list[str]) -> None:
-        if not ack_ids:
-            return
         try:
-            await self._driver.connection.set_deadline(self._path, ack_ids, 0)
+            await self._driver.api.give_back(self._path, ack_ids)
         except BrokerError as error:
             _log.debug("%s: not given back, they come again when their leases run out: %s", self.subscription, error)
 
@@ -133,52 +177,71 @@ class GcpSource(Source):
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         if not self._fetching and any(settlement.outcome is Outcome.RETURN for settlement in settlements):
             await self._stop()
+        results: list[BrokerError | None] = [None] * len(settlements)
         waits: defaultdict[float | None, list[int]] = defaultdict(list)
         for index, settlement in enumerate(settlements):
-            waits[self._wait(settlement)].append(index)
-        results: list[BrokerError | None] = [None] * len(settlements)
+            if settlement.outcome is Outcome.NACK and self._has_failed_too_often(settlement.delivery):
+                results[index] = await self._dead_letter(settlement.delivery)
+                if results[index] is not None:
+                    continue
+                waits[None].append(index)
+            else:
+                waits[self._wait(settlement)].append(index)
         for wait, indices in waits.items():
-            error = await self._tell([settlements[index].delivery.token for index in indices], wait)
-            for index in indices:
+            errors = await self._tell([settlements[index].delivery.token for index in indices], wait)
+            for index, error in zip(indices, errors, strict=True):
                 results[index] = error
+        first = results[0]
+        if first is not None and all(result is first for result in results):
+            raise first  # the request failed as a whole
         return results
 
     def _wait(self, settlement: Settlement) -> float | None:
         """Seconds until the message shall come again, in whole seconds from one second on; ``None`` for never."""
         delivery, outcome, delay = settlement
         if outcome is Outcome.ACK:
-            self._nacks.pop(delivery.message_id, None)
+            if self._failures:
+                self._failures.pop(delivery.message_id, None)
             return None
-        if outcome is Outcome.RETURN or delivery.ordering_key:
+        if outcome is Outcome.RETURN:
+            return 0.0
+        failures = self._fail(delivery)
+        if delivery.ordering_key:
             return 0.0  # all of a key in one request, whose order is that of redelivery
         if delay is None:
-            delay = redelivery_delay(self._attempts(delivery))
+            delay = 0.0 if self._joined.has_backoff else redelivery_delay(failures)
         return delay if delay < 1 else float(math.ceil(delay))
 
-    def _attempts(self, delivery: Delivery) -> int:
-        """How often the message has failed: as Pub/Sub counted, else in this receiver."""
-        if delivery.delivery_attempt is not None:
-            return delivery.delivery_attempt
-        attempts = self._nacks.pop(delivery.message_id, 0) + 1
-        self._nacks[delivery.message_id] = attempts
-        if len(self._nacks) > _REMEMBERED_NACKS:
-            self._nacks.popitem(last=False)
+    def _fail(self, delivery: Delivery) -> int:
+        """Count a failure: how often the message has failed, as Pub/Sub counted, or in this receiver."""
+        attempts = self._failures.pop(delivery.message_id, 0) + 1
+        attempts = max(attempts, delivery.delivery_attempt or 1)
+        self._failures[delivery.message_id] = attempts
+        if len(self._failures) > _REMEMBERED_FAILURES:
+            self._failures.popitem(last=False)
         return attempts
 
-    async def _tell(self, ack_ids: list[str], wait: float | None) -> BrokerError | None:
-        connection = self._driver.connection
+    async def _tell(self, ack_ids: list[str], wait: float | None) -> Sequence[BrokerError | None]:
+        api = self._driver.api
         try:
             if wait is None:
-                await connection.acknowledge(self._path, ack_ids)
+                await api.acknowledge(self._path, ack_ids)
             elif 0 < wait < 1:  # Pub/Sub counts in seconds
-                task = asyncio.ensure_future(self._postpone(ack_ids, wait))
+                task = self._loop.create_task(self._postpone(ack_ids, wait))
                 self._postponed.add(task)
                 task.add_done_callback(self._postponed.discard)
             else:
-                await connection.set_deadline(self._path, ack_ids, int(wait))
+                await api.set_deadline(self._path, ack_ids, int(wait))
         except BrokerError as error:
-            return error
-        return None
+            return self._failed(ack_ids, error)
+        return [None] * len(ack_ids)
+
+    def _failed(self, ack_ids: Sequence[str], error: BrokerError) -> Sequence[BrokerError | None]:
+        """What a failed request means for each of its deliveries."""
+        from events_gcp.errors import refused_ack_ids
+
+        refused = refused_ack_ids(error)
+        return [refused.get(ack_id) for ack_id in ack_ids] if refused else [error] * len(ack_ids)
 
     async def _postpone(self, ack_ids: list[str], wait: float) -> None:
         """Give back in less than a second, which the lease outlasts, or on closing."""
@@ -187,10 +250,44 @@ class GcpSource(Source):
                 await self._closing.wait()
         await self._give_back(ack_ids)
 
+    # Dead letters, where Pub/Sub would lose the order
+
+    def _has_failed_too_often(self, delivery: Delivery) -> bool:
+        return self.local_attempts is not None and (delivery.delivery_attempt or 1) >= self.local_attempts
+
+    async def _dead_letter(self, delivery: Delivery) -> BrokerError | None:
+        """Publish to the topic for dead letters; the delivery may be acknowledged then."""
+        assert self._joined.dead_letter is not None
+        topic, _ = self._joined.dead_letter
+        attributes = dead_letter_attributes(
+            delivery.attributes,
+            topic_name=self._driver.topic_name,
+            subscription=self.subscription,
+            message_id=delivery.message_id,
+            attempts=delivery.delivery_attempt or 1,
+        )
+        letter = EventMessage(delivery.data, attributes, ordering_key=delivery.ordering_key)
+        try:
+            await self._driver.api.publish(topic, [letter])
+        except BrokerError as error:
+            return error
+        return None
+
+    # Leases
+
     async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
-        ack_ids = [delivery.token for delivery in deliveries]
-        await self._driver.connection.set_deadline(self._path, ack_ids, self._driver.options.ack_deadline)
-        return ()
+        lost: list[Delivery] = []
+        for start in range(0, len(deliveries), MAX_ACK_IDS):
+            some = deliveries[start : start + MAX_ACK_IDS]
+            ack_ids = [delivery.token for delivery in some]
+            try:
+                await self._driver.api.set_deadline(self._path, ack_ids, self._driver.options.ack_deadline)
+            except BrokerError as error:
+                errors = self._failed(ack_ids, error)
+                if error in errors:
+                    raise
+                lost += [each for each, why in zip(some, errors, strict=True) if why and why.code is ErrorCode.EXPIRED]
+        return lost
 
     # Closing
 
@@ -200,4 +297,4 @@ class GcpSource(Source):
             await self._restart()
             await asyncio.gather(*self._postponed)
             if self._ephemeral:
-                await self._driver.connection.delete_subscription(self._path)
+                await self._driver.api.delete_subscription(self._path)

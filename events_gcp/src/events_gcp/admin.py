@@ -1,0 +1,156 @@
+"""Topics and subscriptions as resources: made where options allow, checked against the options where they exist."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from google.pubsub_v1 import types
+
+from events_core import Capabilities, ErrorCode
+from events_core.engine import BrokerError
+
+if TYPE_CHECKING:
+    from events_gcp.api import Api
+    from events_gcp.options import GcpOptions
+
+__all__ = ["Admin", "Joined"]
+
+_log = logging.getLogger("events_gcp")
+
+_Subscription = types.Subscription.pb()
+
+_EPHEMERAL_TTL = 86_400
+"""Seconds without use after which Pub/Sub deletes an ephemeral subscription; the fewest that it allows."""
+
+
+@attrs.frozen(kw_only=True)
+class Joined:
+    """What a subscription promises, and what that asks of its receivers."""
+
+    capabilities: Capabilities
+    exactly_once: bool
+    has_backoff: bool
+    """Whether Pub/Sub itself delays what was nacked."""
+    dead_letter: tuple[str, int] | None
+    """Where order per key keeps Pub/Sub from dead-lettering: the topic, and the attempts after which the receiver
+    does."""
+
+
+class Admin:
+    """The resources of one client.
+
+    :param topic: its full name.
+    :param dead_letter: the full name of the topic for dead letters, and the attempts that lead there.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        topic: str,
+        dead_letter: tuple[str, int] | None,
+        options: GcpOptions,
+        create: str,
+        capabilities: Capabilities,
+    ) -> None:
+        self._api = api
+        self._topic = topic
+        self._dead_letter = dead_letter
+        self._options = options
+        self._create = create
+        self._capabilities = capabilities
+
+    async def create_topics(self) -> None:
+        """Create the topics where options allow."""
+        if self._create == "all":
+            await self._api.create_topic(self._topic)
+            if self._dead_letter:
+                await self._api.create_topic(self._dead_letter[0])
+
+    async def join(self, subscription: str, *, ephemeral: bool = False) -> Joined:
+        """See to it that the subscription of this full name exists, and is what the options ask for."""
+        try:
+            found = await self._api.get_subscription(subscription)
+        except BrokerError as error:
+            if error.code is ErrorCode.PERMISSION_DENIED and not ephemeral:
+                # roles/pubsub.subscriber suffices to receive, and does not let one look.
+                _log.info("%s is taken for what the options say: %s", subscription, error)
+                return self._promised(self._wanted(subscription, ephemeral=False))
+            if error.code is not ErrorCode.NOT_FOUND or (self._create == "never" and not ephemeral):
+                raise
+            await self.create_topics()
+            await self._api.create_subscription(self._wanted(subscription, ephemeral=ephemeral))
+            found = await self._api.get_subscription(subscription)
+        contradiction = self._contradiction(found)
+        if contradiction:
+            raise BrokerError(
+                f"subscription {found.name!r} {contradiction}; delete it, name another, or change the option",
+                ErrorCode.INVALID,
+            )
+        return self._promised(found)
+
+    @property
+    def _is_ordered(self) -> bool:
+        return self._capabilities.ordering != "none"
+
+    def _wanted(self, name: str, *, ephemeral: bool) -> Any:
+        """What is created: it never expires unless *ephemeral*."""
+        options = self._options
+        wanted = _Subscription(
+            name=name,
+            topic=self._topic,
+            enable_message_ordering=self._is_ordered,
+            ack_deadline_seconds=options.ack_deadline,
+            enable_exactly_once_delivery=bool(options.exactly_once),
+            filter=options.filter or "",
+            expiration_policy={"ttl": {"seconds": _EPHEMERAL_TTL}} if ephemeral else {},
+            labels={"events-ephemeral": "true"} if ephemeral else {},
+        )
+        if self._dead_letter and not self._is_ordered:
+            wanted.dead_letter_policy.dead_letter_topic, wanted.dead_letter_policy.max_delivery_attempts = (
+                self._dead_letter
+            )
+        if options.retry_min_backoff is not None and options.retry_max_backoff is not None:
+            wanted.retry_policy.minimum_backoff.FromMilliseconds(round(options.retry_min_backoff * 1000))
+            wanted.retry_policy.maximum_backoff.FromMilliseconds(round(options.retry_max_backoff * 1000))
+        if options.message_retention is not None:
+            wanted.message_retention_duration.FromMilliseconds(round(options.message_retention * 1000))
+        return wanted
+
+    def _contradiction(self, found: Any) -> str:
+        options = self._options
+        if found.topic != self._topic:
+            return f"belongs to {found.topic!r}, not {self._topic!r}"
+        if options.ordering and not found.enable_message_ordering:
+            return "was created without message ordering, and ordering=true is asked for"
+        if self._dead_letter and not self._is_ordered and not found.dead_letter_policy.dead_letter_topic:
+            return "has no dead-letter policy, and dead_letter_topic is asked for"
+        if options.exactly_once is not None and options.exactly_once is not found.enable_exactly_once_delivery:
+            has = "has" if found.enable_exactly_once_delivery else "has no"
+            return f"{has} exactly-once delivery, and exactly_once={str(options.exactly_once).lower()} is asked for"
+        if options.filter is not None and options.filter != found.filter:
+            return f"has the filter {found.filter!r}, and {options.filter!r} is asked for"
+        return ""
+
+    def _promised(self, found: Any) -> Joined:
+        policy = found.dead_letter_policy
+        by_service = bool(policy.dead_letter_topic)
+        is_ordered = found.enable_message_ordering and self._is_ordered
+        dead_letter = None
+        if is_ordered:
+            own = (policy.dead_letter_topic, policy.max_delivery_attempts or 5) if by_service else None
+            dead_letter = self._dead_letter or own
+        return Joined(
+            capabilities=attrs.evolve(
+                self._capabilities,
+                ordering=self._capabilities.ordering if found.enable_message_ordering else "none",
+                dead_letter=by_service or dead_letter is not None,
+                delivery_attempts=by_service or dead_letter is not None,
+                handback_counts=by_service,
+                exactly_once=found.enable_exactly_once_delivery,
+            ),
+            exactly_once=found.enable_exactly_once_delivery,
+            has_backoff=found.HasField("retry_policy"),
+            dead_letter=dead_letter,
+        )

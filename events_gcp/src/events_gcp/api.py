@@ -1,0 +1,204 @@
+"""The requests to Pub/Sub, each made once and bounded, since the engine retries.
+
+Imports Google's packages, and is therefore imported when a connection opens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import grpc  # type: ignore[import-untyped]
+from google.protobuf.empty_pb2 import Empty
+from google.pubsub_v1 import types
+
+from events_core import EventMessage
+from events_core.engine import Delivery
+from events_gcp.channels import Pool
+from events_gcp.codec import decode, encode
+from events_gcp.endpoint import Endpoint
+from events_gcp.errors import translated
+from events_gcp.limits import MAX_ACK_IDS
+from events_gcp.stream import Stream
+
+__all__ = ["Api"]
+
+_RECONNECT_TIMEOUT = 1.0
+_PUBLISH_TIMEOUT = 15.0
+_PULL_TIMEOUT = 1.5
+_TIMEOUT = 10.0
+"""Seconds for one request of each kind.  A pull ends within :data:`~events_gcp.inlet.DRAIN_TIMEOUT`, so that closing
+need not cancel it."""
+
+_AGENT = ("x-goog-api-client", f"gl-python/{platform.python_version()} grpc/{grpc.__version__}")
+"""As every client of Google's says what it is."""
+
+
+class _Method(NamedTuple):
+    """One of the service's methods (google/pubsub/v1/pubsub.proto)."""
+
+    path: str
+    request: Any
+    response: Any = Empty
+    field: str = "subscription"
+    """The field by which the service routes requests."""
+
+
+_GET_TOPIC = _Method("Publisher/GetTopic", types.GetTopicRequest.pb(), types.Topic.pb(), "topic")
+_CREATE_TOPIC = _Method("Publisher/CreateTopic", types.Topic.pb(), types.Topic.pb(), "name")
+_DELETE_TOPIC = _Method("Publisher/DeleteTopic", types.DeleteTopicRequest.pb(), field="topic")
+_PUBLISH = _Method("Publisher/Publish", types.PublishRequest.pb(), types.PublishResponse.pb(), "topic")
+_GET = _Method("Subscriber/GetSubscription", types.GetSubscriptionRequest.pb(), types.Subscription.pb())
+_CREATE = _Method("Subscriber/CreateSubscription", types.Subscription.pb(), types.Subscription.pb(), "name")
+_DELETE = _Method("Subscriber/DeleteSubscription", types.DeleteSubscriptionRequest.pb())
+_PULL = _Method("Subscriber/Pull", types.PullRequest.pb(), types.PullResponse.pb())
+_STREAM = _Method("Subscriber/StreamingPull", types.StreamingPullRequest.pb(), types.StreamingPullResponse.pb())
+_ACKNOWLEDGE = _Method("Subscriber/Acknowledge", types.AcknowledgeRequest.pb())
+_MODIFY = _Method("Subscriber/ModifyAckDeadline", types.ModifyAckDeadlineRequest.pb())
+
+
+class Api:
+    """One client's requests; names of topics and subscriptions are full, ``projects/…``.
+
+    Every failure is a :class:`~events_core.engine.BrokerError`.
+    """
+
+    def __init__(self, pool: Pool, *, compress: bool) -> None:
+        self._pool = pool
+        self._channel = pool.main.grpc
+        self._compression = grpc.Compression.Gzip if compress else None
+        self._methods: dict[str, Any] = {}
+
+    @classmethod
+    async def open(cls, endpoint: Endpoint, *, compress: bool) -> Api:
+        """Connect, on a channel that is shared with other clients of *endpoint*."""
+        return cls(await Pool.join(endpoint), compress=compress)
+
+    async def close(self) -> None:
+        """Let go of the channel."""
+        await self._pool.leave()
+
+    async def _ask(self, method: _Method, request: Any, timeout: float = _TIMEOUT, compression: Any = None) -> Any:
+        call = self._methods.get(method.path)
+        if call is None:
+            call = self._methods[method.path] = _bound(self._channel.unary_unary, method)
+        return await call(request, timeout=timeout, metadata=_metadata(method, request), compression=compression)
+
+    # Topics
+
+    async def get_topic(self, topic: str) -> None:
+        """Ask for *topic*."""
+        with translated(f"look up {topic!r} at {self._target}"):
+            await self._ask(_GET_TOPIC, _GET_TOPIC.request(topic=topic))
+
+    async def create_topic(self, topic: str) -> None:
+        """Create *topic* unless it exists."""
+        await self._create(_CREATE_TOPIC, _CREATE_TOPIC.request(name=topic), f"create {topic!r}")
+
+    async def delete_topic(self, topic: str) -> None:
+        """Delete *topic*."""
+        with translated(f"delete {topic!r} at {self._target}"):
+            await self._ask(_DELETE_TOPIC, _DELETE_TOPIC.request(topic=topic))
+
+    async def publish(self, topic: str, messages: Sequence[EventMessage]) -> list[str]:
+        """Store *messages*; their ids, in order."""
+        with translated(f"publish to {topic!r} at {self._target}"):
+            if self._channel.get_state() is not grpc.ChannelConnectivity.READY:
+                await self._reconnected()
+            response = await self._ask(_PUBLISH, encode(topic, messages), _PUBLISH_TIMEOUT, self._compression)
+            return list(response.message_ids)
+
+    async def _reconnected(self) -> None:
+        """Wait a moment while gRPC connects anew, during which it would fail every request at once."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_RECONNECT_TIMEOUT):
+                await self._channel.channel_ready()
+
+    # Subscriptions
+
+    async def get_subscription(self, subscription: str) -> Any:
+        """What *subscription* is."""
+        with translated(f"look up {subscription!r} at {self._target}"):
+            return await self._ask(_GET, _GET.request(subscription=subscription))
+
+    async def create_subscription(self, subscription: Any) -> None:
+        """Create *subscription* unless there is one of its name."""
+        asked = f"create {subscription.name!r} of {subscription.topic!r}"
+        await self._create(_CREATE, subscription, asked)
+
+    async def _create(self, method: _Method, request: Any, asked: str) -> None:
+        with translated(f"{asked} at {self._target}"):
+            try:
+                await self._ask(method, request)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
+                    raise
+
+    async def delete_subscription(self, subscription: str) -> None:
+        """Delete *subscription*."""
+        with translated(f"delete {subscription!r} at {self._target}"):
+            await self._ask(_DELETE, _DELETE.request(subscription=subscription))
+
+    # Deliveries
+
+    def stream(self, subscription: str, **settings: object) -> Stream:
+        """Begin a StreamingPull; whether that succeeds shows when it is read.
+
+        :param settings: fields of StreamingPullRequest.
+        """
+        request = _STREAM.request(subscription=subscription, **settings)
+        channel = self._pool.for_stream()
+        call = _bound(channel.grpc.stream_stream, _STREAM)(metadata=_metadata(_STREAM, request))
+        return Stream(channel, call, request, f"receive from {subscription!r} at {self._target}")
+
+    async def pull(self, subscription: str, limit: int) -> list[Delivery]:
+        """Wait for messages, for some seconds; not to be cancelled, since the service would go on answering."""
+        with translated(f"receive from {subscription!r} at {self._target}"):
+            try:
+                request = _PULL.request(subscription=subscription, max_messages=limit)
+                response = await self._ask(_PULL, request, _PULL_TIMEOUT)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise
+                return []
+            return decode(response.received_messages)
+
+    async def acknowledge(self, subscription: str, ack_ids: Sequence[str]) -> None:
+        """Confirm deliveries, no more than fit into one request."""
+        with translated(f"acknowledge to {subscription!r} at {self._target}"):
+            await self._ask(_ACKNOWLEDGE, _ACKNOWLEDGE.request(subscription=subscription, ack_ids=ack_ids))
+
+    async def set_deadline(self, subscription: str, ack_ids: Sequence[str], seconds: int) -> None:
+        """Let deliveries come again in *seconds* from now, 0 gives them back; no more than fit into one request."""
+        with translated(f"set the ack deadline of deliveries of {subscription!r} at {self._target}"):
+            request = _MODIFY.request(subscription=subscription, ack_ids=ack_ids, ack_deadline_seconds=seconds)
+            await self._ask(_MODIFY, request)
+
+    async def give_back(self, subscription: str, ack_ids: Sequence[str]) -> None:
+        """Let deliveries come again at once, in this order.
+
+        :raises BrokerError: when that is not known of all of them; they come again when their leases run out.
+        """
+        for start in range(0, len(ack_ids), MAX_ACK_IDS):
+            await self.set_deadline(subscription, ack_ids[start : start + MAX_ACK_IDS], 0)
+
+    @property
+    def _target(self) -> str:
+        return self._pool.endpoint.target
+
+
+def _bound(kind: Any, method: _Method) -> Any:
+    return kind(
+        f"/google.pubsub.v1.{method.path}",
+        request_serializer=method.request.SerializeToString,
+        response_deserializer=method.response.FromString,
+    )
+
+
+def _metadata(method: _Method, request: Any) -> tuple[tuple[str, str], ...]:
+    route = f"{method.field}={quote(getattr(request, method.field))}"
+    return (("x-goog-request-params", route), _AGENT)

@@ -1,0 +1,115 @@
+"""Channels to Pub/Sub, shared by the clients of a process that speak to one endpoint as one account.
+
+All of them live on the engine's I/O thread, so nothing here needs a lock of threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc.aio  # type: ignore[import-untyped]
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+
+from events_core.engine import off_loop
+from events_gcp.credentials import load_credentials
+from events_gcp.endpoint import Endpoint
+from events_gcp.errors import translated
+
+__all__ = ["Channel", "Pool"]
+
+_CONNECT_TIMEOUT = 5.0
+"""Seconds."""
+
+_MAX_STREAMS = 80
+"""Streams on one channel: HTTP/2 servers allow 100 requests at once on a connection, and more would wait, unseen."""
+
+_OPTIONS = [
+    # As google-cloud-pubsub sets them for channels of its own; the third for the answers of exactly-once delivery.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_metadata_size", 4 * 2**20),
+    # The engine backs off by itself; gRPC would notice the end of an outage up to two minutes late.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 250),
+    # Channels of equal options would else share one connection, whatever _MAX_STREAMS says.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+# The emulator would close a connection that is pinged that often (ENHANCE_YOUR_CALM).
+_SERVICE_OPTIONS = [*_OPTIONS, ("grpc.keepalive_time_ms", 30_000)]
+
+
+class Channel:
+    """One connection."""
+
+    def __init__(self, endpoint: Endpoint, credentials: Any) -> None:
+        self.streams = 0
+        """Streams that are open on it."""
+        self.grpc = (
+            grpc.aio.insecure_channel(endpoint.target, options=_OPTIONS)
+            if endpoint.is_emulator
+            else PublisherGrpcAsyncIOTransport.create_channel(
+                endpoint.target, credentials=credentials, options=_SERVICE_OPTIONS
+            )
+        )
+
+
+class Pool:
+    """The channels to one endpoint, while somebody uses them."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._users = 0
+        self._credentials: Any = None
+        self._channels: list[Channel] = []
+        self._connecting = asyncio.Lock()
+
+    @classmethod
+    async def join(cls, endpoint: Endpoint) -> Pool:
+        """The pool of *endpoint*, connected.
+
+        :raises BrokerError: when nobody answers in time, or there are no credentials.
+        """
+        pool = _pools.setdefault((endpoint, asyncio.get_running_loop()), cls(endpoint))
+        pool._users += 1
+        try:
+            with translated(f"connect to {endpoint.target!r}"):
+                await pool._connect()
+        except BaseException:
+            await pool.leave()
+            raise
+        return pool
+
+    async def leave(self) -> None:
+        """Use it no more; the last one closes what is open."""
+        self._users -= 1
+        if not self._users:
+            del _pools[self.endpoint, asyncio.get_running_loop()]
+            for channel in self._channels:
+                await channel.grpc.close()
+
+    async def _connect(self) -> None:
+        async with self._connecting:
+            if not self._channels:
+                if not self.endpoint.is_emulator:
+                    self._credentials = await off_loop(lambda: load_credentials(self.endpoint))
+                self._channels.append(Channel(self.endpoint, self._credentials))
+        async with asyncio.timeout(_CONNECT_TIMEOUT):
+            await self.main.grpc.channel_ready()
+
+    @property
+    def main(self) -> Channel:
+        """The channel of all that is no stream."""
+        return self._channels[0]
+
+    def for_stream(self) -> Channel:
+        """A channel with room for a stream; count it in and out."""
+        for channel in self._channels:
+            if channel.streams < _MAX_STREAMS:
+                return channel
+        self._channels.append(Channel(self.endpoint, self._credentials))
+        return self._channels[-1]
+
+
+# Keyed by loop too: a forked child has another, and must not let go of its parent's channels, which would close them.
+_pools: dict[tuple[Endpoint, asyncio.AbstractEventLoop], Pool] = {}

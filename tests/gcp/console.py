@@ -1,0 +1,52 @@
+"""The emulator as an administrator sees it."""
+
+from __future__ import annotations
+
+import uuid
+
+import grpc
+from google.pubsub_v1 import PublisherClient, SubscriberClient
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
+from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
+from google.pubsub_v1.types import PubsubMessage, Subscription
+
+from events_core import EventConfig
+from events_gcp import GcpPubSubClient
+
+PROJECT = "events-test"
+
+
+def client(topic: str = "orders", project: str = PROJECT, **options: str) -> GcpPubSubClient:
+    return GcpPubSubClient(EventConfig(topic, project, options, "gcp"))
+
+
+class Console:
+    """An emulator, and a topic of one test."""
+
+    def __init__(self, emulator: str) -> None:
+        self.emulator = emulator
+        self.topic_name = f"t-{uuid.uuid4().hex}"
+        self.topic = f"projects/{PROJECT}/topics/{self.topic_name}"
+        self._channel = grpc.insecure_channel(emulator)
+        self.publisher = PublisherClient(transport=PublisherGrpcTransport(channel=self._channel))
+        self.subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=self._channel))
+
+    def client(self, **options: str) -> GcpPubSubClient:
+        return client(self.topic_name, emulator_host=self.emulator, **options)
+
+    def path(self, subscription: str) -> str:
+        return f"projects/{PROJECT}/subscriptions/{subscription}"
+
+    def find(self, subscription: str) -> Subscription:
+        return self.subscriber.get_subscription(subscription=self.path(subscription))
+
+    def create(self, name: str, **settings: object) -> None:
+        self.subscriber.create_subscription({"name": self.path(name), "topic": self.topic, **settings})
+
+    def pull(self, subscription: str, limit: int = 100) -> dict[str, PubsubMessage]:
+        """Take messages away from everybody else, for as long as the subscription's ack deadline; by ack id."""
+        response = self.subscriber.pull(subscription=self.path(subscription), max_messages=limit, timeout=10)
+        return {received.ack_id: received.message for received in response.received_messages}
+
+    def close(self) -> None:
+        self._channel.close()

@@ -1,0 +1,28 @@
+"""What goes wrong, in the library's terms."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from events_core import (
+    ErrorCode,
+)
+from events_core.engine import BrokerError
+from events_gcp.errors import translated
+
+
+@pytest.mark.parametrize("status", [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK])
+def test_every_status_has_a_meaning(status: grpc.StatusCode) -> None:
+    """Whatever gRPC says arrives as a BrokerError that tells what was asked and found, with the cause."""
+    native = grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(), details="the details")
+    with pytest.raises(BrokerError, match=rf"ask: the details \({status.name}\)") as caught, translated("ask"):
+        raise native
+    assert caught.value.__cause__ is native
+
+
+def test_what_cannot_be_foreseen_is_internal() -> None:
+    """Any other exception is a defect, and not retried."""
+    with pytest.raises(BrokerError, match="ask: ZeroDivisionError") as caught, translated("ask"):
+        raise ZeroDivisionError
+    assert (caught.value.code, caught.value.retryable) == (ErrorCode.INTERNAL, False)

@@ -1,0 +1,110 @@
+"""Subscriptions: how they are made, what they must be, what happens when they go."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from google.pubsub_v1.types import Subscription
+
+from events_core import (
+    ErrorCode,
+    EventMessage,
+    EventRuntimeError,
+    ReceiveError,
+)
+
+from .console import Console, client
+
+
+def test_subscriptions_are_made_as_documented(console: Console) -> None:
+    """Named ones are ordered and never expire; ephemeral ones expire after a day and are labelled."""
+
+    async def subscribe() -> tuple[Subscription, Subscription]:
+        async with console.client(ack_deadline="30") as subscriber:
+            named, ephemeral = await subscriber.subscribe(f"{console.topic_name}-s"), await subscriber.subscribe()
+            return console.find(named.subscription), console.find(ephemeral.subscription)
+
+    named, ephemeral = asyncio.run(subscribe())
+    assert named.enable_message_ordering
+    assert named.ack_deadline_seconds == 30
+    assert not named.expiration_policy.ttl
+    assert ephemeral.expiration_policy.ttl.total_seconds() == 86_400
+    assert ephemeral.labels == {"events-ephemeral": "true"}
+
+
+def test_a_subscription_of_another_topic_is_refused(console: Console) -> None:
+    """INVALID, naming both topics."""
+    console.create(f"{console.topic_name}-s")
+
+    async def subscribe() -> None:
+        async with client(f"{console.topic_name}-other", emulator_host=console.emulator) as other:
+            await other.subscribe(f"{console.topic_name}-s")
+
+    with pytest.raises(ReceiveError, match=f"belongs to '{console.topic}'") as caught:
+        asyncio.run(subscribe())
+    assert caught.value.code is ErrorCode.INVALID
+
+
+def test_what_a_subscription_lacks_is_not_promised(console: Console) -> None:
+    """A receiver of a subscription that was made without order and dead letters declares neither."""
+    console.create(f"{console.topic_name}-s")
+
+    async def subscribe() -> None:
+        async with console.client() as subscriber:
+            promised = (await subscriber.subscribe(f"{console.topic_name}-s")).capabilities
+            assert (promised.ordering, promised.dead_letter, promised.delivery_attempts) == ("none", False, False)
+
+    asyncio.run(subscribe())
+
+
+def test_exactly_once_delivery_is_refused(console: Console) -> None:
+    """A subscription with it would need answers that this backend does not read."""
+    console.create(f"{console.topic_name}-s", enable_exactly_once_delivery=True)
+
+    async def subscribe() -> None:
+        async with console.client() as subscriber:
+            await subscriber.subscribe(f"{console.topic_name}-s")
+
+    with pytest.raises(EventRuntimeError, match="exactly-once") as caught:
+        asyncio.run(subscribe())
+    assert caught.value.code is ErrorCode.UNSUPPORTED
+
+
+def test_what_an_emulator_forgot_is_made_again(console: Console) -> None:
+    """Topic and subscription deleted under a receiver come back, where options allow, and so do messages."""
+    name = f"{console.topic_name}-s"
+
+    async def survive() -> None:
+        async with console.client(subscription=name) as both:
+            receiver = await both.subscribe()
+            await both.send_message(EventMessage(b"before"))
+            message = await receiver.receive_message(10)
+            assert message is not None
+            await receiver.acknowledge(message)
+            console.publisher.delete_topic(topic=console.topic)
+            console.subscriber.delete_subscription(subscription=console.path(name))
+            await both.send_message(EventMessage(b"after"))
+            message = await receiver.receive_message(10)
+            assert message is not None
+            assert message.data == b"after"
+            await receiver.acknowledge(message)
+
+    asyncio.run(survive())
+
+
+def test_a_subscription_that_went_is_an_error_where_none_may_be_made(console: Console) -> None:
+    """The waiting receive raises NOT_FOUND and does not wait for ever."""
+    console.create(f"{console.topic_name}-s")
+
+    async def receive() -> None:
+        async with console.client(create="never") as subscriber:
+            receiver = await subscriber.subscribe(f"{console.topic_name}-s")
+            waiting = asyncio.create_task(receiver.receive_message(10))
+            await asyncio.wait([waiting], timeout=0.2)
+            console.subscriber.delete_subscription(subscription=console.path(f"{console.topic_name}-s"))
+            await waiting
+
+    with pytest.raises(ReceiveError) as caught:
+        asyncio.run(receive())
+    assert caught.value.code is ErrorCode.NOT_FOUND
