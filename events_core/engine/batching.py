@@ -7,19 +7,27 @@ a lone send waits for no timer, and a busy client fills its batches by itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from events_core.engine.driver import BrokerError
 from events_core.errors import ErrorCode
 from events_core.message import EventMessage
 
-__all__ = ["Batch", "Batcher", "Call", "Entry"]
+__all__ = ["Batch", "Batcher", "Call", "Entry", "Wakeable"]
+
+
+class Wakeable(Protocol):
+    """Somebody who waits."""
+
+    def wake(self) -> None:
+        """There is news."""
 
 
 class Call:
     """One ``send_messages``: what became of each of its messages."""
 
-    __slots__ = ("deadline", "entries", "failed_keys", "last_error", "on_done", "pending")
+    __slots__ = ("deadline", "entries", "failed_keys", "last_error", "pending", "waiter")
 
     def __init__(self, messages: Sequence[EventMessage], sizes: Sequence[int], deadline: float) -> None:
         self.entries = [Entry(self, message, size) for message, size in zip(messages, sizes, strict=True)]
@@ -27,7 +35,8 @@ class Call:
         self.deadline = deadline
         self.failed_keys: frozenset[str] = frozenset()
         self.last_error: BrokerError | None = None
-        self.on_done: Callable[[], None] | None = None
+        self.waiter: Wakeable | None = None
+        """Who wants to know when nothing is pending."""
 
     def results(self) -> list[str | BrokerError]:
         """What became of each message, once nothing is pending."""

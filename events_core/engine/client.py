@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from events_core.capabilities import Capabilities
 from events_core.engine.backoff import Backoff
+from events_core.engine.batching import Call
 from events_core.engine.driver import BrokerError, Driver
 from events_core.engine.home import Home, InlineHome
 from events_core.engine.link import Link
@@ -135,24 +136,28 @@ class EngineClient(EventClient):
                 raise self._partly(results, failed)
             return [result for result in results if isinstance(result, str)]
 
-    async def _send(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+    def _send(self, messages: Sequence[EventMessage]) -> Coroutine[Any, Any, Sequence[str | BrokerError]]:
+        # No coroutine itself: each one more would be kept, for each of thousands of sends, until its outcome.
         self._check()
+        if self._home.inline:
+            return self._send_inline(messages)
         try:
-            if self._home.inline:
-                return await self._send_inline(messages)
             call = self._publisher.submit(messages)
         except EventError as error:
             raise error.located(self._backend, self._topic_name) from error.__cause__
-        connected = self._opened
-        if not connected:
-            try:
-                await self._open(call.deadline)
-            except BaseException as error:
-                reason = error if isinstance(error, BrokerError) else BrokerError("cancelled", ErrorCode.CLOSED)
-                self._publisher.abandon(call, reason)
-                if not isinstance(error, BrokerError):
-                    raise
-        return await self._publisher.outcome(call, has_waited=not connected)
+        if self._opened:
+            return self._publisher.outcome(call)
+        return self._send_connecting(call)
+
+    async def _send_connecting(self, call: Call) -> Sequence[str | BrokerError]:
+        try:
+            await self._open(call.deadline)
+        except BaseException as error:
+            reason = error if isinstance(error, BrokerError) else BrokerError("cancelled", ErrorCode.CLOSED)
+            self._publisher.abandon(call, reason)
+            if not isinstance(error, BrokerError):
+                raise
+        return await self._publisher.outcome(call, has_waited=True)
 
     async def _send_inline(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         if not self._opened:
@@ -160,7 +165,10 @@ class EngineClient(EventClient):
                 await self._open(time.monotonic() + self._options.send_timeout)
             except BrokerError as error:
                 return [error] * len(messages)
-        return self._publisher.send_inline(messages)
+        try:
+            return self._publisher.send_inline(messages)
+        except EventError as error:
+            raise error.located(self._backend, self._topic_name) from error.__cause__
 
     def _partly(self, results: Sequence[str | BrokerError], failed: Sequence[BrokerError]) -> EventError:
         first = next((error for error in failed if error.code is not ErrorCode.NOT_ATTEMPTED), failed[0])

@@ -51,10 +51,13 @@ def _attributes_size(attributes: Mapping[str, str], limits: Limits) -> int:
     if maximum is not None and len(attributes) > maximum:
         raise ValueError(f"it has {len(attributes)} attributes; max_attributes is {maximum}")
     size = 0
+    longest_key, longest_value = limits.max_attribute_key_bytes, limits.max_attribute_value_bytes
     for key, value in attributes.items():
         key_size, value_size = _length(key), _length(value)
-        _check(key_size, limits.max_attribute_key_bytes, f"attribute key {key!r:.80}", "max_attribute_key_bytes")
-        _check(value_size, limits.max_attribute_value_bytes, f"attribute {key!r}", "max_attribute_value_bytes")
+        if longest_key is not None and key_size > longest_key:
+            raise _beyond(key_size, longest_key, f"attribute key {key!r:.80}", "max_attribute_key_bytes")
+        if longest_value is not None and value_size > longest_value:
+            raise _beyond(value_size, longest_value, f"attribute {key!r}", "max_attribute_value_bytes")
         size += key_size + value_size
     return size
 
@@ -65,4 +68,8 @@ def _length(text: str) -> int:
 
 def _check(size: int, maximum: int | None, what: str, limit: str) -> None:
     if maximum is not None and size > maximum:
-        raise ValueError(f"its {what} has {size} bytes; {limit} is {maximum}")
+        raise _beyond(size, maximum, what, limit)
+
+
+def _beyond(size: int, maximum: int, what: str, limit: str) -> ValueError:
+    return ValueError(f"its {what} has {size} bytes; {limit} is {maximum}")

@@ -35,6 +35,8 @@ class Publisher:
         self._options: CommonOptions = driver.options
         self._home = home
         self._link = link
+        self._limits = driver.capabilities.limits
+        self._keeps_order = driver.capabilities.ordering != "none"
         self._lock = threading.Lock()
         self._batcher = Batcher(
             max_messages=driver.max_batch_messages,
@@ -88,7 +90,7 @@ class Publisher:
         except BrokerError as error:
             return [error] * len(messages)
 
-    async def outcome(self, call: Call, *, has_waited: bool) -> Sequence[str | BrokerError]:
+    async def outcome(self, call: Call, *, has_waited: bool = False) -> Sequence[str | BrokerError]:
         """Wait until the fate of every message of *call* is known: at the latest when its time is up.
 
         :param has_waited: whether some of its time has gone since it was submitted.
@@ -96,7 +98,7 @@ class Publisher:
         self.pump()
         waiter = Waiter()
         with self._lock:
-            call.on_done = waiter.wake
+            call.waiter = waiter
             if not call.pending:
                 return call.results()
         try:
@@ -124,14 +126,14 @@ class Publisher:
     def _measured(self, index: int, message: EventMessage) -> int:
         if not isinstance(message, EventMessage):
             raise TypeError(f"message {index} is a {type(message).__name__}, not an EventMessage")
-        if message.ordering_key is not None and self._driver.capabilities.ordering == "none":
+        if message.ordering_key is not None and not self._keeps_order:
             raise EventRuntimeError(
                 f"message {index} has ordering key {message.ordering_key!r}, and this configuration keeps no order; "
                 "send it without, or set the option ordering=true where the backend can",
                 code=ErrorCode.UNSUPPORTED,
             )
         try:
-            size = measure(message, self._driver.capabilities.limits)
+            size = measure(message, self._limits)
         except ValueError as error:
             raise PublishError(f"message {index} cannot be sent: {error}", code=ErrorCode.INVALID) from None
         objection = self._driver.objection(message)
@@ -186,8 +188,8 @@ class Publisher:
         if entry.settle(result):
             call = entry.call
             self._calls.discard(call)
-            if call.on_done is not None:
-                call.on_done()
+            if call.waiter is not None:
+                call.waiter.wake()
             if not self._calls and self._drained is not None:
                 self._drained.wake()
         if self._arriving:

@@ -56,30 +56,39 @@ class _DeadlineQueue:
     more than the wait.
     """
 
-    __slots__ = ("_armed", "_loop", "_waits")
+    __slots__ = ("_armed", "_deadlines", "_futures", "_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waits: deque[tuple[float, asyncio.Future[None]]] = deque()
+        # Side by side: a pair for each wait would be one more object for the garbage collector to look at, and that is
+        # what thousands of waits cost.
+        self._futures: deque[asyncio.Future[None]] = deque()
+        self._deadlines: deque[float] = deque()
         self._armed = False
 
+    def __len__(self) -> int:
+        return len(self._futures)
+
     def add(self, future: asyncio.Future[None], deadline: float) -> None:
-        waits = self._waits
-        while waits and waits[0][1].done():
-            waits.popleft()
-        waits.append((deadline, future))
+        futures = self._futures
+        while futures and futures[0].done():
+            futures.popleft()
+            self._deadlines.popleft()
+        futures.append(future)
+        self._deadlines.append(deadline)
         if not self._armed:
             self._armed = True
             self._loop.call_at(deadline, self._expire)
 
     def _expire(self) -> None:
-        waits = self._waits
+        futures, deadlines = self._futures, self._deadlines
         now = self._loop.time()
-        while waits and (waits[0][1].done() or waits[0][0] <= now):
-            _resolve(waits.popleft()[1])
-        self._armed = bool(waits)
-        if waits:
-            self._loop.call_at(waits[0][0], self._expire)
+        while futures and (futures[0].done() or deadlines[0] <= now):
+            _resolve(futures.popleft())
+            deadlines.popleft()
+        self._armed = bool(futures)
+        if futures:
+            self._loop.call_at(deadlines[0], self._expire)
 
 
 class _Own(threading.local):
@@ -137,10 +146,10 @@ class Waiter:
         finally:
             timer.cancel()
 
-    async def wait_within(self, timeout: float) -> None:
+    def wait_within(self, timeout: float) -> Awaitable[None]:
         """The same, where many waits have the same *timeout*: cheaper, all of them together have one timer."""
         self._mailbox.resolve_within(self._future, timeout)
-        await self._future
+        return self._future
 
 
 class WaitingRoom:

@@ -29,7 +29,7 @@ def test_bounded_waits_end_when_their_time_is_up() -> None:
             waiter = Waiter()
             waiter.wake()
             await waiter.wait_within(0.05)
-        assert len(_mailbox()._queues[0.05]._waits) == 1
+        assert len(_mailbox()._queues[0.05]) == 1
         await asyncio.wait_for(asyncio.gather(*(Waiter().wait_within(0.05) for _ in range(3))), 10)
 
     asyncio.run(main())
