@@ -229,8 +229,8 @@ class Settler:
         self._start()
 
     def _resume(self) -> None:
-        """Ask for what was deferred with the next request: what hindered it may have been settled.  Under the lock."""
-        self._queue.extendleft(reversed(self._deferred))
+        """Ask for what was deferred with the next request, behind what may have hindered it.  Under the lock."""
+        self._queue += self._deferred
         self._deferred.clear()
 
     def _end(self, errand: Errand, error: BrokerError | None) -> None:

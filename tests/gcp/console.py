@@ -23,16 +23,20 @@ def client(topic: str = "orders", project: str = PROJECT, **options: str) -> Gcp
 class Console:
     """An emulator, and a topic of one test."""
 
-    def __init__(self, emulator: str) -> None:
+    def __init__(self, emulator: str, topic_name: str = "") -> None:
         self.emulator = emulator
-        self.topic_name = f"t-{uuid.uuid4().hex}"
+        self.topic_name = topic_name or f"t-{uuid.uuid4().hex}"
         self.topic = f"projects/{PROJECT}/topics/{self.topic_name}"
         self._channel = grpc.insecure_channel(emulator)
         self.publisher = PublisherClient(transport=PublisherGrpcTransport(channel=self._channel))
         self.subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=self._channel))
 
+    def of(self, topic_name: str) -> Console:
+        """Another topic's."""
+        return Console(self.emulator, topic_name)
+
     def client(self, **options: str) -> GcpPubSubClient:
-        return client(self.topic_name, emulator_host=self.emulator, **options)
+        return client(self.topic_name, **{"emulator_host": self.emulator, **options})
 
     def path(self, subscription: str) -> str:
         return f"projects/{PROJECT}/subscriptions/{subscription}"

@@ -18,6 +18,8 @@ class Proxy:
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._open = False
+        self.sent = 0
+        """Bytes from clients to the server."""
         self._listen(0)
         self.address = f"127.0.0.1:{self._port}"
 
@@ -36,12 +38,13 @@ class Proxy:
                     self._sockets |= {client, upstream}
                     if not self._open:
                         self._drop()
-                for source, sink in ((client, upstream), (upstream, client)):
-                    threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+                for source, sink, counts in ((client, upstream, True), (upstream, client, False)):
+                    threading.Thread(target=self._forward, args=(source, sink, counts), daemon=True).start()
 
-    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                self.sent += len(data) if counts else 0
                 sink.sendall(data)
         _shut(source)
         _shut(sink)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from events_core import (
     PublishError,
     ReceiveError,
 )
+from events_core.options import CommonOptions, describe_options, read_options
+from events_gcp.credentials import load_credentials
+from events_gcp.endpoint import Endpoint
+from events_gcp.options import GcpOptions
 
 from .console import PROJECT, Console, client
 
@@ -31,12 +36,12 @@ from .console import PROJECT, Console, client
         ("orders", PROJECT, {"ack_deadline": "9"}, "'ack_deadline'.* 10 to 600 seconds"),
         ("orders", PROJECT, {"dead_letter_topic": "dead", "max_delivery_attempts": "4"}, "5 to 100"),
         ("orders", PROJECT, {"region": "europe-west2", "endpoint": "localhost"}, "'region' and 'endpoint'"),
-        (
-            "orders",
-            PROJECT,
-            {"dead_letter_topic": "dead", "max_delivery_attempts": "5", "ordering": "true"},
-            "'ordering' and 'dead_letter_topic'",
-        ),
+        ("orders", PROJECT, {"receive_mode": "push"}, "'receive_mode'.*stream, pull"),
+        ("orders", PROJECT, {"streams": "0"}, "'streams'.*1 to 20"),
+        ("orders", PROJECT, {"filter": "é" * 129}, "'filter' has 258 bytes"),
+        ("orders", PROJECT, {"retry_min_backoff": "1"}, "'retry_min_backoff' and 'retry_max_backoff' go together"),
+        ("orders", PROJECT, {"retry_min_backoff": "9", "retry_max_backoff": "1"}, "9 seconds, more than the 1"),
+        ("orders", PROJECT, {"message_retention": "60"}, "'message_retention'.*600 to 2678400 seconds"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(
@@ -53,6 +58,53 @@ def test_dead_letters_are_declared_where_they_are_configured() -> None:
     assert (promised.dead_letter, promised.delivery_attempts, promised.handback_counts) == (True, True, True)
     assert promised.ordering == "none"
     assert not client().capabilities.delivery_attempts
+
+
+def test_dead_letters_keep_order_where_both_are_asked_for() -> None:
+    """The receiver counts then, and handing back counts nothing."""
+    promised = client(dead_letter_topic="dead", max_delivery_attempts="5", ordering="true").capabilities
+    assert (promised.ordering, promised.dead_letter, promised.delivery_attempts) == ("receiver", True, True)
+    assert not promised.handback_counts
+
+
+def test_options_of_its_own_are_few() -> None:
+    """At most 25, each with its help."""
+    common = {info.name for info in describe_options(CommonOptions)}
+    own = [info for info in describe_options(GcpOptions) if info.name not in common]
+    assert len(own) <= 25
+    assert all(info.help for info in own)
+
+
+@pytest.mark.parametrize(
+    ("options", "target"),
+    [
+        ({}, "pubsub.googleapis.com:443"),
+        ({"region": "europe-west2"}, "europe-west2-pubsub.googleapis.com:443"),
+        ({"endpoint": "pubsub.private.example"}, "pubsub.private.example:443"),
+        ({"endpoint": "localhost:8443"}, "localhost:8443"),
+        ({"endpoint": "localhost:8443", "emulator_host": "localhost:8085"}, "localhost:8085"),
+    ],
+)
+def test_options_name_the_endpoint(options: dict[str, str], target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service's, a region's, a custom one; an emulator goes before all."""
+    monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
+    endpoint = Endpoint.of(read_options(GcpOptions, options))
+    assert endpoint.target == target
+    assert endpoint.is_emulator is ("emulator_host" in options)
+
+
+def test_another_account_is_impersonated(tmp_path: Path) -> None:
+    """The file's credentials ask for those of the account, and requests are billed to the project that is named."""
+    file = tmp_path / "user.json"
+    file.write_text(
+        json.dumps({"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "t"})
+    )
+    account = "worker@acme.iam.gserviceaccount.com"
+    credentials = load_credentials(
+        Endpoint("localhost:1", False, str(file), impersonate_service_account=account, quota_project_id="billed")
+    )
+    assert credentials.service_account_email == account
+    assert credentials.quota_project_id == "billed"
 
 
 @pytest.mark.parametrize("attributes", [{}, {"google": "y"}, {"": "y"}])

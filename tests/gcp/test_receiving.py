@@ -4,12 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+
+import pytest
 
 from events_core import (
+    AcknowledgeError,
+    ErrorCode,
     EventMessage,
+    EventReceiver,
+    PublishError,
+    ReceivedMessage,
 )
+from events_core.engine import Delivery
 
 from .console import Console
+
+
+def keyed(count: int) -> list[EventMessage]:
+    return [EventMessage(b"%d" % number, ordering_key="k") for number in range(count)]
+
+
+async def gather(receiver: EventReceiver, count: int, timeout: float = 15) -> list[ReceivedMessage]:
+    """*count* messages, in the order in which they come."""
+    received: list[ReceivedMessage] = []
+    while len(received) < count:
+        some = await receiver.receive_messages(count - len(received), timeout)
+        assert some, f"{len(received)} of {count} came"
+        received += some
+    return received
+
+
+def data(messages: Sequence[ReceivedMessage]) -> list[bytes]:
+    return [message.data for message in messages]
+
+
+def ack_id(message: ReceivedMessage) -> str:
+    assert isinstance(message.delivery, Delivery)
+    token: str = message.delivery.token
+    return token
 
 
 def test_what_nobody_read_is_not_handed_out_with_a_stale_lease(console: Console) -> None:
@@ -47,5 +80,254 @@ def test_a_short_nack_does_not_outlive_its_receiver(console: Console) -> None:
             async with await both.subscribe(f"{console.topic_name}-s") as other:
                 assert await other.receive_message(10)
             assert time.monotonic() - began < 0.8
+
+    asyncio.run(receive())
+
+
+# Leases
+
+
+def test_what_a_stranger_let_lapse_comes_when_its_lease_is_over(console: Console) -> None:
+    """Expiry: another subscriber took a message and never settled it."""
+    name = f"{console.topic_name}-s"
+    console.create(name, ack_deadline_seconds=10, enable_message_ordering=True)
+
+    async def receive() -> None:
+        async with console.client(subscription=name) as both:
+            sent = await both.send_message(EventMessage(b"x"))
+            assert [message.message_id for message in console.pull(name).values()] == [sent]
+            receiver = await both.subscribe()
+            (message,) = await gather(receiver, 1, 20)
+            assert message.message_id == sent
+            await receiver.acknowledge(message)
+
+    asyncio.run(receive())
+
+
+def test_a_message_held_too_long_expires(console: Console) -> None:
+    """R6: settling it then says EXPIRED, and it comes again, as do its successors, in order."""
+
+    async def receive() -> None:
+        async with console.client(max_lease_duration="1") as both:
+            receiver = await both.subscribe(f"{console.topic_name}-s")
+            await both.send_messages(keyed(3))
+            held = await gather(receiver, 3)
+            again = await gather(receiver, 3)
+            assert data(again) == data(held) == [b"0", b"1", b"2"]
+            with pytest.raises(AcknowledgeError) as caught:
+                await receiver.acknowledge(held[0])
+            assert caught.value.code is ErrorCode.EXPIRED
+            await receiver.acknowledge_messages(again)
+
+    asyncio.run(receive())
+
+
+# Order
+
+
+def test_a_nacked_key_goes_on_where_it_failed(console: Console) -> None:
+    """R10: the nacked message, then its successors, each once; what was acknowledged before stays so."""
+
+    async def receive() -> None:
+        async with console.client() as both:
+            receiver = await both.subscribe(f"{console.topic_name}-s")
+            await both.send_messages(keyed(5))
+            held = await gather(receiver, 5)
+            await receiver.acknowledge(held[0])
+            await receiver.nack(held[1], delay=0.2)
+            again = await gather(receiver, 4)
+            assert data(again) == [b"1", b"2", b"3", b"4"]
+            await receiver.acknowledge_messages(again)
+            assert await receiver.receive_message(0.5) is None
+
+    asyncio.run(receive())
+
+
+def test_what_a_closing_receiver_held_of_a_key_goes_back_in_order(console: Console) -> None:
+    """C1, R8: to the next receiver, which gets it before what is sent afterwards."""
+    name = f"{console.topic_name}-s"
+
+    async def receive() -> None:
+        async with console.client() as both:
+            first = await both.subscribe(name)
+            await both.send_messages(keyed(4))
+            await gather(first, 2)
+            await first.close(timeout=0)
+            await both.send_message(EventMessage(b"4", ordering_key="k"))
+            second = await both.subscribe(name)
+            received = await gather(second, 5)
+            assert data(received) == [b"0", b"1", b"2", b"3", b"4"]
+            await second.acknowledge_messages(received)
+
+    asyncio.run(receive())
+
+
+# Dead letters
+
+
+def test_dead_letters_keep_their_key_in_order(console: Console) -> None:
+    """R12 with order: five failures move the poison, saying whence, with its key; only it counts attempts."""
+    dead = f"{console.topic_name}-dead"
+    options = {"ordering": "true", "dead_letter_topic": dead, "max_delivery_attempts": "5"}
+
+    async def receive() -> None:
+        async with console.client(**options) as both, console.of(dead).client() as undertaker:
+            letters = await undertaker.subscribe(f"{dead}-s")
+            receiver = await both.subscribe(f"{console.topic_name}-s")
+            await both.send_messages(keyed(3))
+            for attempt in range(1, 6):
+                run = await gather(receiver, 3)
+                assert data(run) == [b"0", b"1", b"2"]
+                assert [message.delivery_attempt for message in run] == [attempt, 1, 1]
+                await receiver.nack(run[0], delay=0)
+            (letter,) = await gather(letters, 1)
+            assert (letter.data, letter.ordering_key) == (b"0", "k")
+            assert letter.attributes["dead_letter_source_message_id"] == run[0].message_id
+            assert letter.attributes["dead_letter_delivery_attempts"] == "5"
+            await letters.acknowledge(letter)
+            rest = await gather(receiver, 2)
+            assert data(rest) == [b"1", b"2"]
+            await receiver.acknowledge_messages(rest)
+            assert await receiver.receive_message(0.5) is None
+
+    asyncio.run(receive())
+
+
+def test_a_dead_letter_without_a_topic_stays_held(console: Console) -> None:
+    """R12: the nack that cannot move it says so; the message is still held, and its successors wait."""
+    options = {"ordering": "true", "dead_letter_topic": f"{console.topic_name}-dead", "max_delivery_attempts": "5"}
+
+    async def receive() -> None:
+        async with console.client(**options) as both:
+            receiver = await both.subscribe(f"{console.topic_name}-s")
+            await both.send_messages(keyed(2))
+            for _ in range(4):
+                await receiver.nack((await gather(receiver, 2))[0], delay=0)
+            run = await gather(receiver, 2)
+            console.publisher.delete_topic(topic=f"{console.topic}-dead")
+            with pytest.raises(AcknowledgeError) as caught:
+                await receiver.nack(run[0])
+            assert caught.value.code is ErrorCode.NOT_FOUND
+            assert await receiver.receive_message(0.3) is None
+            await receiver.acknowledge(run[0])
+            (successor,) = await gather(receiver, 1)
+            assert successor.data == b"1"
+            await receiver.acknowledge(successor)
+
+    asyncio.run(receive())
+
+
+def test_pubsub_moves_dead_letters_where_there_is_no_order(console: Console) -> None:
+    """R12 without order: Pub/Sub counts, as the deliveries tell, and moves the message."""
+    dead = f"{console.topic_name}-dead"
+    options = {"dead_letter_topic": dead, "max_delivery_attempts": "5"}
+
+    async def receive() -> None:
+        async with console.client(**options) as both, console.of(dead).client() as undertaker:
+            letters = await undertaker.subscribe(f"{dead}-s")
+            receiver = await both.subscribe(f"{console.topic_name}-s")
+            await both.send_message(EventMessage(b"x"))
+            for attempt in range(1, 6):
+                (message,) = await gather(receiver, 1)
+                assert message.delivery_attempt == attempt
+                await receiver.nack(message, delay=0)
+            (letter,) = await gather(letters, 1)
+            assert letter.data == b"x"
+            assert letter.attributes["CloudPubSubDeadLetterSourceSubscription"] == receiver.subscription
+            await letters.acknowledge(letter)
+
+    asyncio.run(receive())
+
+
+# Exactly once
+
+
+def test_exactly_once_tells_what_became_of_each_message(console: Console) -> None:
+    """S1, S4: an acknowledgement of a delivery that Pub/Sub has ended is EXPIRED; the others in the batch hold."""
+    name = f"{console.topic_name}-s"
+    console.create(name, enable_exactly_once_delivery=True)
+
+    async def receive() -> None:
+        async with console.client() as both:
+            receiver = await both.subscribe(name)
+            assert receiver.capabilities.exactly_once
+            await both.send_messages([EventMessage(b"%d" % number) for number in range(3)])
+            held = await gather(receiver, 3)
+            console.subscriber.acknowledge(subscription=console.path(name), ack_ids=[ack_id(held[1])])
+            with pytest.raises(AcknowledgeError) as caught:
+                await receiver.acknowledge_messages(held)
+            assert {each: error.code for each, error in caught.value.failed.items()} == {  # type: ignore[attr-defined]
+                held[1].message_id: ErrorCode.EXPIRED
+            }
+            assert await receiver.receive_message(0.5) is None
+
+    asyncio.run(receive())
+
+
+def test_exactly_once_acknowledges_a_key_in_order(console: Console) -> None:
+    """Pub/Sub refuses an acknowledgement before that of a predecessor, for a while: it waits, and no other does."""
+    name = f"{console.topic_name}-s"
+
+    async def receive() -> None:
+        async with console.client(exactly_once="true") as both:
+            receiver = await both.subscribe(name)
+            await both.send_messages(keyed(2))
+            first, second = await gather(receiver, 2)
+            early = asyncio.create_task(receiver.acknowledge(second))
+            done, _ = await asyncio.wait([early], timeout=0.5)
+            assert not done
+            await receiver.acknowledge(first)
+            await early
+
+    asyncio.run(receive())
+
+
+# By request, and by several streams
+
+
+@pytest.mark.parametrize("streams", ["1", "4"])
+@pytest.mark.parametrize("mode", ["pull", "stream"])
+def test_every_way_of_receiving_brings_everything_once(console: Console, mode: str, streams: str) -> None:
+    """Each of 1,000 messages, without key, comes once; a second receiver then gets what is sent next."""
+    name = f"{console.topic_name}-s"
+
+    async def receive() -> None:
+        async with console.client(receive_mode=mode, streams=streams) as both:
+            receiver = await both.subscribe(name)
+            sent = await both.send_messages([EventMessage(b"%d" % number) for number in range(1000)])
+            received: list[ReceivedMessage] = []
+            while len(received) < 1000:
+                some = await receiver.receive_messages(100, 15)
+                assert some, f"{len(received)} came"
+                received += some
+                await receiver.acknowledge_messages(some)
+            assert sorted(message.message_id for message in received) == sorted(sent)
+            await receiver.close()
+            await both.send_message(EventMessage(b"last"))
+            async with await both.subscribe(name) as second:
+                (last,) = await gather(second, 1)
+                assert last.data == b"last"
+                await second.acknowledge(last)
+
+    asyncio.run(receive())
+
+
+# Size
+
+
+def test_the_largest_message_arrives_and_a_larger_one_is_refused(console: Console) -> None:
+    """P2: 9,998,000 bytes go through; one more is INVALID, and nothing of its call is sent."""
+    limit = 9_998_000
+
+    async def receive() -> None:
+        async with console.client() as both:
+            receiver = await both.subscribe(f"{console.topic_name}-s")
+            with pytest.raises(PublishError, match="max_message_bytes is 9998000") as caught:
+                await both.send_messages([EventMessage(b"x"), EventMessage(bytes(limit + 1))])
+            assert caught.value.code is ErrorCode.INVALID
+            await both.send_message(EventMessage(b"y" * limit))
+            (message,) = await gather(receiver, 1)
+            assert message.data == b"y" * limit
+            await receiver.acknowledge(message)
 
     asyncio.run(receive())

@@ -10,7 +10,6 @@ from google.pubsub_v1.types import Subscription
 from events_core import (
     ErrorCode,
     EventMessage,
-    EventRuntimeError,
     ReceiveError,
 )
 
@@ -58,17 +57,58 @@ def test_what_a_subscription_lacks_is_not_promised(console: Console) -> None:
     asyncio.run(subscribe())
 
 
-def test_exactly_once_delivery_is_refused(console: Console) -> None:
-    """A subscription with it would need answers that this backend does not read."""
-    console.create(f"{console.topic_name}-s", enable_exactly_once_delivery=True)
+def test_a_subscription_is_made_as_the_options_say(console: Console) -> None:
+    """Exactly-once delivery, filter, retry policy and retention; the dead-letter policy where there is no order."""
+
+    async def subscribe() -> Subscription:
+        options = {
+            "exactly_once": "true",
+            "ordering": "false",
+            "filter": 'attributes.kind = "invoice"',
+            "retry_min_backoff": "0.5",
+            "retry_max_backoff": "20",
+            "message_retention": "3600",
+            "dead_letter_topic": f"{console.topic_name}-dead",
+            "max_delivery_attempts": "7",
+        }
+        async with console.client(**options) as subscriber:
+            receiver = await subscriber.subscribe(f"{console.topic_name}-s")
+            assert receiver.capabilities.exactly_once
+            return console.find(receiver.subscription)
+
+    made = asyncio.run(subscribe())
+    assert made.enable_exactly_once_delivery
+    assert not made.enable_message_ordering
+    assert made.filter == 'attributes.kind = "invoice"'
+    assert made.retry_policy.minimum_backoff.total_seconds() == 0.5
+    assert made.retry_policy.maximum_backoff.total_seconds() == 20
+    assert made.message_retention_duration.total_seconds() == 3600
+    assert made.dead_letter_policy.dead_letter_topic == f"{console.topic}-dead"
+    assert made.dead_letter_policy.max_delivery_attempts == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"exactly_once": "true"}, "has no exactly-once delivery"),
+        ({"filter": "attributes:kind"}, "has the filter ''"),
+        ({"ordering": "true"}, "without message ordering"),
+        ({"dead_letter_topic": "dead", "max_delivery_attempts": "5"}, "has no dead-letter policy"),
+    ],
+)
+def test_a_subscription_that_contradicts_the_options_is_refused(
+    console: Console, options: dict[str, str], text: str
+) -> None:
+    """INVALID from subscribe, saying what it is and what was asked for."""
+    console.create(f"{console.topic_name}-s")
 
     async def subscribe() -> None:
-        async with console.client() as subscriber:
+        async with console.client(**options) as subscriber:
             await subscriber.subscribe(f"{console.topic_name}-s")
 
-    with pytest.raises(EventRuntimeError, match="exactly-once") as caught:
+    with pytest.raises(ReceiveError, match=text) as caught:
         asyncio.run(subscribe())
-    assert caught.value.code is ErrorCode.UNSUPPORTED
+    assert caught.value.code is ErrorCode.INVALID
 
 
 def test_what_an_emulator_forgot_is_made_again(console: Console) -> None:

@@ -178,6 +178,7 @@ class GcpSource(Source):
         if not self._fetching and any(settlement.outcome is Outcome.RETURN for settlement in settlements):
             await self._stop()
         results: list[BrokerError | None] = [None] * len(settlements)
+        lost: list[BrokerError] = []
         waits: defaultdict[float | None, list[int]] = defaultdict(list)
         for index, settlement in enumerate(settlements):
             if settlement.outcome is Outcome.NACK and self._has_failed_too_often(settlement.delivery):
@@ -188,12 +189,17 @@ class GcpSource(Source):
             else:
                 waits[self._wait(settlement)].append(index)
         for wait, indices in waits.items():
-            errors = await self._tell([settlements[index].delivery.token for index in indices], wait)
-            for index, error in zip(indices, errors, strict=True):
-                results[index] = error
-        first = results[0]
-        if first is not None and all(result is first for result in results):
-            raise first  # the request failed as a whole
+            # In order, since exactly-once delivery refuses an acknowledgement before that of a predecessor.
+            indices.sort(key=lambda index: settlements[index].delivery.order)
+            try:
+                errors = await self._tell([settlements[index].delivery.token for index in indices], wait)
+            except BrokerError as error:
+                errors = [error] * len(indices)
+                lost.append(error)
+            for index, each in zip(indices, errors, strict=True):
+                results[index] = each
+        if lost and len(lost) == len(waits) and None not in results:
+            raise lost[0]
         return results
 
     def _wait(self, settlement: Settlement) -> float | None:
@@ -222,6 +228,10 @@ class GcpSource(Source):
         return attempts
 
     async def _tell(self, ack_ids: list[str], wait: float | None) -> Sequence[BrokerError | None]:
+        """What became of each delivery.
+
+        :raises BrokerError: when that of none is known.
+        """
         api = self._driver.api
         try:
             if wait is None:
@@ -237,11 +247,16 @@ class GcpSource(Source):
         return [None] * len(ack_ids)
 
     def _failed(self, ack_ids: Sequence[str], error: BrokerError) -> Sequence[BrokerError | None]:
-        """What a failed request means for each of its deliveries."""
+        """What a failed request means for each of its deliveries.
+
+        :raises BrokerError: *error*, where it concerns them all.
+        """
         from events_gcp.errors import refused_ack_ids
 
         refused = refused_ack_ids(error)
-        return [refused.get(ack_id) for ack_id in ack_ids] if refused else [error] * len(ack_ids)
+        if not refused:
+            raise error
+        return [refused.get(ack_id) for ack_id in ack_ids]
 
     async def _postpone(self, ack_ids: list[str], wait: float) -> None:
         """Give back in less than a second, which the lease outlasts, or on closing."""
@@ -284,8 +299,6 @@ class GcpSource(Source):
                 await self._driver.api.set_deadline(self._path, ack_ids, self._driver.options.ack_deadline)
             except BrokerError as error:
                 errors = self._failed(ack_ids, error)
-                if error in errors:
-                    raise
                 lost += [each for each, why in zip(some, errors, strict=True) if why and why.code is ErrorCode.EXPIRED]
         return lost
 

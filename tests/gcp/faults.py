@@ -1,0 +1,129 @@
+"""A Pub/Sub server that does what the emulator never does: answers pings, falls silent, refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+from google.pubsub_v1 import types
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+TOPIC = "projects/events-test/topics/orders"
+
+
+class FaultyServer:
+    """One subscription, one stream after the other; a test replaces what it wants to go wrong."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.streams: list[list[Any]] = []
+        """The requests on each."""
+        self.acknowledged: list[str] = []
+        self.metadata: dict[str, str] = {}
+        self.subscription = types.Subscription.pb()(topic=TOPIC, enable_message_ordering=True)
+        self.refusal: grpc.StatusCode | None = None
+        """With what GetSubscription answers instead."""
+        self.transient: dict[str, int] = {}
+        """How often an ack id is refused for a while."""
+        self.on_ping: Callable[[asyncio.Queue[Any]], Awaitable[None]] = _answer
+        self.responses: list[Sequence[bytes]] = [[b"0"]]
+        """What each stream brings; streams beyond the last bring nothing."""
+        self.ends: dict[int, grpc.StatusCode] = {}
+        """With what a stream ends when it has brought that."""
+
+    async def get_subscription(self, request: Any, context: Any) -> Any:
+        if self.refusal is not None:
+            await context.abort(self.refusal, "as the test wants it")
+        self.subscription.name = request.subscription
+        return self.subscription
+
+    async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        number = len(self.streams)
+        seen: list[Any] = []
+        self.streams.append(seen)
+        answers: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def listen() -> None:
+            async for request in requests:
+                if seen:
+                    await self.on_ping(answers)
+                seen.append(request)
+            await answers.put(None)
+
+        listening = asyncio.ensure_future(listen())
+        try:
+            if number < len(self.responses):
+                yield _response(number, self.responses[number])
+            if number in self.ends:
+                await context.abort(self.ends[number], "as the test wants it")
+            while (answer := await answers.get()) is not None:
+                yield answer
+        finally:
+            listening.cancel()
+
+    async def acknowledge(self, request: Any, context: Any) -> Any:
+        self.metadata = dict(context.invocation_metadata())
+        refused = {each: "TRANSIENT_FAILURE_OTHER" for each in request.ack_ids if self.transient.get(each, 0) > 0}
+        for each in refused:
+            self.transient[each] -= 1
+        self.acknowledged += [each for each in request.ack_ids if each not in refused]
+        if refused:
+            details = AnyMessage()
+            details.Pack(ErrorInfo(reason="EXACTLY_ONCE_ACKID_FAILURE", domain="pubsub", metadata=refused))
+            status = Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="some failed", details=[details])
+            context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "some failed")
+        return Empty()
+
+    async def modify(self, request: Any, context: Any) -> Any:
+        return Empty()
+
+
+async def _answer(answers: asyncio.Queue[Any]) -> None:
+    await answers.put(types.StreamingPullResponse.pb()())
+
+
+async def never(answers: asyncio.Queue[Any]) -> None:
+    """No answer to a ping."""
+
+
+def _response(number: int, contents: Sequence[bytes]) -> Any:
+    response = types.StreamingPullResponse.pb()()
+    for index, data in enumerate(contents):
+        received = response.received_messages.add(ack_id=f"ack-{number}-{index}")
+        received.message.message_id = f"{number}-{index}"
+        received.message.data = data
+    return response
+
+
+@asynccontextmanager
+async def serving(faulty: FaultyServer) -> AsyncIterator[FaultyServer]:
+    """*faulty* at its ``address``, on the running loop."""
+    unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+
+    def handler(kind: Any, behaviour: Any, request: Any, response: Any) -> Any:
+        return kind(behaviour, request_deserializer=request.FromString, response_serializer=response.SerializeToString)
+
+    subscription = types.Subscription.pb()
+    handlers = {
+        "GetSubscription": handler(unary, faulty.get_subscription, types.GetSubscriptionRequest.pb(), subscription),
+        "StreamingPull": handler(
+            stream, faulty.stream, types.StreamingPullRequest.pb(), types.StreamingPullResponse.pb()
+        ),
+        "Acknowledge": handler(unary, faulty.acknowledge, types.AcknowledgeRequest.pb(), Empty),
+        "ModifyAckDeadline": handler(unary, faulty.modify, types.ModifyAckDeadlineRequest.pb(), Empty),
+    }
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("google.pubsub.v1.Subscriber", handlers),))
+    faulty.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield faulty
+    finally:
+        await server.stop(None)

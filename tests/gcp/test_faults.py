@@ -1,0 +1,173 @@
+"""What the emulator cannot show: a server that falls silent, refuses, or fails for a while."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import grpc
+import pytest
+
+from events_core import ErrorCode, EventReceiver, ReceiveError
+from events_gcp import stream
+
+from .console import client
+from .faults import FaultyServer, never, serving
+
+
+def play(server: FaultyServer, test: Callable[[EventReceiver], Awaitable[None]], **options: str) -> None:
+    """Run *test* with a receiver of *server*."""
+
+    async def scenario() -> None:
+        async with (
+            serving(server),
+            client(emulator_host=server.address, create="never", **options) as receiving,
+            await receiving.subscribe("billing") as receiver,
+        ):
+            await test(receiver)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PING_INTERVAL", 0.1)
+    monkeypatch.setattr(stream, "PONG_TIMEOUT", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_falls_silent_is_left() -> None:
+    """F1: it has answered pings and does no more, so the connection is dead: the receiver opens another stream."""
+    server = FaultyServer()
+    server.responses = [[b"0"], [b"1"]]
+
+    async def test(receiver: EventReceiver) -> None:
+        first = await receiver.receive_message(10)
+        await until(lambda: len(server.streams[0]) > 2)
+        server.on_ping = never
+        second = await receiver.receive_message(10)
+        assert [message and message.data for message in (first, second)] == [b"0", b"1"]
+        assert receiver.stats.reconnects == 1
+
+    play(server, test)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_never_answers_pings_is_kept() -> None:
+    """It may be an old one, as the emulator is."""
+    server = FaultyServer()
+    server.on_ping = never
+
+    async def test(receiver: EventReceiver) -> None:
+        await until(lambda: len(server.streams) == 1 and len(server.streams[0]) > 8)
+        assert len(server.streams) == 1
+        assert receiver.stats.reconnects == 0
+
+    play(server, test)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_answered_pings_are_signs_of_life() -> None:
+    """V1: the age of the last one stays small while no message comes."""
+    server = FaultyServer()
+
+    async def test(receiver: EventReceiver) -> None:
+        assert await receiver.receive_message(10)
+        before = receiver.stats
+        await until(lambda: len(server.streams[0]) > 5)
+        await until(lambda: (receiver.stats.last_message_age or 0) > (receiver.stats.last_alive_age or 0))
+        assert before.last_message_age is not None
+
+    play(server, test)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNKNOWN,
+    ],
+)
+def test_a_stream_that_ends_is_opened_again(status: grpc.StatusCode) -> None:
+    """F1: whatever a retry can mend is retried; what it had brought stays held, and can be acknowledged."""
+    server = FaultyServer()
+    server.responses = [[b"0"], [b"1"]]
+    server.ends = {0: status}
+
+    async def test(receiver: EventReceiver) -> None:
+        first = await receiver.receive_message(10)
+        second = await receiver.receive_message(10)
+        assert first is not None
+        assert second is not None
+        await receiver.acknowledge_messages([first, second])
+        assert server.acknowledged == ["ack-0-0", "ack-1-0"]
+
+    play(server, test)
+
+
+def test_a_permission_that_was_withdrawn_surfaces() -> None:
+    """F1: what retrying cannot mend is raised once; the next receive tries again."""
+    server = FaultyServer()
+    server.responses = [[], [b"1"]]
+    server.ends = {0: grpc.StatusCode.PERMISSION_DENIED}
+
+    async def test(receiver: EventReceiver) -> None:
+        with pytest.raises(ReceiveError, match=r"roles/pubsub\.subscriber") as caught:
+            await receiver.receive_message(10)
+        assert caught.value.code is ErrorCode.PERMISSION_DENIED
+        message = await receiver.receive_message(10)
+        assert message is not None
+        assert message.data == b"1"
+
+    play(server, test)
+
+
+def test_who_may_not_look_may_receive() -> None:
+    """Least privilege: roles/pubsub.subscriber does not let one look: the options are taken for granted."""
+    server = FaultyServer()
+    server.refusal = grpc.StatusCode.PERMISSION_DENIED
+
+    async def test(receiver: EventReceiver) -> None:
+        assert await receiver.receive_message(10)
+        assert receiver.capabilities.ordering == "receiver"
+
+    play(server, test)
+
+
+def test_an_acknowledgement_refused_for_a_while_is_repeated() -> None:
+    """S5: with exactly-once delivery one of a batch may fail for a while; only that one is asked for again."""
+    server = FaultyServer()
+    server.responses = [[b"0", b"1", b"2"]]
+    server.transient = {"ack-0-1": 2}
+
+    async def test(receiver: EventReceiver) -> None:
+        held = await receiver.receive_messages(3, 10)
+        await receiver.acknowledge_messages(held)
+        assert server.acknowledged == ["ack-0-0", "ack-0-2", "ack-0-1"]
+
+    play(server, test)
+
+
+def test_requests_say_where_they_belong_and_who_asks() -> None:
+    """The service routes by the first header; the second is what Google's support asks for."""
+    server = FaultyServer()
+
+    async def test(receiver: EventReceiver) -> None:
+        message = await receiver.receive_message(10)
+        assert message is not None
+        await receiver.acknowledge(message)
+        subscription = "projects/events-test/subscriptions/billing"
+        assert server.metadata["x-goog-request-params"] == f"subscription={subscription}"
+        assert server.metadata["x-goog-api-client"].startswith("gl-python/")
+
+    play(server, test)

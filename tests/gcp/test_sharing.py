@@ -1,0 +1,111 @@
+"""What the clients of a process share: one I/O thread, and a channel to each endpoint for each account."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Collection
+from contextlib import AsyncExitStack
+
+from events_core import EventMessage, EventReceiver
+from events_gcp import channels
+
+from .console import Console
+from .proxy import Proxy
+
+
+def io_threads() -> Collection[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "events I/O"]
+
+
+def pools() -> Collection[channels.Pool]:
+    return channels._pools.values()
+
+
+async def settle_one(receiver: EventReceiver) -> bytes | None:
+    message = await receiver.receive_message(30)
+    if message is None:
+        return None
+    await receiver.acknowledge(message)
+    return message.data
+
+
+def test_clients_share_thread_and_channel(console: Console) -> None:
+    """Three clients of one endpoint have one thread and one connection, which the last of them closes."""
+    before = len(io_threads())
+
+    async def use() -> None:
+        async with AsyncExitStack() as stack:
+            for _ in range(3):
+                client = await stack.enter_async_context(console.client())
+                await client.send_message(EventMessage(b"x"))
+            assert len(io_threads()) == before + 1
+            assert [len(pool._channels) for pool in pools()] == [1]
+            async with console.client() as fourth:
+                await fourth.send_message(EventMessage(b"x"))
+            assert len(pools()) == 1
+
+    asyncio.run(use())
+    assert (len(io_threads()), len(pools())) == (before, 0)
+
+
+def test_clients_of_other_endpoints_have_channels_of_their_own(console: Console) -> None:
+    """An outage of one does not touch the other."""
+    proxy = Proxy(console.emulator)
+
+    async def use() -> None:
+        async with console.client() as direct, console.client(emulator_host=proxy.address) as indirect:
+            await direct.ping()
+            await indirect.ping()
+            assert len(pools()) == 2
+            with proxy.cut():
+                assert await direct.send_message(EventMessage(b"x"))
+
+    asyncio.run(use())
+    proxy.close()
+
+
+def test_a_failed_connection_is_shared_with_nobody(console: Console) -> None:
+    """Whoever could not connect leaves nothing behind for the next."""
+    proxy = Proxy(console.emulator)
+
+    async def use() -> None:
+        with proxy.cut():
+            async with console.client(emulator_host=proxy.address, send_timeout="0.5") as refused:
+                results = await asyncio.gather(refused.send_message(EventMessage(b"x")), return_exceptions=True)
+                assert isinstance(results[0], Exception)
+        assert not pools()
+        async with console.client(emulator_host=proxy.address) as accepted:
+            assert await accepted.send_message(EventMessage(b"x"))
+
+    asyncio.run(use())
+    proxy.close()
+
+
+def test_many_receivers_do_not_starve_each_other(console: Console) -> None:
+    """A server lets 100 requests share a connection: the streams of 90 receivers take two."""
+
+    async def use() -> None:
+        async with console.client() as client:
+            receivers = await asyncio.gather(*(client.subscribe() for _ in range(90)))
+            await client.send_message(EventMessage(b"x"))
+            assert await asyncio.gather(*map(settle_one, receivers)) == [b"x"] * 90
+            (pool,) = pools()
+            assert sorted(channel.streams for channel in pool._channels) == [10, 80]
+
+    asyncio.run(use())
+    assert not pools()
+
+
+def test_compressed_requests_are_smaller(console: Console) -> None:
+    """compression=gzip: a text of 1 MB takes less than 100 kB on the line."""
+    proxy = Proxy(console.emulator)
+
+    async def use() -> None:
+        async with console.client(emulator_host=proxy.address, compression="gzip") as client:
+            before = proxy.sent
+            await client.send_message(EventMessage(b"all work and no play " * 50_000))
+            assert proxy.sent - before < 100_000
+
+    asyncio.run(use())
+    proxy.close()
