@@ -23,6 +23,7 @@ from events_gcp.codec import decode, encode
 from events_gcp.endpoint import Endpoint
 from events_gcp.errors import translated
 from events_gcp.limits import MAX_ACK_IDS
+from events_gcp.scratch import created
 from events_gcp.stream import Stream
 
 __all__ = ["Api"]
@@ -97,7 +98,8 @@ class Api:
 
     async def create_topic(self, topic: str) -> None:
         """Create *topic* unless it exists."""
-        await self._create(_CREATE_TOPIC, _CREATE_TOPIC.request(name=topic), f"create {topic!r}")
+        if await self._create(_CREATE_TOPIC, _CREATE_TOPIC.request(name=topic), f"create {topic!r}"):
+            created(topic)
 
     async def delete_topic(self, topic: str) -> None:
         """Delete *topic*."""
@@ -130,13 +132,16 @@ class Api:
         asked = f"create {subscription.name!r} of {subscription.topic!r}"
         await self._create(_CREATE, subscription, asked)
 
-    async def _create(self, method: _Method, request: Any, asked: str) -> None:
+    async def _create(self, method: _Method, request: Any, asked: str) -> bool:
+        """Whether it was created, and had not existed."""
         with translated(f"{asked} at {self._target}"):
             try:
                 await self._ask(method, request)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
                     raise
+                return False
+            return True
 
     async def delete_subscription(self, subscription: str) -> None:
         """Delete *subscription*."""

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from events_core import EventConfig
 from events_core.engine import EngineClient
+from events_core.options import read_options
 from events_gcp.driver import GcpDriver
+from events_gcp.endpoint import Endpoint
 from events_gcp.limits import FULL_CAPABILITIES
 from events_gcp.options import GcpOptions
+from events_gcp.scratch import creations, delete_topics
 
 __all__ = ["GcpPubSubClient"]
 
@@ -17,3 +25,14 @@ class GcpPubSubClient(EngineClient):
     options_class = GcpOptions
     full_capabilities = FULL_CAPABILITIES
     driver_class = GcpDriver
+
+    @classmethod
+    @contextmanager
+    def scratch(cls, config: EventConfig) -> Iterator[EventConfig]:
+        """The same project; the topics that were created meanwhile, by this process, are deleted."""
+        options = read_options(cls.options_class, config.options, origins=config.origins, backend=config.backend)
+        with creations() as topics:
+            try:
+                yield config
+            finally:
+                asyncio.run(delete_topics(Endpoint.of(options), topics))
