@@ -14,6 +14,10 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from testcontainers.core.container import DockerContainer
 
 START_TIMEOUT = 60.0
 """Seconds that a server may take to answer."""
@@ -56,11 +60,11 @@ def container(image: str, command: str, port: int) -> Iterator[str]:
     for question in (["info"], ["image", "inspect", image]):
         if not _succeeds(["docker", *question]):
             raise Missing(f"'docker {' '.join(question)}' fails")
-    from testcontainers.core.container import DockerContainer  # only where there is an engine to talk to
-
-    with DockerContainer(image).with_command(command).with_exposed_ports(port) as running:
-        address = f"{running.get_container_host_ip()}:{running.get_exposed_port(port)}"
-        await_http(address, lambda: None)
+    with contextlib.ExitStack() as stack:
+        try:
+            address = stack.enter_context(_running(image, command, port))
+        except Exception as reason:  # those of docker, requests and testcontainers have no class in common
+            raise Missing(f"container of {image!r}: {reason}") from reason
         yield address
 
 
@@ -109,6 +113,26 @@ def _succeeds(command: Sequence[str]) -> bool:
         return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
+
+
+@contextmanager
+def _running(image: str, command: str, port: int) -> Iterator[str]:
+    from testcontainers.core.container import DockerContainer  # only where there is an engine to talk to
+
+    with DockerContainer(image).with_command(command).with_exposed_ports(port) as running:
+        try:
+            address = f"{running.get_container_host_ip()}:{running.get_exposed_port(port)}"
+            await_http(address, lambda: _exit_code(running))
+        except Exception as reason:  # the log goes with the container
+            raise Missing(f"{reason}: {running.get_wrapped_container().logs()[-500:].decode()}") from reason
+        yield address
+
+
+def _exit_code(running: DockerContainer) -> int | None:
+    native = running.get_wrapped_container()
+    native.reload()
+    state = native.attrs["State"]
+    return None if state["Running"] else int(state["ExitCode"])
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -122,6 +122,23 @@ def test_a_message_held_too_long_expires(console: Console) -> None:
     asyncio.run(receive())
 
 
+def test_a_pulled_message_is_kept_for_as_long_as_the_subscription_says(console: Console) -> None:
+    """R6: requests cannot name a lease, so that of the subscription counts, not the option's: none lapses."""
+    name = f"{console.topic_name}-s"
+    console.create(name, ack_deadline_seconds=10)
+
+    async def receive() -> None:
+        async with console.client(receive_mode="pull", ack_deadline="60") as both:
+            receiver = await both.subscribe(name)
+            await both.send_message(EventMessage(b"x"))
+            (message,) = await gather(receiver, 1)
+            assert await receiver.receive_message(13) is None
+            assert receiver.stats.duplicates == 0
+            await receiver.acknowledge(message)
+
+    asyncio.run(receive())
+
+
 # Order
 
 

@@ -24,12 +24,17 @@ _Subscription = types.Subscription.pb()
 _EPHEMERAL_TTL = 86_400
 """Seconds without use after which Pub/Sub deletes an ephemeral subscription; the fewest that it allows."""
 
+_SHORTEST_LEASE = 10
+"""Seconds (Subscription.ack_deadline_seconds in types/pubsub.py)."""
+
 
 @attrs.frozen(kw_only=True)
 class Joined:
     """What a subscription promises, and what that asks of its receivers."""
 
     capabilities: Capabilities
+    ack_deadline: int
+    """Seconds of the lease of what is pulled; a stream names its own."""
     exactly_once: bool
     has_backoff: bool
     """Whether Pub/Sub itself delays what was nacked."""
@@ -76,7 +81,9 @@ class Admin:
             if error.code is ErrorCode.PERMISSION_DENIED and not ephemeral:
                 # roles/pubsub.subscriber suffices to receive, and does not let one look.
                 _log.info("%s is taken for what the options say: %s", subscription, error)
-                return self._promised(self._wanted(subscription, ephemeral=False))
+                wanted = self._wanted(subscription, ephemeral=False)
+                wanted.ack_deadline_seconds = _SHORTEST_LEASE
+                return self._promised(wanted)
             if error.code is not ErrorCode.NOT_FOUND or (self._create == "never" and not ephemeral):
                 raise
             await self.create_topics()
@@ -150,6 +157,7 @@ class Admin:
                 handback_counts=by_service,
                 exactly_once=found.enable_exactly_once_delivery,
             ),
+            ack_deadline=found.ack_deadline_seconds,
             exactly_once=found.enable_exactly_once_delivery,
             has_backoff=found.HasField("retry_policy"),
             dead_letter=dead_letter,

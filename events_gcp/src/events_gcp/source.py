@@ -50,7 +50,8 @@ class GcpSource(Source):
     def __init__(self, driver: GcpDriver, name: str, joined: Joined, *, ephemeral: bool) -> None:
         self.subscription = name
         self.capabilities = joined.capabilities
-        self.lease: float = driver.options.ack_deadline
+        pulls = driver.options.receive_mode == "pull"
+        self.lease: float = joined.ack_deadline if pulls else driver.options.ack_deadline
         self.local_attempts = joined.dead_letter[1] if joined.dead_letter else None
         self._driver = driver
         self._joined = joined
@@ -296,7 +297,7 @@ class GcpSource(Source):
             some = deliveries[start : start + MAX_ACK_IDS]
             ack_ids = [delivery.token for delivery in some]
             try:
-                await self._driver.api.set_deadline(self._path, ack_ids, self._driver.options.ack_deadline)
+                await self._driver.api.set_deadline(self._path, ack_ids, int(self.lease))
             except BrokerError as error:
                 errors = self._failed(ack_ids, error)
                 lost += [each for each, why in zip(some, errors, strict=True) if why and why.code is ErrorCode.EXPIRED]
