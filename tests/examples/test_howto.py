@@ -136,3 +136,20 @@ def test_observing(tmp_path: Path) -> None:
         "receive ok: 3 messages in … s",
         "settle ok: 1 messages in … s",
     ]
+
+
+PULLED_AND_BILLED = ["pulled", *(f"order-1 {step}" for step in ("placed", "paid", "shipped"))]
+
+
+def test_from_google_cloud_pubsub(tmp_path: Path) -> None:
+    """A batch is pulled and acknowledged, then an order's steps come in turn."""
+    url = "memory:///orders?subscription=billing"
+    assert run(tmp_path, HOWTO / "from_google_cloud_pubsub.py", EVENTS_ORDERS_URL=url) == PULLED_AND_BILLED
+
+
+@pytest.mark.parametrize("mode", ["stream", "pull"])
+def test_from_google_cloud_pubsub_on_its_emulator(emulator: str, tmp_path: Path, mode: str) -> None:
+    """The same where those programs ran before."""
+    url = f"gcp://acme-prod/coming-{mode}?subscription=coming-{mode}&receive_mode={mode}"
+    program = HOWTO / "from_google_cloud_pubsub.py"
+    assert run(tmp_path, program, EVENTS_ORDERS_URL=url, PUBSUB_EMULATOR_HOST=emulator) == PULLED_AND_BILLED

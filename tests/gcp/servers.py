@@ -124,7 +124,8 @@ def _running(image: str, command: str, port: int) -> Iterator[str]:
             address = f"{running.get_container_host_ip()}:{running.get_exposed_port(port)}"
             await_http(address, lambda: _exit_code(running))
         except Exception as reason:  # the log goes with the container
-            raise Missing(f"{reason}: {running.get_wrapped_container().logs()[-500:].decode()}") from reason
+            log = running.get_wrapped_container().logs()[-500:].decode(errors="replace")
+            raise Missing(f"{reason}: {log}") from reason
         yield address
 
 

@@ -6,12 +6,14 @@ All of them live on the engine's I/O thread, so nothing here needs a lock of thr
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 import grpc.aio  # type: ignore[import-untyped]
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
 
-from events_core.engine import off_loop
+from events_core import ErrorCode
+from events_core.engine import BrokerError, off_loop
 from events_gcp.credentials import load_credentials
 from events_gcp.endpoint import Endpoint
 from events_gcp.errors import translated
@@ -37,6 +39,22 @@ _OPTIONS = [
 ]
 # The emulator would close a connection that is pinged that often (ENHANCE_YOUR_CALM).
 _SERVICE_OPTIONS = [*_OPTIONS, ("grpc.keepalive_time_ms", 30_000)]
+
+
+class _Grpc:
+    """What this process knows of gRPC's state."""
+
+    is_used = False
+    is_inherited = False
+    """Whether a process used it that this one was forked from.  All of 19 children that connected anew then hung or
+    crashed (grpcio 1.85.1 on Linux), whatever GRPC_ENABLE_FORK_SUPPORT said."""
+
+    def forked(self) -> None:
+        self.is_inherited |= self.is_used
+
+
+_grpc = _Grpc()
+os.register_at_fork(after_in_child=_grpc.forked)
 
 
 class Channel:
@@ -68,8 +86,15 @@ class Pool:
     async def join(cls, endpoint: Endpoint) -> Pool:
         """The pool of *endpoint*, connected.
 
-        :raises BrokerError: when nobody answers in time, or there are no credentials.
+        :raises BrokerError: when nobody answers in time, or there are no credentials; ``WRONG_PROCESS`` where gRPC
+            would hang.
         """
+        if _grpc.is_inherited:
+            raise BrokerError(
+                "this process was forked from one that had connected to Pub/Sub, and gRPC hangs or crashes in such a "
+                "child; fork before anything connects, or start processes with multiprocessing's 'spawn'",
+                ErrorCode.WRONG_PROCESS,
+            )
         pool = _pools.setdefault((endpoint, asyncio.get_running_loop()), cls(endpoint))
         pool._users += 1
         try:
@@ -93,6 +118,7 @@ class Pool:
             if not self._channels:
                 if not self.endpoint.is_emulator:
                     self._credentials = await off_loop(lambda: load_credentials(self.endpoint))
+                _grpc.is_used = True
                 self._channels.append(Channel(self.endpoint, self._credentials))
         async with asyncio.timeout(_CONNECT_TIMEOUT):
             await self.main.grpc.channel_ready()

@@ -11,13 +11,23 @@ import re
 
 from events_core import Capabilities, Limits
 
-__all__ = ["FULL_CAPABILITIES", "MAX_ACK_IDS", "MAX_BATCH_BYTES", "MAX_BATCH_MESSAGES", "name_objection"]
+__all__ = [
+    "FULL_CAPABILITIES",
+    "MAX_ACK_IDS",
+    "MAX_ATTRIBUTES",
+    "MAX_BATCH_BYTES",
+    "MAX_BATCH_MESSAGES",
+    "name_objection",
+]
 
 MAX_BATCH_MESSAGES = 1000
 """Messages of one publish request (quotas)."""
 
 MAX_BATCH_BYTES = 9_000_000
 """Of the 10 MB of a publish request (quotas), leaving 1 MB for what encodes 1000 messages of 100 attributes each."""
+
+MAX_ATTRIBUTES = 100
+"""Of one message (quotas)."""
 
 MAX_ACK_IDS = 2500
 """Ids of one request to settle: 512 KiB (quotas), at up to 164 bytes each, rounded as Google's Go client does."""
@@ -33,7 +43,7 @@ FULL_CAPABILITIES = Capabilities(
     redelivery="lease",
     limits=Limits(
         max_message_bytes=9_998_000,  # the request's 10 MB, less the topic's name and what encodes the message
-        max_attributes=100,
+        max_attributes=MAX_ATTRIBUTES,
         max_attribute_key_bytes=256,
         max_attribute_value_bytes=1024,
         max_ordering_key_bytes=1024,

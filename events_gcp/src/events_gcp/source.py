@@ -21,7 +21,7 @@ from events_core.engine import (
     dead_letter_attributes,
     redelivery_delay,
 )
-from events_gcp.limits import MAX_ACK_IDS
+from events_gcp.limits import MAX_ACK_IDS, MAX_ATTRIBUTES
 
 if TYPE_CHECKING:
     from events_gcp.admin import Joined
@@ -282,6 +282,8 @@ class GcpSource(Source):
             message_id=delivery.message_id,
             attempts=delivery.delivery_attempt or 1,
         )
+        if len(attributes) > MAX_ATTRIBUTES:
+            attributes = dict(delivery.attributes)  # no room to say whence it came
         letter = EventMessage(delivery.data, attributes, ordering_key=delivery.ordering_key)
         try:
             await self._driver.api.publish(topic, [letter])
