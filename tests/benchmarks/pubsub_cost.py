@@ -1,0 +1,322 @@
+"""Pub/Sub at an emulator: events-gcp beside Google's client, gcloud-aio-pubsub, and bare ``grpc.aio`` as the floor.
+
+Run ``python tests/benchmarks/pubsub_cost.py [--only a,b] [--messages N] [--rounds N] [--held]``; without options it
+takes four minutes.  It uses the emulator that ``EVENTS_TEST_PUBSUB`` or ``PUBSUB_EMULATOR_HOST`` names, else it starts
+one with ``gcloud``.  Google's own columns need ``pip install google-cloud-pubsub``, gcloud-aio's
+``pip install gcloud-aio-pubsub``.
+
+All take turns in one run, each in a process of its own, whose CPU is what is told.  Absolute figures mean little on a
+shared machine: compare the ratios, of which the median over the rounds stands beside the least and the most.  The
+emulator sends at most 100 messages every 50 ms into a stream, hence of receiving only the CPU says anything; from it is
+taken what the same process spends when it waits for nothing.  ``--held`` alone runs f: that no lease lapses while the
+application's loop is blocked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pubsub_peers import LEASE, PAYLOAD, PROJECT, RESPONSE, Figures, Task, attributes
+
+MESSAGES = 20_000
+ROUNDS = 3
+HELD = 1_000
+CONTENDERS = {
+    "ours": "events-gcp",
+    "official": "google-cloud-pubsub",
+    "gcloud-aio": "gcloud-aio-pubsub",
+    "floor": "grpcio",
+}
+"""And the distributions that they are of."""
+
+Round = dict[str, Figures]
+"""The figures of each contender."""
+
+SHARES = {
+    ("alone", ""): 40,
+    ("ordered", ""): 10,
+    # A request for each message, and one message at a time: a share of them takes as long as all of the others.
+    ("concurrently", "gcloud-aio"): 10,
+    ("ordered", "official"): 50,
+}
+"""Of how many messages a work, or a contender in it, does one; 1 by default."""
+
+
+class Emulator:
+    """The emulator over its REST interface, which leaves this process without gRPC and its threads."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        request = urllib.request.Request(
+            f"http://{self.address}/v1/projects/{PROJECT}/{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    @contextmanager
+    def topic(self) -> Iterator[str]:
+        name = f"t-{uuid.uuid4().hex}"
+        self.ask("PUT", f"topics/{name}", {})
+        yield name
+        self.ask("DELETE", f"topics/{name}")
+
+    @contextmanager
+    def backlog(self, topic: str, messages: int, *, ordered: bool = False, lease: int = 60) -> Iterator[str]:
+        """A subscription with so many messages, of one ordering key or of none."""
+        name = f"s-{uuid.uuid4().hex}"
+        settings = {"ackDeadlineSeconds": lease, "enableMessageOrdering": ordered}
+        self.ask("PUT", f"subscriptions/{name}", {"topic": f"projects/{PROJECT}/topics/{topic}", **settings})
+        common = {"data": base64.b64encode(PAYLOAD).decode(), "orderingKey": "key" if ordered else ""}
+        for first in range(0, messages, 1_000):
+            batch = [{**common, "attributes": attributes(n)} for n in range(first, min(first + 1_000, messages))]
+            self.ask("POST", f"topics/{topic}:publish", {"messages": batch})
+        yield name
+        self.ask("DELETE", f"subscriptions/{name}")
+
+    def pull(self, subscription: str) -> int:
+        """How many messages there are for another receiver."""
+        answer = self.ask(
+            "POST", f"subscriptions/{subscription}:pull", {"maxMessages": HELD, "returnImmediately": True}
+        )
+        return len(answer.get("receivedMessages", []))
+
+
+@contextmanager
+def find_emulator() -> Iterator[Emulator]:
+    sys.path.append(str(Path(__file__).parents[1] / "gcp"))
+    from servers import find_or_start, free_address, program
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def gcloud() -> AbstractContextManager[str]:
+            address = free_address()
+            command = f"gcloud beta emulators pubsub start --host-port={address} --data-dir={folder}"
+            return program(command.split(), address, Path(folder) / "log")
+
+        with find_or_start(["EVENTS_TEST_PUBSUB", "PUBSUB_EMULATOR_HOST"], [gcloud]) as address:
+            yield Emulator(address)
+
+
+# Measuring
+
+
+def start(emulator: Emulator, task: Task) -> subprocess.Popen[str]:
+    program = str(Path(__file__).with_name("pubsub_peers.py"))
+    return subprocess.Popen(
+        [sys.executable, program, json.dumps(asdict(task))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PUBSUB_EMULATOR_HOST": emulator.address},
+    )
+
+
+def finish(process: subprocess.Popen[str], task: Task) -> Figures:
+    try:
+        output, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    if process.returncode:
+        raise SystemExit(f"{task.contender} fails at {task.work}:\n{errors}")
+    figures: Figures = json.loads(output.splitlines()[-1])
+    return figures
+
+
+def measure(emulator: Emulator, contender: str, work: str, messages: int) -> Figures:
+    """One work of one contender."""
+    messages //= SHARES.get((work, contender), SHARES.get((work, ""), 1))
+    with emulator.topic() as topic:
+        if work not in ("receive", "ordered"):
+            task = Task(contender, work, messages, topic)
+            return finish(start(emulator, task), task)
+        with emulator.backlog(topic, messages + RESPONSE, ordered=work == "ordered") as subscription:
+            task = Task(contender, work, messages, topic, subscription, RESPONSE)
+            return finish(start(emulator, task), task)
+
+
+def take_turns(emulator: Emulator, work: str, contenders: Sequence[str], messages: int, rounds: int) -> list[Round]:
+    """For each round, the figures of each contender; everybody is first, second and last in turn."""
+    measure(emulator, "floor", work, messages // 4)  # which warms the emulator
+    found = []
+    for number in range(rounds):
+        turn = number % len(contenders)
+        order = [*contenders[turn:], *contenders[:turn]]
+        found.append({contender: measure(emulator, contender, work, messages) for contender in order})
+    return found
+
+
+# Judging
+
+
+def rate(figures: Figures) -> float:
+    return figures["messages"] / figures["seconds"]
+
+
+def cpu(figures: Figures) -> float:
+    return figures["cpu"] / figures["messages"] * 1e6
+
+
+def net_cpu(figures: Figures) -> float:
+    return (figures["cpu"] - figures["idle"] * figures["seconds"]) / figures["messages"] * 1e6
+
+
+def median_ms(figures: Figures) -> float:
+    return figures["median"] * 1e3
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the ratio of ours to a peer's is to be."""
+
+    unit: str
+    value: Callable[[Figures], float]
+    peer: str
+    bound: float
+    at_least: bool = False
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.bound:.3g}"
+
+    def met(self, ratio: float) -> bool:
+        return ratio >= self.bound if self.at_least else ratio <= self.bound
+
+
+@dataclass(frozen=True)
+class Work:
+    """A work, as ``pubsub_peers.py`` calls it, and what is wanted of it."""
+
+    name: str
+    title: str
+    goals: Sequence[Goal]
+
+
+WORKS = {
+    "a": Work(
+        "concurrently",
+        "2,000 tasks send one at a time",
+        [Goal("msg/s", rate, "official", 4, at_least=True), Goal("CPU µs", cpu, "official", 1 / 4)],
+    ),
+    "b": Work("batches", "send_messages of 1,000", [Goal("CPU µs", cpu, "floor", 3)]),
+    "c": Work("alone", "a lone send_message, p50", [Goal("ms", median_ms, "floor", 1.8)]),
+    "d": Work(
+        "receive",
+        "receive and acknowledge",
+        [Goal("CPU µs", net_cpu, "official", 1 / 3), Goal("CPU µs", net_cpu, "floor", 2.5)],
+    ),
+    "e": Work("ordered", "the same, one ordering key", [Goal("msg/s", rate, "official", 10, at_least=True)]),
+}
+
+
+def print_heading() -> None:
+    names = "".join(f"{name:>11}" for name in CONTENDERS)
+    print(f"\n{'work':34}{'':8}{names}   {'ours ÷':9}{'median (least … most)':>24}   goal")
+
+
+def print_rows(letter: str, rounds: Sequence[Round]) -> None:
+    work = WORKS[letter]
+    for goal in work.goals:
+        medians = "".join(f"{middle(goal, rounds, name):>11}" for name in CONTENDERS)
+        ratios = [goal.value(each["ours"]) / goal.value(each[goal.peer]) for each in rounds]
+        ratio = statistics.median(ratios)
+        told = f"{ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
+        verdict = "met" if goal.met(ratio) else "not met"
+        print(
+            f"{letter} {work.title:32}{goal.unit:8}{medians}   {goal.peer:9}{told:>24}   {goal} {verdict}", flush=True
+        )
+
+
+def middle(goal: Goal, rounds: Sequence[Round], contender: str) -> str:
+    if contender not in rounds[0]:
+        return "–"
+    median = statistics.median(goal.value(each[contender]) for each in rounds)
+    return f"{median:,.0f}" if median >= 1_000 else f"{median:.2f}"
+
+
+def print_idle(rounds: Sequence[Round]) -> None:
+    shares = (f"{name} {statistics.median(each[name]['idle'] for each in rounds):.2%}" for name in rounds[0])
+    print(f"d without what waiting alone costs, of a core: {', '.join(shares)}")
+
+
+# A blocked loop
+
+
+def hold(emulator: Emulator, work: str) -> str:
+    """What happens to messages that are held while the loop is blocked, with a competitor that asks for them."""
+    with emulator.topic() as topic, emulator.backlog(topic, HELD, lease=LEASE) as subscription:
+        task = Task("ours", work, HELD, topic, subscription)
+        holder = start(emulator, task)
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        elsewhere = 0
+        while holder.poll() is None:
+            elsewhere += emulator.pull(subscription)
+            time.sleep(0.05)  # as often as the emulator looks for a stream
+        figures = finish(holder, task)
+        time.sleep(LEASE + 1)
+        left = emulator.pull(subscription)
+    found = {
+        "redelivered to a competitor": elsewhere,
+        "to the holder": figures["redelivered"],
+        "refused when acknowledged": figures["refused"],
+        "there afterwards": left,
+    }
+    told = ", ".join(f"{name} {count:.0f}" for name, count in found.items())
+    return f"{work}: {figures['messages']:,.0f} held: {told}: {'not met' if any(found.values()) else 'met'}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="letters of works, such as a,b")
+    parser.add_argument("--messages", type=int, default=MESSAGES, help=f"at least 4,000; {MESSAGES:,} by default")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"{ROUNDS} by default")
+    parser.add_argument("--held", action="store_true", help="f, which takes two minutes, in place of the others")
+    chosen = parser.parse_args()
+    letters = [letter for letter in chosen.only.split(",") if letter] or ([] if chosen.held else [*WORKS])
+    versions = installed()
+    contenders = [name for name in CONTENDERS if CONTENDERS[name] in versions]
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    with find_emulator() as emulator:
+        if letters:
+            print_heading()
+        for letter in letters:
+            rounds = take_turns(emulator, WORKS[letter].name, contenders, chosen.messages, chosen.rounds)
+            print_rows(letter, rounds)
+            if letter == "d":
+                print_idle(rounds)
+        for work in ("held-sleep", "held-work") if chosen.held else ():
+            print(f"f {hold(emulator, work)}")
+
+
+def installed() -> dict[str, str]:
+    versions = {}
+    for name in CONTENDERS.values():
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{name} is not installed: no figures of it")
+    return versions
+
+
+if __name__ == "__main__":
+    main()

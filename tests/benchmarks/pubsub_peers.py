@@ -1,0 +1,429 @@
+"""Those whom ``pubsub_cost.py`` compares, and their works, each at the settings that measured best for it.
+
+``pubsub_cost.py`` runs this program once for each contender, work and round, so that nobody's threads and channels
+count for another.  It takes a task as JSON for its argument, finds the emulator by ``PUBSUB_EMULATOR_HOST``, and prints
+its figures as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import statistics
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from events_core import ReceivedMessage
+
+PROJECT = "events-benchmark"
+PAYLOAD = bytes(range(256))
+SENDERS = 2_000
+BATCH = 1_000
+RESPONSE = 100
+"""Messages that the emulator sends at most in one response."""
+FIRST_ALONE = 50
+SETTLED_IN = 0.2
+IDLE = 1.5
+"""Seconds after the work, and after what it left behind, in which to learn what waiting costs."""
+LEASE = 10
+BLOCKED = 30.0
+LISTENED = 5.0
+"""Seconds for which one who held messages listens for their redelivery, once its loop runs again."""
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Who does what, and where."""
+
+    contender: str
+    work: str
+    messages: int
+    topic: str
+    subscription: str = ""
+    warm_up: int = 0
+    """Messages to receive before the others count."""
+
+    @property
+    def topic_path(self) -> str:
+        return f"projects/{PROJECT}/topics/{self.topic}"
+
+    @property
+    def subscription_path(self) -> str:
+        return f"projects/{PROJECT}/subscriptions/{self.subscription}"
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Seconds, and seconds of this process's CPU, since its construction."""
+
+    began: float = field(default_factory=time.perf_counter)
+    cpu_began: float = field(default_factory=time.process_time)
+
+    def read(self, messages: int) -> Figures:
+        cpu = time.process_time() - self.cpu_began
+        return {"messages": messages, "seconds": time.perf_counter() - self.began, "cpu": cpu}
+
+
+def attributes(number: int) -> dict[str, str]:
+    return {"kind": "order.placed", "number": str(number)}
+
+
+def read(data: bytes | None, attributes: Mapping[str, str] | None) -> None:
+    """What an application looks at; some decode only what is asked for."""
+    assert data is not None
+    assert attributes is not None
+    assert len(data) == len(PAYLOAD)
+    assert attributes["kind"] == "order.placed"
+
+
+class Contender(ABC):
+    """A client of one topic and, where the task names one, of a subscription."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.host = os.environ["PUBSUB_EMULATOR_HOST"]
+        self.stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stack.aclose()
+
+    @abstractmethod
+    async def open(self) -> None: ...
+
+    @abstractmethod
+    async def send(self, number: int) -> None: ...
+
+    @abstractmethod
+    async def send_batch(self, numbers: Iterable[int]) -> None: ...
+
+    @abstractmethod
+    async def take(self) -> int:
+        """Receive and acknowledge what is there; how many."""
+
+    async def send_concurrently(self, messages: int) -> None:
+        """From 2,000 tasks, each of which sends one at a time."""
+
+        async def sender(numbers: Iterable[int]) -> None:
+            for number in numbers:
+                await self.send(number)
+
+        await asyncio.gather(*(sender(range(first, messages, SENDERS)) for first in range(SENDERS)))
+
+
+class Ours(Contender):
+    """events-gcp, as it comes."""
+
+    async def open(self) -> None:
+        from events_core import EventConfig, EventMessage, create_client
+
+        self.message = EventMessage
+        options = {"emulator_host": self.host}
+        if self.task.work.startswith("held"):
+            options["ack_deadline"] = str(LEASE)
+        config = EventConfig(self.task.topic, PROJECT, options, "gcp")
+        self.client = await self.stack.enter_async_context(create_client(config))
+        if self.task.subscription:
+            self.receiver = await self.client.subscribe(self.task.subscription)
+
+    async def send(self, number: int) -> None:
+        await self.client.send_message(self.message(PAYLOAD, attributes(number)))
+
+    async def send_batch(self, numbers: Iterable[int]) -> None:
+        await self.client.send_messages([self.message(PAYLOAD, attributes(number)) for number in numbers])
+
+    async def take(self) -> int:
+        messages = await self.receiver.receive_messages(RESPONSE)
+        for message in messages:
+            read(message.data, message.attributes)
+        await self.receiver.acknowledge_messages(messages)
+        return len(messages)
+
+
+class Handover:
+    """A scheduler of the official client that hands messages to an event loop and wakes it once for many.
+
+    The cheapest bridge of those measured: callbacks in its pool of threads cost half as much again.
+    """
+
+    def __init__(self) -> None:
+        self.queue: queue.Queue[Any] = queue.Queue()  # what the client reads acknowledgements from
+        self._messages: deque[Any] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()
+        self._woken = False
+
+    def schedule(self, callback: Callable[..., object], message: Any) -> None:
+        self._messages.append(message)
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._arrived.set)
+
+    async def take(self) -> list[Any]:
+        await self._arrived.wait()
+        self._arrived.clear()
+        self._woken = False
+        return [self._messages.popleft() for _ in range(len(self._messages))]
+
+    def shutdown(self, await_msg_callbacks: bool = False) -> list[Any]:
+        return [*self._messages]
+
+
+class Official(Contender):
+    """google-cloud-pubsub, its high-level clients, used from asyncio."""
+
+    async def open(self) -> None:
+        from google.cloud import pubsub_v1  # type: ignore[import-untyped]
+
+        if self.task.subscription:
+            self._subscribe(pubsub_v1)
+        else:
+            # Of 100 to 1,000 messages and 2 to 50 ms, these measured best; alone, nothing may wait for a second one.
+            limit = 1 if self.task.work == "alone" else BATCH
+            settings = pubsub_v1.types.BatchSettings(max_messages=limit, max_bytes=9_000_000, max_latency=0.05)
+            self.publisher = pubsub_v1.PublisherClient(batch_settings=settings)
+            self.stack.callback(self.publisher.stop)
+
+    def _subscribe(self, pubsub_v1: Any) -> None:
+        self.handover = Handover()
+        subscriber = self.stack.enter_context(pubsub_v1.SubscriberClient())
+        pulling = subscriber.subscribe(
+            self.task.subscription_path,
+            callback=lambda message: None,  # which the scheduler does not call
+            # As many as ours; ten times as many measured the same.
+            flow_control=pubsub_v1.types.FlowControl(max_messages=1_000),
+            scheduler=self.handover,
+        )
+        self.stack.callback(pulling.result)
+        self.stack.callback(pulling.cancel)
+
+    def publish(self, number: int) -> Any:
+        return self.publisher.publish(self.task.topic_path, PAYLOAD, **attributes(number))
+
+    async def send(self, number: int) -> None:
+        await asyncio.wrap_future(self.publish(number))
+
+    async def send_batch(self, numbers: Iterable[int]) -> None:
+        futures = [self.publish(number) for number in numbers]
+        # At half the cost of a wrap_future for each.
+        await asyncio.to_thread(lambda: [future.result() for future in futures])
+
+    async def take(self) -> int:
+        messages = await self.handover.take()
+        for message in messages:
+            read(message.data, message.attributes)
+            message.ack()
+        return len(messages)
+
+
+class GcloudAio(Contender):
+    """gcloud-aio-pubsub: JSON over HTTP.  It gathers no batches, and renews no leases of what it pulls."""
+
+    async def open(self) -> None:
+        import aiohttp
+        from gcloud.aio import pubsub
+
+        self.message = pubsub.PubsubMessage
+        # aiohttp's limit of 100 connections, its default; 10, 30 and 300 measured no better.
+        session: Any = await self.stack.enter_async_context(aiohttp.ClientSession())
+        self.publisher = pubsub.PublisherClient(session=session)
+        self.subscriber = pubsub.SubscriberClient(session=session)
+
+    async def send(self, number: int) -> None:
+        await self.send_batch([number])
+
+    async def send_batch(self, numbers: Iterable[int]) -> None:
+        messages = [self.message(PAYLOAD, **attributes(number)) for number in numbers]
+        await self.publisher.publish(self.task.topic_path, messages, timeout=60)
+
+    async def take(self) -> int:
+        messages = await self.subscriber.pull(self.task.subscription_path, BATCH)
+        for message in messages:
+            read(message.data, message.attributes)
+        await self.subscriber.acknowledge(self.task.subscription_path, [message.ack_id for message in messages])
+        return len(messages)
+
+
+class Floor(Contender):
+    """Bare ``grpc.aio`` and protobuf in the application's own loop; without retries, leases or bounds."""
+
+    async def open(self) -> None:
+        import grpc.aio  # type: ignore[import-untyped]
+        from google.pubsub_v1 import types
+
+        self.channel = await self.stack.enter_async_context(grpc.aio.insecure_channel(self.host))
+        await self.channel.channel_ready()
+        self.eof = grpc.aio.EOF
+        self.message = types.PubsubMessage.pb()
+        self.request = types.PublishRequest.pb()
+        self.publish = self._method("unary_unary", "Publisher/Publish", self.request, types.PublishResponse.pb())
+        if self.task.subscription:
+            self._subscribe(types)
+
+    def _method(self, kind: str, name: str, request: Any, response: Any) -> Any:
+        return getattr(self.channel, kind)(
+            f"/google.pubsub.v1.{name}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+
+    def _subscribe(self, types: Any) -> None:
+        from google.protobuf.empty_pb2 import Empty
+
+        self.confirmation = types.AcknowledgeRequest.pb()
+        self.acknowledge = self._method("unary_unary", "Subscriber/Acknowledge", self.confirmation, Empty)
+        request = types.StreamingPullRequest.pb()
+        pull = self._method("stream_stream", "Subscriber/StreamingPull", request, types.StreamingPullResponse.pb())
+        self.ending = asyncio.Event()
+        self.stream = pull(
+            self._requests(request(subscription=self.task.subscription_path, stream_ack_deadline_seconds=60))
+        )
+        self.stack.push_async_callback(self._end)
+
+    async def _requests(self, first: object) -> AsyncIterator[object]:
+        yield first
+        await self.ending.wait()
+
+    async def _end(self) -> None:
+        """Let the emulator end the stream, since it keeps a cancelled one alive."""
+        self.ending.set()
+        while await self.stream.read() is not self.eof:
+            continue
+
+    async def send(self, number: int) -> None:
+        await self.send_batch([number])
+
+    async def send_batch(self, numbers: Iterable[int]) -> None:
+        messages = [self.message(data=PAYLOAD, attributes=attributes(number)) for number in numbers]
+        await self.publish(self.request(topic=self.task.topic_path, messages=messages))
+
+    async def send_concurrently(self, messages: int) -> None:
+        """As many at a time, in batches, and nobody waits for a single one."""
+
+        async def lane(firsts: Iterable[int]) -> None:
+            for first in firsts:
+                await self.send_batch(range(first, min(first + BATCH, messages)))
+
+        await asyncio.gather(*(lane(range(first, messages, SENDERS)) for first in range(0, SENDERS, BATCH)))
+
+    async def take(self) -> int:
+        received = (await self.stream.read()).received_messages
+        for each in received:
+            read(each.message.data, each.message.attributes)
+        ack_ids = [each.ack_id for each in received]
+        await self.acknowledge(self.confirmation(subscription=self.task.subscription_path, ack_ids=ack_ids))
+        return len(ack_ids)
+
+
+# Works
+
+
+async def send_concurrently(contender: Contender) -> Figures:
+    await contender.send_concurrently(SENDERS)
+    meter = Meter()
+    await contender.send_concurrently(contender.task.messages)
+    return meter.read(contender.task.messages)
+
+
+async def send_batches(contender: Contender) -> Figures:
+    await contender.send_batch(range(BATCH))
+    meter = Meter()
+    for first in range(0, contender.task.messages, BATCH):
+        await contender.send_batch(range(first, first + BATCH))
+    return meter.read(contender.task.messages)
+
+
+async def send_alone(contender: Contender) -> Figures:
+    """One after the other."""
+    spent = []
+    for number in range(FIRST_ALONE + contender.task.messages):
+        began = time.perf_counter()
+        await contender.send(number)
+        spent.append(time.perf_counter() - began)
+    return {"median": statistics.median(spent[FIRST_ALONE:])}
+
+
+async def receive(contender: Contender) -> Figures:
+    """Receive and acknowledge a backlog; then wait for nothing, to learn what waiting costs."""
+    left = contender.task.warm_up
+    while left > 0:
+        left -= await contender.take()
+    meter = Meter()
+    counted = left = left + contender.task.messages
+    while left > 0:
+        left -= await contender.take()
+    figures = meter.read(counted - left)
+    await asyncio.sleep(SETTLED_IN)
+    meter = Meter()
+    await asyncio.sleep(IDLE)
+    idle = meter.read(0)
+    return {"idle": idle["cpu"] / idle["seconds"], **figures}
+
+
+def work_in_python(seconds: float) -> None:
+    number, ends = 0, time.monotonic() + seconds
+    while time.monotonic() < ends:
+        number = (number * 31 + 7) % 1_000_003
+
+
+async def hold(contender: Contender) -> Figures:
+    """Hold messages while the loop is blocked, then listen, then acknowledge them."""
+    from events_core import AcknowledgeError
+
+    assert isinstance(contender, Ours)
+    receiver = contender.receiver
+    held: list[ReceivedMessage] = []
+    while len(held) < contender.task.messages:
+        held += await receiver.receive_messages(contender.task.messages - len(held))
+    print("held", flush=True)
+    block = work_in_python if contender.task.work == "held-work" else time.sleep
+    block(BLOCKED)
+    late = await receiver.receive_messages(BATCH, LISTENED)
+    duplicates = receiver.stats.duplicates
+    try:
+        await receiver.acknowledge_messages(held)
+    except AcknowledgeError as error:
+        refused = len(error.failed)
+    else:
+        refused = 0
+    return {"messages": len(held), "redelivered": len(late) + duplicates, "refused": refused}
+
+
+CONTENDERS: dict[str, type[Contender]] = {
+    "ours": Ours,
+    "official": Official,
+    "gcloud-aio": GcloudAio,
+    "floor": Floor,
+}
+WORKS: dict[str, Callable[[Contender], Awaitable[Figures]]] = {
+    "concurrently": send_concurrently,
+    "batches": send_batches,
+    "alone": send_alone,
+    "receive": receive,
+    "ordered": receive,
+    "held-sleep": hold,
+    "held-work": hold,
+}
+
+
+async def main(task: Task) -> None:
+    async with CONTENDERS[task.contender](task) as contender:
+        print(json.dumps(await WORKS[task.work](contender)), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Task(**json.loads(sys.argv[1]))))
