@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import ClassVar, TypeVar
 
 import attrs
@@ -16,7 +18,7 @@ from events_core import ErrorCode, EventMessage
 from events_core.backends.sqlite.options import SQLiteOptions, capabilities_of
 from events_core.backends.sqlite.store import Store
 from events_core.backends.sqlite.subscription import Subscription
-from events_core.backends.sqlite.translation import is_locked, translated
+from events_core.backends.sqlite.translation import Locked, Lost, translated
 from events_core.backends.sqlite.watch import Watch
 from events_core.engine import BrokerError, Delivery, Driver, Settlement, Source
 
@@ -26,9 +28,11 @@ T = TypeVar("T")
 _log = logging.getLogger("events_core.sqlite")
 
 LOCK_WAIT = 5.0
-"""Seconds to wait for other connections' transactions before the engine is told."""
+"""Seconds to wait for other connections' transactions, at most, before the engine is told."""
 UPKEEP = 10.0
 """Most seconds between two rounds of upkeep, and between two looks whether there is something to receive."""
+SWEEP_PAUSE = 0.005
+"""Seconds between two steps of a sweep, about as long as a step takes: other processes write meanwhile."""
 
 
 class SQLiteDriver(Driver[SQLiteOptions]):
@@ -43,8 +47,11 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         super().__init__(topic_name, project_id, attrs.evolve(options, path=os.path.abspath(options.path)))
         self.capabilities = capabilities_of(options)
         self.sources: set[SQLiteSource] = set()
+        self.watch = Watch(self._version)
         self._store: Store | None = None
-        self._upkeep: asyncio.Task[None] | None = None
+        self._known = False  # whether there has been something else than an empty file
+        self._upkeep: list[asyncio.Task[None]] = []
+        self._closed = False
 
     @property
     def store(self) -> Store:
@@ -54,69 +61,136 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         return self._store
 
     async def open(self) -> None:
-        self._store = await self.run(lambda: Store(self.project_id, self.topic_name, self.options))
-        self.watch = Watch(self._store.version)
-        self._upkeep = asyncio.create_task(self._keep_up())
+        with _saying_what_for():
+            await self.run(lambda store: None)
+        self._upkeep = [asyncio.create_task(self._repeat(work)) for work in (self._renew, self._sweep)]
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        return await self.write(lambda: self.store.publish(messages))
+        return await self.write(lambda store: store.publish(messages), self.options.send_timeout)
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> SQLiteSource:
-        source = SQLiteSource(self, await self.run(lambda: Subscription(self.store, subscription)))
+        joined = await self.run(lambda store: Subscription(store, subscription), self.options.connect_timeout)
+        source = SQLiteSource(self, joined)
         self.sources.add(source)
         return source
 
     async def delete_subscription(self, subscription: str) -> None:
-        await self.write(lambda: self.store.delete_subscription(subscription))
+        await self.write(lambda store: store.delete_subscription(subscription), self.options.connect_timeout)
 
     async def ping(self) -> None:
-        await self.run(lambda: self.store.ping())
+        with _saying_what_for():
+            await self.run(lambda store: store.ping())
 
     async def close(self) -> None:
-        if self._store is None:
-            return
+        self._closed = True
         self.watch.stop()
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-        with translated(self.options.path):
-            self._store.close()
+        for task in self._upkeep:
+            task.cancel()
+        if self._store is not None:
+            with translated(self.options.path, create=False):
+                self._store.close()
 
-    async def write(self, work: Callable[[], T]) -> T:
+    async def write(self, work: Callable[[Store], T], timeout: float = math.inf) -> T:
         """Do *work*, one transaction, and wake this client's own receivers."""
-        result = await self.run(work)
+        result = await self.run(work, timeout)
         self.watch.stir()
         return result
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do *work*, again while another connection holds the lock; once done it does not suspend."""
-        give_up = time.monotonic() + LOCK_WAIT
-        while True:
-            with translated(self.options.path):
-                try:
-                    return work()
-                except sqlite3.OperationalError as error:
-                    if not is_locked(error) or time.monotonic() >= give_up:
-                        raise
-            await asyncio.sleep(0)  # SQLite itself has slept meanwhile
+    async def run(self, work: Callable[[Store], T], timeout: float = math.inf) -> T:
+        """Do *work*, again while another connection holds the lock; once done it does not suspend.
 
-    async def _keep_up(self) -> None:
-        """Keep the leases of this client's receivers, and the file small."""
+        :param timeout: of whoever waits for it; half of it is left to tell them of the lock.
+        """
+        give_up = time.monotonic() + min(LOCK_WAIT, timeout / 2)
+        while True:
+            try:
+                with translated(self.options.path, create=self.options.create == "all"):
+                    return self._do(work)
+            except Lost as lost:
+                self._drop(lost)
+                raise
+            except Locked:
+                if time.monotonic() >= give_up:
+                    raise
+                await asyncio.sleep(0)  # SQLite itself has slept meanwhile
+
+    def _do(self, work: Callable[[Store], T]) -> T:
+        store = self._current()
+        result = work(store)
+        store.place.check()  # else it may be in a file that nobody finds again
+        return result
+
+    def _current(self) -> Store:
+        """The file that is at the path now, opened again where that was lost."""
+        if self._closed:
+            raise BrokerError(f"the file {self.options.path!r} has been closed", ErrorCode.CLOSED)
+        try:
+            if self._store is not None:
+                self._store.place.check()
+        except Lost as lost:
+            _log.warning("%r: %s", self.topic_name, lost)
+            self._drop(lost)
+        return self._store or self._reopen()
+
+    def _reopen(self) -> Store:
+        self._known = self._known and os.path.exists(self.options.path)  # a missing one may be made anew
+        self._store = Store(self.project_id, self.topic_name, self.options, restored=self._known)
+        self._known = True
+        for source in self.sources:
+            with suppress(BrokerError, sqlite3.Error):  # which its next use meets
+                source.on(self._store)  # at once: what is sent from now on is received
+        self.watch.stir()
+        return self._store
+
+    def _drop(self, lost: Lost) -> None:
+        """Close what is of no more use; whatever comes next opens it again."""
+        store, self._store = self._store, None
+        if lost.has_changed:
+            self._known = True
+            for source in self.sources:
+                source.forget()
+        if store is not None:
+            with suppress(sqlite3.Error):
+                store.close()
+
+    def _version(self) -> int:
+        """A number that changes with the file, negative while nobody knows."""
+        store = self._store
+        return store.version() if store is not None and store.place.is_current else -1
+
+    async def _repeat(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         pause = min(UPKEEP, self.options.session_timeout / 4)
         while True:
             await asyncio.sleep(pause)
-            for work in (*(source.renew for source in self.sources), self._sweep):
-                try:
-                    await work()
-                except BrokerError as error:
-                    _log.debug("%r: upkeep failed, trying again: %s", self.topic_name, error)
-                except Exception:
-                    _log.exception("%r: upkeep failed, trying again", self.topic_name)
+            try:
+                await work()
+            except BrokerError as error:
+                _log.debug("%r: upkeep failed, trying again: %s", self.topic_name, error)
+            except Exception:
+                _log.exception("%r: upkeep failed, trying again", self.topic_name)
+
+    async def _renew(self) -> None:
+        """Keep the leases of this client's receivers."""
+        for source in tuple(self.sources):
+            await source.renew()
 
     async def _sweep(self) -> None:
+        """Keep the file small."""
         more = True
         while more:
-            more = await self.run(self.store.sweep)
-            await asyncio.sleep(0)  # let others in
+            more = await self.run(lambda store: store.sweep())
+            await asyncio.sleep(SWEEP_PAUSE)
+
+
+@contextmanager
+def _saying_what_for() -> Iterator[None]:
+    """Raise what was waited for when the wait is cancelled: so the engine ends a time that it alone knows."""
+    try:
+        yield
+    except asyncio.CancelledError as cancelled:
+        if isinstance(cancelled.__context__, Locked):
+            raise cancelled.__context__ from cancelled.__context__.__cause__
+        raise
 
 
 class SQLiteSource(Source):
@@ -130,27 +204,37 @@ class SQLiteSource(Source):
         self._driver = driver
         self._subscription = subscription
 
+    def on(self, store: Store) -> Subscription:
+        """This session on *store*, joined again where the file was opened again."""
+        self._subscription = self._subscription.on(store)
+        return self._subscription
+
+    def forget(self) -> None:
+        """Take what is leased for lost."""
+        self._subscription.forget()
+
     async def fetch(self, limit: int) -> Sequence[Delivery]:
         while True:
-            wait = await self._driver.run(self._subscription.next_due) - time.time()
+            wait = await self._driver.run(lambda store: self.on(store).next_due()) - time.time()
             if wait > 0:
                 await self._driver.watch.changed(min(wait, UPKEEP))
                 continue
-            deliveries = await self._driver.write(lambda: self._subscription.take(limit))
+            deliveries = await self._driver.write(lambda store: self.on(store).take(limit))
             if deliveries:
                 return deliveries
             await asyncio.sleep(0)
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-        return await self._driver.write(lambda: self._subscription.settle(settlements))
+        timeout = self._driver.options.ack_timeout
+        return await self._driver.write(lambda store: self.on(store).settle(settlements), timeout)
 
     async def withheld(self) -> Collection[str]:
-        return await self._driver.run(self._subscription.withheld)
+        return await self._driver.run(lambda store: self.on(store).withheld())
 
     async def renew(self) -> None:
         """Keep what is leased."""
-        await self._driver.run(self._subscription.renew)
+        await self._driver.run(lambda store: self.on(store).renew())
 
     async def close(self) -> None:
         self._driver.sources.discard(self)
-        await self._driver.write(self._subscription.leave)
+        await self._driver.write(lambda store: self.on(store).leave())

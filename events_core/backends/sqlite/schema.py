@@ -14,9 +14,10 @@ from typing import Literal
 from urllib.parse import quote
 
 from events_core import ErrorCode
+from events_core.backends.sqlite.translation import Unusable
 from events_core.engine import BrokerError
 
-__all__ = ["BLOCKED", "LEASED", "READY", "open_file"]
+__all__ = ["BLOCKED", "LEASED", "READY", "VERSION", "check_version", "next_id", "open_file"]
 
 READY = 0
 """May be delivered from ``available_at`` on."""
@@ -38,7 +39,7 @@ CREATE TABLE topics (
     UNIQUE (project, name)
 );
 CREATE TABLE messages (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again, so that it can be the message_id
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- as next_id() has it, so that it can be the message_id
     topic_id INTEGER NOT NULL,
     publish_time REAL NOT NULL,
     ordering_key TEXT,
@@ -55,7 +56,7 @@ CREATE TABLE subscriptions (
     UNIQUE (topic_id, name)
 );
 CREATE TABLE sessions (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- as next_id() has it
     subscription_id INTEGER NOT NULL,
     expires_at REAL NOT NULL
 );
@@ -80,16 +81,34 @@ _LOG_SIZE = 64 * 2**20
 """Bytes to which the write-ahead log is cut back after a burst."""
 
 
-def open_file(path: str, *, create: bool, durability: Literal["full", "normal"]) -> sqlite3.Connection:
+def next_id(table: str, micros: str) -> str:
+    """An SQL expression for a new id; *micros* is one for the time in microseconds.
+
+    Such an id was used neither in this file, nor in one that was at its path before, nor in a newer copy of it: so a
+    receiver that still holds messages of those takes none of this file's for them.
+    """
+    return f"max({micros}, 1 + ifnull((SELECT seq FROM sqlite_sequence WHERE name = '{table}'), 0))"
+
+
+def open_file(
+    path: str, *, create: bool, durability: Literal["full", "normal"], restored: bool = False
+) -> sqlite3.Connection:
     """Open *path*, made a broker's file first where it is new and *create* allows.
 
+    :param restored: whether it is there and had content: then an empty one is about to be written by somebody else.
     :raises BrokerError: for a file of another application or a newer version, or an empty one.
     :raises sqlite3.Error: for what SQLite cannot open.
     """
-    uri = f"file:{quote(path)}?mode={'rwc' if create else 'rw'}"
+    uri = f"file:{quote(path)}?mode={'rwc' if create and not restored else 'rw'}"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0.02)
     try:
         if not _is_ours_now(connection, path):
+            if restored:
+                raise Unusable(
+                    f"the file {path!r} is empty, which it was not; restore it, or remove it to have it made anew",
+                    ErrorCode.UNAVAILABLE,
+                    retryable=True,
+                )
             if not create:
                 text = f"the file {path!r} is empty; set create=all to make topics in it"
                 raise BrokerError(text, ErrorCode.NOT_FOUND)
@@ -99,6 +118,15 @@ def open_file(path: str, *, create: bool, durability: Literal["full", "normal"])
         connection.close()
         raise
     return connection
+
+
+def check_version(connection: sqlite3.Connection, path: str) -> None:
+    """Whether the file is still of the version that it was opened as; inside a transaction it stays so.
+
+    :raises BrokerError: as :func:`open_file`.
+    """
+    if connection.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+        _is_ours(connection, path)
 
 
 def _is_ours_now(connection: sqlite3.Connection, path: str) -> bool:
@@ -118,12 +146,12 @@ def _is_ours(connection: sqlite3.Connection, path: str) -> bool:
     if application == APPLICATION_ID and version == VERSION:
         return True
     if application == APPLICATION_ID and version > VERSION:
-        raise BrokerError(
+        raise Unusable(
             f"the file {path!r} has schema version {version}, this events-core knows {VERSION}; upgrade events-core",
             ErrorCode.INVALID,
         )
     if application or version or entries:
-        raise BrokerError(
+        raise Unusable(
             f"the file {path!r} is a database of another application; choose another path", ErrorCode.INVALID
         )
     return False

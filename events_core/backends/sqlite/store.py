@@ -6,21 +6,23 @@ Synchronous, each method one transaction.
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from typing import Any
 
 from events_core import ErrorCode, EventMessage
 from events_core.backends.sqlite.options import SQLiteOptions
-from events_core.backends.sqlite.schema import open_file
+from events_core.backends.sqlite.place import Place
+from events_core.backends.sqlite.schema import VERSION, check_version, next_id, open_file
 from events_core.engine import BrokerError
 
 __all__ = ["Store"]
 
 SWEEP = 1000
-"""Messages looked at by one step of :meth:`Store.sweep`."""
+"""Messages looked at, and deliveries deleted, by one step of :meth:`Store.sweep`."""
 
 ROWS = 256
 """Messages that one statement inserts, at most: SQLite may allow no more than 999 parameters
@@ -44,16 +46,40 @@ _LOOKED_AT = f"""
 """
 """Messages that every subscription has looked at."""
 
+_ORPHANED = """
+    WITH RECURSIVE present (id) AS (
+        SELECT min(subscription_id) FROM deliveries
+        UNION ALL
+        SELECT (SELECT min(subscription_id) FROM deliveries WHERE subscription_id > present.id) FROM present
+        WHERE present.id IS NOT NULL
+    )
+    SELECT id FROM present
+    WHERE id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM subscriptions AS s WHERE s.id = present.id) LIMIT 1
+"""
+"""A subscription that is gone and has left deliveries; looks at one of each subscription."""
+
+_DELETE_ORPHANS = """
+    DELETE FROM deliveries WHERE subscription_id = ?1 AND message_id IN (
+        SELECT message_id FROM deliveries WHERE subscription_id = ?1 ORDER BY message_id LIMIT ?2
+    )
+"""
+
+
+_FIRST_ID = next_id("messages", "?2")
+
 
 @cache
 def _insertion(rows: int) -> str:
     """A statement that inserts the first ``?1`` of *rows* messages.
 
-    One statement for many, since each lets go of the interpreter's lock and must win it back from busy threads.
+    One statement for many, since each lets go of the interpreter's lock and must win it back from busy threads.  For
+    the same reason it looks at the file's version itself, and inserts nothing into a newer one.
     """
+    values = ", ".join(f"({place}, ?, ?, ?)" for place in range(rows))
     return f"""
-        INSERT INTO messages (topic_id, publish_time, ordering_key, attributes, data)
-        SELECT ?2, ?3, column1, column2, column3 FROM (VALUES {", ".join(["(?, ?, ?)"] * rows)}) LIMIT ?1
+        INSERT INTO messages (id, topic_id, publish_time, ordering_key, attributes, data)
+        SELECT {_FIRST_ID} + column1, ?3, ?4, column2, column3, column4 FROM (VALUES {values})
+        WHERE (SELECT user_version FROM pragma_user_version) = {VERSION} LIMIT ?1
     """
 
 
@@ -64,14 +90,25 @@ class Store:
     :raises sqlite3.Error: from any method; nothing was changed then.
     """
 
-    def __init__(self, project: str, topic_name: str, options: SQLiteOptions) -> None:
+    def __init__(self, project: str, topic_name: str, options: SQLiteOptions, *, restored: bool = False) -> None:
+        """Open the file.
+
+        :param restored: as :func:`open_file` has it.
+        """
         self.options = options
         self.topic_name = topic_name
         self._project = project
         self._swept = 0
-        self.connection = open_file(options.path, create=options.create == "all", durability=options.durability)
+        self.place = Place(options.path)
+        self.connection = open_file(
+            options.path,
+            create=options.create == "all",
+            durability=options.durability,
+            restored=restored,
+        )
         try:
             self._prepare()
+            self.place.opened()
         except BaseException:
             self.connection.close()
             raise
@@ -102,6 +139,7 @@ class Store:
         try:
             execute("BEGIN IMMEDIATE")
             try:
+                self.check_version()
                 yield
                 execute("COMMIT")
             except BaseException:
@@ -116,13 +154,24 @@ class Store:
         version: int = self.connection.execute("PRAGMA data_version").fetchone()[0]
         return version
 
+    def check_version(self) -> None:
+        """Raise when a newer program has taken over the file."""
+        check_version(self.connection, self.options.path)
+
     def ping(self) -> None:
         """Read the topic."""
+        self.check_version()
         self.connection.execute("SELECT name FROM topics WHERE id = ?", (self.topic_id,)).fetchone()
 
     def close(self) -> None:
         """Close the connection; the last one of all processes removes the log."""
+        if not self.place.is_deserted:
+            self.connection.close()
+            return
+        with suppress(sqlite3.Error):
+            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # what was moved away keeps all that is in it
         self.connection.close()
+        self.place.clear()
 
     # Inside a transaction
 
@@ -166,14 +215,17 @@ class Store:
         Up to :data:`ROWS` of them need no transaction around this.
         """
         last = 0
+        first_id = int(now * 1e6)
         for start in range(0, len(messages), ROWS):
             chunk = messages[start : start + ROWS]
             rows = 1 << (len(chunk) - 1).bit_length()  # few sizes, so that SQLite compiles few statements
-            parameters: list[object] = [len(chunk), topic_id, now]
+            parameters: list[object] = [len(chunk), first_id, topic_id, now]
             for key, attributes, data in chunk:
                 parameters += (key, json.dumps(dict(attributes)) if attributes else None, data)
             parameters += [None] * (3 * (rows - len(chunk)))
-            last = self.connection.execute(_insertion(rows), parameters).lastrowid or 0
+            while not (inserted := self.connection.execute(_insertion(rows), parameters)).rowcount:
+                self.check_version()
+            last = inserted.lastrowid or 0
         return range(last + 1 - len(messages), last + 1)  # one writer at a time: its ids are consecutive
 
     def reclaim(self, message_ids: Iterable[int]) -> None:
@@ -184,13 +236,13 @@ class Store:
             )
 
     def drop_subscription(self, subscription_id: int) -> None:
-        """Delete a subscription with all it has not delivered."""
-        for table, column in (
-            ("deliveries", "subscription_id"),
-            ("sessions", "subscription_id"),
-            ("subscriptions", "id"),
+        """Delete a subscription and what its receivers hold; what it has not delivered is left to :meth:`sweep`."""
+        for statement in (
+            "DELETE FROM deliveries WHERE session_id IN (SELECT id FROM sessions WHERE subscription_id = ?)",
+            "DELETE FROM sessions WHERE subscription_id = ?",
+            "DELETE FROM subscriptions WHERE id = ?",
         ):
-            self.connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (subscription_id,))
+            self.connection.execute(statement, (subscription_id,))
 
     def _subscription_id(self, name: str) -> int | None:
         found: int | None = self._value(
@@ -227,10 +279,11 @@ class Store:
             self.drop_subscription(found)
 
     def sweep(self) -> bool:
-        """Delete some of what nobody needs: lapsed ephemeral subscriptions, messages past the topic's retention.
+        """Delete some of what nobody needs.
 
-        What is acknowledged goes at once where nothing is retained; this is for the rest.  Looks at :data:`SWEEP`
-        messages, and next time at those after them.
+        That is lapsed ephemeral subscriptions, what deleted ones had not delivered, and messages past the topic's
+        retention.  What is acknowledged goes at once where nothing is retained; this is for the rest.  Looks at
+        :data:`SWEEP` messages, and next time at those after them.
 
         :returns: whether it is worth going on at once.
         """
@@ -239,10 +292,18 @@ class Store:
             lapsed = "SELECT id FROM subscriptions WHERE topic_id = ? AND expires_at < ?"
             for (subscription_id,) in self.connection.execute(lapsed, (self.topic_id, now)).fetchall():
                 self.drop_subscription(subscription_id)
+            orphans = self._delete_orphans()
             seen = self.connection.execute(_LOOKED_AT, (self.topic_id, self._swept, self.topic_id, SWEEP)).fetchall()
             oldest_kept = now - self._retention()
             doomed = [(number,) for number, published, needed in seen if published <= oldest_kept and not needed]
             self.connection.executemany("DELETE FROM messages WHERE id = ?", doomed)
         at_end = len(seen) < SWEEP or seen[-1][1] > oldest_kept
         self._swept = 0 if at_end else seen[-1][0]
-        return bool(doomed) and not at_end
+        return orphans or (bool(doomed) and not at_end)
+
+    def _delete_orphans(self) -> bool:
+        orphaned = self._value(_ORPHANED)
+        if orphaned is None:
+            return False
+        self.connection.execute(_DELETE_ORPHANS, (orphaned, SWEEP))
+        return True

@@ -5,6 +5,7 @@ Synchronous, each method one transaction.  The rules of a delivery's state are i
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 from secrets import token_hex
 
 from events_core import ErrorCode
-from events_core.backends.sqlite.schema import BLOCKED, LEASED, READY
+from events_core.backends.sqlite.schema import BLOCKED, LEASED, READY, next_id
 from events_core.backends.sqlite.store import Store
 from events_core.engine import (
     BrokerError,
@@ -36,6 +37,7 @@ TAKE_BYTES = 16 * 2**20
 IDLE_TIMEOUTS = 4
 """An ephemeral subscription is kept for so many session timeouts after its receiver was last heard of (Q1)."""
 
+_BEGIN_SESSION = f"INSERT INTO sessions (id, subscription_id, expires_at) VALUES ({next_id('sessions', '?')}, ?, ?)"
 _PENDING = f"""
     SELECT
         EXISTS (SELECT 1 FROM messages AS m WHERE m.topic_id = s.topic_id AND m.id > s.cursor),
@@ -127,35 +129,46 @@ class Subscription:
 
     def __init__(self, store: Store, name: str | None) -> None:
         """Join *name*, or a new ephemeral subscription for ``None``."""
+        self._ephemeral = name is None
+        self.name = name or f"ephemeral-{token_hex(8)}"
+        self._id = self._session = 0
+        self._use(store)
+
+    def on(self, store: Store) -> Subscription:
+        """The same on *store*, the file opened again: with what is leased, if the file still knows of it."""
+        if store is self._store:
+            return self
+        moved = copy.copy(self)
+        moved._use(store)
+        return moved
+
+    def forget(self) -> None:
+        """Take what is leased for lost, since the file may be another one or an older copy."""
+        self._session = 0
+
+    def _use(self, store: Store) -> None:
         self._store = store
         self._options = store.options
         self._execute = store.connection.execute
         self._executemany = store.connection.executemany
-        self._ephemeral = name is None
-        self.name = name or f"ephemeral-{token_hex(8)}"
         with store.transaction():
             dead_letters = self._options.dead_letter_topic
             self._dead_letters = None if dead_letters is None else store.find_topic(dead_letters)
-            self._join(time.time())
+            self._renew(time.time())
 
     def _join(self, now: float) -> None:
         self._id = self._store.find_subscription(self.name, expires_at=self._expiry(now))
-        self._begin_session(now)
+        begun = self._execute(_BEGIN_SESSION, (int(now * 1e6), self._id, now + self._options.session_timeout))
+        self._session = begun.lastrowid or 0
 
     def _expiry(self, now: float) -> float | None:
         return now + IDLE_TIMEOUTS * self._options.session_timeout if self._ephemeral else None
-
-    def _begin_session(self, now: float) -> None:
-        begun = self._execute(
-            "INSERT INTO sessions (subscription_id, expires_at) VALUES (?, ?)",
-            (self._id, now + self._options.session_timeout),
-        )
-        self._session = begun.lastrowid or 0
 
     # Taking
 
     def next_due(self) -> float:
         """The ``time.time()`` from which :meth:`take` may find something, as the file stands; infinity for none."""
+        self._store.check_version()
         row = self._execute(_PENDING, (self._session, self._id)).fetchone()
         if row is None:
             return 0.0  # the subscription was deleted, which take() mends or reports
@@ -192,14 +205,12 @@ class Subscription:
             raise
 
     def _renew(self, now: float) -> None:
-        if self._execute("SELECT 1 FROM subscriptions WHERE id = ?", (self._id,)).fetchone() is None:
-            self._join(now)  # deleted: created anew where options allow (F1)
-            return
         renewed = self._execute(
             "UPDATE sessions SET expires_at = ? WHERE id = ?", (now + self._options.session_timeout, self._session)
         )
-        if not renewed.rowcount:  # taken for dead: what it had is with others
-            self._begin_session(now)
+        if not renewed.rowcount:
+            # Taken for dead: what it had is with others.  Or deleted: created anew where options allow (F1).
+            self._join(now)
         if self._ephemeral:
             self._execute("UPDATE subscriptions SET expires_at = ? WHERE id = ?", (self._expiry(now), self._id))
 

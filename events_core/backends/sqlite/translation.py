@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from events_core import ErrorCode
 from events_core.engine import BrokerError
 
-__all__ = ["is_locked", "translated"]
+__all__ = ["Locked", "Lost", "Unusable", "translated"]
 
 _PRIMARY = 0xFF
 """Extended result codes carry the primary one in their lowest byte (sqlite.org/rescode.html)."""
@@ -36,19 +37,47 @@ _REASONS: dict[int, tuple[str, ErrorCode, bool]] = {
 }
 
 
-def is_locked(error: sqlite3.Error) -> bool:
-    """Whether another connection is in the way, for now."""
-    return _primary(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+class Locked(BrokerError):
+    """Another connection is in the way, for now."""
+
+
+class Lost(BrokerError):
+    """The connection is of no more use; the file must be opened again."""
+
+    has_changed = False
+    """Whether the file, when it can be used again, may be another one or an older copy."""
+
+
+class Unusable(Lost):
+    """What is there is no database of this application and version, or no whole one."""
+
+    has_changed = True
+
+
+_KINDS: dict[int | None, type[BrokerError]] = {
+    sqlite3.SQLITE_BUSY: Locked,
+    sqlite3.SQLITE_LOCKED: Locked,
+    sqlite3.SQLITE_IOERR: Lost,
+    sqlite3.SQLITE_CANTOPEN: Lost,
+    sqlite3.SQLITE_READONLY: Lost,
+    sqlite3.SQLITE_CORRUPT: Unusable,
+    sqlite3.SQLITE_NOTADB: Unusable,
+}
 
 
 @contextmanager
-def translated(path: str) -> Iterator[None]:
-    """Raise :class:`BrokerError` for whatever SQLite raises about the file *path*."""
+def translated(path: str, *, create: bool) -> Iterator[None]:
+    """Raise :class:`BrokerError` for whatever SQLite raises about the file *path*.
+
+    :param create: whether the file was to be created if it is missing.
+    """
     try:
         yield
     except sqlite3.Error as error:
-        reason, code, retryable = _explain(path, error)
-        raise BrokerError(f"the file {path!r} {reason} (SQLite: {error})", code, retryable=retryable) from error
+        primary = _primary(error)
+        reason, code, retryable = _explain(Path(path), primary, create)
+        kind = _KINDS.get(primary, BrokerError)
+        raise kind(f"the file {path!r} {reason} (SQLite: {error})", code, retryable=retryable) from error
 
 
 def _primary(error: sqlite3.Error) -> int | None:
@@ -56,29 +85,38 @@ def _primary(error: sqlite3.Error) -> int | None:
     return None if code is None else code & _PRIMARY
 
 
-def _explain(path: str, error: sqlite3.Error) -> tuple[str, ErrorCode, bool]:
-    primary = _primary(error)
+def _explain(file: Path, primary: int | None, create: bool) -> tuple[str, ErrorCode, bool]:
     if primary == sqlite3.SQLITE_CANTOPEN:
         try:
-            return _why_not_opened(Path(path))
+            return _why_not_opened(file, create)
         except PermissionError:  # a directory on the way may not be entered
             return _REASONS[sqlite3.SQLITE_PERM]
     return _REASONS.get(primary or -1, ("cannot be used", ErrorCode.INTERNAL, False))
 
 
-def _why_not_opened(file: Path) -> tuple[str, ErrorCode, bool]:
+def _why_not_opened(file: Path, create: bool) -> tuple[str, ErrorCode, bool]:
     if file.is_dir():
         return "is a directory; name a file in it", ErrorCode.INVALID, False
     if not file.parent.is_dir():
         return f"cannot be: there is no directory {str(file.parent)!r}; create it", ErrorCode.NOT_FOUND, False
     if not file.exists():
+        return _why_not_created(file, create)
+    if not (os.access(file, os.R_OK | os.W_OK) and os.access(file.parent, os.W_OK)):
         return (
-            "does not exist and cannot be created; set create=all, and let this user write the directory",
-            ErrorCode.NOT_FOUND,
+            "cannot be opened; let this user read and write it, and write its directory, where SQLite keeps its log",
+            ErrorCode.PERMISSION_DENIED,
             False,
         )
-    return (
-        "cannot be opened; let this user read and write it, and write its directory, where SQLite keeps its log",
-        ErrorCode.PERMISSION_DENIED,
-        False,
-    )
+    return "could not be opened; check the disk, and how many files are open", ErrorCode.UNAVAILABLE, True
+
+
+def _why_not_created(file: Path, create: bool) -> tuple[str, ErrorCode, bool]:
+    if not create:
+        return "does not exist; set create=all to have it created", ErrorCode.NOT_FOUND, False
+    if not os.access(file.parent, os.W_OK):
+        return (
+            f"does not exist and cannot be created; let this user write the directory {str(file.parent)!r}",
+            ErrorCode.PERMISSION_DENIED,
+            False,
+        )
+    return "does not exist and could not be created; check the disk", ErrorCode.UNAVAILABLE, True

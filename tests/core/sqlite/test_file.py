@@ -182,10 +182,11 @@ def test_work_resumes_when_the_file_can_be_opened(client: Clients, file: Path) -
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root, to become somebody with fewer rights")
-@pytest.mark.parametrize("mode", [0o555, 0o777])
-def test_lack_of_permission_is_reported(client: Clients, file: Path, mode: int) -> None:
+@pytest.mark.parametrize(("mode", "exists"), [(0o555, True), (0o777, True), (0o555, False)])
+def test_lack_of_permission_is_reported(client: Clients, file: Path, mode: int, exists: bool) -> None:
     """Whether it is the directory or the file that must not be written."""
-    send(client())
+    if exists:
+        send(client())
     program = f"""
         import asyncio, os, sys
         from events_core import EventConfig, EventError
@@ -194,7 +195,7 @@ def test_lack_of_permission_is_reported(client: Clients, file: Path, mode: int) 
             try:
                 await SQLiteClient(EventConfig("orders", options={{"path": {str(file)!r}}})).ping()
             except EventError as error:
-                print(error.code, error.retryable)
+                print(error.code, error.retryable, "let this user" in str(error))
         os.setuid(65534)
         asyncio.run(main())
     """
@@ -204,7 +205,7 @@ def test_lack_of_permission_is_reported(client: Clients, file: Path, mode: int) 
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.stdout.split() == ["PERMISSION_DENIED", "False"], done.stderr
+    assert done.stdout.split() == ["PERMISSION_DENIED", "False", "True"], done.stderr
 
 
 def test_full_disk_fails_a_send_and_stores_nothing_of_it(store: Stores) -> None:
@@ -215,7 +216,7 @@ def test_full_disk_fails_a_send_and_stores_nothing_of_it(store: Stores) -> None:
     with pytest.raises(sqlite3.OperationalError, match="full"):
         opened.publish([EventMessage(b"x" * 5000) for _ in range(10)])
     opened.connection.execute("PRAGMA max_page_count = 1000000")
-    assert opened.publish([EventMessage(b"after")]) == ["2"]
+    opened.publish([EventMessage(b"after")])
     assert [data for (data,) in opened.connection.execute("SELECT data FROM messages")] == [b"before", b"after"]
 
 
@@ -258,7 +259,7 @@ def test_lock_of_another_program_delays_a_send(client: Clients, file: Path) -> N
             assert not sending.done()
             other.execute("ROLLBACK")
             other.close()
-            assert await asyncio.wait_for(sending, 10) == "1"
+            assert await asyncio.wait_for(sending, 10)
 
     asyncio.run(run())
 
@@ -293,5 +294,5 @@ def test_processes_may_create_the_file_at_once(file: Path) -> None:
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    ids = [process.communicate(timeout=60)[0].strip() for process in processes]
-    assert sorted(ids) == ["1", "2", "3", "4"]
+    ids = {process.communicate(timeout=60)[0].strip() for process in processes}
+    assert len(ids - {""}) == 4

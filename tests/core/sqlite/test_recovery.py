@@ -6,12 +6,22 @@ import asyncio
 import os
 import re
 import sqlite3
-from collections.abc import Callable
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from events_core import ErrorCode, EventConnectionError, EventMessage, PublishError
+from events_core import (
+    ErrorCode,
+    EventConnectionError,
+    EventError,
+    EventMessage,
+    EventReceiver,
+    PublishError,
+    ReceiveError,
+)
 from events_core.backends.sqlite import SQLiteClient, driver
 from events_core.backends.sqlite.schema import VERSION
 
@@ -21,10 +31,24 @@ PAGE = 4096
 """Bytes of the file's first page, by which it is recognised."""
 
 
-def from_newer_version(file: Path) -> None:
+def break_log(file: Path) -> None:
+    """Let every read and write of the log, by this process, fail as on a broken disk."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{descriptor}") == f"{file}-wal":
+                os.dup2(nothing, int(descriptor))
+    os.close(nothing)
+
+
+def set_version(file: Path, version: int) -> None:
     connection = sqlite3.connect(file)
-    connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
+
+
+def from_newer_version(file: Path) -> None:
+    set_version(file, VERSION + 1)
 
 
 def from_another_application(file: Path) -> None:
@@ -104,24 +128,175 @@ def test_refused_file_is_left_alone_and_used_when_put_right(
     assert asyncio.run(run()) == ["a", "b", "c"]
 
 
-def test_damage_met_at_work_fails_what_meets_it(client: Clients, file: Path) -> None:
-    """At once, instead of confirming it or trying for ever; a backup serves a new client."""
+@pytest.mark.parametrize(
+    ("spoil", "reason", "code"),
+    [
+        (damaged, "is damaged; restore it from a backup", ErrorCode.INTERNAL),
+        (no_database, "is no SQLite database", ErrorCode.INVALID),
+    ],
+)
+def test_damage_met_at_work_fails_what_meets_it(
+    client: Clients, file: Path, spoil: Callable[[Path], None], reason: str, code: ErrorCode
+) -> None:
+    """At once, instead of confirming it or trying for ever; with a backup in its place the same client goes on."""
 
     async def run() -> list[str]:
         async with client(subscription="s") as working:
             await send(working, "a", "b")
             fold_log(file)
             good = content(file)
-            damaged(file)
-            with pytest.raises(PublishError, match="is damaged; restore it from a backup") as caught:
-                await asyncio.wait_for(send(working, "lost?"), 10)
-            assert (caught.value.code, caught.value.retryable) == (ErrorCode.INTERNAL, False)
-        restore(file, good)
-        async with client() as restored:
-            await send(restored, "c")
-            return await received(restored, 3)
+            spoil(file)
+            for _ in range(2):
+                with pytest.raises(PublishError, match=reason) as caught:
+                    await asyncio.wait_for(send(working, "lost?"), 10)
+                assert (caught.value.code, caught.value.retryable) == (code, False)
+            restore(file, good)
+            await send(working, "c")
+            return await received(working, 3)
 
     assert asyncio.run(run()) == ["a", "b", "c"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, to break what a process has open")
+def test_connection_that_cannot_read_or_write_is_replaced(client: Clients, file: Path) -> None:
+    """A send waits for it, and what is held stays valid: the file is the same."""
+
+    async def run() -> str:
+        async with client() as working, await working.subscribe("s") as receiver:
+            await send(working, "a", "b")
+            first = await receiver.receive_message(10)
+            second = await receiver.receive_message(10)
+            assert first is not None
+            assert second is not None
+            session = receiver._source._subscription._session
+            break_log(file)
+            await asyncio.wait_for(send(working, "c"), 10)
+            await receiver.acknowledge(first)
+            break_log(file)
+            await asyncio.wait_for(receiver.acknowledge(second), 10)
+            assert receiver._source._subscription._session == session
+            return await next_text(receiver)
+
+    assert asyncio.run(run()) == "c"
+
+
+async def meets(receiver: EventReceiver, reason: str) -> None:
+    """Until a receive raises that."""
+    with pytest.raises(ReceiveError, match=reason):
+        await receiver.receive_message(10)
+
+
+async def next_text(receiver: EventReceiver) -> str:
+    """Of the next message; errors met before it was put right come first."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                message = await receiver.receive_message()
+            except ReceiveError:
+                continue
+            assert message is not None
+            await receiver.acknowledge(message)
+            return message.data.decode()
+
+
+def test_receiver_goes_on_with_a_restored_file(client: Clients, file: Path) -> None:
+    """With what the backup has, and what is sent then."""
+
+    async def run() -> list[str]:
+        async with client(subscription="s", session_timeout="1") as working:
+            await send(working, "a")
+            fold_log(file)
+            good = content(file)
+            async with await working.subscribe() as receiver:
+                first = await next_text(receiver)
+                fold_log(file)
+                damaged(file)
+                await meets(receiver, "is damaged")
+                restore(file, good)
+                await send(working, "b")
+                return [first, await next_text(receiver), await next_text(receiver)]
+
+    assert asyncio.run(run()) == ["a", "a", "b"]
+
+
+def test_emptied_file_is_not_taken_into_use(client: Clients, file: Path) -> None:
+    """As a backup is about to be copied into it; by a running client, that is: to a new one it is an empty file."""
+
+    async def run() -> list[str]:
+        async with client(subscription="s", send_timeout="1") as working:
+            await send(working, "a")
+            fold_log(file)
+            good = content(file)
+            damaged(file)
+            with pytest.raises(PublishError, match="is damaged"):
+                await send(working, "lost?")
+            os.truncate(file, 0)
+            with pytest.raises(PublishError, match="is empty, which it was not; restore it, or remove it") as caught:
+                await send(working, "lost?")
+            assert caught.value.retryable
+            assert content(file) == b""
+            restore(file, good)
+            await send(working, "b")
+            return await received(working, 2)
+
+    assert asyncio.run(run()) == ["a", "b"]
+
+
+def test_newer_version_met_at_work_stops_it(client: Clients, file: Path) -> None:
+    """As on opening, and nothing is written until the version is the known one again; then the same client goes on."""
+
+    def snapshot() -> list[object]:
+        connection = sqlite3.connect(file)
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        found = [connection.execute(f"SELECT * FROM {name}").fetchall() for name in tables]
+        connection.close()
+        return found
+
+    async def refused(operation: Awaitable[object]) -> None:
+        with pytest.raises(EventError, match=f"has schema version {VERSION + 1}.*upgrade events-core") as caught:
+            await operation
+        assert (caught.value.code, caught.value.retryable) == (ErrorCode.INVALID, False)
+
+    async def run() -> None:
+        async with client(subscription="s", session_timeout="1") as working, await working.subscribe() as receiver:
+            await send(working, "a", "b")
+            held = await receiver.receive_message(10)
+            assert held is not None
+            set_version(file, VERSION + 1)
+            before = snapshot()
+            await refused(send(working, "lost?"))
+            await refused(working.send_messages([EventMessage(b"lost?")] * 300))
+            await refused(working.ping())
+            await refused(working.subscribe("t"))
+            await refused(working.delete_subscription("s"))
+            await refused(receiver.acknowledge(held))
+            fetched = await receiver.receive_message(10)  # before
+            assert fetched is not None
+            await refused(receiver.receive_message(10))
+            await asyncio.sleep(0.5)  # longer than upkeep takes to come round, which must not write either
+            assert snapshot() == before
+            set_version(file, VERSION)
+            await send(working, "c")
+            await receiver.acknowledge(fetched)
+            assert {await next_text(receiver), await next_text(receiver)} == {"a", "c"}
+
+    asyncio.run(run())
+
+
+def test_waiting_receiver_meets_a_newer_version(client: Clients, file: Path) -> None:
+    """As soon as it is there."""
+
+    async def run() -> None:
+        async with client() as working, await working.subscribe("s") as receiver:
+            waiting = asyncio.create_task(meets(receiver, "upgrade events-core"))
+            assert await receiver.receive_message(0.1) is None
+            set_version(file, VERSION + 1)
+            await waiting
+            set_version(file, VERSION)
+            await send(working, "a")
+            assert await next_text(receiver) == "a"
+
+    asyncio.run(run())
 
 
 def test_file_kept_locked_is_refused_until_it_is_let_go(

@@ -8,8 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from events_core import EventMessage
 from events_core.backends.sqlite import SQLiteClient
+from events_core.backends.sqlite import store as store_module
 from events_core.backends.sqlite.store import Store
 from events_core.backends.sqlite.subscription import Subscription
 from events_core.engine import Outcome, Settlement
@@ -85,3 +88,33 @@ def test_clients_delete_what_is_older_than_the_retention(client: Callable[..., S
             assert time.time() - message.publish_time.timestamp() >= 1.5
 
     asyncio.run(run())
+
+
+def test_sends_go_on_while_a_large_subscription_is_deleted(
+    client: Callable[..., SQLiteClient], store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the steps of its deletion."""
+    monkeypatch.setattr(store_module, "SWEEP", 100)
+    opened = store(subscription="s", durability="normal")
+    for _ in range(20):
+        opened.publish([EventMessage(b"x")] * 1000)
+    opened.connection.execute(
+        "INSERT INTO deliveries (subscription_id, message_id, state) "
+        "SELECT s.id, m.id, 0 FROM subscriptions AS s JOIN messages AS m"
+    )
+
+    def left() -> int:
+        count: int = opened.connection.execute("SELECT count(*) FROM deliveries").fetchone()[0]
+        return count
+
+    async def run() -> set[int]:
+        async with client(session_timeout="1") as working:
+            await working.delete_subscription("s")
+            seen = {left()}
+            async with asyncio.timeout(30):
+                while left():
+                    await working.send_message(EventMessage(b"y"))
+                    seen.add(left())
+            return seen
+
+    assert len(asyncio.run(run())) > 3

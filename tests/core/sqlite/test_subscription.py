@@ -251,7 +251,7 @@ def test_dead_letter_moves_with_its_origin(store: Stores) -> None:
     opened = store(**DEAD)
     subscription = Subscription(opened, "s")
     watching = Subscription(store("failed"), "watch")
-    publish(opened, "a", key="k")
+    (sent,) = opened.publish([EventMessage(b"a", ordering_key="k")])
     settle(subscription, Outcome.NACK, *subscription.take(9))
     settle(subscription, Outcome.NACK, *subscription.take(9))
     assert subscription.take(9) == []
@@ -260,7 +260,7 @@ def test_dead_letter_moves_with_its_origin(store: Stores) -> None:
     assert letter.attributes == {
         "dead_letter_source_topic": "orders",
         "dead_letter_source_subscription": "s",
-        "dead_letter_source_message_id": "1",
+        "dead_letter_source_message_id": sent,
         "dead_letter_delivery_attempts": "2",
     }
     assert count(opened, "deliveries") == 1
@@ -330,9 +330,23 @@ def test_ids_are_never_used_again(store: Stores) -> None:
     """Not even the highest, after its message was deleted and the file reopened."""
     opened = store()
     subscription = Subscription(opened, "s")
-    publish(opened, "a")
+    (first,) = opened.publish([EventMessage(b"a")])
     settle(subscription, Outcome.ACK, *subscription.take(9))
-    assert store().publish([EventMessage(b"b")]) == ["2"]
+    (second,) = store().publish([EventMessage(b"b")])
+    assert int(second) > int(first)
+
+
+def test_ids_are_never_used_again_by_the_next_file(store: Stores, file: Path) -> None:
+    """So that a receiver that still holds messages of the former takes none of this one's for them."""
+    former = store()
+    taken = Subscription(former, "s")
+    sent = former.publish([EventMessage(b"x")] * 1000)
+    former.close()
+    file.unlink()
+    opened = store()
+    subscription = Subscription(opened, "s")
+    assert int(opened.publish([EventMessage(b"x")])[0]) > int(sent[-1])
+    assert subscription._session > taken._session
 
 
 def test_retention_keeps_messages_for_later_subscriptions(store: Stores) -> None:
@@ -371,6 +385,36 @@ def test_sweep_goes_in_steps_and_ends(store: Stores, monkeypatch: pytest.MonkeyP
     assert [opened.sweep() for _ in range(3)] == [True, True, False]
     assert texts(subscription.take(9)) == ["i"]
     assert count(opened, "messages") == 1
+
+
+def test_large_subscription_is_deleted_in_steps(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is gone at once, also for who receives from it; what it had not delivered goes little by little."""
+    monkeypatch.setattr(store_module, "SWEEP", 3)
+    opened = store()
+    subscription, kept = Subscription(opened, "s"), Subscription(opened, "kept")
+    publish(opened, *"abcdefgh")
+    settle(subscription, Outcome.RETURN, *subscription.take(8))
+    held = subscription.take(2)
+    kept.take(8)
+    opened.delete_subscription("s")
+    assert [each.code for each in settle(subscription, Outcome.ACK, *held) if each] == [ErrorCode.EXPIRED] * 2
+    left = [count(opened, "deliveries") - 8]
+    while opened.sweep():
+        left.append(count(opened, "deliveries") - 8)
+    assert left == [6, 3, 0]
+    assert Subscription(store(), "s").take(9) == []
+
+
+def test_deletion_that_was_cut_short_is_finished_by_others(store: Stores) -> None:
+    """Whatever topic they use."""
+    opened = store()
+    subscription = Subscription(opened, "s")
+    publish(opened, *"abc")
+    settle(subscription, Outcome.RETURN, *subscription.take(3))
+    opened.delete_subscription("s")
+    assert count(opened, "deliveries") == 3
+    store("payments").sweep()
+    assert count(opened, "deliveries") == 0
 
 
 def test_ephemeral_subscription_ends_with_its_receiver(store: Stores) -> None:

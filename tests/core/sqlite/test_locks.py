@@ -1,0 +1,96 @@
+"""A lock that another program holds: waited for, and named when the time is up, however short that was."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from events_core import ErrorCode, EventError, EventMessage
+from events_core.backends.sqlite import SQLiteClient
+
+Clients = Callable[..., SQLiteClient]
+SHORT = {"send_timeout": "0.3", "connect_timeout": "0.3"}
+
+
+@contextmanager
+def locked(file: Path, mode: str = "NORMAL") -> Iterator[None]:
+    """As another program's transaction does it."""
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute(f"PRAGMA locking_mode = {mode}")
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("UPDATE topics SET name = name")
+    yield
+    other.execute("ROLLBACK")
+    other.close()
+
+
+async def make(client: SQLiteClient) -> None:
+    async with client:
+        await client.ping()
+
+
+async def told(operation: Awaitable[object]) -> None:
+    with pytest.raises(EventError, match="is locked by another program; end that program's transaction") as caught:
+        await operation
+    assert caught.value.code in (ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT)
+    assert caught.value.retryable
+
+
+OPERATIONS: dict[str, Callable[[SQLiteClient], Awaitable[object]]] = {
+    "send": lambda client: client.send_message(EventMessage(b"x")),
+    "subscribe": lambda client: client.subscribe("s"),
+    "delete": lambda client: client.delete_subscription("s"),
+    "ping": lambda client: client.ping(timeout=0.3),
+}
+operations = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+Operation = Callable[[SQLiteClient], Awaitable[object]]
+
+
+@operations
+def test_lock_met_while_connecting_is_named(client: Clients, file: Path, operation: Operation) -> None:
+    """Whoever connects; afterwards the same client does."""
+
+    async def run() -> None:
+        await make(client())
+        async with client(subscription="s", **SHORT) as waiting:
+            with locked(file):
+                await told(operation(waiting))
+            await operation(waiting)
+
+    asyncio.run(run())
+
+
+@operations
+def test_lock_met_when_connected_is_named(client: Clients, file: Path, operation: Operation) -> None:
+    """Where it hinders at all: a ping only reads."""
+
+    async def run() -> None:
+        async with client(subscription="s", **SHORT) as waiting:
+            await waiting.ping()
+            with locked(file):
+                if operation is OPERATIONS["ping"]:
+                    await operation(waiting)
+                else:
+                    await told(operation(waiting))
+            await operation(waiting)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("timeout", [0.1, 1.0, 6.0])
+def test_ping_names_a_lock_that_lets_nobody_even_read(client: Clients, file: Path, timeout: float) -> None:
+    """However long it was to wait."""
+
+    async def run() -> None:
+        await make(client())
+        async with client() as waiting:
+            with locked(file, "EXCLUSIVE"):
+                await told(waiting.ping(timeout))
+            await waiting.ping()
+
+    asyncio.run(run())

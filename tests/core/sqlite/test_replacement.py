@@ -1,0 +1,309 @@
+"""A file removed, moved or replaced under a running client: nothing is confirmed into what nobody finds again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, PublishError, ReceiveError
+from events_core.backends.sqlite import SQLiteClient
+from events_core.backends.sqlite.store import Store
+from events_core.engine import BrokerError
+
+Clients = Callable[..., SQLiteClient]
+Stores = Callable[..., Store]
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed")
+
+
+def moved_away(file: Path) -> Path:
+    return file.rename(file.with_name("away.db"))
+
+
+def removed(file: Path, fresh: Path) -> None:
+    file.unlink()
+
+
+def removed_with_its_log(file: Path, fresh: Path) -> None:
+    for path in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
+        path.unlink()
+
+
+def removed_and_made_anew(file: Path, fresh: Path) -> None:
+    file.unlink()
+    file.write_bytes(fresh.read_bytes())
+
+
+def replaced(file: Path, fresh: Path) -> None:
+    fresh.rename(file)
+
+
+def emptied_directory_and_moved_in(file: Path, fresh: Path) -> None:
+    removed_with_its_log(file, fresh)
+    fresh.rename(file)
+
+
+WAYS = [removed, removed_with_its_log, removed_and_made_anew, replaced, emptied_directory_and_moved_in]
+Way = Callable[[Path, Path], None]
+
+
+@pytest.fixture
+def fresh(client: Clients, tmp_path: Path) -> Path:
+    """Another broker's file, with nothing in its topic."""
+    path = tmp_path / "fresh.db"
+
+    async def run() -> None:
+        async with client(path=str(path)) as making:
+            await making.ping()
+
+    asyncio.run(run())
+    return path
+
+
+def stored(file: Path) -> list[bytes]:
+    """The messages of a whole file."""
+    connection = sqlite3.connect(file)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    found = [data for (data,) in connection.execute("SELECT data FROM messages ORDER BY id")]
+    connection.close()
+    return found
+
+
+async def send(client: SQLiteClient, text: str) -> None:
+    await asyncio.wait_for(client.send_message(EventMessage.from_string(text)), 10)
+
+
+async def receive(receiver: EventReceiver) -> bytes:
+    message = await receiver.receive_message(10)
+    assert message is not None
+    await receiver.acknowledge(message)
+    return message.data
+
+
+async def subscribed(file: Path, name: str) -> None:
+    """Until the subscription is in the file."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+                try:
+                    if connection.execute("SELECT 1 FROM subscriptions WHERE name = ?", (name,)).fetchone():
+                        return
+                finally:
+                    connection.close()
+            except sqlite3.OperationalError:
+                pass  # being made
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_sent_afterwards_is_in_the_new_file(client: Clients, file: Path, fresh: Path, way: Way) -> None:
+    """Once, and nothing of the old file."""
+
+    async def run() -> None:
+        async with client(subscription="s") as sending:
+            await send(sending, "old")
+            way(file, fresh)
+            await send(sending, "new")
+            async with client(subscription="s") as other, await other.subscribe() as receiver:
+                assert await receive(receiver) == b"new"
+            await send(sending, "newer")
+
+    asyncio.run(run())
+    assert stored(file) == [b"newer"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_send_under_way_is_not_confirmed(client: Clients, file: Path, fresh: Path, way: Way) -> None:
+    """It fails as one that the engine tries again."""
+
+    async def run() -> None:
+        async with client(subscription="s") as sending:
+            await send(sending, "old")
+            store = sending._driver.store
+
+            def meddle(statement: str) -> None:
+                if "INSERT INTO messages" in statement:
+                    store.connection.set_trace_callback(None)
+                    way(file, fresh)
+
+            async def publish() -> None:
+                store.connection.set_trace_callback(meddle)
+                await sending._driver.publish([EventMessage(b"lost")])
+
+            with pytest.raises(BrokerError, match=r"was (removed|replaced by another) while it was in use") as caught:
+                await sending._home.call(publish())
+            assert (caught.value.code, caught.value.retryable) == (ErrorCode.UNAVAILABLE, True)
+            assert repr(str(file)) in str(caught.value)
+            await send(sending, "new")
+
+    asyncio.run(run())
+    assert stored(file) == [b"new"]
+
+
+def test_engine_sends_again_what_was_under_way(client: Clients, file: Path) -> None:
+    """The caller learns only that it is stored."""
+
+    async def run() -> None:
+        async with client(subscription="s") as sending:
+            await sending.ping()
+            connection = sending._driver.store.connection
+
+            def meddle(statement: str) -> None:
+                if "INSERT INTO messages" in statement:
+                    connection.set_trace_callback(None)
+                    file.unlink()
+
+            async def prepare() -> None:
+                connection.set_trace_callback(meddle)
+
+            await sending._home.call(prepare())
+            await send(sending, "x")
+
+    asyncio.run(run())
+    assert stored(file) == [b"x"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_receiver_joins_again_and_what_it_held_is_expired(client: Clients, file: Path, fresh: Path, way: Way) -> None:
+    """Its own client's sends reach it from the first on, and are not mistaken for what it holds."""
+
+    async def run() -> None:
+        async with client() as working, await working.subscribe("s") as receiver:
+            await send(working, "old")
+            held = await receiver.receive_message(10)
+            assert held is not None
+            way(file, fresh)
+            for text in ("new", "newer"):
+                await send(working, text)
+            assert [await receive(receiver), await receive(receiver)] == [b"new", b"newer"]
+            with pytest.raises(AcknowledgeError) as caught:
+                await receiver.acknowledge(held)
+            assert caught.value.code is ErrorCode.EXPIRED
+
+    asyncio.run(run())
+    assert stored(file) == []
+
+
+@pytest.mark.parametrize("name", ["s", None])
+@pytest.mark.parametrize("way", WAYS)
+def test_waiting_receiver_notices(client: Clients, file: Path, fresh: Path, way: Way, name: str | None) -> None:
+    """While its client does nothing; it gets what another one sends from then on."""
+
+    async def run() -> bytes:
+        async with client() as working, await working.subscribe(name) as receiver:
+            waiting = asyncio.create_task(receive(receiver))
+            await asyncio.sleep(0)
+            way(file, fresh)
+            await subscribed(file, receiver.subscription)
+            async with client() as other:
+                await send(other, "x")
+            return await waiting
+
+    assert asyncio.run(run()) == b"x"
+
+
+def test_missing_file_is_not_found_where_it_may_not_be_created(client: Clients, file: Path) -> None:
+    """Each call says so until the file is back; what it held is valid then."""
+
+    async def run() -> None:
+        async with client(subscription="s") as making:
+            await send(making, "a")
+        async with client(create="never") as working, await working.subscribe("s") as receiver:
+            held = await receiver.receive_message(10)
+            assert held is not None
+            away = moved_away(file)
+            for _ in range(2):
+                with pytest.raises(PublishError, match="does not exist") as sending:
+                    await send(working, "x")
+                assert sending.value.code is ErrorCode.NOT_FOUND
+                with pytest.raises(ReceiveError, match="does not exist") as receiving:
+                    await receiver.receive_message(10)
+                assert receiving.value.code is ErrorCode.NOT_FOUND
+            away.rename(file)
+            await receiver.acknowledge(held)
+            await send(working, "b")
+            with suppress(ReceiveError):  # found while the file was away
+                assert await receive(receiver) == b"b"
+                return
+            assert await receive(receiver) == b"b"
+
+    asyncio.run(run())
+
+
+def test_missing_subscription_is_not_found_where_it_may_not_be_created(
+    client: Clients, file: Path, fresh: Path
+) -> None:
+    """As a receive says, while sends go on."""
+
+    async def run() -> None:
+        async with client(subscription="s") as making:
+            await making.ping()
+        async with client(create="never") as working, await working.subscribe("s") as receiver:
+            replaced(file, fresh)
+            with pytest.raises(ReceiveError, match="no subscription 's'") as caught:
+                await receiver.receive_message(10)
+            assert caught.value.code is ErrorCode.NOT_FOUND
+            await send(working, "x")
+
+    asyncio.run(run())
+    assert stored(file) == [b"x"]
+
+
+def test_file_moved_away_keeps_all_that_was_confirmed(client: Clients, file: Path) -> None:
+    """Also what was still in its log, which stays behind."""
+
+    async def run() -> Path:
+        async with client(subscription="s") as sending:
+            await send(sending, "old")
+            away = moved_away(file)
+            await send(sending, "new")
+        return away
+
+    assert stored(asyncio.run(run())) == [b"old"]
+    assert stored(file) == [b"new"]
+
+
+def test_clients_of_one_file_move_together(client: Clients, file: Path, fresh: Path) -> None:
+    """None takes away the log of the new file for that of the old one."""
+
+    async def run() -> None:
+        async with client(subscription="s") as first, client() as second, client() as third:
+            for each in (first, second, third):
+                await send(each, "old")
+            replaced(file, fresh)
+            for text in "abc":
+                for each in (first, second, third):
+                    await send(each, text)
+
+    asyncio.run(run())
+    assert stored(file) == [each.encode() for each in "aaabbbccc"]
+
+
+def test_link_to_another_file_leaves_the_former_alone(client: Clients, file: Path, fresh: Path) -> None:
+    """Others go on in it."""
+    link = file.with_name("link.db")
+    link.symlink_to(file)
+
+    async def run() -> None:
+        async with client(subscription="s") as staying, client(path=str(link), subscription="s") as following:
+            await send(following, "a")
+            os.replace(_link_to(fresh), link)
+            await send(following, "b")
+            await send(staying, "c")
+
+    asyncio.run(run())
+    assert (stored(file), stored(fresh)) == ([b"a", b"c"], [b"b"])
+
+
+def _link_to(path: Path) -> Path:
+    link = path.with_name("other-link.db")
+    link.symlink_to(path)
+    return link
