@@ -2,8 +2,7 @@
 
 Run ``python tests/benchmarks/pubsub_cost.py [--only a,b] [--messages N] [--rounds N] [--held]``; without options it
 takes four minutes.  It uses the emulator that ``EVENTS_TEST_PUBSUB`` or ``PUBSUB_EMULATOR_HOST`` names, else it starts
-one with ``gcloud``.  Google's own columns need ``pip install google-cloud-pubsub``, gcloud-aio's
-``pip install gcloud-aio-pubsub``.
+one with ``gcloud``.  The column of gcloud-aio needs ``pip install gcloud-aio-pubsub``.
 
 All take turns in one run, each in a process of its own, whose CPU is what is told.  Absolute figures mean little on a
 shared machine: compare the ratios, of which the median over the rounds stands beside the least and the most.  The
@@ -293,6 +292,8 @@ def main() -> None:
     parser.add_argument("--held", action="store_true", help="f, which takes two minutes, in place of the others")
     chosen = parser.parse_args()
     letters = [letter for letter in chosen.only.split(",") if letter] or ([] if chosen.held else [*WORKS])
+    if chosen.messages < 4_000 or not WORKS.keys() >= set(letters):
+        parser.error(f"--only takes letters of {', '.join(WORKS)}, and --messages takes 4,000 or more")
     versions = installed()
     contenders = [name for name in CONTENDERS if CONTENDERS[name] in versions]
     print(", ".join(f"{name} {version}" for name, version in versions.items()))

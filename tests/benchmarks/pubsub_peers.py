@@ -343,7 +343,7 @@ async def send_batches(contender: Contender) -> Figures:
     await contender.send_batch(range(BATCH))
     meter = Meter()
     for first in range(0, contender.task.messages, BATCH):
-        await contender.send_batch(range(first, first + BATCH))
+        await contender.send_batch(range(first, min(first + BATCH, contender.task.messages)))
     return meter.read(contender.task.messages)
 
 
