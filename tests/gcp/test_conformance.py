@@ -23,6 +23,7 @@ class GcpHarness(Harness):
     dead_letter_attempts = 5
     sdk_modules = ("google.cloud", "google.pubsub_v1", "google.auth", "grpc")
     exceptions = {
+        "test_a_receiver_outlives_an_outage": "the emulator delivers into the stream of a lost connection",
         "test_what_a_dead_process_held_comes_again": "the emulator delivers into the stream of a dead process",
         "test_every_send_ends": "the emulator delivers into the stream of a lost connection until the lease is over",
         "test_a_connected_client_refuses_to_work_in_a_forked_child": "gRPC restarts its own threads in a forked child, "

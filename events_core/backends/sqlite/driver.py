@@ -225,8 +225,7 @@ class SQLiteSource(Source):
             await asyncio.sleep(0)
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-        timeout = self._driver.options.ack_timeout
-        return await self._driver.write(lambda store: self.on(store).settle(settlements), timeout)
+        return await self._driver.write(lambda store: self.on(store).settle(settlements))
 
     async def withheld(self) -> Collection[str]:
         return await self._driver.run(lambda store: self.on(store).withheld())

@@ -59,18 +59,18 @@ _ORPHANED = """
 """A subscription that is gone and has left deliveries; looks at one of each subscription."""
 
 _DELETE_ORPHANS = """
-    DELETE FROM deliveries WHERE subscription_id = ?1 AND message_id IN (
-        SELECT message_id FROM deliveries WHERE subscription_id = ?1 ORDER BY message_id LIMIT ?2
+    DELETE FROM deliveries WHERE subscription_id = ? AND message_id IN (
+        SELECT message_id FROM deliveries WHERE subscription_id = ? ORDER BY message_id LIMIT ?
     )
 """
 
 
-_FIRST_ID = next_id("messages", "?2")
+_FIRST_ID = next_id("messages", "?")
 
 
 @cache
 def _insertion(rows: int) -> str:
-    """A statement that inserts the first ``?1`` of *rows* messages.
+    """A statement that inserts the first of *rows* messages, as many as its last parameter says.
 
     One statement for many, since each lets go of the interpreter's lock and must win it back from busy threads.  For
     the same reason it looks at the file's version itself, and inserts nothing into a newer one.
@@ -78,8 +78,8 @@ def _insertion(rows: int) -> str:
     values = ", ".join(f"({place}, ?, ?, ?)" for place in range(rows))
     return f"""
         INSERT INTO messages (id, topic_id, publish_time, ordering_key, attributes, data)
-        SELECT {_FIRST_ID} + column1, ?3, ?4, column2, column3, column4 FROM (VALUES {values})
-        WHERE (SELECT user_version FROM pragma_user_version) = {VERSION} LIMIT ?1
+        SELECT {_FIRST_ID} + column1, ?, ?, column2, column3, column4 FROM (VALUES {values})
+        WHERE (SELECT user_version FROM pragma_user_version) = {VERSION} LIMIT ?
     """
 
 
@@ -219,10 +219,11 @@ class Store:
         for start in range(0, len(messages), ROWS):
             chunk = messages[start : start + ROWS]
             rows = 1 << (len(chunk) - 1).bit_length()  # few sizes, so that SQLite compiles few statements
-            parameters: list[object] = [len(chunk), first_id, topic_id, now]
+            parameters: list[object] = [first_id, topic_id, now]
             for key, attributes, data in chunk:
                 parameters += (key, json.dumps(dict(attributes)) if attributes else None, data)
             parameters += [None] * (3 * (rows - len(chunk)))
+            parameters.append(len(chunk))
             while not (inserted := self.connection.execute(_insertion(rows), parameters)).rowcount:
                 self.check_version()
             last = inserted.lastrowid or 0
@@ -305,5 +306,5 @@ class Store:
         orphaned = self._value(_ORPHANED)
         if orphaned is None:
             return False
-        self.connection.execute(_DELETE_ORPHANS, (orphaned, SWEEP))
+        self.connection.execute(_DELETE_ORPHANS, (orphaned, orphaned, SWEEP))
         return True

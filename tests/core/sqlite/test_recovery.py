@@ -223,7 +223,7 @@ def test_emptied_file_is_not_taken_into_use(client: Clients, file: Path) -> None
     """As a backup is about to be copied into it; by a running client, that is: to a new one it is an empty file."""
 
     async def run() -> list[str]:
-        async with client(subscription="s", send_timeout="1") as working:
+        async with client(subscription="s") as working:
             await send(working, "a")
             fold_log(file)
             good = content(file)
@@ -231,8 +231,9 @@ def test_emptied_file_is_not_taken_into_use(client: Clients, file: Path) -> None
             with pytest.raises(PublishError, match="is damaged"):
                 await send(working, "lost?")
             os.truncate(file, 0)
-            with pytest.raises(PublishError, match="is empty, which it was not; restore it, or remove it") as caught:
-                await send(working, "lost?")
+            reason = "is empty, which it was not; restore it, or remove it"
+            with pytest.raises(EventConnectionError, match=reason) as caught:
+                await working.ping()
             assert caught.value.retryable
             assert content(file) == b""
             restore(file, good)

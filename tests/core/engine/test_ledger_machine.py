@@ -1,0 +1,193 @@
+"""Whatever happens in whatever order: nothing is lost, nothing acknowledged comes back, a key keeps its order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from events_core import ErrorCode
+from events_core.engine import BrokerError, Delivery, Outcome, Settlement
+from events_core.engine.driver import State
+from events_core.engine.ledger import Ledger
+
+AWAY = BrokerError("away", ErrorCode.UNAVAILABLE, retryable=True)
+KEYS = ("a", "b")
+MAX_LEASE = 50.0
+ATTEMPTS = 2
+
+
+class Broker:
+    """Keeps messages in order per key; what goes back goes to its place."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.waiting: list[tuple[str, int]] = []
+        self.out: set[tuple[str, int]] = set()
+        self.acknowledged: set[tuple[str, int]] = set()
+        self.buried: set[tuple[str, int]] = set()
+
+    def send(self, key: str) -> None:
+        self.waiting.append((key, self.sent))
+        self.sent += 1
+
+    def deliver(self, limit: int) -> list[Delivery]:
+        some, self.waiting = self.waiting[:limit], self.waiting[limit:]
+        self.out.update(some)
+        return [Delivery(f"{key}{number}", b"x", {}, key, None, 1, (key, number)) for key, number in some]
+
+    def answer(self, settlement: Settlement) -> None:
+        message = settlement.delivery.token
+        self.out.discard(message)
+        if settlement.outcome is Outcome.ACK:
+            self.acknowledged.add(message)
+        elif settlement.outcome is Outcome.NACK and (settlement.delivery.delivery_attempt or 1) >= ATTEMPTS:
+            self.buried.add(message)
+        else:
+            self.waiting = sorted([*self.waiting, message], key=lambda each: each[1])
+
+    @property
+    def over(self) -> set[tuple[str, int]]:
+        return self.acknowledged | self.buried
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """One receiver's ledger between an application and a broker, which answers late and sometimes not."""
+
+    settings_of_ledger: ClassVar[dict[str, object]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.broker = Broker()
+        self.requests: deque[Settlement] = deque()
+        self.held: list[Delivery] = []
+        self.ledger = Ledger(
+            max_messages=12,
+            max_bytes=1000,
+            max_lease_duration=MAX_LEASE,
+            **self.settings_of_ledger,  # type: ignore[arg-type]
+        )
+
+    @initialize(keys=st.lists(st.sampled_from(KEYS), min_size=4, max_size=16))
+    def begin(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.broker.send(key)
+
+    @rule(key=st.sampled_from(KEYS))
+    def send(self, key: str) -> None:
+        self.broker.send(key)
+
+    @rule()
+    def fetch(self) -> None:
+        room = self.ledger.room(None)
+        if room > 0 and not self.requests:  # what is going back must not be passed by what comes behind it
+            self.ledger.arrive(self.broker.deliver(room), self.now)
+
+    @rule(limit=st.integers(1, 5))
+    def take(self, limit: int) -> None:
+        self.fetch()
+        busy = {delivery.ordering_key for delivery in self._open()}
+        taken = self.ledger.take(limit, self.now)
+        for delivery in taken:
+            assert delivery.ordering_key not in busy, "a key is with one caller at a time"
+            assert delivery.token not in self.broker.over, "what is settled does not come back"
+        self._in_order(taken)
+        self.held += taken
+
+    def _open(self) -> list[Delivery]:
+        return [delivery for delivery in self.held if delivery.state in (State.HELD, State.SETTLING)]
+
+    def _in_order(self, taken: Iterable[Delivery]) -> None:
+        """What is handed out of a key is the first that is not over, and then its successors without a gap."""
+        ahead = set(self.broker.over) | {each.delivery.token for each in self.requests if each.outcome is Outcome.ACK}
+        for delivery in taken:
+            key, number = delivery.token
+            earlier = {message for message in self._known() if message[0] == key and message[1] < number}
+            assert earlier <= ahead, f"{delivery.token} passed {earlier - ahead}"
+            ahead.add(delivery.token)
+
+    def _known(self) -> set[tuple[str, int]]:
+        return {*self.broker.waiting, *self.broker.out, *self.broker.over}
+
+    @precondition(lambda self: self._open())
+    @rule(data=st.data(), outcome=st.sampled_from(Outcome), delay=st.sampled_from([None, 0.0, 5.0]))
+    def settle(self, data: st.DataObject, outcome: Outcome, delay: float | None) -> None:
+        delivery = data.draw(st.sampled_from(self._open()))
+        self._expire()
+        begun = self.ledger.begin(delivery, outcome, delay if outcome is Outcome.NACK else None, self.now)
+        if isinstance(begun, BrokerError):
+            return
+        self.requests += begun
+        if outcome is not Outcome.ACK and delivery.outcome is not Outcome.ACK:
+            later = [each for each in self.held if each.state is State.HELD and _follows(each, delivery)]
+            assert later == [], "what goes back takes its successors with it"
+
+    @precondition(lambda self: self.requests)
+    @rule(count=st.integers(1, 5), fails=st.booleans())
+    def answer(self, count: int, fails: bool) -> None:
+        """The broker answers some requests; one may fail, and goes to the application or back to the queue."""
+        for _ in range(min(count, len(self.requests))):
+            settlement = self.requests.popleft()
+            if fails and settlement.delivery.state is State.SETTLING:
+                self.ledger.finish(settlement, AWAY)
+            else:
+                self.broker.answer(settlement)
+                self.ledger.finish(settlement, None)
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 60.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self._expire()
+
+    def _expire(self) -> None:
+        self.requests += self.ledger.expire(self.now)
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        """Every message is with the broker, with the receiver, or over; and in one of these only."""
+        asked = {each.delivery.token for each in self.requests}
+        here = {delivery.token for delivery in self.ledger._live.values()}
+        assert self.broker.out <= here | asked
+        assert len(self.broker.waiting) + len(self.broker.out) + len(self.broker.over) == self.broker.sent
+        assert self.ledger.held == len(self._open())
+        assert self.ledger.held + self.ledger.buffered <= 12
+
+    def teardown(self) -> None:
+        """An application that acknowledges everything gets everything, in order."""
+        for _ in range(4 * self.broker.sent + 10):
+            self.now += 61.0  # whatever was held or delayed is free
+            self._expire()
+            while self.requests:
+                self.answer(1, False)
+            self.fetch()
+            before = len(self.held)
+            self.take(100)
+            for delivery in self.held[before:]:
+                begun = self.ledger.begin(delivery, Outcome.ACK, None, self.now)
+                assert not isinstance(begun, BrokerError)
+                self.requests += begun
+        assert len(self.broker.over) == self.broker.sent
+
+
+class LocalLedgerMachine(LedgerMachine):
+    """The receiver redelivers runs itself, and buries what failed too often."""
+
+    settings_of_ledger: ClassVar[dict[str, object]] = {"redelivers_locally": True, "local_attempts": ATTEMPTS}
+
+
+def _follows(later: Delivery, delivery: Delivery) -> bool:
+    return later.ordering_key == delivery.ordering_key and later.token > delivery.token and later.order > delivery.order
+
+
+_SETTINGS = settings(
+    max_examples=150, stateful_step_count=50, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestLedger = LedgerMachine.TestCase
+TestLedger.settings = _SETTINGS
+TestLocalLedger = LocalLedgerMachine.TestCase
+TestLocalLedger.settings = _SETTINGS
