@@ -88,8 +88,10 @@ class LedgerMachine(RuleBasedStateMachine):
         if room > 0 and not self.requests:  # what is going back must not be passed by what comes behind it
             self.ledger.arrive(self.broker.deliver(room), self.now)
 
-    @rule(limit=st.integers(1, 5))
-    def take(self, limit: int) -> None:
+    @rule(limit=st.integers(1, 5), answered=st.booleans())
+    def take(self, limit: int, answered: bool = False) -> None:
+        if answered:
+            self.answer(len(self.requests), False)
         self.fetch()
         busy = {delivery.ordering_key for delivery in self._open()}
         taken = self.ledger.take(limit, self.now)
@@ -139,7 +141,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.broker.answer(settlement)
                 self.ledger.finish(settlement, None)
 
-    @rule(seconds=st.sampled_from([1.0, 6.0, 60.0]))
+    @rule(seconds=st.sampled_from([1.0, 2.0, 3.0, 6.0, 60.0]))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
         self._expire()
