@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Coroutine, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from events_core.capabilities import Capabilities
@@ -252,16 +252,25 @@ class EngineClient(EventClient):
         """
         backoff = Backoff()
         while not self._opened:
-            self._process = _forks
             self._home.start()
+            self._process = _forks  # after that: whoever closes from now on finds something to stop
             try:
-                await self._opening.run(lambda: self._connect(ends), lambda: self._opened or self._closed)
+                await self._connected(ends)
             except BrokerError as error:
                 pause = next(backoff)
                 if not (patient and error.retryable) or time.monotonic() + pause > ends:
                     raise
                 await asyncio.sleep(pause)
             self._check()
+
+    async def _connected(self, ends: float) -> None:
+        """Connect, or wait for whoever does."""
+        try:
+            await self._opening.run(
+                lambda: self._connect(ends), lambda: self._opened or self._closed, ends - time.monotonic()
+            )
+        except TimeoutError as error:
+            raise BrokerError("connect: no answer in time", ErrorCode.TIMEOUT, retryable=True) from error
 
     async def _connect(self, ends: float) -> None:
         await self._bounded(self._driver.open(), min(ends, time.monotonic() + self._options.connect_timeout), "connect")
@@ -310,7 +319,8 @@ class EngineClient(EventClient):
         else:
             for receiver in tuple(self._receivers):
                 receiver.hasten_close(timeout)  # which another close may have told to wait for longer
-            await self._closing.run(lambda: self._shut(timeout), lambda: self._closed)
+            with suppress(BrokerError):  # another caller has closed it meanwhile
+                await self._closing.run(lambda: self._shut(timeout), lambda: self._closed)
             self._home.join()
 
     async def _shut(self, timeout: float) -> None:

@@ -123,6 +123,9 @@ class Source(ABC):
     connection, keeps it safe."""
     prefetch: int | None = None
     """How many deliveries the engine buffers ahead of the application; ``None`` for as many as the bounds allow."""
+    pushes: bool = False
+    """Whether the broker sends by itself, up to the bounds that it was told.  The engine then fetches while there is
+    any room, since what is not fetched lies where nobody keeps it safe; else it waits until a request is worth it."""
     redelivers_locally: bool = False
     """Whether the engine keeps a nacked keyed delivery and its successors, and hands them out again itself, because
     the broker would lose their order.  Otherwise it settles the run in one call: the nacked delivery first, then its

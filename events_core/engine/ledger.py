@@ -47,12 +47,14 @@ class Ledger:
         max_lease_duration: float,
         redelivers_locally: bool = False,
         local_attempts: int | None = None,
+        eager: bool = False,
     ) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._max_lease = max_lease_duration
         self._local = redelivers_locally
         self._local_attempts = local_attempts
+        self._eager = eager
         self._buffer: KeyedQueue[Delivery] = KeyedQueue()
         # By id and, since each entry moves to the end when its deadline is set anew, by deadline.
         self._live: OrderedDict[str, Delivery] = OrderedDict()
@@ -69,14 +71,14 @@ class Ledger:
         return len(self._buffer)
 
     def room(self, prefetch: int | None) -> int:
-        """How many deliveries to fetch now; small refills wait until they are worth a request."""
+        """How many deliveries to fetch now; small refills wait until they are worth a request, unless *eager*."""
         if self._bytes >= self._max_bytes:
             return 0
         room = self._max_messages - self.held - self.buffered
         ahead = self._max_messages if prefetch is None else min(prefetch, self._max_messages)
         ready = self.buffered - self._buffer.blocked_size  # what is blocked must not keep other keys from coming (R8)
         room = min(room, ahead - ready)
-        return room if not ready or room * 4 >= ahead else 0
+        return room if self._eager or not ready or room * 4 >= ahead else 0
 
     def is_full(self) -> bool:
         """Whether R5 alone keeps more from being fetched."""
@@ -222,20 +224,27 @@ class Ledger:
             self._admit(new, now)
         self._buffer.restore(again, now + (redelivery_delay(again[0].nacks) if delay is None else delay))
 
-    def finish(self, settlement: Settlement, error: BrokerError | None) -> None:
-        """The broker has answered: settled, gone, or as before."""
+    def finish(self, settlement: Settlement, error: BrokerError | None) -> Sequence[Settlement]:
+        """The broker has answered: settled, gone, or as before.
+
+        :returns: what must go back too, behind a message that comes again (R10).
+        """
         delivery = settlement.delivery
         late = delivery.state is HELD and error is None  # the caller's time was up, the broker's was not
         if delivery.state is not SETTLING and not late:
-            return  # returned with its predecessor
+            return ()  # returned with its predecessor
         if error is None:
             self._retire(delivery, _done(settlement.outcome))
         elif error.code is ErrorCode.EXPIRED or (
             settlement.outcome is ACK and error.code in (ErrorCode.NOT_FOUND, ErrorCode.INVALID)
         ):
+            key = delivery.ordering_key
+            later = self._successors(delivery, key) if key is not None else []
             self._retire(delivery, RETURNED)
+            return self._give_back(later, key) if key is not None else ()
         else:
             delivery.state = HELD
+        return ()
 
     def _retire(self, delivery: Delivery, state: State, *, release: bool = True) -> None:
         """A handed-out delivery is over."""
@@ -323,8 +332,10 @@ class Ledger:
                 settlements += [Settlement(other, RETURN) for other in run or [delivery]]
             elif delivery.state is HELD:
                 later = self._successors(delivery, key) if key is not None else []
+                # What may have to be dead-lettered needs its data, which a delivery that is over has not.
+                told = _copy(delivery) if self._local_attempts is not None else delivery
                 self._retire(delivery, RETURNED)
-                settlements.append(Settlement(delivery, outcome))
+                settlements.append(Settlement(told, outcome))
                 settlements += self._give_back(later, key) if key is not None else []
         return settlements
 

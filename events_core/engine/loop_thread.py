@@ -16,8 +16,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from events_core.engine.driver import BrokerError
 from events_core.engine.home import CLOSE_GRACE, Home
 from events_core.engine.waiting import Waiter
+from events_core.errors import ErrorCode
 
 __all__ = ["ThreadHome", "off_loop"]
 
@@ -185,7 +187,7 @@ class ThreadHome(Home):
         errand = _Errand(waiter, orphaned)
         if not self._post(lambda: self._start_task(coroutine).add_done_callback(errand.done)):
             coroutine.close()
-            raise RuntimeError("the client was closed meanwhile")
+            raise _closed()
         try:
             await waiter.wait()
         except asyncio.CancelledError:
@@ -259,5 +261,9 @@ class _Errand(Generic[T]):
     def result(self) -> T:
         assert self._task is not None
         if self._task.cancelled():
-            raise RuntimeError("the client was closed meanwhile")
+            raise _closed()
         return self._task.result()
+
+
+def _closed() -> BrokerError:
+    return BrokerError("the client was closed meanwhile", ErrorCode.CLOSED)

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import MappingProxyType
 
 from events_core.capabilities import Capabilities
@@ -76,6 +76,7 @@ class EngineReceiver(EventReceiver):
             max_lease_duration=options.max_lease_duration,
             redelivers_locally=source.redelivers_locally,
             local_attempts=source.local_attempts,
+            eager=source.pushes,
         )
         self._settler = Settler(
             source, self._ledger, home, link, self._lock, limit=settle_limit, timeout=options.ack_timeout
@@ -148,6 +149,8 @@ class EngineReceiver(EventReceiver):
             taken = self._take(limit)
             now = time.monotonic()
             if taken or now >= ends:
+                if not taken:
+                    self._waiting.wake()  # whoever goes on waiting: to keep the time of what falls due later
                 return [_message(delivery) for delivery in taken]
             waiter = self._waiting.enter(events)
             if waiter is None:
@@ -199,7 +202,8 @@ class EngineReceiver(EventReceiver):
                 _some(ids),
             )
             return
-        keys = keys or await self._home.call(self._source.withheld())
+        with suppress(BrokerError):  # the receiver is being closed
+            keys = keys or await self._home.call(self._source.withheld())
         for key in list(keys)[:1]:
             with self._lock:
                 ids = self._ledger.held_ids(key)
@@ -326,7 +330,8 @@ class EngineReceiver(EventReceiver):
             self._closing = True
         self.hasten_close(timeout)
         self._waiting.wake_all()
-        await self._shutting.run(self._shut, lambda: self._closed)
+        with suppress(BrokerError):  # its client has closed it meanwhile
+            await self._shutting.run(self._shut, lambda: self._closed)
 
     def hasten_close(self, timeout: float) -> None:
         """Let a close that is under way wait for *timeout* seconds more at most: the least patient caller decides."""

@@ -88,6 +88,7 @@ class Settler:
         self._deferred: list[Errand] = []
         self._patience = Backoff(maximum=1.0)
         self._busy = False
+        self._last_error: BrokerError | None = None
         self.on_progress: Callable[[], None] = lambda: None
 
     @property
@@ -110,10 +111,13 @@ class Settler:
             results = step(self._source.settle(ticket.settlements))
         except BrokerError as error:
             results = [error] * len(ticket.settlements)
+        later: list[Settlement] = []
         for settlement, result in zip(ticket.settlements, results, strict=True):
-            self._ledger.finish(settlement, result)
+            later += self._ledger.finish(settlement, result)
             if result is not None and settlement.outcome is not Outcome.RETURN:
                 ticket.failed[settlement.delivery.message_id] = result
+        if later:
+            step(self._source.settle(later))
 
     def pump(self) -> None:
         """Let the next request leave, unless one is out.  Without the lock."""
@@ -135,8 +139,9 @@ class Settler:
                 self._give_up(ticket)
 
     def _give_up(self, ticket: Ticket) -> None:
+        last = f"; last: {self._last_error}" if self._last_error is not None else ""
         timed_out = BrokerError(
-            f"no confirmation within ack_timeout={self._timeout:g} s; the message is still held, settle it again",
+            f"no confirmation within ack_timeout={self._timeout:g} s; the message is still held, settle it again{last}",
             ErrorCode.TIMEOUT,
             retryable=True,
         )
@@ -163,6 +168,8 @@ class Settler:
                         backoff.reset()
                 else:
                     backoff.reset()
+                    self._link.up()
+                    self._last_error = None
                     self._finish(batch, results)
                 self.on_progress()
         except BaseException:
@@ -176,6 +183,7 @@ class Settler:
             self._finish(batch, [error] * len(batch))
             return False
         self._link.down(error)
+        self._last_error = error
         with self._lock:
             self._queue.extendleft(reversed(batch))
         await asyncio.sleep(pause)
@@ -235,9 +243,13 @@ class Settler:
 
     def _end(self, errand: Errand, error: BrokerError | None) -> None:
         delivery = errand.settlement.delivery
-        if delivery.errand in (errand, None):
+        newer = delivery.errand
+        if newer in (errand, None):
             delivery.errand = None
-            self._ledger.finish(errand.settlement, error)
+            self.enqueue(self._ledger.finish(errand.settlement, error))
+        elif error is None and isinstance(newer, Errand) and newer.settlement.outcome is errand.settlement.outcome:
+            newer.given_up = True  # what was given up and asked for again has happened
+            self._end(newer, None)
         for ticket in errand.tickets:
             ticket.done(delivery.message_id, error)
         errand.tickets.clear()

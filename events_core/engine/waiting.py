@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -49,6 +50,10 @@ class _Mailbox:
         queue.add(future, self.loop.time() + timeout)
 
 
+_CROWDED = 10_000
+"""Waits of one length from which on those that are over are looked for."""
+
+
 class _DeadlineQueue:
     """Waits of one length in one loop.
 
@@ -56,7 +61,7 @@ class _DeadlineQueue:
     more than the wait.
     """
 
-    __slots__ = ("_armed", "_deadlines", "_futures", "_loop")
+    __slots__ = ("_armed", "_crowded", "_deadlines", "_futures", "_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -64,6 +69,7 @@ class _DeadlineQueue:
         # what thousands of waits cost.
         self._futures: deque[asyncio.Future[None]] = deque()
         self._deadlines: deque[float] = deque()
+        self._crowded = _CROWDED
         self._armed = False
 
     def __len__(self) -> int:
@@ -74,11 +80,20 @@ class _DeadlineQueue:
         while futures and futures[0].done():
             futures.popleft()
             self._deadlines.popleft()
-        futures.append(future)
+        if len(futures) >= self._crowded:
+            self._compact()
+        self._futures.append(future)
         self._deadlines.append(deadline)
         if not self._armed:
             self._armed = True
             self._loop.call_at(deadline, self._expire)
+
+    def _compact(self) -> None:
+        """Drop what is over and stands behind one that is not."""
+        waiting = [pair for pair in zip(self._futures, self._deadlines, strict=True) if not pair[0].done()]
+        self._futures = deque(future for future, _ in waiting)
+        self._deadlines = deque(deadline for _, deadline in waiting)
+        self._crowded = max(_CROWDED, 2 * len(waiting))
 
     def _expire(self) -> None:
         futures, deadlines = self._futures, self._deadlines
@@ -218,26 +233,51 @@ class SingleFlight:
         self._running = False
         self._waiters: list[Waiter] = []
 
-    async def run(self, operation: Callable[[], Coroutine[Any, Any, None]], done: Callable[[], bool]) -> None:
-        """Return once *done*; an error of *operation* reaches only the caller that had it run."""
+    async def run(
+        self,
+        operation: Callable[[], Coroutine[Any, Any, None]],
+        done: Callable[[], bool],
+        timeout: float | None = None,
+    ) -> None:
+        """Return once *done*; an error of *operation* reaches only the caller that had it run.
+
+        :param timeout: seconds to wait for an operation that another caller has run.
+        :raises TimeoutError: when that is up.
+        """
+        ends = None if timeout is None else time.monotonic() + timeout
         while not done():
             with self._lock:
                 waiter = Waiter() if self._running else None
                 if waiter:
                     self._waiters.append(waiter)
                 self._running = True
-            if waiter:
-                await waiter.wait()
-            else:
-                await self._call(self._guarded(operation()))
+            if not waiter:
+                await self._run(operation)
                 return
+            await waiter.wait(None if ends is None else ends - time.monotonic())
+            if ends is not None and time.monotonic() >= ends and not done():
+                raise TimeoutError
 
-    async def _guarded(self, operation: Coroutine[Any, Any, None]) -> None:
+    async def _run(self, operation: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        begun = False
+
+        async def guarded() -> None:
+            nonlocal begun
+            begun = True
+            try:
+                await operation()
+            finally:
+                self._ended()
+
         try:
-            await operation
+            await self._call(guarded())
         finally:
-            with self._lock:
-                self._running = False
-                waiters, self._waiters = self._waiters, []
-            for waiter in waiters:
-                waiter.wake()
+            if not begun:
+                self._ended()
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._running = False
+            waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.wake()

@@ -73,21 +73,16 @@ class Admin:
             if self._dead_letter:
                 await self._api.create_topic(self._dead_letter[0])
 
-    async def join(self, subscription: str, *, ephemeral: bool = False) -> Joined:
-        """See to it that the subscription of this full name exists, and is what the options ask for."""
-        try:
-            found = await self._api.get_subscription(subscription)
-        except BrokerError as error:
-            if error.code is ErrorCode.PERMISSION_DENIED and not ephemeral:
-                # roles/pubsub.subscriber suffices to receive, and does not let one look.
-                _log.info("%s is taken for what the options say: %s", subscription, error)
-                wanted = self._wanted(subscription, ephemeral=False)
-                wanted.ack_deadline_seconds = _SHORTEST_LEASE
-                return self._promised(wanted)
-            if error.code is not ErrorCode.NOT_FOUND or (self._create == "never" and not ephemeral):
-                raise
+    async def join(self, subscription: str, *, ephemeral: bool = False, trusting: bool = True) -> Joined:
+        """See to it that the subscription of this full name exists, and is what the options ask for.
+
+        :param trusting: whether it is taken for what the options say where the account may not look.
+        """
+        found = None if ephemeral else await self._find(subscription, trusting)
+        if found is None:
             await self.create_topics()
-            await self._api.create_subscription(self._wanted(subscription, ephemeral=ephemeral))
+            found = await self._api.create_subscription(self._wanted(subscription, ephemeral=ephemeral))
+        if found is None:  # somebody else was faster
             found = await self._api.get_subscription(subscription)
         contradiction = self._contradiction(found)
         if contradiction:
@@ -96,6 +91,21 @@ class Admin:
                 ErrorCode.INVALID,
             )
         return self._promised(found)
+
+    async def _find(self, subscription: str, trusting: bool) -> Any:
+        """What the subscription is; ``None`` where there is none, and it may be created."""
+        try:
+            return await self._api.get_subscription(subscription)
+        except BrokerError as error:
+            if error.code is ErrorCode.NOT_FOUND and self._create != "never":
+                return None
+            if error.code is not ErrorCode.PERMISSION_DENIED or not trusting:
+                raise
+            # roles/pubsub.subscriber suffices to receive, and does not let one look.
+            _log.info("%s is taken for what the options say: %s", subscription, error)
+            wanted = self._wanted(subscription, ephemeral=False)
+            wanted.ack_deadline_seconds = _SHORTEST_LEASE
+            return wanted
 
     @property
     def _is_ordered(self) -> bool:

@@ -30,7 +30,7 @@ __all__ = ["Api"]
 
 _RECONNECT_TIMEOUT = 1.0
 _PUBLISH_TIMEOUT = 15.0
-_PULL_TIMEOUT = 1.5
+_PULL_TIMEOUT = 0.8
 _TIMEOUT = 10.0
 """Seconds for one request of each kind.  A pull ends within :data:`~events_gcp.inlet.DRAIN_TIMEOUT`, so that closing
 need not cancel it."""
@@ -127,21 +127,20 @@ class Api:
         with translated(f"look up {subscription!r} at {self._target}"):
             return await self._ask(_GET, _GET.request(subscription=subscription))
 
-    async def create_subscription(self, subscription: Any) -> None:
-        """Create *subscription* unless there is one of its name."""
+    async def create_subscription(self, subscription: Any) -> Any:
+        """Create *subscription* unless there is one of its name; what it is, ``None`` where there was one."""
         asked = f"create {subscription.name!r} of {subscription.topic!r}"
-        await self._create(_CREATE, subscription, asked)
+        return await self._create(_CREATE, subscription, asked)
 
-    async def _create(self, method: _Method, request: Any, asked: str) -> bool:
-        """Whether it was created, and had not existed."""
+    async def _create(self, method: _Method, request: Any, asked: str) -> Any:
+        """What was created, ``None`` where it had existed."""
         with translated(f"{asked} at {self._target}"):
             try:
-                await self._ask(method, request)
+                return await self._ask(method, request)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
                     raise
-                return False
-            return True
+                return None
 
     async def delete_subscription(self, subscription: str) -> None:
         """Delete *subscription*."""

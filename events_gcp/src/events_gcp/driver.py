@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import attrs
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from events_gcp.api import Api
 
 __all__ = ["GcpDriver"]
+
+_CLEAN_UP_TIMEOUT = 2.0
+"""Seconds to take back an ephemeral subscription that nobody waits for any more."""
 
 
 class GcpDriver(Driver[GcpOptions]):
@@ -86,8 +91,17 @@ class GcpDriver(Driver[GcpOptions]):
         objection = name_objection("subscription", name)
         if objection:
             raise BrokerError(objection, ErrorCode.INVALID)
-        joined = await self.admin.join(self.subscription_path(name), ephemeral=subscription is None)
-        return GcpSource(self, name, joined, ephemeral=subscription is None)
+        if subscription is not None:
+            return GcpSource(self, name, await self.admin.join(self.subscription_path(name)), ephemeral=False)
+        try:
+            return GcpSource(
+                self, name, await self.admin.join(self.subscription_path(name), ephemeral=True), ephemeral=True
+            )
+        except BaseException:  # also cancelled: it may have been made all the same
+            with suppress(BrokerError, TimeoutError):
+                async with asyncio.timeout(_CLEAN_UP_TIMEOUT):
+                    await self.delete_subscription(name)
+            raise
 
     async def delete_subscription(self, subscription: str) -> None:
         await self.api.delete_subscription(self.subscription_path(subscription))

@@ -75,7 +75,10 @@ def refused_ack_ids(error: BrokerError) -> Mapping[str, BrokerError]:
     native = error.__cause__
     if not isinstance(native, RpcError):
         return {}
-    info = from_grpc_error(native).metadata or {}  # type: ignore[no-untyped-call]
+    try:
+        info = from_grpc_error(native).metadata or {}  # type: ignore[no-untyped-call]
+    except ValueError:  # the details contradict the status
+        return {}
     refused = {}
     for ack_id, reason in info.items():
         # cloud.google.com/pubsub/docs/exactly-once-delivery: PERMANENT_FAILURE_… and TRANSIENT_FAILURE_…

@@ -11,8 +11,8 @@ from events_core.engine import BrokerError, Delivery
 
 __all__ = ["DRAIN_TIMEOUT", "Inlet", "Pulls"]
 
-DRAIN_TIMEOUT = 2.0
-"""Seconds that the end of an inlet waits for what is on its way."""
+DRAIN_TIMEOUT = 1.0
+"""Seconds that the end of an inlet waits for what is on its way: half of what closing has for that and giving back."""
 
 
 class Inlet(ABC):

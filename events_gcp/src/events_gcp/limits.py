@@ -29,8 +29,9 @@ MAX_BATCH_BYTES = 9_000_000
 MAX_ATTRIBUTES = 100
 """Of one message (quotas)."""
 
-MAX_ACK_IDS = 2500
-"""Ids of one request to settle: 512 KiB (quotas), at up to 164 bytes each, rounded as Google's Go client does."""
+MAX_ACK_IDS = 1000
+"""Ids of one request to settle: 512 KiB (quotas), at over 210 bytes each (googleapis/google-cloud-go#20391), rounded as
+Google's clients for Python and Java do."""
 
 FULL_CAPABILITIES = Capabilities(
     durable="power_loss",

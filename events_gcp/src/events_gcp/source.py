@@ -60,12 +60,17 @@ class GcpSource(Source):
         self._loop = asyncio.get_running_loop()
         self._client_id = uuid.uuid4().hex
         self._exactly_once = joined.exactly_once
+        self._pulls = pulls
+        self.pushes = not pulls
         self._inlets: list[Inlet] = []
+        self._changing = asyncio.Lock()
+        self._budget = 0
         self._fetching = False
         self._read_at = math.inf
         self._arrived: list[Delivery] = []
         self._keyed: list[str] = []
-        self._failures: OrderedDict[str, int] = OrderedDict()
+        self._failures: OrderedDict[str, tuple[int, str]] = OrderedDict()
+        self._buried: set[str] = set()
         self._closing = asyncio.Event()
         self._postponed: set[asyncio.Task[None]] = set()
 
@@ -74,8 +79,7 @@ class GcpSource(Source):
     async def fetch(self, limit: int) -> Sequence[Delivery]:
         self._fetching = True
         try:
-            if self._loop.time() - self._read_at > self.lease / 4:
-                await self._restart()  # what has waited all this while has less of a lease than the engine would think
+            await self._prepare(limit)
             if not self._arrived:
                 await self._read(limit)
             taken, self._arrived = self._arrived[:limit], self._arrived[limit:]
@@ -86,9 +90,22 @@ class GcpSource(Source):
         finally:
             self._fetching = False
 
+    async def _prepare(self, limit: int) -> None:
+        """See to it that there are inlets, and that they may bring what there is room for."""
+        is_stale = self._loop.time() - self._read_at > self.lease / 4  # less of a lease than the engine would think
+        # The bounds that a stream was told are its own: one that was opened while others' deliveries were held was told
+        # less than there is room for once these are settled.
+        is_narrow = not self._pulls and limit >= 2 * self._budget
+        async with self._changing:
+            if self._inlets and (is_stale or is_narrow):
+                await self._end()
+            if not self._inlets:
+                await self._give_back_keyed()
+                self._inlets = self._open(limit)
+
     async def _read(self, limit: int) -> None:
-        self._inlets = self._inlets or self._open()
-        reads = [inlet.reading(min(limit, 1000)) for inlet in self._inlets]
+        share = max(1, min(limit, 1000) // len(self._inlets))
+        reads = [inlet.reading(share) for inlet in self._inlets]
         await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
         self._read_at = self._loop.time()
         for inlet in self._inlets:
@@ -107,17 +124,17 @@ class GcpSource(Source):
             await self._confirm_receipt()
         self._number(self._arrived)
 
-    def _open(self) -> list[Inlet]:
+    def _open(self, limit: int) -> list[Inlet]:
         options, api = self._driver.options, self._driver.api
-        if options.receive_mode == "pull":
+        self._budget = limit
+        if self._pulls:
             from events_gcp.inlet import Pulls
 
             return [Pulls(lambda limit: api.pull(self._path, limit)) for _ in range(options.streams)]
         settings = {
             "stream_ack_deadline_seconds": options.ack_deadline,
-            # The engine stops reading when its buffer is three quarters full: the service then has nothing more to
-            # send that would lie in the streams unread, without anybody renewing its lease.
-            "max_outstanding_messages": max(1, options.max_outstanding_messages * 3 // 4 // options.streams),
+            # What is more would lie in the streams unread, without anybody renewing its lease.
+            "max_outstanding_messages": max(1, limit // options.streams),
             "max_outstanding_bytes": max(1, options.max_outstanding_bytes // options.streams),
             "client_id": self._client_id,
             "protocol_version": 1,  # the service answers pings
@@ -131,21 +148,36 @@ class GcpSource(Source):
         except BrokerError:
             await self._restart()
             raise
-        self._arrived = [delivery for delivery in self._arrived if delivery not in lost]
+        if not lost:
+            return
+        arrived, self._arrived = self._arrived, []
+        behind: list[str] = []
+        keys: set[str] = set()
+        for delivery in arrived:
+            if delivery in lost:
+                keys.add(delivery.ordering_key or "")
+            elif delivery.ordering_key in keys:
+                behind.append(delivery.token)  # it must not come before its predecessor, which comes again
+            else:
+                self._arrived.append(delivery)
+        await self._give_back(behind)
 
     def _number(self, deliveries: Iterable[Delivery]) -> None:
         """Count attempts where Pub/Sub does not: those that failed here, and this one."""
         if self.local_attempts is not None:
             for delivery in deliveries:
-                known = self._failures.get(delivery.message_id, 0) + 1
-                delivery.delivery_attempt = max(known, delivery.delivery_attempt or 1)
+                known, _ = self._failures.get(delivery.message_id, (0, ""))
+                delivery.delivery_attempt = max(known + 1, delivery.delivery_attempt or 1)
 
     async def _recreate(self, error: BrokerError) -> None:
         """Create the subscription anew where options allow (F1).
 
         :raises BrokerError: when they do not, or to have the engine read again.
         """
-        await self._driver.admin.join(self._path, ephemeral=self._ephemeral)
+        try:
+            await self._driver.admin.join(self._path, ephemeral=self._ephemeral, trusting=False)
+        except BrokerError as why:
+            raise (error if why.code is ErrorCode.PERMISSION_DENIED else why) from why
         raise BrokerError(
             f"subscription {self.subscription!r} was gone and is there again; what was in it is lost",
             ErrorCode.UNAVAILABLE,
@@ -154,18 +186,26 @@ class GcpSource(Source):
 
     async def _restart(self) -> None:
         """End the inlets, if there are any, and give back all that they had."""
-        await self._stop()
-        keyed, self._keyed = self._keyed, []
-        await self._give_back(keyed)
+        async with self._changing:
+            await self._end()
+            await self._give_back_keyed()
 
     async def _stop(self) -> None:
         """End the inlets; of what they had, keyed messages stay here, to go back behind their predecessors."""
+        async with self._changing:
+            await self._end()
+
+    async def _end(self) -> None:
         inlets, self._inlets = self._inlets, []
         unread, self._arrived = self._arrived, []
         for late in await asyncio.gather(*(inlet.finish() for inlet in inlets)):
             unread += late
         self._keyed += [delivery.token for delivery in unread if delivery.ordering_key]
         await self._give_back([delivery.token for delivery in unread if not delivery.ordering_key])
+
+    async def _give_back_keyed(self) -> None:
+        keyed, self._keyed = self._keyed, []
+        await self._give_back(keyed)
 
     async def _give_back(self, ack_ids: list[str]) -> None:
         try:
@@ -180,15 +220,16 @@ class GcpSource(Source):
             await self._stop()
         results: list[BrokerError | None] = [None] * len(settlements)
         lost: list[BrokerError] = []
+        failed = [each.delivery for each in settlements if self._has_failed_too_often(each)]
+        graves = dict(zip(failed, await asyncio.gather(*map(self._bury, failed)), strict=True))
         waits: defaultdict[float | None, list[int]] = defaultdict(list)
         for index, settlement in enumerate(settlements):
-            if settlement.outcome is Outcome.NACK and self._has_failed_too_often(settlement.delivery):
-                results[index] = await self._dead_letter(settlement.delivery)
-                if results[index] is not None:
-                    continue
+            if settlement.delivery not in graves:
+                waits[self._wait(settlement)].append(index)
+            elif graves[settlement.delivery] is None:
                 waits[None].append(index)
             else:
-                waits[self._wait(settlement)].append(index)
+                results[index] = graves[settlement.delivery]
         for wait, indices in waits.items():
             # In order, since exactly-once delivery refuses an acknowledgement before that of a predecessor.
             indices.sort(key=lambda index: settlements[index].delivery.order)
@@ -199,6 +240,9 @@ class GcpSource(Source):
                 lost.append(error)
             for index, each in zip(indices, errors, strict=True):
                 results[index] = each
+        self._buried -= {
+            each.delivery.message_id for each, why in zip(settlements, results, strict=True) if why is None
+        }
         if lost and len(lost) == len(waits) and None not in results:
             raise lost[0]
         return results
@@ -220,10 +264,10 @@ class GcpSource(Source):
         return delay if delay < 1 else float(math.ceil(delay))
 
     def _fail(self, delivery: Delivery) -> int:
-        """Count a failure: how often the message has failed, as Pub/Sub counted, or in this receiver."""
-        attempts = self._failures.pop(delivery.message_id, 0) + 1
-        attempts = max(attempts, delivery.delivery_attempt or 1)
-        self._failures[delivery.message_id] = attempts
+        """Count a failure, once for each delivery: how often the message has failed, here or as Pub/Sub counted."""
+        known, token = self._failures.pop(delivery.message_id, (0, ""))
+        attempts = max(known + int(token != delivery.token), delivery.delivery_attempt or 1)
+        self._failures[delivery.message_id] = attempts, delivery.token
         if len(self._failures) > _REMEMBERED_FAILURES:
             self._failures.popitem(last=False)
         return attempts
@@ -268,12 +312,16 @@ class GcpSource(Source):
 
     # Dead letters, where Pub/Sub would lose the order
 
-    def _has_failed_too_often(self, delivery: Delivery) -> bool:
-        return self.local_attempts is not None and (delivery.delivery_attempt or 1) >= self.local_attempts
+    def _has_failed_too_often(self, settlement: Settlement) -> bool:
+        if self.local_attempts is None or settlement.outcome is not Outcome.NACK:
+            return False
+        return (settlement.delivery.delivery_attempt or 1) >= self.local_attempts
 
-    async def _dead_letter(self, delivery: Delivery) -> BrokerError | None:
-        """Publish to the topic for dead letters; the delivery may be acknowledged then."""
+    async def _bury(self, delivery: Delivery) -> BrokerError | None:
+        """Publish to the topic for dead letters, once; the delivery may be acknowledged then."""
         assert self._joined.dead_letter is not None
+        if delivery.message_id in self._buried:
+            return None
         topic, _ = self._joined.dead_letter
         attributes = dead_letter_attributes(
             delivery.attributes,
@@ -289,6 +337,7 @@ class GcpSource(Source):
             await self._driver.api.publish(topic, [letter])
         except BrokerError as error:
             return error
+        self._buried.add(delivery.message_id)
         return None
 
     # Leases
@@ -302,6 +351,9 @@ class GcpSource(Source):
                 await self._driver.api.set_deadline(self._path, ack_ids, int(self.lease))
             except BrokerError as error:
                 errors = self._failed(ack_ids, error)
+                for why in errors:
+                    if why is not None and why.retryable:
+                        raise why from error
                 lost += [each for each, why in zip(some, errors, strict=True) if why and why.code is ErrorCode.EXPIRED]
         return lost
 

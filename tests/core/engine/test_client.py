@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any
 
 import pytest
@@ -115,8 +115,9 @@ class ScriptedSource(Source):
             await self.settle_gate.wait()
         return [None] * len(settlements)
 
-    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+    async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
         self.extended += len(deliveries)
+        return ()
 
     async def close(self) -> None: ...
 
@@ -467,6 +468,89 @@ def test_a_cancelled_close_finishes_in_the_background() -> None:
         await client.close()
 
     run(test)
+
+
+def test_an_acknowledgement_that_is_confirmed_late_serves_its_repetition() -> None:
+    """S5: after a TIMEOUT it may be tried again, and what the broker confirms meanwhile is not asked of it twice."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver = await client.subscribe("s")
+        source = client.broker.sources[0]
+        source.settle_gate = asyncio.Event()
+        await client.send_messages([message("1"), message("2")])
+        first, second = await receiver.receive_message(10), await receiver.receive_message(10)
+        assert first is not None
+        assert second is not None
+        blocking = asyncio.create_task(receiver.acknowledge(first))
+        await until(lambda: len(source.settled) == 1)
+        await asyncio.sleep(0.4)  # so that the next request outlives those who wait for it
+        for acknowledgement in (receiver.acknowledge(second), blocking):
+            with pytest.raises(AcknowledgeError) as caught:
+                await acknowledgement
+            assert caught.value.code is ErrorCode.TIMEOUT
+        again = asyncio.create_task(receiver.acknowledge(second))
+        await asyncio.sleep(0)
+        client._home.wake(source.settle_gate.set)
+        await again
+        assert [each.delivery.message_id for each in source.settled].count("2") == 1
+        await receiver.acknowledge(first)
+
+    run(test, ack_timeout="1")
+
+
+def test_a_call_that_a_close_interrupts_says_closed() -> None:
+    """C3: as an error of the library's, whatever it was waiting for."""
+
+    async def test(client: ScriptedClient) -> None:
+        await client.subscribe("s")
+        pinging = asyncio.create_task(client.ping(timeout=60))
+        await asyncio.sleep(0.05)
+        await client.close(timeout=0)
+        with pytest.raises(EventRuntimeError) as caught:
+            await pinging
+        assert caught.value.code is ErrorCode.CLOSED
+
+    run(test)
+
+
+def test_whoever_waits_for_anothers_connection_waits_no_longer_than_told() -> None:
+    """P7: a ping's time is its own, whoever connects."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.open_errors = [UNAVAILABLE] * 100
+        connecting = asyncio.create_task(client.send_message(message("1")))
+        await asyncio.sleep(0)
+        with pytest.raises(EventConnectionError):
+            await asyncio.wait_for(client.ping(timeout=0.2), 5)
+        client.broker.open_errors.clear()
+        assert await connecting == "id-1"
+
+    run(test)
+
+
+def test_a_waiting_receive_keeps_the_time_of_a_delayed_message() -> None:
+    """R11: also when the receive that would have been woken for it has gone."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver = await client.subscribe("s")
+        await client.send_message(message("1", key="k"))
+        received = await receiver.receive_message(10)
+        assert received is not None
+        client.broker.sources[0].settle_gate = None
+        short = asyncio.create_task(receiver.receive_message(0.3))
+        long = asyncio.create_task(receiver.receive_message(15))
+        await asyncio.sleep(0.05)
+        await receiver.nack(received, delay=0.6)
+        assert await short is None
+        again = await asyncio.wait_for(long, 5)
+        assert again is not None
+        await receiver.acknowledge(again)
+
+    ScriptedSource.redelivers_locally = True
+    try:
+        run(test)
+    finally:
+        ScriptedSource.redelivers_locally = False
 
 
 def test_the_least_patient_close_decides() -> None:

@@ -185,6 +185,30 @@ def test_a_late_confirmation_still_counts() -> None:
     assert only.state is State.ACKNOWLEDGED
 
 
+def test_a_message_that_comes_again_takes_its_successors_with_it() -> None:
+    """R10: where the broker has ended the delivery of a message, those behind it go back too."""
+    target = ledger()
+    first, *_ = held(target, "a1", "a2")
+    target.arrive([delivery("a3")], 0.0)
+    (asked,) = target.begin(first, Outcome.ACK, None, 0.0)  # type: ignore[misc]  # no error
+    later = target.finish(asked, BrokerError("over", ErrorCode.EXPIRED))
+    assert begun(list(later)) == [("a2", Outcome.RETURN), ("a3", Outcome.RETURN)]
+    assert target.held == target.buffered == 0
+
+
+def test_a_message_that_failed_too_often_goes_to_the_source_with_its_data() -> None:
+    """R12: by nack, its successors waiting; or by expiry."""
+    target = ledger(redelivers_locally=True, local_attempts=1, max_lease_duration=5.0)
+    first, second = held(target, "a1", "a2")
+    (asked,) = target.begin(first, Outcome.NACK, None, 0.0)  # type: ignore[misc]  # no error
+    assert (asked.delivery.data, second.state) == (b"x", State.RETURNED)
+    assert target.take(10, 1.0) == []
+    target.finish(asked, None)
+    assert ids(target.take(10, 1.0)) == ["a2"]
+    (expired,) = target.expire(100.0)
+    assert (expired.outcome, expired.delivery.data) == (Outcome.NACK, b"x")
+
+
 def test_closing_gives_back_what_is_free_then_the_rest_in_order() -> None:
     """C1: buffered messages of a held key follow it."""
     target = ledger()
