@@ -7,6 +7,8 @@ import threading
 from collections.abc import Collection
 from contextlib import AsyncExitStack
 
+import pytest
+
 from events_core import EventMessage, EventReceiver
 from events_gcp import channels
 
@@ -19,7 +21,16 @@ def io_threads() -> Collection[threading.Thread]:
 
 
 def pools() -> Collection[channels.Pool]:
-    return channels._pools.values()
+    """Those of this test, and not of a client that an earlier one could not close."""
+    return [pool for pool in channels._pools.values() if pool not in _others]
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    _others.update(channels._pools.values())
+
+
+_others: set[channels.Pool] = set()
 
 
 async def settle_one(receiver: EventReceiver) -> bytes | None:
