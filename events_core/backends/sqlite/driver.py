@@ -139,7 +139,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         for source in self.sources:
             with suppress(BrokerError, sqlite3.Error):  # which its next use meets
                 source.on(self._store)  # at once: what is sent from now on is received
-        self.watch.stir()
+        self.watch.restart()
         return self._store
 
     def _drop(self, lost: Lost) -> None:

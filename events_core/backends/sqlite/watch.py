@@ -47,6 +47,11 @@ class Watch:
         self._busy_until = asyncio.get_running_loop().time() + BUSY
         self._wake()
 
+    def restart(self) -> None:
+        """The versions are those of another connection from now on: one may equal the last of the old one by chance."""
+        self._seen = -1
+        self.stir()
+
     def _wake(self) -> None:
         for waiter in self._waiters:
             if not waiter.done():

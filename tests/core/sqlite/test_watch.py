@@ -71,3 +71,17 @@ def test_changes_by_others_do_not_make_the_idle_look_more_often() -> None:
         watch.stop()
 
     asyncio.run(run())
+
+
+def test_another_connections_version_is_no_known_one() -> None:
+    """A file that was opened again counts anew: what it counts to may be the last number of before."""
+
+    async def run() -> None:
+        file = File()
+        watch = Watch(file.version)
+        await watch.changed(10)
+        watch.restart()
+        await asyncio.wait_for(watch.changed(60), 10)
+        watch.stop()
+
+    asyncio.run(run())
