@@ -31,7 +31,12 @@ class FaultyServer:
         """With what GetSubscription answers instead."""
         self.transient: dict[str, int] = {}
         """How often an ack id is refused for a while."""
+        self.ended: set[str] = set()
+        """Ack ids of deliveries that are over."""
+        self.returned: list[str] = []
         self.on_ping: Callable[[asyncio.Queue[Any]], Awaitable[None]] = _answer
+        self.key = ""
+        """Of all messages."""
         self.responses: list[Sequence[bytes]] = [[b"0"]]
         """What each stream brings; streams beyond the last bring nothing."""
         self.ends: dict[int, grpc.StatusCode] = {}
@@ -59,7 +64,7 @@ class FaultyServer:
         listening = asyncio.ensure_future(listen())
         try:
             if number < len(self.responses):
-                yield _response(number, self.responses[number])
+                yield _response(number, self.responses[number], self.key)
             if number in self.ends:
                 await context.abort(self.ends[number], "as the test wants it")
             while (answer := await answers.get()) is not None:
@@ -72,6 +77,7 @@ class FaultyServer:
         refused = {each: "TRANSIENT_FAILURE_OTHER" for each in request.ack_ids if self.transient.get(each, 0) > 0}
         for each in refused:
             self.transient[each] -= 1
+        refused |= {each: "PERMANENT_FAILURE_INVALID_ACK_ID" for each in request.ack_ids if each in self.ended}
         self.acknowledged += [each for each in request.ack_ids if each not in refused]
         if refused:
             details = AnyMessage()
@@ -82,6 +88,8 @@ class FaultyServer:
         return Empty()
 
     async def modify(self, request: Any, context: Any) -> Any:
+        if request.ack_deadline_seconds == 0:
+            self.returned += request.ack_ids
         return Empty()
 
 
@@ -93,12 +101,13 @@ async def never(answers: asyncio.Queue[Any]) -> None:
     """No answer to a ping."""
 
 
-def _response(number: int, contents: Sequence[bytes]) -> Any:
+def _response(number: int, contents: Sequence[bytes], key: str) -> Any:
     response = types.StreamingPullResponse.pb()()
     for index, data in enumerate(contents):
         received = response.received_messages.add(ack_id=f"ack-{number}-{index}")
         received.message.message_id = f"{number}-{index}"
         received.message.data = data
+        received.message.ordering_key = key
     return response
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
-from events_core import ErrorCode, EventReceiver, ReceiveError
+from events_core import AcknowledgeError, ErrorCode, EventReceiver, ReceiveError
 from events_gcp import stream
 
 from .console import client
@@ -156,6 +156,57 @@ def test_an_acknowledgement_refused_for_a_while_is_repeated() -> None:
         assert server.acknowledged == ["ack-0-0", "ack-0-2", "ack-0-1"]
 
     play(server, test)
+
+
+def test_what_comes_again_takes_its_successors_with_it() -> None:
+    """R10: an acknowledgement says that the first of a key comes again; its successors are given back."""
+    server = FaultyServer()
+    server.responses = [[b"0", b"1", b"2"]]
+    server.key = "k"
+    server.ended = {"ack-0-0"}
+
+    async def test(receiver: EventReceiver) -> None:
+        first = await receiver.receive_message(10)
+        assert first is not None
+        with pytest.raises(AcknowledgeError) as caught:
+            await receiver.acknowledge(first)
+        assert caught.value.code is ErrorCode.EXPIRED
+        assert await receiver.receive_message(0.2) is None
+        await until(lambda: server.returned == ["ack-0-1", "ack-0-2"])
+
+    play(server, test)
+
+
+def test_a_missing_subscription_is_told_to_who_may_not_look() -> None:
+    """F1: NOT_FOUND, and no claim that it was made anew."""
+    server = FaultyServer()
+    server.refusal = grpc.StatusCode.PERMISSION_DENIED
+    server.responses = []
+    server.ends = {0: grpc.StatusCode.NOT_FOUND}
+
+    async def test(receiver: EventReceiver) -> None:
+        with pytest.raises(ReceiveError) as caught:
+            await receiver.receive_message(10)
+        assert caught.value.code is ErrorCode.NOT_FOUND
+
+    play(server, test)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_stream_is_told_what_there_is_room_for() -> None:
+    """R5: bounds are each stream's own; one that is opened while messages are held is told less, and later more."""
+    server = FaultyServer()
+    server.responses = [[b"0", b"1", b"2"]]
+    server.ends = {0: grpc.StatusCode.UNAVAILABLE}
+
+    async def test(receiver: EventReceiver) -> None:
+        held = await receiver.receive_messages(3, 10)
+        await until(lambda: len(server.streams) == 2)
+        await receiver.acknowledge_messages(held)
+        await until(lambda: len(server.streams) == 3 and bool(server.streams[2]))
+        assert [requests[0].max_outstanding_messages for requests in server.streams] == [4, 1, 4]
+
+    play(server, test, max_outstanding_messages="4")
 
 
 def test_requests_say_where_they_belong_and_who_asks() -> None:

@@ -179,6 +179,28 @@ def test_what_a_closing_receiver_held_of_a_key_goes_back_in_order(console: Conso
     asyncio.run(receive())
 
 
+def test_handing_back_lets_no_successor_overtake(console: Console) -> None:
+    """R8: what nobody had read of a key when a full receiver handed another message back comes in order."""
+
+    async def receive() -> None:
+        async with console.client(max_outstanding_messages="2") as both:
+            receiver = await both.subscribe(f"{console.topic_name}-s")
+            await both.send_message(EventMessage(b"u"))
+            await both.send_messages(keyed(4))
+            held = await gather(receiver, 2)
+            unkeyed, first = sorted(held, key=lambda message: message.ordering_key or "")
+            await receiver.hand_back(unkeyed)
+            received = [first.data]
+            await receiver.acknowledge(first)
+            while len(received) < 4:
+                (message,) = await gather(receiver, 1, 70)
+                await receiver.acknowledge(message)
+                received += [message.data] if message.ordering_key else []
+            assert received == [b"0", b"1", b"2", b"3"]
+
+    asyncio.run(receive())
+
+
 # Dead letters
 
 
@@ -230,6 +252,30 @@ def test_a_dead_letter_without_a_topic_stays_held(console: Console) -> None:
             (successor,) = await gather(receiver, 1)
             assert successor.data == b"1"
             await receiver.acknowledge(successor)
+
+    asyncio.run(receive())
+
+
+def test_a_last_attempt_that_expires_is_a_dead_letter_too(console: Console) -> None:
+    """R12, R6: with all that was sent; the next of its key goes on."""
+    dead = f"{console.topic_name}-dead"
+    options = {"ordering": "true", "dead_letter_topic": dead, "max_delivery_attempts": "5", "max_lease_duration": "1"}
+
+    async def receive() -> None:
+        async with console.client(**options) as both, console.of(dead).client() as undertaker:
+            letters = await undertaker.subscribe(f"{dead}-s")
+            receiver = await both.subscribe(f"{console.topic_name}-s")
+            await both.send_message(EventMessage(b"precious", {"name": "value"}, ordering_key="k"))
+            for _ in range(4):
+                await receiver.nack((await gather(receiver, 1))[0], delay=0)
+            await gather(receiver, 1)
+            (letter,) = await gather(letters, 1)
+            assert (letter.data, letter.attributes["name"], letter.ordering_key) == (b"precious", "value", "k")
+            await letters.acknowledge(letter)
+            await both.send_message(EventMessage(b"next", ordering_key="k"))
+            (following,) = await gather(receiver, 1)
+            assert following.data == b"next"
+            await receiver.acknowledge(following)
 
     asyncio.run(receive())
 
