@@ -50,14 +50,13 @@ class FaultyServer:
 
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         number = len(self.streams)
-        seen: list[Any] = []
+        seen = [await anext(requests)]
         self.streams.append(seen)
         answers: asyncio.Queue[Any] = asyncio.Queue()
 
         async def listen() -> None:
             async for request in requests:
-                if seen:
-                    await self.on_ping(answers)
+                await self.on_ping(answers)
                 seen.append(request)
             await answers.put(None)
 
