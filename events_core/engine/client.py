@@ -101,7 +101,7 @@ class EngineClient(EventClient):
 
     @property
     def is_connected(self) -> bool:
-        return self._link.is_up and not self._publisher.closed
+        return self._link.is_up and not self._publisher.closed and self._process == _forks
 
     @property
     def topic_name(self) -> str:

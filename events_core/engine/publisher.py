@@ -237,13 +237,19 @@ class Publisher:
     async def _request(self, entries: Sequence[Entry]) -> Sequence[str | BrokerError]:
         try:
             async with asyncio.timeout(self._options.send_timeout):
-                return await self._driver.publish([entry.message for entry in entries])
+                results = await self._driver.publish([entry.message for entry in entries])
         except TimeoutError as error:
             raise self._timed_out(error) from error
         except (BrokerError, asyncio.CancelledError):
             raise
         except Exception as error:
             raise BrokerError(f"the backend failed: {error!r}", ErrorCode.INTERNAL) from error
+        if len(results) != len(entries):
+            raise BrokerError(
+                f"the backend answered for {len(results)} of {len(entries)} messages; they may be stored or not",
+                ErrorCode.INTERNAL,
+            )
+        return results
 
     def _sendable(self, entries: Iterable[Entry]) -> list[Entry]:
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -19,6 +19,7 @@ from events_core import (
 from events_core.engine import Delivery
 
 from .console import Console
+from .proxy import Proxy
 
 
 def keyed(count: int) -> list[EventMessage]:
@@ -343,6 +344,32 @@ def test_exactly_once_acknowledges_a_key_in_order(console: Console) -> None:
             await early
 
     asyncio.run(receive())
+
+
+# Outages
+
+
+def test_an_idle_receiver_is_connected_again(console: Console) -> None:
+    """F1: when the server is back, although no message comes."""
+    proxy = Proxy(console.emulator)
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def receive() -> None:
+        async with console.client(emulator_host=proxy.address) as client:
+            receiver = await client.subscribe(f"{console.topic_name}-s")
+            waiting = asyncio.create_task(receiver.receive_message(60))
+            with proxy.cut():
+                await until(lambda: not client.is_connected)
+            await until(lambda: client.is_connected)
+            assert receiver.stats.reconnects == 1
+            waiting.cancel()
+
+    asyncio.run(receive())
+    proxy.close()
 
 
 # By request, and by several streams

@@ -79,6 +79,11 @@ class Api:
         """Connect, on a channel that is shared with other clients of *endpoint*."""
         return cls(await Pool.join(endpoint), compress=compress)
 
+    @property
+    def is_connected(self) -> bool:
+        """The channel's last known state."""
+        return bool(self._channel.get_state() is grpc.ChannelConnectivity.READY)
+
     async def close(self) -> None:
         """Let go of the channel."""
         await self._pool.leave()
@@ -109,7 +114,7 @@ class Api:
     async def publish(self, topic: str, messages: Sequence[EventMessage]) -> list[str]:
         """Store *messages*; their ids, in order."""
         with translated(f"publish to {topic!r} at {self._target}"):
-            if self._channel.get_state() is not grpc.ChannelConnectivity.READY:
+            if not self.is_connected:
                 await self._reconnected()
             response = await self._ask(_PUBLISH, encode(topic, messages), _PUBLISH_TIMEOUT, self._compression)
             return list(response.message_ids)

@@ -35,6 +35,10 @@ _log = logging.getLogger("events_gcp")
 _SETTLED_IN = 10.0
 """Seconds after which the end of a stream is routine, since the service ends each now and then, and not an outage."""
 
+_REFUSED_IN = 1.0
+"""Seconds within which a server refuses a stream, if it does: one that lives on means that an outage is over, though no
+message has come yet."""
+
 _CLOSE_TIMEOUT = 5.0
 
 _REMEMBERED_FAILURES = 10_000
@@ -65,6 +69,7 @@ class GcpSource(Source):
         self._inlets: list[Inlet] = []
         self._changing = asyncio.Lock()
         self._budget = 0
+        self._patience: float | None = None
         self._fetching = False
         self._read_at = math.inf
         self._arrived: list[Delivery] = []
@@ -106,7 +111,10 @@ class GcpSource(Source):
     async def _read(self, limit: int) -> None:
         share = max(1, min(limit, 1000) // len(self._inlets))
         reads = [inlet.reading(share) for inlet in self._inlets]
-        await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
+        patience, self._patience = self._patience, None
+        done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED, timeout=patience)
+        if not done and not self._driver.api.is_connected:
+            await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
         self._read_at = self._loop.time()
         for inlet in self._inlets:
             try:
@@ -127,6 +135,7 @@ class GcpSource(Source):
     def _open(self, limit: int) -> list[Inlet]:
         options, api = self._driver.options, self._driver.api
         self._budget = limit
+        self._patience = _REFUSED_IN
         if self._pulls:
             from events_gcp.inlet import Pulls
 

@@ -498,6 +498,18 @@ def test_an_acknowledgement_that_is_confirmed_late_serves_its_repetition() -> No
     run(test, ack_timeout="1")
 
 
+def test_an_answer_for_fewer_messages_is_an_error() -> None:
+    """P7: a backend that loses count fails the send at once; nobody waits for the time to be up."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.publish = lambda messages: asyncio.sleep(0, [])  # type: ignore[method-assign]
+        with pytest.raises(PublishError, match="0 of 1 messages") as caught:
+            await client.send_message(message("1"))
+        assert caught.value.code is ErrorCode.INTERNAL
+
+    run(test)
+
+
 def test_a_call_that_a_close_interrupts_says_closed() -> None:
     """C3: as an error of the library's, whatever it was waiting for."""
 
