@@ -7,7 +7,7 @@ import logging
 import math
 import uuid
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -227,21 +227,12 @@ class GcpSource(Source):
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         if not self._fetching and any(settlement.outcome is Outcome.RETURN for settlement in settlements):
             await self._stop()
-        results: list[BrokerError | None] = [None] * len(settlements)
-        lost: list[BrokerError] = []
         failed = [each.delivery for each in settlements if self._has_failed_too_often(each)]
         graves = dict(zip(failed, await asyncio.gather(*map(self._bury, failed)), strict=True))
-        waits: defaultdict[float | None, list[int]] = defaultdict(list)
-        for index, settlement in enumerate(settlements):
-            if settlement.delivery not in graves:
-                waits[self._wait(settlement)].append(index)
-            elif graves[settlement.delivery] is None:
-                waits[None].append(index)
-            else:
-                results[index] = graves[settlement.delivery]
-        for wait, indices in waits.items():
-            # In order, since exactly-once delivery refuses an acknowledgement before that of a predecessor.
-            indices.sort(key=lambda index: settlements[index].delivery.order)
+        results = [graves.get(each.delivery) for each in settlements]
+        groups = self._grouped(settlements, graves)
+        lost: list[BrokerError] = []
+        for wait, indices in groups.items():
             try:
                 errors = await self._tell([settlements[index].delivery.token for index in indices], wait)
             except BrokerError as error:
@@ -249,12 +240,27 @@ class GcpSource(Source):
                 lost.append(error)
             for index, each in zip(indices, errors, strict=True):
                 results[index] = each
-        self._buried -= {
+        self._buried.difference_update(
             each.delivery.message_id for each, why in zip(settlements, results, strict=True) if why is None
-        }
-        if lost and len(lost) == len(waits) and None not in results:
+        )
+        if lost and len(lost) == len(groups) and None not in results:
             raise lost[0]
         return results
+
+    def _grouped(
+        self, settlements: Sequence[Settlement], graves: Mapping[Delivery, BrokerError | None]
+    ) -> Mapping[float | None, list[int]]:
+        """Those that go into one request, by how long it delays them; ``None`` acknowledges, also what was buried."""
+        groups: defaultdict[float | None, list[int]] = defaultdict(list)
+        for index, settlement in enumerate(settlements):
+            if settlement.delivery not in graves:
+                groups[self._wait(settlement)].append(index)
+            elif graves[settlement.delivery] is None:
+                groups[None].append(index)
+        for indices in groups.values():
+            # In order, since exactly-once delivery refuses an acknowledgement before that of a predecessor.
+            indices.sort(key=lambda index: settlements[index].delivery.order)
+        return groups
 
     def _wait(self, settlement: Settlement) -> float | None:
         """Seconds until the message shall come again, in whole seconds from one second on; ``None`` for never."""
