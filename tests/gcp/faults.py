@@ -31,6 +31,8 @@ class FaultyServer:
         """With what GetSubscription answers instead."""
         self.transient: dict[str, int] = {}
         """How often an ack id is refused for a while."""
+        self.unauthenticated = 0
+        """How many acknowledgements are taken for a stranger's."""
         self.ended: set[str] = set()
         """Ack ids of deliveries that are over."""
         self.returned: list[str] = []
@@ -73,6 +75,9 @@ class FaultyServer:
 
     async def acknowledge(self, request: Any, context: Any) -> Any:
         self.metadata = dict(context.invocation_metadata())
+        if self.unauthenticated:
+            self.unauthenticated -= 1
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "as the test wants it")
         refused = {each: "TRANSIENT_FAILURE_OTHER" for each in request.ack_ids if self.transient.get(each, 0) > 0}
         for each in refused:
             self.transient[each] -= 1

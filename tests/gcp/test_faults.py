@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import grpc
 import pytest
 
 from events_core import AcknowledgeError, ErrorCode, EventReceiver, ReceiveError
-from events_gcp import stream
+from events_gcp import channels, stream
 
 from .console import client
 from .faults import FaultyServer, never, serving
@@ -207,6 +208,48 @@ def test_a_stream_is_told_what_there_is_room_for() -> None:
         assert [requests[0].max_outstanding_messages for requests in server.streams] == [4, 1, 4]
 
     play(server, test, max_outstanding_messages="4")
+
+
+@pytest.mark.parametrize(("refusals", "is_acknowledged"), [(1, True), (2, False)])
+def test_a_token_that_is_refused_is_renewed_once(refusals: int, is_acknowledged: bool) -> None:
+    """F1: UNAUTHENTICATED surfaces when a new token is refused too."""
+    server = FaultyServer()
+    server.unauthenticated = refusals
+
+    async def test(receiver: EventReceiver) -> None:
+        (pool,) = (pool for pool in channels._pools.values() if pool.endpoint.target == server.address)
+        pool._credentials = credentials = SimpleNamespace(token="old")
+        message = await receiver.receive_message(10)
+        assert message is not None
+        if is_acknowledged:
+            await receiver.acknowledge(message)
+        else:
+            with pytest.raises(AcknowledgeError) as caught:
+                await receiver.acknowledge(message)
+            assert caught.value.code is ErrorCode.UNAUTHENTICATED
+            await receiver.acknowledge(message)
+        assert credentials.token is None
+
+    play(server, test)
+
+
+def test_a_stream_whose_token_is_refused_is_opened_with_a_new_one() -> None:
+    """F1: once; then UNAUTHENTICATED surfaces."""
+    server = FaultyServer()
+    server.ends = dict.fromkeys((0, 1), grpc.StatusCode.UNAUTHENTICATED)
+
+    async def test(receiver: EventReceiver) -> None:
+        (pool,) = (pool for pool in channels._pools.values() if pool.endpoint.target == server.address)
+        pool._credentials = credentials = SimpleNamespace(token="old")
+        message = await receiver.receive_message(10)
+        assert message is not None
+        await receiver.acknowledge(message)
+        with pytest.raises(ReceiveError) as caught:
+            await receiver.receive_message(10)
+        assert caught.value.code is ErrorCode.UNAUTHENTICATED
+        assert (len(server.streams), credentials.token) == (2, None)
+
+    play(server, test)
 
 
 def test_requests_say_where_they_belong_and_who_asks() -> None:

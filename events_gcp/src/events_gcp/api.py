@@ -88,11 +88,21 @@ class Api:
         """Let go of the channel."""
         await self._pool.leave()
 
+    def renew_credentials(self) -> bool:
+        """Have the next request get a new token, where there are tokens."""
+        return self._pool.renew_credentials()
+
     async def _ask(self, method: _Method, request: Any, timeout: float = _TIMEOUT, compression: Any = None) -> Any:
         call = self._methods.get(method.path)
         if call is None:
             call = self._methods[method.path] = _bound(self._channel.unary_unary, method)
-        return await call(request, timeout=timeout, metadata=_metadata(method, request), compression=compression)
+        settings = {"timeout": timeout, "metadata": _metadata(method, request), "compression": compression}
+        try:
+            return await call(request, **settings)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not self.renew_credentials():
+                raise
+        return await call(request, **settings)
 
     # Topics
 

@@ -123,6 +123,13 @@ class Pool:
         async with asyncio.timeout(_CONNECT_TIMEOUT):
             await self.main.grpc.channel_ready()
 
+    def renew_credentials(self) -> bool:
+        """Have the next request get a new token, since the service took the last one for none; whether there is one."""
+        if self._credentials is None:
+            return False
+        self._credentials.token = None
+        return True
+
     @property
     def main(self) -> Channel:
         """The channel of all that is no stream."""

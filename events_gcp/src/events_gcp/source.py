@@ -70,6 +70,7 @@ class GcpSource(Source):
         self._changing = asyncio.Lock()
         self._budget = 0
         self._patience: float | None = None
+        self._has_renewed = False
         self._fetching = False
         self._read_at = math.inf
         self._arrived: list[Delivery] = []
@@ -123,11 +124,16 @@ class GcpSource(Source):
                 await self._restart()
                 if error.code is ErrorCode.NOT_FOUND:
                     await self._recreate(error)
+                if error.code is ErrorCode.UNAUTHENTICATED and not self._has_renewed:
+                    self._has_renewed = self._driver.api.renew_credentials()
+                    if self._has_renewed:
+                        return
                 if not error.retryable or self._read_at - inlet.began < _SETTLED_IN:
                     raise
                 return
             if inlet.exactly_once is not None:
                 self._exactly_once = inlet.exactly_once
+        self._has_renewed = False
         if self._exactly_once:
             await self._confirm_receipt()
         self._number(self._arrived)
