@@ -238,13 +238,17 @@ class Ledger:
         elif error.code is ErrorCode.EXPIRED or (
             settlement.outcome is ACK and error.code in (ErrorCode.NOT_FOUND, ErrorCode.INVALID)
         ):
-            key = delivery.ordering_key
-            later = self._successors(delivery, key) if key is not None else []
-            self._retire(delivery, RETURNED)
-            return self._give_back(later, key) if key is not None else ()
+            return self._return(delivery)
         else:
             delivery.state = HELD
         return ()
+
+    def _return(self, delivery: Delivery) -> list[Settlement]:
+        """A handed-out delivery is over, and its message comes again; what goes back behind it (R10)."""
+        key = delivery.ordering_key
+        later = self._successors(delivery, key) if key is not None else []
+        self._retire(delivery, RETURNED)
+        return self._give_back(later, key) if key is not None else []
 
     def _retire(self, delivery: Delivery, state: State, *, release: bool = True) -> None:
         """A handed-out delivery is over."""
@@ -331,12 +335,10 @@ class Ledger:
                 self._drop(run or [delivery])
                 settlements += [Settlement(other, RETURN) for other in run or [delivery]]
             elif delivery.state is HELD:
-                later = self._successors(delivery, key) if key is not None else []
                 # What may have to be dead-lettered needs its data, which a delivery that is over has not.
-                told = _copy(delivery) if self._local_attempts is not None else delivery
-                self._retire(delivery, RETURNED)
-                settlements.append(Settlement(told, outcome))
-                settlements += self._give_back(later, key) if key is not None else []
+                is_failure = outcome is NACK and self._local_attempts is not None
+                settlements.append(Settlement(_copy(delivery) if is_failure else delivery, outcome))
+                settlements += self._return(delivery)
         return settlements
 
 

@@ -209,6 +209,13 @@ def test_a_message_that_failed_too_often_goes_to_the_source_with_its_data() -> N
     assert (expired.outcome, expired.delivery.data) == (Outcome.NACK, b"x")
 
 
+def test_what_the_broker_took_back_is_not_given_back() -> None:
+    """R10: only what was behind it; also where attempts are counted here."""
+    target = ledger(redelivers_locally=True, local_attempts=3)
+    first, *_ = held(target, "a1", "a2")
+    assert begun(target.lose([first])) == [("a2", Outcome.RETURN)]
+
+
 def test_closing_gives_back_what_is_free_then_the_rest_in_order() -> None:
     """C1: buffered messages of a held key follow it."""
     target = ledger()
