@@ -72,10 +72,11 @@ class _Observed:
 
 
 UNOBSERVED = nullcontext()
+"""In place of :func:`observed` where there is no observer."""
 
 
 def observed(
-    observer: Observer | None,
+    observer: Observer,
     name: OperationName,
     *,
     backend: str,
@@ -83,9 +84,7 @@ def observed(
     subscription: str = "",
     messages: int = 0,
 ) -> AbstractContextManager[Operation | None]:
-    """Tell *observer*, if there is one, of what happens in the body of ``with``."""
-    if observer is None:
-        return UNOBSERVED
+    """Tell *observer* of what happens in the body of ``with``."""
     operation = Operation(
         name=name, backend=backend, topic_name=topic_name, subscription=subscription, messages=messages
     )

@@ -14,6 +14,7 @@ from events_gcp import channels, stream
 
 from .console import client
 from .faults import FaultyServer, never, serving
+from .waiting import until
 
 
 def play(server: FaultyServer, test: Callable[[EventReceiver], Awaitable[None]], **options: str) -> None:
@@ -28,12 +29,6 @@ def play(server: FaultyServer, test: Callable[[EventReceiver], Awaitable[None]],
             await test(receiver)
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

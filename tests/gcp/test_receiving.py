@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -20,6 +20,7 @@ from events_core.engine import Delivery
 
 from .console import Console
 from .proxy import Proxy
+from .waiting import until
 
 
 def keyed(count: int) -> list[EventMessage]:
@@ -352,11 +353,6 @@ def test_exactly_once_acknowledges_a_key_in_order(console: Console) -> None:
 def test_an_idle_receiver_is_connected_again(console: Console) -> None:
     """F1: when the server is back, although no message comes."""
     proxy = Proxy(console.emulator)
-
-    async def until(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():
-                await asyncio.sleep(0.01)
 
     async def receive() -> None:
         async with console.client(emulator_host=proxy.address) as client:

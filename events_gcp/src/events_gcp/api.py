@@ -113,7 +113,8 @@ class Api:
 
     async def create_topic(self, topic: str) -> None:
         """Create *topic* unless it exists."""
-        if await self._create(_CREATE_TOPIC, _CREATE_TOPIC.request(name=topic), f"create {topic!r}"):
+        made = await self._create(_CREATE_TOPIC, _CREATE_TOPIC.request(name=topic), f"create {topic!r}")
+        if made is not None:
             created(topic)
 
     async def delete_topic(self, topic: str) -> None:

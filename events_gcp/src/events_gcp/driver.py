@@ -91,17 +91,16 @@ class GcpDriver(Driver[GcpOptions]):
         objection = name_objection("subscription", name)
         if objection:
             raise BrokerError(objection, ErrorCode.INVALID)
-        if subscription is not None:
-            return GcpSource(self, name, await self.admin.join(self.subscription_path(name)), ephemeral=False)
+        ephemeral = subscription is None
         try:
-            return GcpSource(
-                self, name, await self.admin.join(self.subscription_path(name), ephemeral=True), ephemeral=True
-            )
+            joined = await self.admin.join(self.subscription_path(name), ephemeral=ephemeral)
         except BaseException:  # also cancelled: it may have been made all the same
-            with suppress(BrokerError, TimeoutError):
-                async with asyncio.timeout(_CLEAN_UP_TIMEOUT):
-                    await self.delete_subscription(name)
+            if ephemeral:
+                with suppress(BrokerError, TimeoutError):
+                    async with asyncio.timeout(_CLEAN_UP_TIMEOUT):
+                        await self.delete_subscription(name)
             raise
+        return GcpSource(self, name, joined, ephemeral=ephemeral)
 
     async def delete_subscription(self, subscription: str) -> None:
         await self.api.delete_subscription(self.subscription_path(subscription))

@@ -49,12 +49,6 @@ class Inlet(ABC):
             raise BrokerError("the stream gave no sign of life", ErrorCode.UNAVAILABLE, retryable=True)
         return task.result()
 
-    async def _drained(self) -> Sequence[Delivery]:
-        """What the last read finds, if it finds it in time."""
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=DRAIN_TIMEOUT)
-        return self.take()
-
     @abstractmethod
     async def _read(self, limit: int) -> Sequence[Delivery]:
         """Wait for one response."""
@@ -78,8 +72,11 @@ class Pulls(Inlet):
         return await self._pull(limit)
 
     async def finish(self) -> Sequence[Delivery]:
+        if self._task is None:
+            return ()
+        await asyncio.wait([self._task], timeout=DRAIN_TIMEOUT)
         try:
-            return await self._drained()
+            return self.take()
         except BrokerError:
             return ()
         finally:

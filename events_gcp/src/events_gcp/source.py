@@ -21,12 +21,12 @@ from events_core.engine import (
     dead_letter_attributes,
     redelivery_delay,
 )
+from events_gcp.inlet import Inlet, Pulls
 from events_gcp.limits import MAX_ACK_IDS, MAX_ATTRIBUTES
 
 if TYPE_CHECKING:
     from events_gcp.admin import Joined
     from events_gcp.driver import GcpDriver
-    from events_gcp.inlet import Inlet
 
 __all__ = ["GcpSource"]
 
@@ -143,8 +143,6 @@ class GcpSource(Source):
         self._budget = limit
         self._patience = _REFUSED_IN
         if self._pulls:
-            from events_gcp.inlet import Pulls
-
             return [Pulls(lambda limit: api.pull(self._path, limit)) for _ in range(options.streams)]
         settings = {
             "stream_ack_deadline_seconds": options.ack_deadline,

@@ -80,20 +80,11 @@ class Stream(Inlet):
             response = await self._call.read()
         self._heard, self._reading_since = self._loop.time(), math.inf
         if response is grpc.aio.EOF:
-            raise await self._end()
+            raise BrokerError(f"{self._asked}: the stream ended", ErrorCode.UNAVAILABLE, retryable=True)
         if response.HasField("subscription_properties"):
             self.exactly_once = response.subscription_properties.exactly_once_delivery_enabled
         self._answers_pings |= not response.received_messages
         return decode(response.received_messages)
-
-    async def _end(self) -> BrokerError:
-        """Why the stream ended: a server that closes it in good order tells by the status alone."""
-        with translated(self._asked):
-            status = await self._call.code()
-            if status is not grpc.StatusCode.OK:
-                details = await self._call.details()
-                raise grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(), details=details)
-        return BrokerError(f"{self._asked}: the stream ended", ErrorCode.UNAVAILABLE, retryable=True)
 
     async def finish(self) -> Sequence[Delivery]:
         self._ending.set()
