@@ -7,8 +7,7 @@ a lone send waits for no timer, and a busy client fills its batches by itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from events_core.engine.driver import BrokerError
 from events_core.errors import ErrorCode
@@ -24,19 +23,27 @@ class Wakeable(Protocol):
         """There is news."""
 
 
-class Call:
+WakeableT = TypeVar("WakeableT", bound=Wakeable)
+
+
+class Call(Generic[WakeableT]):
     """One ``send_messages``: what became of each of its messages."""
 
     __slots__ = ("deadline", "entries", "failed_keys", "last_error", "pending", "waiter")
 
-    def __init__(self, messages: Sequence[EventMessage], sizes: Sequence[int], deadline: float) -> None:
-        self.entries = [Entry(self, message, size) for message, size in zip(messages, sizes, strict=True)]
-        self.pending = len(messages)
+    def __init__(self, deadline: float, waiter: WakeableT) -> None:
+        self.entries: list[Entry] = []
+        self.pending = 0
         self.deadline = deadline
         self.failed_keys: frozenset[str] = frozenset()
         self.last_error: BrokerError | None = None
-        self.waiter: Wakeable | None = None
+        self.waiter = waiter
         """Who wants to know when nothing is pending."""
+
+    def add(self, message: EventMessage, size: int) -> None:
+        """One message more, of *size* bytes."""
+        self.entries.append(Entry(self, message, size))
+        self.pending += 1
 
     def results(self) -> list[str | BrokerError]:
         """What became of each message, once nothing is pending."""
@@ -54,7 +61,7 @@ class Entry:
 
     __slots__ = ("admitted", "call", "message", "result", "size")
 
-    def __init__(self, call: Call, message: EventMessage, size: int) -> None:
+    def __init__(self, call: Call[Any], message: EventMessage, size: int) -> None:
         self.call = call
         self.message = message
         self.size = size
@@ -129,7 +136,8 @@ class Batcher:
         if lane is None:
             lane = self._lanes[key] = _Lane(key, exclusive=self._mixed or key is not None)
         lane.entries.append(entry)
-        self._offer(lane)
+        if not lane.queued:
+            self._offer(lane)
 
     def next(self) -> Batch | None:
         """The next request that may leave now; :meth:`release` must follow."""

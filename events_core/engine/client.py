@@ -20,7 +20,7 @@ from events_core.engine.loop_thread import ThreadHome
 from events_core.engine.publisher import Publisher
 from events_core.engine.receiver import EngineReceiver
 from events_core.engine.translation import translate
-from events_core.engine.waiting import SingleFlight, WaitingRoom
+from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom
 from events_core.errors import (
     ConfigurationError,
     ErrorCode,
@@ -149,7 +149,7 @@ class EngineClient(EventClient):
             return self._publisher.outcome(call)
         return self._send_connecting(call)
 
-    async def _send_connecting(self, call: Call) -> Sequence[str | BrokerError]:
+    async def _send_connecting(self, call: Call[Waiter]) -> Sequence[str | BrokerError]:
         try:
             await self._open(call.deadline)
         except BaseException as error:

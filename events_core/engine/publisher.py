@@ -45,7 +45,7 @@ class Publisher:
             mixed_keys=driver.mixed_keys,
         )
         self._arriving: deque[Entry] = deque()
-        self._calls: set[Call] = set()
+        self._calls: set[Call[Waiter]] = set()
         self._messages = 0
         self._bytes = 0
         self._drained: Waiter | None = None
@@ -60,19 +60,20 @@ class Publisher:
 
     # In the caller's thread
 
-    def submit(self, messages: Sequence[EventMessage]) -> Call:
+    def submit(self, messages: Sequence[EventMessage]) -> Call[Waiter]:
         """Check *messages* and take their place in the queue.
 
         :raises PublishError: ``INVALID`` for the first message that is refused; ``EXHAUSTED`` past the bounds.
         :raises EventRuntimeError: ``UNSUPPORTED`` for a key where there is no order; ``CLOSED``.
         """
-        sizes = [self._measured(index, message) for index, message in enumerate(messages)]
-        call = Call(messages, sizes, time.monotonic() + self._options.send_timeout)
+        call = Call(time.monotonic() + self._options.send_timeout, Waiter())
+        for index, message in enumerate(messages):
+            call.add(message, self._measured(index, message))
         with self._lock:
             if self.closed:
                 raise EventRuntimeError("the client is closed", code=ErrorCode.CLOSED)
             if self._options.publish_on_limit == "error":
-                self._refuse_beyond_bounds(len(sizes), sum(sizes))
+                self._refuse_beyond_bounds(len(call.entries), sum(entry.size for entry in call.entries))
             self._calls.add(call)
             self._arriving += call.entries
             self._admit()
@@ -90,28 +91,23 @@ class Publisher:
         except BrokerError as error:
             return [error] * len(messages)
 
-    async def outcome(self, call: Call, *, has_waited: bool = False) -> Sequence[str | BrokerError]:
+    async def outcome(self, call: Call[Waiter], *, has_waited: bool = False) -> Sequence[str | BrokerError]:
         """Wait until the fate of every message of *call* is known: at the latest when its time is up.
 
         :param has_waited: whether some of its time has gone since it was submitted.
         """
         self.pump()
-        waiter = Waiter()
-        with self._lock:
-            call.waiter = waiter
-            if not call.pending:
-                return call.results()
         try:
             if has_waited:
-                await waiter.wait(call.deadline - time.monotonic())
+                await call.waiter.wait(call.deadline - time.monotonic())
             else:
-                await waiter.wait_within(self._options.send_timeout)
+                await call.waiter.wait_within(self._options.send_timeout)
         finally:
             if call.pending:
                 self.abandon(call, self._timed_out(call.last_error))
         return call.results()
 
-    def abandon(self, call: Call, error: BrokerError) -> None:
+    def abandon(self, call: Call[Waiter], error: BrokerError) -> None:
         """Nobody waits for *call* any more: what has not left does not leave; what has is unknown."""
         with self._lock:
             for entry in call.unsettled():
@@ -161,23 +157,21 @@ class Publisher:
 
     def _admit(self) -> None:
         """Let messages in, in the order in which their calls began, while there is room (P6)."""
-        arriving = self._arriving
+        arriving, options = self._arriving, self._options
         while arriving:
             entry = arriving[0]
             if entry.result is None:
-                if not self._has_room(entry):
+                is_full = (
+                    self._messages >= options.publish_max_messages
+                    or self._bytes + entry.size > options.publish_max_bytes
+                )
+                if is_full and self._messages:  # a message larger than the bound is admitted alone
                     return
                 entry.admitted = True
                 self._messages += 1
                 self._bytes += entry.size
                 self._batcher.add(entry)
             arriving.popleft()
-
-    def _has_room(self, entry: Entry) -> bool:
-        if not self._messages:
-            return True  # a message larger than the bound is admitted alone
-        options = self._options
-        return self._messages < options.publish_max_messages and self._bytes + entry.size <= options.publish_max_bytes
 
     def _finish(self, entry: Entry, result: str | BrokerError) -> None:
         if entry.result is not None:
@@ -186,10 +180,8 @@ class Publisher:
             self._messages -= 1
             self._bytes -= entry.size
         if entry.settle(result):
-            call = entry.call
-            self._calls.discard(call)
-            if call.waiter is not None:
-                call.waiter.wake()
+            self._calls.discard(entry.call)
+            entry.call.waiter.wake()
             if not self._calls and self._drained is not None:
                 self._drained.wake()
         if self._arriving:

@@ -12,12 +12,19 @@ def batcher(**changes: object) -> Batcher:
     return Batcher(**settings)  # type: ignore[arg-type]  # a test's shorthand
 
 
-def call(*keys: str, size: int = 10) -> Call:
-    messages = [EventMessage(b"x", ordering_key=key) for key in keys]
-    return Call(messages, [size] * len(messages), deadline=60.0)
+class Nobody:
+    def wake(self) -> None:
+        pass
 
 
-def fill(target: Batcher, *calls: Call) -> None:
+def call(*keys: str, size: int = 10) -> Call[Nobody]:
+    made = Call(60.0, Nobody())
+    for key in keys:
+        made.add(EventMessage(b"x", ordering_key=key), size)
+    return made
+
+
+def fill(target: Batcher, *calls: Call[Nobody]) -> None:
     for each in calls:
         for entry in each.entries:
             target.add(entry)
