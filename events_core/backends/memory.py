@@ -306,14 +306,14 @@ class MemorySource(Source):
         now = time.monotonic()
         with _lock:
             # Backwards, so that a run goes back to the front of its key piece by piece.
-            for delivery, outcome, delay in reversed(settlements):
-                item: _Item = delivery.token
-                if item.delivery is not delivery or self._of.deleted:
+            for settlement in reversed(settlements):
+                delay, item = settlement.delay, settlement.delivery.token
+                if item.delivery is not settlement.delivery or self._of.deleted:
                     results.append(BrokerError("the lease has expired; the message comes again", ErrorCode.EXPIRED))
                     continue
-                if outcome is NACK and delay is None:
+                if settlement.outcome is NACK and delay is None:
                     delay = redelivery_delay(item.attempts)
-                wakes += self._take_back(item, outcome, delay or 0.0, now)
+                wakes += self._take_back(item, settlement.outcome, delay or 0.0, now)
                 results.append(None)
             wakes += self._of.sources if self._of.queue else ()
         _wake(wakes)

@@ -14,7 +14,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import attrs
 
@@ -86,10 +86,8 @@ class Delivery:
     """As :func:`~events_core.engine.message_size` counts; 0 lets the engine count."""
     state: State = attrs.field(default=State.BUFFERED, init=False)
     owner: object = attrs.field(default=None, init=False)
-    outcome: Outcome | None = attrs.field(default=None, init=False)
-    """What it is being settled as."""
-    errand: object = attrs.field(default=None, init=False)
-    """The request that settles it."""
+    settlement: Settlement | None = attrs.field(default=None, init=False)
+    """The newest one that is under way."""
     nacks: int = attrs.field(default=0, init=False)
     """Failures that only this receiver knows of."""
     order: int = attrs.field(default=0, init=False)
@@ -101,14 +99,23 @@ class Delivery:
     """When the broker would deliver it again."""
 
 
-class Settlement(NamedTuple):
-    """One delivery and its outcome."""
+@attrs.define(eq=False)
+class Settlement:
+    """One delivery and its outcome.
+
+    The driver reads what is positional; the rest is the engine's.
+    """
 
     delivery: Delivery
     outcome: Outcome
     delay: float | None = None
     """For a NACK: seconds until it may come again; ``None`` for the broker's backoff, else
     :func:`~events_core.engine.redelivery_delay`."""
+    token: Any = attrs.field(default=None, init=False)
+    """The delivery's, when the broker was asked."""
+    tickets: tuple[Any, ...] = attrs.field(default=(), init=False)
+    """Who waits for it."""
+    given_up: bool = attrs.field(default=False, init=False)
 
 
 class Source(ABC):

@@ -194,9 +194,7 @@ class PrefetchingFeed(Feed):
             return
         self.last_message = now
         with self._lock:
-            for delivery in deliveries:
-                delivery.lease_until = math.inf if self._source.lease is None else now + self._source.lease
-            self._ledger.arrive(deliveries, now)
+            self._ledger.arrive(deliveries, now, math.inf if self._source.lease is None else now + self._source.lease)
         self._waiting.wake()
 
     async def _fail(self, error: BrokerError) -> None:

@@ -14,8 +14,9 @@ The rules of the contract it keeps: R5 (bounds), R6 (expiry), R7 (duplicates), R
 from __future__ import annotations
 
 import itertools
+import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from events_core.engine.backoff import redelivery_delay
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Settlement, State
@@ -24,16 +25,28 @@ from events_core.engine.limits import message_size
 from events_core.errors import ErrorCode
 from events_core.message import ReceivedMessage
 
-__all__ = ["Ledger"]
+__all__ = ["Begun", "Ledger"]
 
 REMEMBERED = 10_000
-"""Settled deliveries that are still told from unknown ids (S3)."""
+"""Ids of which it is known how their last delivery ended (S3)."""
 
 # Reading a member off its class takes ten times as long as a global (CPython 3.11), and this is done for every message.
 BUFFERED, HELD, SETTLING, ACKNOWLEDGED, NACKED, RETURNED = State
 ACK, NACK, RETURN = Outcome
 
-_NOTHING: Mapping[str, str] = {}
+
+class Begun:
+    """What has come of a call to settle."""
+
+    __slots__ = ("asked", "awaited", "refused")
+
+    def __init__(self) -> None:
+        self.asked: list[Settlement] = []
+        """What the broker must be told, in this order."""
+        self.awaited: list[Settlement] = []
+        """What the caller waits for; what others have begun too."""
+        self.refused: dict[str, BrokerError] = {}
+        """Why messages cannot be settled so, by id."""
 
 
 class Ledger:
@@ -58,7 +71,7 @@ class Ledger:
         self._buffer: KeyedQueue[Delivery] = KeyedQueue()
         # By id and, since each entry moves to the end when its deadline is set anew, by deadline.
         self._live: OrderedDict[str, Delivery] = OrderedDict()
-        self._settled: OrderedDict[str, Delivery] = OrderedDict()
+        self._over: OrderedDict[str, State] = OrderedDict()
         self._held_by_key: dict[str, dict[Delivery, None]] = {}
         self._bytes = 0
         self.held = 0
@@ -95,16 +108,17 @@ class Ledger:
 
     # Arriving and handing out
 
-    def arrive(self, deliveries: Sequence[Delivery], now: float) -> None:
+    def arrive(self, deliveries: Sequence[Delivery], now: float, lease_until: float = math.inf) -> None:
         """Buffer what was fetched; a redelivery of what is here already only brings a newer token (R7)."""
         for delivery in deliveries:
+            delivery.lease_until = lease_until
             known = self._live.get(delivery.message_id)
-            if known is not None and not (known.state is SETTLING and known.outcome is NACK):
-                known.token, known.lease_until = delivery.token, delivery.lease_until
-                self.duplicates += 1
-            else:
+            if known is None or (known.state is SETTLING and _outcome(known) is NACK):
                 self._admit(delivery, now)
                 self._buffer.push(delivery)
+            else:
+                known.token, known.lease_until = delivery.token, lease_until
+                self.duplicates += 1
 
     def hold(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Take in what was fetched for the very call that gets it, past the buffer."""
@@ -154,45 +168,65 @@ class Ledger:
 
     # Settling
 
-    def find(self, target: ReceivedMessage | str) -> Delivery | None:
-        """The delivery that *target* names: a message's own, or the newest one handed out of an id (S2)."""
+    def begin(
+        self, targets: Iterable[ReceivedMessage | str], outcome: Outcome, delay: float | None, now: float
+    ) -> Begun:
+        """Start settling *targets*, of which none is expired by *now*."""
+        begun = Begun()
+        for target in targets:
+            delivery = self._find(target)
+            if delivery is None or delivery.state is not HELD:
+                refusal = self._refusal(target, delivery, outcome)
+                if refusal is not None:
+                    begun.refused[_id(target)] = refusal
+                    continue
+            elif outcome is ACK or delivery.ordering_key is None:
+                begun.asked.append(_begin(delivery, outcome, delay))
+            else:
+                begun.asked += self._begin_run(delivery, outcome, delay, now)
+            if delivery is not None and delivery.settlement is not None:
+                begun.awaited.append(delivery.settlement)
+        return begun
+
+    def _find(self, target: ReceivedMessage | str) -> Delivery | None:
+        """The delivery that *target* names: a message's own, or the one of an id that is handed out now (S2)."""
         if isinstance(target, ReceivedMessage):
             delivery = target.delivery
             return delivery if isinstance(delivery, Delivery) and delivery.owner is self else None
         live = self._live.get(target)
-        return self._settled.get(target) if live is None or live.state is BUFFERED else live
+        return None if live is None or live.state is BUFFERED else live
 
-    def begin(
-        self, delivery: Delivery, outcome: Outcome, delay: float | None, now: float
-    ) -> list[Settlement] | BrokerError:
-        """Start settling *delivery*, which is not expired by *now*.
-
-        :returns: what the broker must be told, in this order; nothing where it is settled already or locally; or why
-            it cannot be.
-        """
-        if delivery.state is SETTLING:
-            return [] if delivery.outcome is outcome else _already_settled(delivery, delivery.outcome)
-        if delivery.state is not HELD:
-            return _verdict(delivery, outcome)
-        if outcome is not ACK and delivery.ordering_key is not None:
-            return self._begin_run(delivery, outcome, delay, now)
-        delivery.state, delivery.outcome = SETTLING, outcome
-        return [Settlement(delivery, outcome, delay)]
+    def _refusal(
+        self, target: ReceivedMessage | str, delivery: Delivery | None, outcome: Outcome
+    ) -> BrokerError | None:
+        """Why what is not held cannot be settled; ``None`` where the same has happened or is under way (S2, S3)."""
+        if delivery is not None:
+            state: State | None = delivery.state
+        else:
+            state = self._over.get(target) if isinstance(target, str) else None
+        if state is None:
+            return _unknown(_id(target))
+        if state is RETURNED:
+            return _expired(_id(target)) if outcome is ACK else None
+        if delivery is not None and delivery.settlement is not None:
+            first = delivery.settlement.outcome
+        else:
+            first = ACK if state is ACKNOWLEDGED else NACK
+        return None if first is outcome else _already_settled(_id(target), first)
 
     def _begin_run(self, delivery: Delivery, outcome: Outcome, delay: float | None, now: float) -> list[Settlement]:
         """R10: the delivery that goes back, and with it every later one of its key."""
         assert delivery.ordering_key is not None
         later = self._successors(delivery, delivery.ordering_key)
-        if self._local and not self.closing:
-            if outcome is NACK and self._has_failed_too_often(delivery):
-                delivery.state, delivery.outcome = SETTLING, NACK
-                if later:
-                    self._redeliver(later, RETURN, None, now)  # once the key is free: when this one is settled
-                return [Settlement(delivery, NACK, delay)]
-            self._redeliver([delivery, *later], outcome, delay, now)
-            return []
-        delivery.state, delivery.outcome = SETTLING, outcome
-        return [Settlement(delivery, outcome, delay), *self._give_back(later, delivery.ordering_key)]
+        if not self._local or self.closing:
+            return [_begin(delivery, outcome, delay), *self._give_back(later, delivery.ordering_key)]
+        if outcome is NACK and self._has_failed_too_often(delivery):
+            asked = [_begin(delivery, NACK, delay)]
+            if later:
+                self._redeliver(later, RETURN, None, now)  # once the key is free: when this one is settled
+            return asked
+        self._redeliver([delivery, *later], outcome, delay, now)
+        return []
 
     def _has_failed_too_often(self, delivery: Delivery) -> bool:
         return self._local_attempts is not None and (delivery.delivery_attempt or 1) >= self._local_attempts
@@ -230,6 +264,8 @@ class Ledger:
         :returns: what must go back too, behind a message that comes again (R10).
         """
         delivery = settlement.delivery
+        if delivery.settlement is settlement:
+            delivery.settlement = None
         late = delivery.state is HELD and error is None  # the caller's time was up, the broker's was not
         if delivery.state is not SETTLING and not late:
             return ()  # returned with its predecessor
@@ -253,7 +289,6 @@ class Ledger:
     def _retire(self, delivery: Delivery, state: State, *, release: bool = True) -> None:
         """A handed-out delivery is over."""
         delivery.state = state
-        delivery.data, delivery.attributes = b"", _NOTHING  # the application has its own reference
         self.held -= 1
         self._leave(delivery)
         key = delivery.ordering_key
@@ -264,11 +299,11 @@ class Ledger:
                 del self._held_by_key[key]
             if release and delivery.order:  # it came through the buffer
                 self._buffer.release(delivery)
-        settled = self._settled
-        settled.pop(delivery.message_id, None)
-        settled[delivery.message_id] = delivery
-        if len(settled) > REMEMBERED:
-            settled.popitem(last=False)
+        over = self._over
+        over.pop(delivery.message_id, None)
+        over[delivery.message_id] = state
+        if len(over) > REMEMBERED:
+            over.popitem(last=False)
 
     def _leave(self, delivery: Delivery) -> None:
         self._bytes -= delivery.size
@@ -335,9 +370,7 @@ class Ledger:
                 self._drop(run or [delivery])
                 settlements += [Settlement(other, RETURN) for other in run or [delivery]]
             elif delivery.state is HELD:
-                # What may have to be dead-lettered needs its data, which a delivery that is over has not.
-                is_failure = outcome is NACK and self._local_attempts is not None
-                settlements.append(Settlement(_copy(delivery) if is_failure else delivery, outcome))
+                settlements.append(Settlement(delivery, outcome))
                 settlements += self._return(delivery)
         return settlements
 
@@ -364,24 +397,37 @@ def _copy(delivery: Delivery) -> Delivery:
     return copy
 
 
-def _verdict(delivery: Delivery, outcome: Outcome) -> list[Settlement] | BrokerError:
-    """What settling a delivery means that is over (S2, S3)."""
-    over = delivery.state
-    if over is RETURNED:
-        return _expired(delivery) if outcome is ACK else []
-    if over is _done(outcome):
-        return []
-    return _already_settled(delivery, ACK if over is ACKNOWLEDGED else NACK)
+def _begin(delivery: Delivery, outcome: Outcome, delay: float | None) -> Settlement:
+    delivery.state = SETTLING
+    delivery.settlement = settlement = Settlement(delivery, outcome, delay)
+    return settlement
 
 
-def _already_settled(delivery: Delivery, outcome: Outcome | None) -> BrokerError:
+def _outcome(delivery: Delivery) -> Outcome | None:
+    """What a delivery is being settled as."""
+    return delivery.settlement.outcome if delivery.settlement is not None else None
+
+
+def _id(target: ReceivedMessage | str) -> str:
+    return target if isinstance(target, str) else target.message_id
+
+
+def _already_settled(message_id: str, outcome: Outcome) -> BrokerError:
     word = "acknowledged" if outcome is ACK else "nacked"
-    return BrokerError(f"message {delivery.message_id!r} was already {word}", ErrorCode.ALREADY_SETTLED)
+    return BrokerError(f"message {message_id!r} was already {word}", ErrorCode.ALREADY_SETTLED)
 
 
-def _expired(delivery: Delivery) -> BrokerError:
+def _expired(message_id: str) -> BrokerError:
     return BrokerError(
-        f"the delivery of message {delivery.message_id!r} is over: it expired or was returned, and the message comes "
+        f"the delivery of message {message_id!r} is over: it expired or was returned, and the message comes "
         "again; settle it sooner or raise max_lease_duration",
         ErrorCode.EXPIRED,
+    )
+
+
+def _unknown(message_id: str) -> BrokerError:
+    return BrokerError(
+        f"message {message_id!r} is not held by this receiver, nor was it settled lately; settle it with the receiver "
+        "that received it",
+        ErrorCode.NOT_FOUND,
     )

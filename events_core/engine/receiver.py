@@ -16,7 +16,7 @@ from events_core.engine.feed import Feed, InlineFeed, PrefetchingFeed
 from events_core.engine.home import CLOSE_GRACE, Home
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
-from events_core.engine.settler import Settler, Ticket
+from events_core.engine.settler import Settler
 from events_core.engine.translation import translate
 from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom
 from events_core.errors import AcknowledgeError, ErrorCode, EventError, EventRuntimeError, ReceiveError
@@ -263,42 +263,18 @@ class EngineReceiver(EventReceiver):
     async def _settle_all(
         self, targets: Sequence[ReceivedMessage | str], outcome: Outcome, delay: float | None, single: bool
     ) -> None:
-        ticket = Ticket()
         with self._lock:
             if self._closed:
                 raise self._locate(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
             now = time.monotonic()
             self._settler.enqueue(self._ledger.expire(now))
-            for target in targets:
-                self._begin(target, outcome, delay, now, ticket)
-            if self._home.inline:
-                self._settler.settle_inline(ticket)
+            begun = self._ledger.begin(targets, outcome, delay, now)
+            ticket = self._settler.settle(begun)
         await self._settler.finished(ticket)
-        if not ticket.errands:
+        if self._home.inline or not begun.awaited:
             self._progressed()
         if ticket.failed:
             raise self._failed(ticket.failed, single)
-
-    def _begin(
-        self, target: ReceivedMessage | str, outcome: Outcome, delay: float | None, now: float, ticket: Ticket
-    ) -> None:
-        delivery = self._ledger.find(target)
-        if delivery is None:
-            message_id = target if isinstance(target, str) else target.message_id
-            ticket.failed[message_id] = BrokerError(
-                f"message {message_id!r} is not held by this receiver, nor was it settled lately; settle it with the "
-                "receiver that received it",
-                ErrorCode.NOT_FOUND,
-            )
-            return
-        begun = self._ledger.begin(delivery, outcome, delay, now)
-        if isinstance(begun, BrokerError):
-            ticket.failed[delivery.message_id] = begun
-        elif self._home.inline:
-            ticket.settlements += begun
-        else:
-            self._settler.enqueue(begun)
-            ticket.join(delivery.errand)
 
     def _progressed(self) -> None:
         """Settlements have ended: a key may be free, there may be room, a close may be waiting for it."""

@@ -10,32 +10,31 @@ from collections.abc import Callable, Iterable, Sequence
 from events_core.engine.backoff import Backoff
 from events_core.engine.driver import BrokerError, Outcome, Settlement, Source
 from events_core.engine.home import Home, step
-from events_core.engine.ledger import Ledger
+from events_core.engine.ledger import Begun, Ledger
 from events_core.engine.link import Link
 from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode
 
-__all__ = ["Errand", "Settler", "Ticket"]
+__all__ = ["Settler"]
 
 
 class Ticket:
     """One caller that waits for several settlements."""
 
-    __slots__ = ("errands", "failed", "pending", "settlements", "waiter")
+    __slots__ = ("awaited", "failed", "pending", "waiter")
 
-    def __init__(self) -> None:
-        self.settlements: list[Settlement] = []
-        self.errands: list[Errand] = []
+    def __init__(self, begun: Begun) -> None:
+        self.awaited = begun.awaited
         self.pending = 0
-        self.failed: dict[str, BrokerError] = {}
+        self.failed = begun.refused
         self.waiter: Waiter | None = None
 
-    def join(self, errand: object) -> None:
-        """Wait for *errand* too, if there is one."""
-        if isinstance(errand, Errand) and self not in errand.tickets:
-            errand.tickets.append(self)
-            self.errands.append(errand)
-            self.pending += 1
+    def wait(self) -> None:
+        """Be told of the end of each settlement."""
+        for settlement in self.awaited:
+            if self not in settlement.tickets:
+                settlement.tickets += (self,)
+                self.pending += 1
 
     def done(self, message_id: str, error: BrokerError | None) -> None:
         """One of them has ended."""
@@ -44,23 +43,6 @@ class Ticket:
         self.pending -= 1
         if not self.pending and self.waiter is not None:
             self.waiter.wake()
-
-
-class Errand:
-    """One settlement on its way to the broker."""
-
-    __slots__ = ("given_up", "settlement", "tickets", "token")
-
-    def __init__(self, settlement: Settlement) -> None:
-        self.settlement = settlement
-        self.tickets: list[Ticket] = []
-        self.given_up = False
-        self.token: object = None
-
-    @property
-    def is_outdated(self) -> bool:
-        """Whether the message came again meanwhile: that delivery takes the same outcome (S2)."""
-        return self.settlement.outcome is Outcome.ACK and self.settlement.delivery.token is not self.token
 
 
 class Settler:
@@ -84,8 +66,8 @@ class Settler:
         self._lock = lock
         self._limit = limit
         self._timeout = timeout
-        self._queue: deque[Errand] = deque()
-        self._deferred: list[Errand] = []
+        self._queue: deque[Settlement] = deque()
+        self._deferred: list[Settlement] = []
         self._patience = Backoff(maximum=1.0)
         self._busy = False
         self._last_error: BrokerError | None = None
@@ -99,25 +81,31 @@ class Settler:
     def enqueue(self, settlements: Iterable[Settlement]) -> None:
         """Send *settlements* with the next request, in order.  Under the lock."""
         for settlement in settlements:
-            errand = Errand(settlement)
-            settlement.delivery.errand = errand
-            self._queue.append(errand)
+            settlement.delivery.settlement = settlement
+            self._queue.append(settlement)
 
-    def settle_inline(self, ticket: Ticket) -> None:
-        """Settle at once: an inline source has nothing to gather or wait for.  Under the lock."""
-        if not ticket.settlements:
-            return
+    def settle(self, begun: Begun) -> Ticket:
+        """Let the broker be told what was *begun*; inline it has been on return.  Under the lock."""
+        ticket = Ticket(begun)
+        if not self._home.inline:
+            self._queue += begun.asked
+            ticket.wait()
+        elif begun.asked:
+            self._settle_inline(begun.asked, ticket.failed)
+        return ticket
+
+    def _settle_inline(self, settlements: Sequence[Settlement], failed: dict[str, BrokerError]) -> None:
         try:
-            results = step(self._source.settle(ticket.settlements))
+            results = step(self._source.settle(settlements))
         except BrokerError as error:
-            results = [error] * len(ticket.settlements)
-        later: list[Settlement] = []
-        for settlement, result in zip(ticket.settlements, results, strict=True):
-            later += self._ledger.finish(settlement, result)
+            results = [error] * len(settlements)
+        behind: list[Settlement] = []
+        for settlement, result in zip(settlements, results, strict=True):
+            behind += self._ledger.finish(settlement, result)
             if result is not None and settlement.outcome is not Outcome.RETURN:
-                ticket.failed[settlement.delivery.message_id] = result
-        if later:
-            step(self._source.settle(later))
+                failed[settlement.delivery.message_id] = result
+        if behind:
+            step(self._source.settle(behind))
 
     def pump(self) -> None:
         """Let the next request leave, unless one is out.  Without the lock."""
@@ -145,10 +133,10 @@ class Settler:
             ErrorCode.TIMEOUT,
             retryable=True,
         )
-        for errand in ticket.errands:
-            if errand.settlement.delivery.errand is errand and ticket in errand.tickets:
-                errand.given_up = True
-                self._end(errand, timed_out)
+        for settlement in ticket.awaited:
+            if settlement.delivery.settlement is settlement and ticket in settlement.tickets:
+                settlement.given_up = True
+                self._end(settlement, timed_out)
 
     def _start(self) -> None:
         with self._lock:
@@ -160,7 +148,10 @@ class Settler:
     async def _run(self) -> None:
         backoff = Backoff(maximum=min(10.0, self._timeout / 4))
         try:
-            while batch := self._next():
+            batch = self._next()
+            if not batch:
+                self.on_progress()  # all that was queued had been given up
+            while batch:
                 try:
                     results = await self._request(batch)
                 except BrokerError as error:
@@ -171,13 +162,13 @@ class Settler:
                     self._link.up()
                     self._last_error = None
                     self._finish(batch, results)
+                batch = self._next()
                 self.on_progress()
         except BaseException:
             self._busy = False
             raise
-        self.on_progress()
 
-    async def _failed(self, batch: Sequence[Errand], error: BrokerError, pause: float) -> bool:
+    async def _failed(self, batch: Sequence[Settlement], error: BrokerError, pause: float) -> bool:
         """Record that a request failed as a whole; whether to ask again, for which *pause* has passed."""
         if not error.retryable:
             self._finish(batch, [error] * len(batch))
@@ -189,26 +180,25 @@ class Settler:
         await asyncio.sleep(pause)
         return True
 
-    def _next(self) -> list[Errand]:
+    def _next(self) -> list[Settlement]:
         with self._lock:
             if self._queue:
                 self._resume()
-            batch: list[Errand] = []
+            batch: list[Settlement] = []
             while self._queue and len(batch) < self._limit:
-                errand = self._queue.popleft()
-                errand.token = errand.settlement.delivery.token
-                if not errand.given_up:
-                    batch.append(errand)
+                settlement = self._queue.popleft()
+                settlement.token = settlement.delivery.token
+                if not settlement.given_up:
+                    batch.append(settlement)
             self._busy = bool(batch)
             return batch
 
-    async def _request(self, batch: Sequence[Errand]) -> Sequence[BrokerError | None]:
-        settlements = [errand.settlement for errand in batch]
+    async def _request(self, batch: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         if self._home.inline:
-            return await self._source.settle(settlements)
+            return await self._source.settle(batch)
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._source.settle(settlements)
+                return await self._source.settle(batch)
         except TimeoutError as error:
             raise BrokerError("the broker did not answer", ErrorCode.TIMEOUT, retryable=True) from error
         except (BrokerError, asyncio.CancelledError):
@@ -216,16 +206,16 @@ class Settler:
         except Exception as error:
             raise BrokerError(f"the backend failed: {error!r}", ErrorCode.INTERNAL) from error
 
-    def _finish(self, batch: Sequence[Errand], results: Sequence[BrokerError | None]) -> None:
+    def _finish(self, batch: Sequence[Settlement], results: Sequence[BrokerError | None]) -> None:
         """Record the answers; what failed for a while is deferred."""
         with self._lock:
-            for errand, error in zip(batch, results, strict=True):
-                if errand.is_outdated and (error is None or error.code is ErrorCode.EXPIRED):
-                    self._queue.append(errand)
+            for settlement, error in zip(batch, results, strict=True):
+                if settlement.token is not settlement.delivery.token and _must_repeat(settlement, error):
+                    self._queue.append(settlement)
                 elif error is not None and error.retryable:
-                    self._deferred.append(errand)
+                    self._deferred.append(settlement)
                 else:
-                    self._end(errand, error)
+                    self._end(settlement, error)
             if not self._deferred:
                 self._patience.reset()
             elif not self._queue:
@@ -241,15 +231,21 @@ class Settler:
         self._queue += self._deferred
         self._deferred.clear()
 
-    def _end(self, errand: Errand, error: BrokerError | None) -> None:
-        delivery = errand.settlement.delivery
-        newer = delivery.errand
-        if newer in (errand, None):
-            delivery.errand = None
-            self.enqueue(self._ledger.finish(errand.settlement, error))
-        elif error is None and isinstance(newer, Errand) and newer.settlement.outcome is errand.settlement.outcome:
+    def _end(self, settlement: Settlement, error: BrokerError | None) -> None:
+        delivery = settlement.delivery
+        newer = delivery.settlement
+        if newer is settlement or newer is None:
+            behind = self._ledger.finish(settlement, error)
+            if behind:
+                self.enqueue(behind)
+        elif error is None and newer.outcome is settlement.outcome:
             newer.given_up = True  # what was given up and asked for again has happened
             self._end(newer, None)
-        for ticket in errand.tickets:
+        for ticket in settlement.tickets:
             ticket.done(delivery.message_id, error)
-        errand.tickets.clear()
+        settlement.tickets = ()
+
+
+def _must_repeat(settlement: Settlement, error: BrokerError | None) -> bool:
+    """Whether a message that came again meanwhile takes the same outcome once more (S2)."""
+    return settlement.outcome is Outcome.ACK and (error is None or error.code is ErrorCode.EXPIRED)

@@ -470,7 +470,7 @@ class LosesNacks(MemoryClient):
         """Its driver."""
 
         def settled(self, settlements: Iterable[Settlement]) -> Iterable[Settlement]:
-            return [settlement._replace(outcome=Outcome.ACK) for settlement in settlements]
+            return [attrs.evolve(settlement, outcome=Outcome.ACK) for settlement in settlements]
 
 
 @breaks("R10", harness=PatientHarness)
@@ -495,7 +495,7 @@ class IgnoresDelays(MemoryClient):
         """Its driver."""
 
         def settled(self, settlements: Iterable[Settlement]) -> Iterable[Settlement]:
-            return [settlement._replace(delay=0) for settlement in settlements]
+            return [attrs.evolve(settlement, delay=0) for settlement in settlements]
 
 
 @breaks("R12")
@@ -517,7 +517,7 @@ class ForgetsAcknowledgements(MemoryClient):
         """Its driver."""
 
         def settled(self, settlements: Iterable[Settlement]) -> Iterable[Settlement]:
-            return [settlement._replace(outcome=Outcome.RETURN) for settlement in settlements]
+            return [attrs.evolve(settlement, outcome=Outcome.RETURN) for settlement in settlements]
 
 
 class _Swallowing(EngineReceiver):

@@ -283,13 +283,14 @@ class Subscription:
         done: list[int] = []
         keys: dict[str, None] = {}
         with self._store.transaction():
-            for delivery, outcome, delay in settlements:
+            for settlement in settlements:
+                delivery = settlement.delivery
                 message_id = int(delivery.message_id)
-                if outcome is Outcome.ACK:
+                if settlement.outcome is Outcome.ACK:
                     ours = self._remove(message_id, delivery.token)
                     done += [message_id] if ours else []
                 else:
-                    ours = self._reject(message_id, delivery.token, outcome, delay, now)
+                    ours = self._reject(message_id, delivery.token, settlement.outcome, settlement.delay, now)
                 results.append(None if ours else _expired(delivery.message_id))
                 if ours and delivery.ordering_key is not None:
                     keys[delivery.ordering_key] = None

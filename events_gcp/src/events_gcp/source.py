@@ -268,7 +268,7 @@ class GcpSource(Source):
 
     def _wait(self, settlement: Settlement) -> float | None:
         """Seconds until the message shall come again, in whole seconds from one second on; ``None`` for never."""
-        delivery, outcome, delay = settlement
+        delivery, outcome, delay = settlement.delivery, settlement.outcome, settlement.delay
         if outcome is Outcome.ACK:
             if self._failures:
                 self._failures.pop(delivery.message_id, None)

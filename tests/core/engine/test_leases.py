@@ -22,6 +22,7 @@ from events_core.engine.settler import Settler
 from events_core.engine.waiting import WaitingRoom
 from events_core.errors import ErrorCode
 
+from .settling import begin
 from .simulated_clock import simulate
 
 HOUR = 3600.0
@@ -161,9 +162,9 @@ def test_what_the_broker_has_taken_back_is_expired() -> None:
         await receiving.stop()
         ledger = receiving.ledger
         assert ledger.held == 1
-        verdict = ledger.begin(lost, Outcome.ACK, None, 60.0)
+        verdict = begin(ledger, lost, Outcome.ACK, now=60.0)
         assert isinstance(verdict, BrokerError)
         assert verdict.code is ErrorCode.EXPIRED
-        assert not isinstance(ledger.begin(kept, Outcome.ACK, None, 60.0), BrokerError)
+        assert not isinstance(begin(ledger, kept, Outcome.ACK, now=60.0), BrokerError)
 
     simulate(keep())

@@ -7,6 +7,8 @@ from events_core.engine import BrokerError, Delivery, Outcome, Settlement
 from events_core.engine.driver import State
 from events_core.engine.ledger import Ledger
 
+from .settling import begin
+
 
 def ledger(**changes: object) -> Ledger:
     settings = {"max_messages": 10, "max_bytes": 1000, "max_lease_duration": 60.0, **changes}
@@ -34,7 +36,7 @@ def code(result: list[Settlement] | BrokerError) -> ErrorCode:
 
 def settle(target: Ledger, what: Delivery, outcome: Outcome, error: BrokerError | None = None) -> None:
     """Settle, and let the broker answer."""
-    result = target.begin(what, outcome, None, 0.0)
+    result = begin(target, what, outcome)
     assert not isinstance(result, BrokerError)
     for each in result:
         target.finish(each, error)
@@ -76,10 +78,10 @@ def test_the_same_outcome_twice_is_nothing_and_the_other_is_refused() -> None:
     acknowledged, nacked = held(target, "1", "2")
     settle(target, acknowledged, Outcome.ACK)
     settle(target, nacked, Outcome.NACK)
-    assert target.begin(acknowledged, Outcome.ACK, None, 0.0) == []
-    assert target.begin(nacked, Outcome.NACK, None, 0.0) == []
-    assert code(target.begin(acknowledged, Outcome.NACK, None, 0.0)) is ErrorCode.ALREADY_SETTLED
-    assert code(target.begin(nacked, Outcome.ACK, None, 0.0)) is ErrorCode.ALREADY_SETTLED
+    assert begin(target, acknowledged, Outcome.ACK) == []
+    assert begin(target, nacked, Outcome.NACK) == []
+    assert code(begin(target, acknowledged, Outcome.NACK)) is ErrorCode.ALREADY_SETTLED
+    assert code(begin(target, nacked, Outcome.ACK)) is ErrorCode.ALREADY_SETTLED
 
 
 def test_an_id_names_the_newest_delivery_handed_out() -> None:
@@ -88,9 +90,10 @@ def test_an_id_names_the_newest_delivery_handed_out() -> None:
     (first,) = held(target, "1")
     settle(target, first, Outcome.NACK)
     target.arrive([delivery("1")], 0.0)
-    assert target.find("1") is first
+    assert code(begin(target, "1", Outcome.ACK)) is ErrorCode.ALREADY_SETTLED
     (second,) = target.take(1, 0.0)
-    assert target.find("1") is second
+    (asked,) = begin(target, "1", Outcome.ACK)  # type: ignore[misc]  # no error
+    assert asked.delivery is second
 
 
 def test_unknown_ids_are_unknown_and_settled_ones_remembered() -> None:
@@ -98,9 +101,17 @@ def test_unknown_ids_are_unknown_and_settled_ones_remembered() -> None:
     target = ledger(max_messages=20_000, max_bytes=10**9)
     for each in held(target, *(str(number) for number in range(10_001))):
         settle(target, each, Outcome.ACK)
-    assert target.find("nope") is None
-    assert target.find("0") is None
-    assert target.find("1") is not None
+    assert code(begin(target, "nope", Outcome.ACK)) is ErrorCode.NOT_FOUND
+    assert code(begin(target, "0", Outcome.ACK)) is ErrorCode.NOT_FOUND
+    assert begin(target, "1", Outcome.ACK) == []
+
+
+def test_a_message_of_another_receiver_is_unknown() -> None:
+    """S2: whatever this one has of the same id."""
+    target = ledger()
+    held(target, "1")
+    (foreign,) = held(ledger(), "1")
+    assert code(begin(target, foreign, Outcome.ACK)) is ErrorCode.NOT_FOUND
 
 
 def test_a_delivery_expires_at_its_deadline_counted_from_hand_out() -> None:
@@ -110,8 +121,8 @@ def test_a_delivery_expires_at_its_deadline_counted_from_hand_out() -> None:
     (only,) = target.take(1, 50.0)
     assert target.expire(109.9) == []
     assert begun(target.expire(110.0)) == [("1", Outcome.NACK)]
-    assert code(target.begin(only, Outcome.ACK, None, 110.0)) is ErrorCode.EXPIRED
-    assert target.begin(only, Outcome.NACK, None, 110.0) == []
+    assert code(begin(target, only, Outcome.ACK, now=110.0)) is ErrorCode.EXPIRED
+    assert begin(target, only, Outcome.NACK, now=110.0) == []
 
 
 def test_what_was_never_handed_out_expires_uncounted() -> None:
@@ -147,10 +158,10 @@ def test_a_nack_returns_later_messages_of_its_key() -> None:
     target = ledger()
     target.arrive([delivery(f"a{number}") for number in range(1, 5)], 0.0)
     _, second, third = target.take(3, 0.0)
-    result = target.begin(second, Outcome.NACK, None, 0.0)
+    result = begin(target, second, Outcome.NACK)
     assert begun(result) == [("a2", Outcome.NACK), ("a3", Outcome.RETURN), ("a4", Outcome.RETURN)]
-    assert target.begin(third, Outcome.NACK, None, 0.0) == []
-    assert code(target.begin(third, Outcome.ACK, None, 0.0)) is ErrorCode.EXPIRED
+    assert begin(target, third, Outcome.NACK) == []
+    assert code(begin(target, third, Outcome.ACK)) is ErrorCode.EXPIRED
     assert target.buffered == 0
 
 
@@ -159,7 +170,7 @@ def test_a_run_kept_here_comes_again_in_order_after_its_delay() -> None:
     target = ledger(redelivers_locally=True)
     target.arrive([delivery(f"a{number}") for number in range(1, 5)], 0.0)
     first, _ = target.take(2, 0.0)
-    assert target.begin(first, Outcome.NACK, 5.0, 0.0) == []
+    assert begin(target, first, Outcome.NACK, 5.0, 0.0) == []
     assert ids(target.take(10, 4.9)) == []
     assert ids(target.take(10, 5.0)) == ["a1", "a2", "a3", "a4"]
     assert first.state is State.NACKED
@@ -179,7 +190,7 @@ def test_a_late_confirmation_still_counts() -> None:
     """S5: the caller's time was up, the broker's was not."""
     target = ledger()
     (only,) = held(target, "1")
-    (settlement,) = target.begin(only, Outcome.ACK, None, 0.0)  # type: ignore[misc]
+    (settlement,) = begin(target, only, Outcome.ACK)  # type: ignore[misc]
     target.finish(settlement, BrokerError("no answer", ErrorCode.TIMEOUT, retryable=True))
     target.finish(settlement, None)
     assert only.state is State.ACKNOWLEDGED
@@ -190,7 +201,7 @@ def test_a_message_that_comes_again_takes_its_successors_with_it() -> None:
     target = ledger()
     first, *_ = held(target, "a1", "a2")
     target.arrive([delivery("a3")], 0.0)
-    (asked,) = target.begin(first, Outcome.ACK, None, 0.0)  # type: ignore[misc]  # no error
+    (asked,) = begin(target, first, Outcome.ACK)  # type: ignore[misc]  # no error
     later = target.finish(asked, BrokerError("over", ErrorCode.EXPIRED))
     assert begun(list(later)) == [("a2", Outcome.RETURN), ("a3", Outcome.RETURN)]
     assert target.held == target.buffered == 0
@@ -200,7 +211,7 @@ def test_a_message_that_failed_too_often_goes_to_the_source_with_its_data() -> N
     """R12: by nack, its successors waiting; or by expiry."""
     target = ledger(redelivers_locally=True, local_attempts=1, max_lease_duration=5.0)
     first, second = held(target, "a1", "a2")
-    (asked,) = target.begin(first, Outcome.NACK, None, 0.0)  # type: ignore[misc]  # no error
+    (asked,) = begin(target, first, Outcome.NACK)  # type: ignore[misc]  # no error
     assert (asked.delivery.data, second.state) == (b"x", State.RETURNED)
     assert target.take(10, 1.0) == []
     target.finish(asked, None)
@@ -229,7 +240,7 @@ def test_closing_gives_back_what_is_free_then_the_rest_in_order() -> None:
 def test_renewals_are_those_whose_lease_ends_soon() -> None:
     """R6: most messages are settled before their first renewal."""
     target = ledger()
-    soon, late = delivery("1"), delivery("2")
-    soon.lease_until, late.lease_until = 10.0, 50.0
-    target.arrive([soon, late], 0.0)
+    soon = delivery("1")
+    target.arrive([soon], 0.0, lease_until=10.0)
+    target.arrive([delivery("2")], 0.0, lease_until=50.0)
     assert target.renewals(20.0) == [soon]

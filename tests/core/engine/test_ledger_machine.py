@@ -15,6 +15,8 @@ from events_core.engine import BrokerError, Delivery, Outcome, Settlement
 from events_core.engine.driver import State
 from events_core.engine.ledger import Ledger
 
+from .settling import begin
+
 AWAY = BrokerError("away", ErrorCode.UNAVAILABLE, retryable=True)
 KEYS = ("a", "b")
 MAX_LEASE = 50.0
@@ -121,11 +123,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def settle(self, data: st.DataObject, outcome: Outcome, delay: float | None) -> None:
         delivery = data.draw(st.sampled_from(self._open()))
         self._expire()
-        begun = self.ledger.begin(delivery, outcome, delay if outcome is Outcome.NACK else None, self.now)
+        begun = begin(self.ledger, delivery, outcome, delay if outcome is Outcome.NACK else None, self.now)
         if isinstance(begun, BrokerError):
             return
         self.requests += begun
-        if outcome is not Outcome.ACK and delivery.outcome is not Outcome.ACK:
+        if outcome is not Outcome.ACK:
             later = [each for each in self.held if each.state is State.HELD and _follows(each, delivery)]
             assert later == [], "what goes back takes its successors with it"
 
@@ -170,7 +172,7 @@ class LedgerMachine(RuleBasedStateMachine):
             before = len(self.held)
             self.take(100)
             for delivery in self.held[before:]:
-                begun = self.ledger.begin(delivery, Outcome.ACK, None, self.now)
+                begun = begin(self.ledger, delivery, Outcome.ACK, None, self.now)
                 assert not isinstance(begun, BrokerError)
                 self.requests += begun
         assert len(self.broker.over) == self.broker.sent

@@ -81,7 +81,7 @@ class AcmeSource(Source):
         return True
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-        return [self._settle(*settlement) for settlement in settlements]
+        return [self._settle(each.delivery, each.outcome, each.delay) for each in settlements]
 
     def _settle(self, delivery: Delivery, outcome: Outcome, delay: float | None) -> BrokerError | None:
         file: Path = delivery.token

@@ -1,0 +1,17 @@
+"""Settling one delivery, as a receiver would."""
+
+from __future__ import annotations
+
+from events_core import ReceivedMessage
+from events_core.engine import BrokerError, Delivery, Outcome, Settlement
+from events_core.engine.ledger import Ledger
+
+
+def begin(
+    ledger: Ledger, what: Delivery | str, outcome: Outcome, delay: float | None = None, now: float = 0.0
+) -> list[Settlement] | BrokerError:
+    """What the broker must be told, or why *what* cannot be settled so."""
+    target = what if isinstance(what, str) else ReceivedMessage(b"", message_id=what.message_id, delivery=what)
+    begun = ledger.begin([target], outcome, delay, now)
+    refusals = list(begun.refused.values())
+    return refusals[0] if refusals else begun.asked
