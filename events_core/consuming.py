@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from events_core.errors import ErrorCode, EventError
 from events_core.interface import EventReceiver
@@ -13,6 +14,12 @@ from events_core.message import ReceivedMessage
 __all__ = ["consume"]
 
 _log = logging.getLogger("events_core.consuming")
+
+_SETTLE_PAUSE = 1.0
+"""Seconds between two tries to settle, each of which may itself take ack_timeout."""
+
+_OVER = (ErrorCode.ALREADY_SETTLED, ErrorCode.CLOSED, ErrorCode.EXPIRED, ErrorCode.NOT_FOUND)
+"""Why a message cannot be settled that is not held."""
 
 
 async def consume(
@@ -24,11 +31,12 @@ async def consume(
 ) -> None:
     """Receive messages and give each to *handler*, until *stop* is set or *receiver* closes.
 
-    What *handler* finished is acknowledged; what it failed is logged and nacked, and comes again.  Messages of one
-    ordering key are handled one after the other, in order, whatever the *concurrency*.
+    What *handler* finished is acknowledged; what it failed is logged and nacked, and comes again.  Where the broker
+    cannot be told within ``ack_timeout`` it is told later, while other messages are handled.  Messages of one ordering
+    key are handled one after the other, in order, whatever the *concurrency*.
 
     Stopped, it receives nothing more, and returns once the handlers that run have finished.  Cancelled, it cancels
-    them, hands their messages back, and then ends.
+    them, hands their messages back, and then ends.  What the broker could not be told by then comes again.
 
     :param concurrency: how many handlers run at once, at most.
     :raises ValueError: when *concurrency* is less than 1.
@@ -36,10 +44,11 @@ async def consume(
     """
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
-    loop = _Loop(receiver, handler)
+    workers = asyncio.TaskGroup()
+    loop = _Loop(receiver, handler, workers)
     stopping = asyncio.ensure_future(loop.end_when(stop)) if stop is not None else None
     try:
-        async with asyncio.TaskGroup() as workers:
+        async with workers:
             for _ in range(concurrency):
                 workers.create_task(loop.work())
     finally:
@@ -52,10 +61,16 @@ async def consume(
 class _Loop:
     """Workers that each receive one message and handle it, again and again."""
 
-    def __init__(self, receiver: EventReceiver, handler: Callable[[ReceivedMessage], Awaitable[object]]) -> None:
+    def __init__(
+        self,
+        receiver: EventReceiver,
+        handler: Callable[[ReceivedMessage], Awaitable[object]],
+        workers: asyncio.TaskGroup,
+    ) -> None:
         self._receiver = receiver
         self._handler = handler
-        self._receiving: set[asyncio.Task[None]] = set()
+        self._workers = workers
+        self._waiting: set[asyncio.Task[None]] = set()
         self._ended = False
         self.failure: EventError | None = None
 
@@ -66,35 +81,67 @@ class _Loop:
     def _end(self) -> None:
         """Receive nothing more; who handles a message goes on."""
         self._ended = True
-        for task in self._receiving:
+        for task in self._waiting:
             task.cancel()
 
     async def work(self) -> None:
-        while not self._ended:
+        while self._goes_on():
             message = await self._receive()
             if message is not None:
                 await self._handle(message)
 
-    async def _receive(self) -> ReceivedMessage | None:
+    def _goes_on(self) -> bool:
         task = asyncio.current_task()
         assert task is not None
-        self._receiving.add(task)
+        return not self._ended and not task.cancelling()  # which a handler may have made another exception of
+
+    @contextmanager
+    def _until_the_end(self) -> Iterator[None]:
+        """What waits in here is cancelled when nothing more is to be received."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting.add(task)
         try:
-            return await self._receiver.receive_message()
+            yield
         except asyncio.CancelledError:
             if not self._ended:
                 raise
-        except EventError as error:
-            if error.code is not ErrorCode.CLOSED:
-                self.failure = error
-            self._end()
         finally:
-            self._receiving.discard(task)
+            self._waiting.discard(task)
+
+    async def _receive(self) -> ReceivedMessage | None:
+        with self._until_the_end():
+            try:
+                return await self._receiver.receive_message()
+            except EventError as error:
+                if error.code is not ErrorCode.CLOSED:
+                    self.failure = error
+                self._end()
         return None
 
     async def _handle(self, message: ReceivedMessage) -> None:
+        handled = False
         try:
             async with self._receiver.processing(message):
                 await self._handler(message)
-        except Exception:
-            _log.exception("the handler failed on message %s; it comes again", message.message_id)
+                handled = True
+        except Exception as error:
+            if handled:
+                _log.warning("message %s was handled, but is not acknowledged yet: %s", message.message_id, error)
+            else:
+                _log.exception("the handler failed on message %s; it comes again", message.message_id)
+            if self._goes_on():
+                settle = self._receiver.acknowledge if handled else self._receiver.nack
+                self._workers.create_task(self._settle(message, settle))
+
+    async def _settle(self, message: ReceivedMessage, settle: Callable[[ReceivedMessage], Awaitable[None]]) -> None:
+        """Repeat what may have failed: a message that stays held would keep those of its key waiting (S5)."""
+        with self._until_the_end():
+            while self._goes_on():
+                try:
+                    return await settle(message)
+                except EventError as error:
+                    if error.code in _OVER:
+                        return
+                    _log.debug("message %s is not settled, trying again: %s", message.message_id, error)
+                await asyncio.sleep(_SETTLE_PAUSE)

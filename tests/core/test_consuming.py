@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 
 import pytest
 
@@ -20,6 +21,8 @@ from events_core import (
     consume,
     create_client,
 )
+
+from .network_memory import NetworkClient, outage
 
 
 def run(test: Callable[[EventClient, EventReceiver], Awaitable[None]], **options: str) -> None:
@@ -248,6 +251,29 @@ def test_cancelling_hands_back_what_is_in_hand() -> None:
     run(test)
 
 
+def test_cancelling_ends_it_whatever_a_handler_makes_of_that() -> None:
+    """H2."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_messages(numbered(2))
+        started = asyncio.Event()
+
+        async def handle(_: ReceivedMessage) -> None:
+            started.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                raise LookupError("no luck") from None
+
+        consuming = asyncio.create_task(consume(receiver, handle))
+        await started.wait()
+        consuming.cancel()
+        await asyncio.wait([consuming], timeout=5)
+        assert consuming.cancelled()
+
+    run(test)
+
+
 def test_closing_the_receiver_ends_it() -> None:
     """H2: without an error."""
 
@@ -272,3 +298,51 @@ def test_concurrency_must_be_positive() -> None:
             await consume(receiver, handle, concurrency=0)
 
     run(test)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_could_not_be_settled_is_settled_later(fails: bool) -> None:
+    """H2, S5: an outage longer than ack_timeout does not keep a key waiting until max_lease_duration is over."""
+
+    async def main() -> None:
+        config = EventConfig(uuid.uuid4().hex, options={"ack_timeout": "0.2"})
+        async with asyncio.timeout(20), NetworkClient(config) as client, await client.subscribe("s") as receiver:
+            await client.send_messages(numbered(2, "key"))
+            handled: list[str] = []
+            stop = asyncio.Event()
+
+            async def handle(message: ReceivedMessage) -> None:
+                handled.append(message.data_as_string())
+                if len(handled) == 1:
+                    stack.enter_context(outage())
+                    asyncio.get_running_loop().call_later(0.5, stack.close)
+                    if fails:
+                        raise LookupError("no luck")
+                if handled[-1] == "1":
+                    stop.set()
+
+            with ExitStack() as stack:
+                await consume(receiver, handle, stop=stop)
+            assert handled == (["0", "0", "1"] if fails else ["0", "1"])
+
+    asyncio.run(main())
+
+
+def test_stopping_does_not_wait_for_what_cannot_be_settled() -> None:
+    """H2: it comes again when the receiver has closed."""
+
+    async def main() -> None:
+        config = EventConfig(uuid.uuid4().hex, options={"ack_timeout": "0.1"})
+        async with asyncio.timeout(20), NetworkClient(config) as client, await client.subscribe("s") as receiver:
+            await client.send_message(EventMessage(b"x"))
+            stop = asyncio.Event()
+
+            async def handle(_: ReceivedMessage) -> None:
+                stack.enter_context(outage())
+                asyncio.get_running_loop().call_later(0.5, stop.set)
+
+            with ExitStack() as stack:
+                await consume(receiver, handle, stop=stop)
+                assert receiver.stats.held == 1
+
+    asyncio.run(main())
