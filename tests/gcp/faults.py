@@ -65,7 +65,11 @@ class FaultyServer:
         listening = asyncio.ensure_future(listen())
         try:
             if number < len(self.responses):
-                yield _response(number, self.responses[number], self.key)
+                response = _response(number, self.responses[number], self.key)
+                properties = response.subscription_properties
+                properties.message_ordering_enabled = self.subscription.enable_message_ordering
+                properties.exactly_once_delivery_enabled = self.subscription.enable_exactly_once_delivery
+                yield response
             if number in self.ends:
                 await context.abort(self.ends[number], "as the test wants it")
             while (answer := await answers.get()) is not None:

@@ -140,6 +140,37 @@ def test_who_may_not_look_may_receive() -> None:
     play(server, test)
 
 
+def test_who_may_not_look_learns_from_the_stream() -> None:
+    """Q2: what the subscription is, capabilities tell."""
+    server = FaultyServer()
+    server.refusal = grpc.StatusCode.PERMISSION_DENIED
+    server.subscription.enable_message_ordering = False
+    server.subscription.enable_exactly_once_delivery = True
+
+    async def test(receiver: EventReceiver) -> None:
+        assert await receiver.receive_message(10)
+        assert receiver.capabilities.ordering == "none"
+        assert receiver.capabilities.exactly_once
+
+    play(server, test)
+
+
+@pytest.mark.parametrize(("option", "told"), [("ordering", "without message ordering"), ("exactly_once", "has no")])
+def test_who_may_not_look_is_told_by_the_stream_what_is_missing(option: str, told: str) -> None:
+    """Q2: before anything is handed out, which would come without the order that was asked for."""
+    server = FaultyServer()
+    server.refusal = grpc.StatusCode.PERMISSION_DENIED
+    server.subscription.enable_message_ordering = option != "ordering"
+
+    async def test(receiver: EventReceiver) -> None:
+        with pytest.raises(ReceiveError, match=told) as caught:
+            await receiver.receive_message(10)
+        assert caught.value.code is ErrorCode.INVALID
+        assert server.returned == ["ack-0-0"]
+
+    play(server, test, **{option: "true"})
+
+
 def test_an_acknowledgement_refused_for_a_while_is_repeated() -> None:
     """S5: with exactly-once delivery one of a batch may fail for a while; only that one is asked for again."""
     server = FaultyServer()

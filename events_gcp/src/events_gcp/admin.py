@@ -84,13 +84,32 @@ class Admin:
             found = await self._api.create_subscription(self._wanted(subscription, ephemeral=ephemeral))
         if found is None:  # somebody else was faster
             found = await self._api.get_subscription(subscription)
-        contradiction = self._contradiction(found)
-        if contradiction:
-            raise BrokerError(
-                f"subscription {found.name!r} {contradiction}; delete it, name another, or change the option",
-                ErrorCode.INVALID,
-            )
+        if found.topic != self._topic:
+            raise _unsuitable(found.name, f"belongs to {found.topic!r}, not {self._topic!r}")
+        if self._dead_letter and not self._is_ordered and not found.dead_letter_policy.dead_letter_topic:
+            raise _unsuitable(found.name, "has no dead-letter policy, and dead_letter_topic is asked for")
+        asked = self._options.filter
+        if asked is not None and asked != found.filter:
+            raise _unsuitable(found.name, f"has the filter {found.filter!r}, and {asked!r} is asked for")
+        self.check(
+            found.name,
+            is_ordered=found.enable_message_ordering,
+            exactly_once=found.enable_exactly_once_delivery,
+        )
         return self._promised(found)
+
+    def check(self, subscription: str, *, is_ordered: bool, exactly_once: bool) -> None:
+        """Compare what a subscription is with what the options ask for.
+
+        :raises BrokerError: where they differ.
+        """
+        asked = self._options
+        if asked.ordering and not is_ordered:
+            raise _unsuitable(subscription, "was created without message ordering, and ordering=true is asked for")
+        if asked.exactly_once not in (None, exactly_once):
+            has = "has" if exactly_once else "has no"
+            wanted = str(asked.exactly_once).lower()
+            raise _unsuitable(subscription, f"{has} exactly-once delivery, and exactly_once={wanted} is asked for")
 
     async def _find(self, subscription: str, trusting: bool) -> Any:
         """What the subscription is; ``None`` where there is none, and it may be created."""
@@ -135,21 +154,6 @@ class Admin:
             wanted.message_retention_duration.FromMilliseconds(round(options.message_retention * 1000))
         return wanted
 
-    def _contradiction(self, found: Any) -> str:
-        options = self._options
-        if found.topic != self._topic:
-            return f"belongs to {found.topic!r}, not {self._topic!r}"
-        if options.ordering and not found.enable_message_ordering:
-            return "was created without message ordering, and ordering=true is asked for"
-        if self._dead_letter and not self._is_ordered and not found.dead_letter_policy.dead_letter_topic:
-            return "has no dead-letter policy, and dead_letter_topic is asked for"
-        if options.exactly_once is not None and options.exactly_once is not found.enable_exactly_once_delivery:
-            has = "has" if found.enable_exactly_once_delivery else "has no"
-            return f"{has} exactly-once delivery, and exactly_once={str(options.exactly_once).lower()} is asked for"
-        if options.filter is not None and options.filter != found.filter:
-            return f"has the filter {found.filter!r}, and {options.filter!r} is asked for"
-        return ""
-
     def _promised(self, found: Any) -> Joined:
         policy = found.dead_letter_policy
         by_service = bool(policy.dead_letter_topic)
@@ -172,3 +176,9 @@ class Admin:
             has_backoff=found.HasField("retry_policy"),
             dead_letter=dead_letter,
         )
+
+
+def _unsuitable(subscription: str, why: str) -> BrokerError:
+    return BrokerError(
+        f"subscription {subscription!r} {why}; delete it, name another, or change the option", ErrorCode.INVALID
+    )

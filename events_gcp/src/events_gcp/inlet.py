@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery
@@ -22,8 +23,8 @@ class Inlet(ABC):
     over.  So a read goes on when nobody waits for it, and the next one to come takes what it has found.
     """
 
-    exactly_once: bool | None = None
-    """Whether the subscription has exactly-once delivery, where this is known."""
+    properties: Any = None
+    """What Pub/Sub has told of the subscription, once it has."""
 
     def __init__(self) -> None:
         self._task: asyncio.Task[Sequence[Delivery]] | None = None

@@ -9,7 +9,9 @@ import uuid
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import attrs
 
 from events_core import ErrorCode, EventMessage
 from events_core.engine import (
@@ -120,6 +122,7 @@ class GcpSource(Source):
         for inlet in self._inlets:
             try:
                 self._arrived += inlet.take()
+                self._learn(inlet.properties)
             except BrokerError as error:
                 await self._restart()
                 if error.code is ErrorCode.NOT_FOUND:
@@ -131,12 +134,24 @@ class GcpSource(Source):
                 if not error.retryable or self._read_at - inlet.began < _SETTLED_IN:
                     raise
                 return
-            if inlet.exactly_once is not None:
-                self._exactly_once = inlet.exactly_once
         self._has_renewed = False
         if self._exactly_once:
             await self._confirm_receipt()
         self._number(self._arrived)
+
+    def _learn(self, found: Any) -> None:
+        """Take the stream's word for what the account might not look up, or somebody has changed.
+
+        :raises BrokerError: where the options ask for something else.
+        """
+        if found is None:
+            return
+        is_ordered, self._exactly_once = found.message_ordering_enabled, found.exactly_once_delivery_enabled
+        promised = self.capabilities
+        ordering = promised.ordering if is_ordered else "none"
+        if (ordering, self._exactly_once) != (promised.ordering, promised.exactly_once):
+            self._driver.admin.check(self._path, is_ordered=is_ordered, exactly_once=self._exactly_once)
+            self.capabilities = attrs.evolve(promised, ordering=ordering, exactly_once=self._exactly_once)
 
     def _open(self, limit: int) -> list[Inlet]:
         options, api = self._driver.options, self._driver.api

@@ -82,7 +82,7 @@ class Stream(Inlet):
         if response is grpc.aio.EOF:
             raise BrokerError(f"{self._asked}: the stream ended", ErrorCode.UNAVAILABLE, retryable=True)
         if response.HasField("subscription_properties"):
-            self.exactly_once = response.subscription_properties.exactly_once_delivery_enabled
+            self.properties = response.subscription_properties
         self._answers_pings |= not response.received_messages
         return decode(response.received_messages)
 
