@@ -23,6 +23,9 @@ class Wakeable(Protocol):
         """There is news."""
 
 
+_NO_KEYS: frozenset[str] = frozenset()
+"""One for all calls: a new one each would be one more object of each send that the garbage collector looks at."""
+
 WakeableT = TypeVar("WakeableT", bound=Wakeable)
 
 
@@ -35,7 +38,7 @@ class Call(Generic[WakeableT]):
         self.entries: list[Entry] = []
         self.pending = 0
         self.deadline = deadline
-        self.failed_keys: frozenset[str] = frozenset()
+        self.failed_keys = _NO_KEYS
         self.last_error: BrokerError | None = None
         self.waiter = waiter
         """Who wants to know when nothing is pending."""
@@ -45,10 +48,11 @@ class Call(Generic[WakeableT]):
         self.entries.append(Entry(self, message, size))
         self.pending += 1
 
-    def results(self) -> list[str | BrokerError]:
-        """What became of each message, once nothing is pending."""
+    def take_results(self) -> list[str | BrokerError]:
+        """What became of each message, once nothing is pending; to be asked once."""
         results = [entry.result for entry in self.entries if entry.result is not None]
         assert len(results) == len(self.entries)
+        self.entries.clear()  # else each send would leave a cycle, and its message, to the garbage collector
         return results
 
     def unsettled(self) -> list[Entry]:

@@ -105,7 +105,7 @@ class Publisher:
         finally:
             if call.pending:
                 self.abandon(call, self._timed_out(call.last_error))
-        return call.results()
+        return call.take_results()
 
     def abandon(self, call: Call[Waiter], error: BrokerError) -> None:
         """Nobody waits for *call* any more: what has not left does not leave; what has is unknown."""

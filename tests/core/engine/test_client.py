@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 import time
@@ -194,6 +195,28 @@ def test_concurrent_sends_share_requests() -> None:
             await until(lambda: len(client.broker.requests) >= 2)
         await asyncio.gather(*sends)
         assert len(client.broker.requests) <= 10
+
+    run(test)
+
+
+def test_what_is_over_is_freed_at_once() -> None:
+    """A cycle for each message keeps its data until the garbage collector comes, at a quarter of a send's cost."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(100):
+                    await client.send_message(message("1"))
+                for _ in range(100):
+                    received = await receiver.receive_message(10)
+                    assert received is not None
+                    await receiver.acknowledge(received)
+                del received
+                assert gc.collect() < 100
+            finally:
+                gc.enable()
 
     run(test)
 
