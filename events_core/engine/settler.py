@@ -88,7 +88,7 @@ class Settler:
         """Let the broker be told what was *begun*; inline it has been on return.  Under the lock."""
         ticket = Ticket(begun)
         if not self._home.inline:
-            self._queue += begun.asked
+            self.enqueue(begun.asked)
             ticket.wait()
         elif begun.asked:
             self._settle_inline(begun.asked, ticket.failed)

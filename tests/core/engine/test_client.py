@@ -493,6 +493,27 @@ def test_a_cancelled_close_finishes_in_the_background() -> None:
     run(test)
 
 
+def test_nacking_what_goes_back_behind_another_waits_for_that() -> None:
+    """S2, R10: it is told when the broker has it."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            source = client.broker.sources[0]
+            await client.send_messages([message("1", "key"), message("2", "key")])
+            await until(lambda: receiver.stats.buffered == 2)
+            first, second = await receiver.receive_messages(2)
+            source.settle_gate = asyncio.Event()
+            nacks = [asyncio.create_task(receiver.nack(first))]
+            await until(lambda: len(source.settled) == 2)
+            nacks.append(asyncio.create_task(receiver.nack(second)))
+            _, waiting = await asyncio.wait(nacks, timeout=0.05)
+            assert waiting == set(nacks)
+            await client._home.call(_set(source.settle_gate))
+            await asyncio.gather(*nacks)
+
+    run(test)
+
+
 def test_an_acknowledgement_that_is_confirmed_late_serves_its_repetition() -> None:
     """S5: after a TIMEOUT it may be tried again, and what the broker confirms meanwhile is not asked of it twice."""
 
