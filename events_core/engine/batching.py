@@ -140,8 +140,7 @@ class Batcher:
         if lane is None:
             lane = self._lanes[key] = _Lane(key, exclusive=self._mixed or key is not None)
         lane.entries.append(entry)
-        if not lane.queued:
-            self._offer(lane)
+        self._offer(lane)
 
     def next(self) -> Batch | None:
         """The next request that may leave now; :meth:`release` must follow."""

@@ -113,7 +113,7 @@ class Ledger:
         for delivery in deliveries:
             delivery.lease_until = lease_until
             known = self._live.get(delivery.message_id)
-            if known is None or (known.state is SETTLING and _outcome(known) is NACK):
+            if known is None or (known.settlement is not None and known.settlement.outcome is NACK):
                 self._admit(delivery, now)
                 self._buffer.push(delivery)
             else:
@@ -401,11 +401,6 @@ def _begin(delivery: Delivery, outcome: Outcome, delay: float | None) -> Settlem
     delivery.state = SETTLING
     delivery.settlement = settlement = Settlement(delivery, outcome, delay)
     return settlement
-
-
-def _outcome(delivery: Delivery) -> Outcome | None:
-    """What a delivery is being settled as."""
-    return delivery.settlement.outcome if delivery.settlement is not None else None
 
 
 def _id(target: ReceivedMessage | str) -> str:

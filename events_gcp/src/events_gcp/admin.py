@@ -35,7 +35,6 @@ class Joined:
     capabilities: Capabilities
     ack_deadline: int
     """Seconds of the lease of what is pulled; a stream names its own."""
-    exactly_once: bool
     has_backoff: bool
     """Whether Pub/Sub itself delays what was nacked."""
     dead_letter: tuple[str, int] | None
@@ -172,7 +171,6 @@ class Admin:
                 exactly_once=found.enable_exactly_once_delivery,
             ),
             ack_deadline=found.ack_deadline_seconds,
-            exactly_once=found.enable_exactly_once_delivery,
             has_backoff=found.HasField("retry_policy"),
             dead_letter=dead_letter,
         )

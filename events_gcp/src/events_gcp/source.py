@@ -65,7 +65,6 @@ class GcpSource(Source):
         self._ephemeral = ephemeral
         self._loop = asyncio.get_running_loop()
         self._client_id = uuid.uuid4().hex
-        self._exactly_once = joined.exactly_once
         self._pulls = pulls
         self.pushes = not pulls
         self._inlets: list[Inlet] = []
@@ -135,7 +134,7 @@ class GcpSource(Source):
                     raise
                 return
         self._has_renewed = False
-        if self._exactly_once:
+        if self.capabilities.exactly_once:
             await self._confirm_receipt()
         self._number(self._arrived)
 
@@ -146,12 +145,12 @@ class GcpSource(Source):
         """
         if found is None:
             return
-        is_ordered, self._exactly_once = found.message_ordering_enabled, found.exactly_once_delivery_enabled
+        is_ordered, exactly_once = found.message_ordering_enabled, found.exactly_once_delivery_enabled
         promised = self.capabilities
         ordering = promised.ordering if is_ordered else "none"
-        if (ordering, self._exactly_once) != (promised.ordering, promised.exactly_once):
-            self._driver.admin.check(self._path, is_ordered=is_ordered, exactly_once=self._exactly_once)
-            self.capabilities = attrs.evolve(promised, ordering=ordering, exactly_once=self._exactly_once)
+        if (ordering, exactly_once) != (promised.ordering, promised.exactly_once):
+            self._driver.admin.check(self._path, is_ordered=is_ordered, exactly_once=exactly_once)
+            self.capabilities = attrs.evolve(promised, ordering=ordering, exactly_once=exactly_once)
 
     def _open(self, limit: int) -> list[Inlet]:
         options, api = self._driver.options, self._driver.api
