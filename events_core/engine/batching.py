@@ -2,10 +2,17 @@
 
 A request leaves at once while fewer than ``max_inflight`` are out; what gathers meanwhile is the next batch (P5).  So
 a lone send waits for no timer, and a busy client fills its batches by itself.
+
+Where requests leave one at a time, one that carried the next message of every caller would leave the broker nothing to
+do while they are told, and them nothing while the broker works.  So after such a pause a request takes half of what is
+queued; from then on the halves take turns.  It is done only where the pause was as long as the last request, which
+pays for the additional request however slow the broker is, and not after one that is many times as long: then there is
+no such circle, and half of a sudden burst would wait for nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -14,6 +21,12 @@ from events_core.errors import ErrorCode
 from events_core.message import EventMessage
 
 __all__ = ["Batch", "Batcher", "Call", "Entry", "Wakeable"]
+
+
+HALVED = 32
+"""Messages of which a request may take half; for fewer it would cost more than it gains."""
+LONG_PAUSE = 4.0
+"""How many times as long as the last request a pause is after which none is halved."""
 
 
 class Wakeable(Protocol):
@@ -112,11 +125,12 @@ class _Lane:
 class Batch:
     """Entries of one request."""
 
-    __slots__ = ("entries", "lane")
+    __slots__ = ("began", "entries", "lane")
 
-    def __init__(self, lane: _Lane, entries: list[Entry]) -> None:
+    def __init__(self, lane: _Lane, entries: list[Entry], began: float) -> None:
         self.lane = lane
         self.entries = entries
+        self.began = began
 
 
 class Batcher:
@@ -132,6 +146,8 @@ class Batcher:
         self._mixed = mixed_keys
         self._lanes: dict[str | None, _Lane] = {}
         self._ready: deque[_Lane] = deque()
+        self._ended = -math.inf
+        self._took = 0.0
 
     def add(self, entry: Entry) -> None:
         """Queue an entry behind those of its key."""
@@ -142,23 +158,29 @@ class Batcher:
         lane.entries.append(entry)
         self._offer(lane)
 
-    def next(self) -> Batch | None:
-        """The next request that may leave now; :meth:`release` must follow."""
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request may leave now."""
+        return self._free > 0 and bool(self._ready)
+
+    def next(self, now: float) -> Batch | None:
+        """The next request that may leave, *now* in seconds of any clock; :meth:`release` must follow."""
         while self._free > 0 and self._ready:
             lane = self._ready.popleft()
             lane.queued = False
-            entries = self._gather(lane)
+            entries = self._gather(lane, self._enough(len(lane.entries), now))
             if entries:
                 self._free -= 1
                 lane.out += 1
                 self._offer(lane)
-                return Batch(lane, entries)
+                return Batch(lane, entries, now)
             self._forget(lane)
         return None
 
-    def release(self, batch: Batch) -> None:
+    def release(self, batch: Batch, now: float) -> None:
         """The request is no longer out."""
         self._free += 1
+        self._took, self._ended = now - batch.began, now
         batch.lane.out -= 1
         self._offer(batch.lane)
         self._forget(batch.lane)
@@ -171,13 +193,22 @@ class Batcher:
         """A paused request leaves again."""
         self._free -= 1
 
-    def _gather(self, lane: _Lane) -> list[Entry]:
+    def _enough(self, queued: int, now: float) -> int:
+        """How many of *queued* messages a request takes, or a few more to divide no call."""
+        paused = now - self._ended
+        if self._mixed and queued >= HALVED and self._took <= paused < LONG_PAUSE * self._took:
+            return queued // 2
+        return queued
+
+    def _gather(self, lane: _Lane, enough: int) -> list[Entry]:
         gathered: list[Entry] = []
         size = 0
         while lane.entries and len(gathered) < self._max_messages:
             entry = lane.entries[0]
             size += entry.size
             if gathered and self._max_bytes is not None and size > self._max_bytes:
+                break
+            if len(gathered) >= enough and entry.call is not gathered[-1].call:
                 break
             lane.entries.popleft()
             if entry.result is None:

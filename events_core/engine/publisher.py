@@ -33,6 +33,8 @@ class Publisher:
     def __init__(self, driver: Driver[Any], home: Home, link: Link) -> None:
         self._driver = driver
         self._options: CommonOptions = driver.options
+        self._max_messages = self._options.publish_max_messages
+        self._max_bytes = self._options.publish_max_bytes
         self._home = home
         self._link = link
         self._limits = driver.capabilities.limits
@@ -115,7 +117,8 @@ class Publisher:
 
     def pump(self) -> None:
         """Let leave what may leave."""
-        if self._opened and not self._pumping:  # else whoever set it pumps for this one too
+        # Not where nothing can leave: whatever ends then looks again.  Nor where somebody is about to pump anyway.
+        if self._opened and self._batcher.is_ready and not self._pumping:
             self._pumping = True
             self._home.wake(self._pump)
 
@@ -138,16 +141,13 @@ class Publisher:
         return size
 
     def _refuse_beyond_bounds(self, messages: int, size: int) -> None:
-        fits = (
-            self._messages + messages <= self._options.publish_max_messages
-            and self._bytes + size <= self._options.publish_max_bytes
-        )
+        fits = self._messages + messages <= self._max_messages and self._bytes + size <= self._max_bytes
         alone = messages == 1 and not self._messages
         if self._arriving or not (fits or alone):
             raise PublishError(
                 f"{self._messages} messages of {self._bytes} bytes are in flight, and {messages} more of {size} bytes "
-                f"pass publish_max_messages={self._options.publish_max_messages} or "
-                f"publish_max_bytes={self._options.publish_max_bytes}; send fewer at once, raise the bound, or set "
+                f"pass publish_max_messages={self._max_messages} or "
+                f"publish_max_bytes={self._max_bytes}; send fewer at once, raise the bound, or set "
                 "publish_on_limit=wait",
                 code=ErrorCode.EXHAUSTED,
                 retryable=True,
@@ -157,14 +157,11 @@ class Publisher:
 
     def _admit(self) -> None:
         """Let messages in, in the order in which their calls began, while there is room (P6)."""
-        arriving, options = self._arriving, self._options
+        arriving = self._arriving
         while arriving:
             entry = arriving[0]
             if entry.result is None:
-                is_full = (
-                    self._messages >= options.publish_max_messages
-                    or self._bytes + entry.size > options.publish_max_bytes
-                )
+                is_full = self._messages >= self._max_messages or self._bytes + entry.size > self._max_bytes
                 if is_full and self._messages:  # a message larger than the bound is admitted alone
                     return
                 entry.admitted = True
@@ -191,19 +188,26 @@ class Publisher:
 
     def _pump(self) -> None:
         self._pumping = False  # before looking: what comes from now on pumps again
-        while True:
-            with self._lock:
-                batch = self._batcher.next()
-            if batch is None:
-                return
+        while batch := self._next():
             self._home.spawn(self._run(batch))
 
+    def _next(self) -> Batch | None:
+        with self._lock:
+            return self._batcher.next(time.monotonic())
+
     async def _run(self, batch: Batch) -> None:
+        """Send *batch*, and whatever may leave when it is over: at once, so that the broker works while callers run."""
+        following: Batch | None = batch
         try:
-            await self._publish(batch.entries)
+            while following is not None:
+                batch = following
+                try:
+                    await self._publish(batch.entries)
+                finally:
+                    with self._lock:
+                        self._batcher.release(batch, time.monotonic())
+                following = self._next()
         finally:
-            with self._lock:
-                self._batcher.release(batch)
             self._pump()
 
     async def _publish(self, entries: Iterable[Entry]) -> None:

@@ -66,6 +66,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         self._upkeep = [asyncio.create_task(self._repeat(work)) for work in (self._renew, self._sweep)]
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        await asyncio.sleep(0)  # a turn for others of this loop, else they wait while there is something to send
         return await self.write(lambda store: store.publish(messages), self.options.send_timeout)
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> SQLiteSource:

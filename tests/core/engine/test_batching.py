@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from events_core import ErrorCode, EventMessage
 from events_core.engine import BrokerError
 from events_core.engine.batching import Batch, Batcher, Call, Entry
@@ -39,56 +41,102 @@ def test_a_lone_message_leaves_at_once() -> None:
     """P5: no timer."""
     target = batcher()
     fill(target, call(""))
-    assert keys(target.next()) == [None]
+    assert keys(target.next(0.0)) == [None]
 
 
 def test_what_gathers_while_requests_are_out_is_the_next_batch() -> None:
     """P5: only so many requests are out; the rest waits together."""
     target = batcher(max_inflight=1)
     fill(target, call(""))
-    out = target.next()
+    out = target.next(0.0)
     fill(target, call("", ""))
-    assert target.next() is None
+    assert target.next(0.0) is None
     assert out is not None
-    target.release(out)
-    assert keys(target.next()) == [None, None]
+    target.release(out, 0.0)
+    assert keys(target.next(0.0)) == [None, None]
 
 
 def test_a_batch_respects_the_brokers_limits() -> None:
     """P2: so many messages and bytes; one that is larger goes alone."""
     target = batcher(max_inflight=9)
     fill(target, call("", "", "", ""), call("", size=500))
-    assert [len(keys(target.next())) for _ in range(3)] == [3, 1, 1]
+    assert [len(keys(target.next(0.0))) for _ in range(3)] == [3, 1, 1]
 
 
 def test_one_request_a_key_and_one_key_a_request() -> None:
     """P4: a key's next request leaves only after the last one."""
     target = batcher(max_inflight=9)
     fill(target, call("a", "b", "a", "a", "a"))
-    first, second = target.next(), target.next()
+    first, second = target.next(0.0), target.next(0.0)
     assert (keys(first), keys(second)) == (["a", "a", "a"], ["b"])
-    assert target.next() is None
+    assert target.next(0.0) is None
     assert first is not None
-    target.release(first)
-    assert keys(target.next()) == ["a"]
+    target.release(first, 0.0)
+    assert keys(target.next(0.0)) == ["a"]
 
 
 def test_mixed_keys_leave_in_one_lane() -> None:
     """A broker that takes several keys in a request gets them in order, one request at a time."""
     target = batcher(mixed_keys=True)
     fill(target, call("a", "", "b", "a"))
-    assert keys(target.next()) == ["a", None, "b"]
-    assert target.next() is None
+    assert keys(target.next(0.0)) == ["a", None, "b"]
+    assert target.next(0.0) is None
+
+
+def halving(pause: float, waiting: int = 64, **changes: object) -> int:
+    """How many of *waiting* messages leave when a request took 2 s and *pause* seconds went by."""
+    target = batcher(**{"max_messages": 100, "max_bytes": None, "mixed_keys": True, **changes})
+    fill(target, call(""))
+    out = target.next(10.0)
+    assert out is not None
+    target.release(out, 12.0)
+    fill(target, *(call("") for _ in range(waiting)))
+    return len(keys(target.next(12.0 + pause)))
+
+
+def test_after_a_pause_half_leaves_and_then_the_halves_take_turns() -> None:
+    """P5: one request at a time, and still the broker works while callers are told."""
+    assert halving(2.0) == 32
+    assert halving(7.9) == 32
+
+
+@pytest.mark.parametrize(
+    ("why", "pause", "changes"),
+    [
+        ("a further request would cost more than the pause", 1.9, {}),
+        ("after a long pause comes no other half", 8.0, {}),
+        ("several requests may be out", 2.0, {"mixed_keys": False}),
+    ],
+)
+def test_otherwise_all_leaves_at_once(why: str, pause: float, changes: dict[str, object]) -> None:
+    """P5: halving must not make anybody wait for nothing."""
+    assert halving(pause, **changes) == 64, why
+
+
+def test_few_are_not_halved() -> None:
+    """P5: a request has its cost."""
+    assert halving(2.0, waiting=24) == 24
+
+
+def test_halving_divides_no_call() -> None:
+    """P3: what one call sends together leaves together where it fits."""
+    target = batcher(max_messages=100, max_bytes=None, mixed_keys=True)
+    fill(target, call("a"))
+    out = target.next(10.0)
+    assert out is not None
+    target.release(out, 12.0)
+    fill(target, call("a"), call(*"a" * 50), call("a"))
+    assert [len(keys(target.next(14.0)))] == [51]
 
 
 def test_a_paused_request_gives_its_place_away() -> None:
     """P5: a retrying key delays only itself."""
     target = batcher(max_inflight=1)
     fill(target, call("a", "b"))
-    target.next()
-    assert target.next() is None
+    target.next(0.0)
+    assert target.next(0.0) is None
     target.pause()
-    assert keys(target.next()) == ["b"]
+    assert keys(target.next(0.0)) == ["b"]
 
 
 def test_messages_nobody_waits_for_stay_behind() -> None:
@@ -97,7 +145,7 @@ def test_messages_nobody_waits_for_stay_behind() -> None:
     given_up = call("")
     fill(target, given_up, call(""))
     given_up.entries[0].settle(BrokerError("late", ErrorCode.TIMEOUT))
-    batch = target.next()
+    batch = target.next(0.0)
     assert batch is not None
     assert [entry.call is given_up for entry in batch.entries] == [False]
 
