@@ -66,8 +66,11 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         self._upkeep = [asyncio.create_task(self._repeat(work)) for work in (self._renew, self._sweep)]
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        await asyncio.sleep(0)  # a turn for others of this loop, else they wait while there is something to send
-        return await self.write(lambda store: store.publish(messages), self.options.send_timeout)
+        results = await self.write(lambda store: store.publish(messages), self.options.send_timeout)
+        # A turn for others of this loop, else they wait while there is something to send.  Not before: senders that
+        # have just been told of the last batch would keep this thread from writing the next one.
+        await asyncio.sleep(0)
+        return results
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> SQLiteSource:
         joined = await self.run(lambda store: Subscription(store, subscription), self.options.connect_timeout)
