@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from events_core.engine.driver import BrokerError
 from events_core.errors import ErrorCode
 from events_core.message import EventMessage
 
-__all__ = ["Batch", "Batcher", "Call", "Entry", "Wakeable"]
+__all__ = ["AnyCall", "Batch", "Batcher", "Call", "Entry", "SingleCall", "Wakeable"]
 
 
 HALVED = 32
@@ -36,10 +37,73 @@ class Wakeable(Protocol):
         """There is news."""
 
 
-_NO_KEYS: frozenset[str] = frozenset()
-"""One for all calls: a new one each would be one more object of each send that the garbage collector looks at."""
-
 WakeableT = TypeVar("WakeableT", bound=Wakeable)
+
+
+class Entry:
+    """One message on its way."""
+
+    __slots__ = ("admitted", "message", "result", "size")
+
+    message: EventMessage
+    size: int
+    """In bytes."""
+    admitted: bool
+    """Whether it counts among what is in flight."""
+    result: str | BrokerError | None
+    """``None`` while somebody waits for it."""
+
+    @property
+    def call(self) -> AnyCall[Any]:
+        """What it is sent with."""
+        raise NotImplementedError
+
+    def settle(self, result: str | BrokerError) -> bool:
+        """Record its outcome, once; whether it was the last of its call."""
+        raise NotImplementedError
+
+    def hindrance(self) -> BrokerError | None:
+        """Why it must not be sent: an earlier message of its key failed in the same call (P3)."""
+        return None
+
+
+class SingleCall(Entry, Generic[WakeableT]):
+    """One ``send_message``, and its message: one object instead of three for what is done most."""
+
+    __slots__ = ("deadline", "last_error", "waiter")
+
+    def __init__(self, message: EventMessage, size: int, deadline: float, waiter: WakeableT) -> None:
+        self.message = message
+        self.size = size
+        self.admitted = False
+        self.result = None
+        self.deadline = deadline
+        self.last_error: BrokerError | None = None
+        self.waiter = waiter
+        """Who wants to know when nothing is pending."""
+
+    @property
+    def call(self) -> SingleCall[WakeableT]:
+        return self
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Its message."""
+        return (self,)
+
+    @property
+    def pending(self) -> int:
+        """How many messages have no outcome."""
+        return 1 if self.result is None else 0
+
+    def settle(self, result: str | BrokerError) -> bool:
+        self.result = result
+        return True
+
+    def take_results(self) -> list[str | BrokerError]:
+        """What became of its message, once nothing is pending."""
+        assert self.result is not None
+        return [self.result]
 
 
 class Call(Generic[WakeableT]):
@@ -51,56 +115,55 @@ class Call(Generic[WakeableT]):
         self.entries: list[Entry] = []
         self.pending = 0
         self.deadline = deadline
-        self.failed_keys = _NO_KEYS
+        self.failed_keys: set[str] = set()
         self.last_error: BrokerError | None = None
         self.waiter = waiter
         """Who wants to know when nothing is pending."""
 
     def add(self, message: EventMessage, size: int) -> None:
         """One message more, of *size* bytes."""
-        self.entries.append(Entry(self, message, size))
+        self.entries.append(_Part(self, message, size))
         self.pending += 1
 
     def take_results(self) -> list[str | BrokerError]:
         """What became of each message, once nothing is pending; to be asked once."""
         results = [entry.result for entry in self.entries if entry.result is not None]
         assert len(results) == len(self.entries)
-        self.entries.clear()  # else each send would leave a cycle, and its message, to the garbage collector
+        self.entries.clear()  # else each send would leave a cycle, and its messages, to the garbage collector
         return results
 
-    def unsettled(self) -> list[Entry]:
-        """Messages of which nothing is known yet."""
-        return [entry for entry in self.entries if entry.result is None]
+
+AnyCall: TypeAlias = Call[WakeableT] | SingleCall[WakeableT]
 
 
-class Entry:
-    """One message on its way."""
+class _Part(Entry):
+    """One message of several."""
 
-    __slots__ = ("admitted", "call", "message", "result", "size")
+    __slots__ = ("_call",)
 
     def __init__(self, call: Call[Any], message: EventMessage, size: int) -> None:
-        self.call = call
         self.message = message
         self.size = size
         self.admitted = False
-        """Whether it counts among what is in flight."""
-        self.result: str | BrokerError | None = None
-        """``None`` while somebody waits for it."""
+        self.result = None
+        self._call = call
+
+    @property
+    def call(self) -> Call[Any]:
+        return self._call
 
     def settle(self, result: str | BrokerError) -> bool:
-        """Record its outcome, once; whether it was the last of its call."""
         self.result = result
-        call = self.call
+        call = self._call
         call.pending -= 1
         key = self.message.ordering_key
         if key is not None and isinstance(result, BrokerError):
-            call.failed_keys |= {key}
+            call.failed_keys.add(key)
         return not call.pending
 
     def hindrance(self) -> BrokerError | None:
-        """Why it must not be sent: an earlier message of its key failed in the same call (P3)."""
         key = self.message.ordering_key
-        if key is None or key not in self.call.failed_keys:
+        if key is None or key not in self._call.failed_keys:
             return None
         return BrokerError(
             f"not attempted, because an earlier message of ordering key {key!r} failed in the same call",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from events_core.capabilities import Capabilities
 from events_core.engine.backoff import Backoff
-from events_core.engine.batching import Call
+from events_core.engine.batching import AnyCall
 from events_core.engine.driver import BrokerError, Driver
 from events_core.engine.home import Home, InlineHome
 from events_core.engine.link import Link
@@ -118,11 +118,10 @@ class EngineClient(EventClient):
     # Sending
 
     async def send_message(self, message: EventMessage) -> str:
+        if self.observer is None:  # a context costs as much as checking the message
+            return self._only(await self._send([message]))
         with self._observed("publish", messages=1):
-            (result,) = await self._send([message])
-            if isinstance(result, BrokerError):
-                raise self._translated(result, PublishError)
-            return result
+            return self._only(await self._send([message]))
 
     async def send_messages(self, messages: Iterable[EventMessage]) -> list[str]:
         batch = list(messages)
@@ -149,7 +148,7 @@ class EngineClient(EventClient):
             return self._publisher.outcome(call)
         return self._send_connecting(call)
 
-    async def _send_connecting(self, call: Call[Waiter]) -> Sequence[str | BrokerError]:
+    async def _send_connecting(self, call: AnyCall[Waiter]) -> Sequence[str | BrokerError]:
         try:
             await self._open(call.deadline)
         except BaseException as error:
@@ -169,6 +168,12 @@ class EngineClient(EventClient):
             return self._publisher.send_inline(messages)
         except EventError as error:
             raise error.located(self._backend, self._topic_name) from error.__cause__
+
+    def _only(self, results: Sequence[str | BrokerError]) -> str:
+        (result,) = results
+        if isinstance(result, BrokerError):
+            raise self._translated(result, PublishError)
+        return result
 
     def _partly(self, results: Sequence[str | BrokerError], failed: Sequence[BrokerError]) -> EventError:
         first = next((error for error in failed if error.code is not ErrorCode.NOT_ATTEMPTED), failed[0])

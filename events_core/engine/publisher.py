@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from events_core.engine.backoff import Backoff
-from events_core.engine.batching import Batch, Batcher, Call, Entry
+from events_core.engine.batching import AnyCall, Batch, Batcher, Call, Entry, SingleCall
 from events_core.engine.driver import BrokerError, Driver
 from events_core.engine.home import Home, step
 from events_core.engine.limits import measure
@@ -47,7 +47,7 @@ class Publisher:
             mixed_keys=driver.mixed_keys,
         )
         self._arriving: deque[Entry] = deque()
-        self._calls: set[Call[Waiter]] = set()
+        self._calls: set[AnyCall[Waiter]] = set()
         self._messages = 0
         self._bytes = 0
         self._drained: Waiter | None = None
@@ -62,23 +62,22 @@ class Publisher:
 
     # In the caller's thread
 
-    def submit(self, messages: Sequence[EventMessage]) -> Call[Waiter]:
+    def submit(self, messages: Sequence[EventMessage]) -> AnyCall[Waiter]:
         """Check *messages* and take their place in the queue.
 
         :raises PublishError: ``INVALID`` for the first message that is refused; ``EXHAUSTED`` past the bounds.
         :raises EventRuntimeError: ``UNSUPPORTED`` for a key where there is no order; ``CLOSED``.
         """
-        call = Call(time.monotonic() + self._options.send_timeout, Waiter())
-        for index, message in enumerate(messages):
-            call.add(message, self._measured(index, message))
+        call = self._call(messages)
         with self._lock:
             if self.closed:
                 raise EventRuntimeError("the client is closed", code=ErrorCode.CLOSED)
             if self._options.publish_on_limit == "error":
                 self._refuse_beyond_bounds(len(call.entries), sum(entry.size for entry in call.entries))
             self._calls.add(call)
-            self._arriving += call.entries
-            self._admit()
+            for entry in call.entries:
+                if self._arriving or not self._admit(entry):
+                    self._arriving.append(entry)
         return call
 
     def send_inline(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
@@ -93,7 +92,7 @@ class Publisher:
         except BrokerError as error:
             return [error] * len(messages)
 
-    async def outcome(self, call: Call[Waiter], *, has_waited: bool = False) -> Sequence[str | BrokerError]:
+    async def outcome(self, call: AnyCall[Waiter], *, has_waited: bool = False) -> Sequence[str | BrokerError]:
         """Wait until the fate of every message of *call* is known: at the latest when its time is up.
 
         :param has_waited: whether some of its time has gone since it was submitted.
@@ -109,10 +108,10 @@ class Publisher:
                 self.abandon(call, self._timed_out(call.last_error))
         return call.take_results()
 
-    def abandon(self, call: Call[Waiter], error: BrokerError) -> None:
+    def abandon(self, call: AnyCall[Waiter], error: BrokerError) -> None:
         """Nobody waits for *call* any more: what has not left does not leave; what has is unknown."""
         with self._lock:
-            for entry in call.unsettled():
+            for entry in call.entries:
                 self._finish(entry, error)
 
     def pump(self) -> None:
@@ -121,6 +120,15 @@ class Publisher:
         if self._opened and self._batcher.is_ready and not self._pumping:
             self._pumping = True
             self._home.wake(self._pump)
+
+    def _call(self, messages: Sequence[EventMessage]) -> AnyCall[Waiter]:
+        deadline = time.monotonic() + self._options.send_timeout
+        if len(messages) == 1:
+            return SingleCall(messages[0], self._measured(0, messages[0]), deadline, Waiter())
+        call = Call(deadline, Waiter())
+        for index, message in enumerate(messages):
+            call.add(message, self._measured(index, message))
+        return call
 
     def _measured(self, index: int, message: EventMessage) -> int:
         if not isinstance(message, EventMessage):
@@ -155,19 +163,20 @@ class Publisher:
 
     # Under the lock
 
-    def _admit(self) -> None:
+    def _admit(self, entry: Entry) -> bool:
+        """Let a message in, if there is room; one that is larger than the bound is admitted alone."""
+        if self._messages and (self._messages >= self._max_messages or self._bytes + entry.size > self._max_bytes):
+            return False
+        entry.admitted = True
+        self._messages += 1
+        self._bytes += entry.size
+        self._batcher.add(entry)
+        return True
+
+    def _admit_arriving(self) -> None:
         """Let messages in, in the order in which their calls began, while there is room (P6)."""
         arriving = self._arriving
-        while arriving:
-            entry = arriving[0]
-            if entry.result is None:
-                is_full = self._messages >= self._max_messages or self._bytes + entry.size > self._max_bytes
-                if is_full and self._messages:  # a message larger than the bound is admitted alone
-                    return
-                entry.admitted = True
-                self._messages += 1
-                self._bytes += entry.size
-                self._batcher.add(entry)
+        while arriving and (arriving[0].result is not None or self._admit(arriving[0])):
             arriving.popleft()
 
     def _finish(self, entry: Entry, result: str | BrokerError) -> None:
@@ -182,7 +191,7 @@ class Publisher:
             if not self._calls and self._drained is not None:
                 self._drained.wake()
         if self._arriving:
-            self._admit()
+            self._admit_arriving()
 
     # At home
 
