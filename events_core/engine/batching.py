@@ -2,32 +2,20 @@
 
 A request leaves at once while fewer than ``max_inflight`` are out; what gathers meanwhile is the next batch (P5).  So
 a lone send waits for no timer, and a busy client fills its batches by itself.
-
-Where requests leave one at a time, one that carried the next message of every caller would leave the broker nothing to
-do while they are told, and them nothing while the broker works.  So after such a pause a request takes half of what is
-queued; from then on the halves take turns.  It is done only where the pause was as long as the last request, which
-pays for the additional request however slow the broker is, and not after one that is many times as long: then there is
-no such circle, and half of a sudden burst would wait for nothing.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from events_core.engine.driver import BrokerError
+from events_core.engine.turns import Turns
 from events_core.errors import ErrorCode
 from events_core.message import EventMessage
 
 __all__ = ["AnyCall", "Batch", "Batcher", "Call", "Entry", "SingleCall", "Wakeable"]
-
-
-HALVED = 32
-"""Messages of which a request may take half; for fewer it would cost more than it gains."""
-LONG_PAUSE = 4.0
-"""How many times as long as the last request a pause is after which none is halved."""
 
 
 class Wakeable(Protocol):
@@ -209,8 +197,7 @@ class Batcher:
         self._mixed = mixed_keys
         self._lanes: dict[str | None, _Lane] = {}
         self._ready: deque[_Lane] = deque()
-        self._ended = -math.inf
-        self._took = 0.0
+        self._turns = Turns() if mixed_keys else None
 
     def add(self, entry: Entry) -> None:
         """Queue an entry behind those of its key."""
@@ -231,7 +218,8 @@ class Batcher:
         while self._free > 0 and self._ready:
             lane = self._ready.popleft()
             lane.queued = False
-            entries = self._gather(lane, self._enough(len(lane.entries), now))
+            queued = len(lane.entries)
+            entries = self._gather(lane, self._turns.take(queued, now) if self._turns else queued)
             if entries:
                 self._free -= 1
                 lane.out += 1
@@ -243,8 +231,9 @@ class Batcher:
     def release(self, batch: Batch, now: float) -> None:
         """The request is no longer out."""
         self._free += 1
-        self._took, self._ended = now - batch.began, now
         batch.lane.out -= 1
+        if self._turns:
+            self._turns.over(len(batch.entries), batch.began, now, waiting=bool(batch.lane.entries))
         self._offer(batch.lane)
         self._forget(batch.lane)
 
@@ -256,14 +245,8 @@ class Batcher:
         """A paused request leaves again."""
         self._free -= 1
 
-    def _enough(self, queued: int, now: float) -> int:
-        """How many of *queued* messages a request takes, or a few more to divide no call."""
-        paused = now - self._ended
-        if self._mixed and queued >= HALVED and self._took <= paused < LONG_PAUSE * self._took:
-            return queued // 2
-        return queued
-
     def _gather(self, lane: _Lane, enough: int) -> list[Entry]:
+        """So many entries of *lane*, or a few more to divide no call."""
         gathered: list[Entry] = []
         size = 0
         while lane.entries and len(gathered) < self._max_messages:

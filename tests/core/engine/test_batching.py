@@ -83,50 +83,27 @@ def test_mixed_keys_leave_in_one_lane() -> None:
     assert target.next(0.0) is None
 
 
-def halving(pause: float, waiting: int = 64, **changes: object) -> int:
-    """How many of *waiting* messages leave when a request took 2 s and *pause* seconds went by."""
-    target = batcher(**{"max_messages": 100, "max_bytes": None, "mixed_keys": True, **changes})
+def after_a_pause(target: Batcher, *calls: Call[Nobody]) -> int:
+    """How many messages leave of *calls*, which came when a request that took as long had long been over."""
     fill(target, call(""))
     out = target.next(10.0)
     assert out is not None
     target.release(out, 12.0)
-    fill(target, *(call("") for _ in range(waiting)))
-    return len(keys(target.next(12.0 + pause)))
+    fill(target, *calls)
+    return len(keys(target.next(14.0)))
 
 
-def test_after_a_pause_half_leaves_and_then_the_halves_take_turns() -> None:
-    """P5: one request at a time, and still the broker works while callers are told."""
-    assert halving(2.0) == 32
-    assert halving(7.9) == 32
-
-
-@pytest.mark.parametrize(
-    ("why", "pause", "changes"),
-    [
-        ("a further request would cost more than the pause", 1.9, {}),
-        ("after a long pause comes no other half", 8.0, {}),
-        ("several requests may be out", 2.0, {"mixed_keys": False}),
-    ],
-)
-def test_otherwise_all_leaves_at_once(why: str, pause: float, changes: dict[str, object]) -> None:
-    """P5: halving must not make anybody wait for nothing."""
-    assert halving(pause, **changes) == 64, why
-
-
-def test_few_are_not_halved() -> None:
-    """P5: a request has its cost."""
-    assert halving(2.0, waiting=24) == 24
+@pytest.mark.parametrize(("mixed_keys", "taken"), [(True, 32), (False, 64)])
+def test_a_request_takes_half_where_requests_leave_one_at_a_time(mixed_keys: bool, taken: int) -> None:
+    """P5: then the broker works while callers are told."""
+    target = batcher(max_messages=100, max_bytes=None, mixed_keys=mixed_keys)
+    assert after_a_pause(target, *(call("") for _ in range(64))) == taken
 
 
 def test_halving_divides_no_call() -> None:
     """P3: what one call sends together leaves together where it fits."""
     target = batcher(max_messages=100, max_bytes=None, mixed_keys=True)
-    fill(target, call("a"))
-    out = target.next(10.0)
-    assert out is not None
-    target.release(out, 12.0)
-    fill(target, call("a"), call(*"a" * 50), call("a"))
-    assert [len(keys(target.next(14.0)))] == [51]
+    assert after_a_pause(target, call("a"), call(*"a" * 50), call("a")) == 51
 
 
 def test_a_paused_request_gives_its_place_away() -> None:
