@@ -87,9 +87,14 @@ async def receive(receiver: EventReceiver) -> bytes:
     return message.data
 
 
-async def subscribed(file: Path, name: str) -> None:
-    """Until the subscription is in the file."""
+async def joined_again(client: SQLiteClient, file: Path, name: str) -> None:
+    """Until *client* has the file open that is at the path now, with the subscription in it.
+
+    Nobody else may open it before: it would find the old file's log beside the new file, and SQLite would apply it.
+    """
     async with asyncio.timeout(10):
+        while client._driver._store is None or not client._driver._store.place.is_current:
+            await asyncio.sleep(0.01)
         while True:
             try:
                 connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
@@ -202,7 +207,7 @@ def test_waiting_receiver_notices(client: Clients, file: Path, fresh: Path, way:
             waiting = asyncio.create_task(receive(receiver))
             await asyncio.sleep(0)
             way(file, fresh)
-            await subscribed(file, receiver.subscription)
+            await joined_again(working, file, receiver.subscription)
             async with client() as other:
                 await send(other, "x")
             return await waiting
