@@ -49,6 +49,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         self.sources: set[SQLiteSource] = set()
         self.watch = Watch(self._version)
         self._store: Store | None = None
+        self._failed: Store | None = None
         self._known = False  # whether there has been something else than an empty file
         self._upkeep: list[asyncio.Task[None]] = []
         self._closed = False
@@ -90,6 +91,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         self.watch.stop()
         for task in self._upkeep:
             task.cancel()
+        self._let_go()
         if self._store is not None:
             with translated(self.options.path, create=False):
                 self._store.close()
@@ -140,6 +142,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         self._known = self._known and os.path.exists(self.options.path)  # a missing one may be made anew
         self._store = Store(self.project_id, self.topic_name, self.options, restored=self._known)
         self._known = True
+        self._let_go()
         for source in self.sources:
             with suppress(BrokerError, sqlite3.Error):  # which its next use meets
                 source.on(self._store)  # at once: what is sent from now on is received
@@ -147,12 +150,21 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         return self._store
 
     def _drop(self, lost: Lost) -> None:
-        """Close what is of no more use; whatever comes next opens it again."""
-        store, self._store = self._store, None
+        """Give up the connection; whatever comes next opens the file again.
+
+        One that failed is kept until then: closing the last one of all would have SQLite recover the log, with what was
+        written and could not be synced, and was not confirmed.
+        """
+        self._failed, self._store = self._store or self._failed, None
         if lost.has_changed:
             self._known = True
             for source in self.sources:
                 source.forget()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close a connection that failed."""
+        store, self._failed = self._failed, None
         if store is not None:
             with suppress(sqlite3.Error):
                 store.close()
@@ -174,9 +186,12 @@ class SQLiteDriver(Driver[SQLiteOptions]):
                 _log.exception("%r: upkeep failed, trying again", self.topic_name)
 
     async def _renew(self) -> None:
-        """Keep the leases of this client's receivers."""
+        """Keep the leases of this client's receivers, whatever becomes of one of them."""
         for source in tuple(self.sources):
-            await source.renew()
+            try:
+                await source.renew()
+            except BrokerError as error:
+                _log.debug("%r: the session of %r was not renewed: %s", self.topic_name, source.subscription, error)
 
     async def _sweep(self) -> None:
         """Keep the file small."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ from events_core.engine import (
 )
 
 __all__ = ["IDLE_TIMEOUTS", "Subscription"]
+
+_log = logging.getLogger("events_core.sqlite")
 
 SCAN = 1000
 """New messages looked at in one transaction, so that a key with a long queue keeps nobody waiting."""
@@ -132,6 +135,8 @@ class Subscription:
         self._ephemeral = name is None
         self.name = name or f"ephemeral-{token_hex(8)}"
         self._id = self._session = 0
+        self._expires_at = math.inf
+        self._patient_until = -math.inf
         self._use(store)
 
     def on(self, store: Store) -> Subscription:
@@ -158,7 +163,7 @@ class Subscription:
 
     def _join(self, now: float) -> None:
         self._id = self._store.find_subscription(self.name, expires_at=self._expiry(now))
-        begun = self._execute(_BEGIN_SESSION, (int(now * 1e6), self._id, now + self._options.session_timeout))
+        begun = self._execute(_BEGIN_SESSION, (int(now * 1e6), self._id, self._expires_at))
         self._session = begun.lastrowid or 0
 
     def _expiry(self, now: float) -> float | None:
@@ -173,6 +178,8 @@ class Subscription:
         if row is None:
             return 0.0  # the subscription was deleted, which take() mends or reports
         fresh, ready, lapse = row
+        if lapse is not None:
+            lapse = max(lapse, time.time() + self._patient_until - time.monotonic())
         return 0.0 if fresh else min(math.inf if due is None else due for due in (ready, lapse))
 
     def take(self, limit: int) -> list[Delivery]:
@@ -196,21 +203,31 @@ class Subscription:
 
     @contextmanager
     def _bookkeeping(self) -> Iterator[None]:
-        known = self._id, self._session
+        known = self._id, self._session, self._expires_at
         try:
             with self._store.transaction(durable=False):
                 yield
         except BaseException:
-            self._id, self._session = known  # what was rolled back may become somebody else's
+            self._id, self._session, self._expires_at = known  # what was rolled back may become somebody else's
             raise
 
     def _renew(self, now: float) -> None:
-        renewed = self._execute(
-            "UPDATE sessions SET expires_at = ? WHERE id = ?", (now + self._options.session_timeout, self._session)
-        )
+        timeout = self._options.session_timeout
+        if self._expires_at < now:  # the file was locked, or the clock was set: others could not renew either
+            self._patient_until = time.monotonic() + timeout / 2
+        self._expires_at = now + timeout
+        renewed = self._execute("UPDATE sessions SET expires_at = ? WHERE id = ?", (self._expires_at, self._session))
         if not renewed.rowcount:
             # Taken for dead: what it had is with others.  Or deleted: created anew where options allow (F1).
+            lapsed = self._session
             self._join(now)
+            if lapsed:
+                _log.warning(
+                    "subscription %r: joined again, it was deleted or this receiver not heard of for session_timeout=%g "
+                    "s; what is held comes again",
+                    self.name,
+                    timeout,
+                )
         if self._ephemeral:
             self._execute("UPDATE subscriptions SET expires_at = ? WHERE id = ?", (self._expiry(now), self._id))
 
@@ -260,6 +277,8 @@ class Subscription:
 
     def _take_over(self, now: float) -> None:
         """What the dead held has failed once more; of a key only the first, behind which the others waited."""
+        if time.monotonic() < self._patient_until:
+            return
         dead = "SELECT id FROM sessions WHERE subscription_id = ? AND expires_at < ?"  # its own is renewed
         for (session,) in self._execute(dead, (self._id, now)).fetchall():
             held = self._execute(_HELD, (session,)).fetchall()

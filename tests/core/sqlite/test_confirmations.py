@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,10 @@ async def die(client):
     await client.send_messages([EventMessage(str(number).encode()) for number in range(100)])
     os.kill(os.getpid(), signal.SIGKILL)
 
+async def go_on(client):
+    for number in range(10):
+        await client.send_message(EventMessage(str(number).encode()))
+
 async def main(path, durability, action):
     config = EventConfig("orders", options={"path": path, "durability": durability, "subscription": "s"})
     async with SQLiteClient(config) as client:
@@ -39,15 +45,14 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def steps_of_sends(file: Path, durability: str) -> list[str]:
-    """A letter for each write to the log, each sync of it, and each confirmation, of five sends in turn."""
+def traced(*options: str, file: Path, durability: str, action: str) -> list[str]:
+    """The calls of the system that ``strace`` has seen while the program did *action*."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
     trace = file.with_name("trace")
-    tracing = [strace, "-f", "-y", "-e", "trace=write,pwrite64,fsync,fdatasync", "-o", str(trace)]
     done = subprocess.run(
-        [*tracing, sys.executable, "-c", PROGRAM, str(file), durability, "trace"],
+        [strace, "-f", "-y", *options, "-o", str(trace), sys.executable, "-c", PROGRAM, str(file), durability, action],
         capture_output=True,
         text=True,
         timeout=60,
@@ -56,8 +61,14 @@ def steps_of_sends(file: Path, durability: str) -> list[str]:
     if "ptrace" in done.stderr:
         pytest.skip(f"this system does not let strace trace: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
-    calls = trace.read_text(errors="replace").partition('"begin"')[2].splitlines()
-    steps = "".join(letter for call in calls if (letter := step(call)))
+    return trace.read_text(errors="replace").splitlines()
+
+
+def steps_of_sends(file: Path, durability: str) -> list[str]:
+    """A letter for each write to the log, each sync of it, and each confirmation, of five sends in turn."""
+    calls = traced("-e", "trace=write,pwrite64,fsync,fdatasync", file=file, durability=durability, action="trace")
+    begin = next(index for index, call in enumerate(calls) if '"begin"' in call)
+    steps = "".join(letter for call in calls[begin:] if (letter := step(call)))
     return [f"{each}c" for each in steps.split("c")[:-1]]
 
 
@@ -102,3 +113,13 @@ def test_confirmed_messages_survive_a_kill_right_after(
             return received
 
     assert asyncio.run(run()) == list(range(100))
+
+
+def test_send_whose_sync_failed_is_stored_once(file: Path) -> None:
+    """P7: it is sent again, and what was written the first time does not come back when the file is opened again."""
+    failing = ("--trace-path", f"{file}-wal", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=4+2")
+    calls = traced(*failing, file=file, durability="full", action="go_on")
+    assert sum("(INJECTED)" in call for call in calls) >= 5
+    with closing(sqlite3.connect(file)) as connection:
+        stored = [int(data) for (data,) in connection.execute("SELECT data FROM messages ORDER BY id")]
+    assert stored == list(range(10))

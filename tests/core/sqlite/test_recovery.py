@@ -8,7 +8,7 @@ import re
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -178,6 +178,27 @@ def test_connection_that_cannot_read_or_write_is_replaced(client: Clients, file:
             return await next_text(receiver)
 
     assert asyncio.run(run()) == "c"
+
+
+def test_one_receiver_without_its_subscription_leaves_others_their_leases(client: Clients, file: Path) -> None:
+    """R6: the upkeep of a client renews each of its receivers, whatever becomes of the others."""
+    doomed = [f"doomed-{number}" for number in range(8)]
+
+    async def run() -> list[tuple[int]]:
+        async with client(session_timeout="60") as owner:
+            for name in (*doomed, "kept"):
+                await (await owner.subscribe(name)).close(timeout=0)
+            async with client(create="never", session_timeout="60") as working:
+                for name in (*doomed, "kept"):
+                    await working.subscribe(name)
+                for name in doomed:
+                    await owner.delete_subscription(name)
+                with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+                    connection.execute("UPDATE sessions SET expires_at = 0")
+                    await working._home.call(working._driver._renew())
+                    return connection.execute("SELECT expires_at > 0 FROM sessions").fetchall()
+
+    assert asyncio.run(run()) == [(1,)]
 
 
 async def meets(receiver: EventReceiver, reason: str) -> None:

@@ -235,6 +235,39 @@ def test_lapsed_session_is_its_own_while_nobody_took_over(store: Stores) -> None
     assert settle(subscription, Outcome.ACK, *held) == [None]
 
 
+def test_clock_that_is_set_forward_kills_nobody(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R6: as after a lock that outlasted all sessions, the living have time to be heard of before others take over."""
+    opened = store(session_timeout="10")
+    holding, other = Subscription(opened, "s"), Subscription(opened, "s")
+    publish(opened, "a")
+    held = holding.take(9)
+    set_forward = time.time() + 3600
+    passed = time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: set_forward)
+    monkeypatch.setattr(time, "monotonic", lambda: passed)
+    assert other.take(9) == []
+    assert 0 < other.next_due() - set_forward <= 5.0, "it looks again when the dead may be taken over"
+    holding.renew()
+    passed += 5.0
+    assert other.take(9) == []
+    assert settle(holding, Outcome.ACK, *held) == [None]
+
+
+def test_clock_that_is_set_forward_delays_what_the_dead_held(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R9: for half of the session timeout."""
+    opened = store(session_timeout="10")
+    dead, alive = Subscription(opened, "s"), Subscription(opened, "s")
+    publish(opened, "a")
+    dead.take(9)
+    set_forward = time.time() + 3600
+    passed = time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: set_forward)
+    monkeypatch.setattr(time, "monotonic", lambda: passed)
+    assert alive.take(9) == []
+    passed += 5.0
+    assert texts(alive.take(9)) == ["a"]
+
+
 def test_leaving_returns_what_is_held_uncounted(store: Stores) -> None:
     """In order."""
     opened = store()
