@@ -100,6 +100,8 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         """Do *work*, one transaction, and wake this client's own receivers."""
         result = await self.run(work, timeout)
         self.watch.stir()
+        with suppress(sqlite3.Error):
+            self.store.bound_log()
         return result
 
     async def run(self, work: Callable[[Store], T], timeout: float = math.inf) -> T:

@@ -56,6 +56,14 @@ class Place:
         )
 
     @property
+    def log_size(self) -> int:
+        """Bytes of the log."""
+        try:
+            return os.stat(f"{self._real}-wal").st_size
+        except FileNotFoundError:
+            return 0
+
+    @property
     def is_deserted(self) -> bool:
         """Whether the file itself was moved or removed, not only a symbolic link to it."""
         return _identity(self._real) != self._file

@@ -24,6 +24,9 @@ __all__ = ["Store"]
 SWEEP = 1000
 """Messages looked at, and deliveries deleted, by one step of :meth:`Store.sweep`."""
 
+LONG_LOG = 16 * 2**20
+"""Bytes of the log from which on it is emptied."""
+
 ROWS = 256
 """Messages that one statement inserts, at most: SQLite may allow no more than 999 parameters
 (sqlite.org/limits.html#max_variable_number), and each message has three."""
@@ -99,6 +102,7 @@ class Store:
         self.topic_name = topic_name
         self._project = project
         self._swept = 0
+        self._long_log = LONG_LOG
         self.place = Place(options.path)
         self.connection = open_file(
             options.path,
@@ -278,6 +282,16 @@ class Store:
                     f"topic {self.topic_name!r} has no subscription {name!r}; nothing was deleted", ErrorCode.NOT_FOUND
                 )
             self.drop_subscription(found)
+
+    def bound_log(self) -> None:
+        """Empty the log where it has become long, if others let go of it for a moment.
+
+        SQLite does so by itself once all of the log is in the file, which busy processes never let come about.
+        """
+        size = self.place.log_size
+        if size > self._long_log:
+            (busy, *_) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._long_log = size + LONG_LOG if busy else LONG_LOG  # waiting has its price, also in vain
 
     def sweep(self) -> bool:
         """Delete some of what nobody needs.

@@ -223,8 +223,8 @@ class Subscription:
             self._join(now)
             if lapsed:
                 _log.warning(
-                    "subscription %r: joined again, it was deleted or this receiver not heard of for session_timeout=%g "
-                    "s; what is held comes again",
+                    "subscription %r: joined again, it was deleted or this receiver not heard of for "
+                    "session_timeout=%g s; what is held comes again",
                     self.name,
                     timeout,
                 )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,44 @@ def test_size_is_bounded_under_steady_load(store: Callable[..., Store], file: Pa
         sizes.append(size(file))
     assert max(sizes[1:]) <= sizes[0] * 1.1
     assert sizes[-1] < 10 * 2**20
+
+
+BUSY_PROGRAM = """
+import asyncio, sys
+from events_core import EventConfig, EventMessage
+from events_core.backends.sqlite import SQLiteClient, store
+
+store.LONG_LOG = 2**20
+
+async def main(path):
+    options = {"path": path, "durability": "normal", "subscription": "s"}
+    async with SQLiteClient(EventConfig("orders", options=options)) as client, await client.subscribe() as receiver:
+        for _ in range(150):
+            await client.send_messages([EventMessage(b"x" * 4000)] * 100)
+            await receiver.acknowledge_messages(await receiver.receive_messages(100))
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_log_is_bounded_while_several_processes_are_busy(file: Path) -> None:
+    """Somebody always writes or reads, so SQLite itself never begins the log anew: it would pass fifty megabytes."""
+    log = file.with_name(f"{file.name}-wal")
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY_PROGRAM, str(file)]) for _ in range(3)]
+    longest = 0
+    ends = time.monotonic() + 60
+    try:
+        while any(process.poll() is None for process in busy):
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+            with suppress(FileNotFoundError):
+                longest = max(longest, log.stat().st_size)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in busy] == [0, 0, 0]
+    assert 0 < longest < 20 * 2**20
 
 
 def test_size_is_bounded_while_the_topic_retains_by_age(store: Callable[..., Store], file: Path) -> None:
