@@ -22,7 +22,10 @@ from events_core.engine import BrokerError
 __all__ = ["Store"]
 
 SWEEP = 1000
-"""Messages looked at, and deliveries deleted, by one step of :meth:`Store.sweep`."""
+"""Messages looked at, deliveries deleted, and free pages given back, by one step of :meth:`Store.sweep`."""
+
+SPARE = 4096
+"""Free pages that a file keeps in any case, for the next messages."""
 
 LONG_LOG = 16 * 2**20
 """Bytes of the log from which on it is emptied."""
@@ -296,9 +299,9 @@ class Store:
     def sweep(self) -> bool:
         """Delete some of what nobody needs.
 
-        That is lapsed ephemeral subscriptions, what deleted ones had not delivered, and messages past the topic's
-        retention.  What is acknowledged goes at once where nothing is retained; this is for the rest.  Looks at
-        :data:`SWEEP` messages, and next time at those after them.
+        That is lapsed ephemeral subscriptions, what deleted ones had not delivered, messages past the topic's
+        retention, and most of the space that a backlog has left.  What is acknowledged goes at once where nothing is
+        retained; this is for the rest.  Looks at :data:`SWEEP` messages, and next time at those after them.
 
         :returns: whether it is worth going on at once.
         """
@@ -312,13 +315,22 @@ class Store:
             oldest_kept = now - self._retention()
             doomed = [(number,) for number, published, needed in seen if published <= oldest_kept and not needed]
             self.connection.executemany("DELETE FROM messages WHERE id = ?", doomed)
+            shrunk = self._shrink()
         at_end = len(seen) < SWEEP or seen[-1][1] > oldest_kept
         self._swept = 0 if at_end else seen[-1][0]
-        return orphans or (bool(doomed) and not at_end)
+        return orphans or shrunk or (bool(doomed) and not at_end)
 
     def _delete_orphans(self) -> bool:
         orphaned = self._value(_ORPHANED)
         if orphaned is None:
             return False
         self.connection.execute(_DELETE_ORPHANS, (orphaned, orphaned, SWEEP))
+        return True
+
+    def _shrink(self) -> bool:
+        """Give free pages back to the disk, where more are free than in use."""
+        free, pages = self._value("PRAGMA freelist_count"), self._value("PRAGMA page_count")
+        if free <= max(SPARE, pages // 2):
+            return False
+        self.connection.execute(f"PRAGMA incremental_vacuum({SWEEP})").fetchall()
         return True

@@ -54,6 +54,26 @@ def test_size_is_bounded_under_steady_load(store: Callable[..., Store], file: Pa
     assert sizes[-1] < 10 * 2**20
 
 
+def test_file_shrinks_when_a_backlog_is_gone(store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what the next messages will need; while a backlog is there nothing is moved."""
+    monkeypatch.setattr(store_module, "SPARE", 100)
+    opened = store(durability="normal")
+    subscription = Subscription(opened, "s")
+    opened.publish([EventMessage(os.urandom(100_000)) for _ in range(100)])
+
+    def pages() -> int:
+        while opened.sweep():
+            pass
+        found: int = opened.connection.execute("PRAGMA page_count").fetchone()[0]
+        return found
+
+    full = pages()
+    assert full > 2000
+    subscription.settle([Settlement(each, Outcome.ACK) for each in subscription.take(100)])
+    assert pages() < 200
+    assert opened.connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
 BUSY_PROGRAM = """
 import asyncio, sys
 from events_core import EventConfig, EventMessage
