@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 
@@ -9,6 +10,8 @@ from events_core import ErrorCode
 from events_core.backends.sqlite.translation import Lost
 
 __all__ = ["Place"]
+
+_log = logging.getLogger("events_core.sqlite")
 
 _Identity = tuple[int, int]
 
@@ -68,12 +71,26 @@ class Place:
         """Whether the file itself was moved or removed, not only a symbolic link to it."""
         return _identity(self._real) != self._file
 
-    def clear(self) -> None:
-        """Remove the log that a file has left at its old place; SQLite would apply it to the next file there."""
+    def clear(self, *, folded: bool) -> None:
+        """Remove the log that a file has left at its old place; SQLite would apply it to the next file there.
+
+        :param folded: whether all of it is in the file too; else it is set aside, under another name.
+        """
         for path, identity in self._log.items():
-            if identity is not None and _identity(path) == identity:
-                with suppress(OSError):
+            if identity is None or _identity(path) != identity:
+                continue
+            with suppress(OSError):
+                if folded or path.endswith("-shm"):
                     os.unlink(path)
+                    continue
+                aside = f"{path}.{identity[1]}"
+                os.rename(path, aside)
+                _log.warning(
+                    "the file %r was moved away while it was read, and part of what it holds is in %r: rename that to "
+                    "the file's new name with '-wal' behind it before the file is opened",
+                    self._path,
+                    aside,
+                )
 
 
 def _identity(path: str) -> _Identity | None:

@@ -175,10 +175,12 @@ class Store:
         if not self.place.is_deserted:
             self.connection.close()
             return
-        with suppress(sqlite3.Error):
-            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # what was moved away keeps all that is in it
+        folded = False
+        with suppress(sqlite3.Error):  # what was moved away keeps all that is in it
+            _, pages, done = self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            folded = pages == done
         self.connection.close()
-        self.place.clear()
+        self.place.clear(folded=folded)
 
     # Inside a transaction
 

@@ -276,6 +276,31 @@ def test_file_moved_away_keeps_all_that_was_confirmed(client: Clients, file: Pat
     assert stored(file) == [b"new"]
 
 
+def test_log_of_a_file_moved_away_while_it_is_read_is_set_aside(
+    client: Clients, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not all of it can be brought into the file then; what was confirmed is there once both are together again."""
+
+    async def run() -> Path:
+        async with client(subscription="s") as sending:
+            await send(sending, "old")
+            reading = sqlite3.connect(file, isolation_level=None)
+            reading.execute("BEGIN")
+            reading.execute("SELECT count(*) FROM messages").fetchone()
+            await send(sending, "older")
+            away = moved_away(file)
+            await send(sending, "new")
+            reading.close()
+        return away
+
+    away = asyncio.run(run())
+    assert stored(file) == [b"new"]
+    (aside,) = file.parent.glob(f"{file.name}-wal.*")
+    assert any(repr(str(aside)) in record.getMessage() for record in caplog.records)
+    aside.rename(away.with_name(f"{away.name}-wal"))
+    assert stored(away) == [b"old", b"older"]
+
+
 def test_clients_of_one_file_move_together(client: Clients, file: Path, fresh: Path) -> None:
     """None takes away the log of the new file for that of the old one."""
 
