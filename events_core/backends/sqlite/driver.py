@@ -14,7 +14,7 @@ from typing import ClassVar, TypeVar
 
 import attrs
 
-from events_core import ErrorCode, EventMessage
+from events_core import ConfigurationError, ErrorCode, EventMessage
 from events_core.backends.sqlite.options import SQLiteOptions, capabilities_of
 from events_core.backends.sqlite.store import Store
 from events_core.backends.sqlite.subscription import Subscription
@@ -43,6 +43,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
     max_batch_bytes = 16 * 2**20
 
     def __init__(self, topic_name: str, project_id: str, options: SQLiteOptions) -> None:
+        _check(topic_name, options)
         # Absolute, so that a change of directory before the first use leads to no other file.
         super().__init__(topic_name, project_id, attrs.evolve(options, path=os.path.abspath(options.path)))
         self.capabilities = capabilities_of(options)
@@ -74,6 +75,8 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         return results
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> SQLiteSource:
+        if subscription is not None and not _is_text(subscription):
+            raise BrokerError(f"the subscription's name {subscription!r} cannot be written in UTF-8", ErrorCode.INVALID)
         joined = await self.run(lambda store: Subscription(store, subscription), self.options.connect_timeout)
         source = SQLiteSource(self, joined)
         self.sources.add(source)
@@ -201,6 +204,32 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         while more:
             more = await self.run(lambda store: store.sweep())
             await asyncio.sleep(SWEEP_PAUSE)
+
+
+def _check(topic_name: str, options: SQLiteOptions) -> None:
+    """Raise for what can be no file, or no name in it."""
+    if options.path == ":memory:":
+        raise ConfigurationError("the option 'path' must name a file; for ':memory:' there is the backend 'memory'")
+    if "\0" in options.path:
+        raise ConfigurationError(f"the option 'path' is {options.path!r}, and a file's name has no NUL; choose another")
+    names = {
+        "topic": topic_name,
+        "option 'path'": options.path,
+        "option 'subscription'": options.subscription or "",
+        "option 'dead_letter_topic'": options.dead_letter_topic or "",
+    }
+    for what, text in names.items():
+        if not _is_text(text):
+            raise ConfigurationError(f"the {what} is {text!r}, which cannot be written in UTF-8; choose another")
+
+
+def _is_text(text: str) -> bool:
+    """Whether UTF-8 has it, which does not have halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager

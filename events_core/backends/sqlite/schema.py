@@ -99,7 +99,7 @@ def open_file(
     :raises BrokerError: for a file of another application or a newer version, or an empty one.
     :raises sqlite3.Error: for what SQLite cannot open.
     """
-    uri = f"file:{quote(path)}?mode={'rwc' if create and not restored else 'rw'}"
+    uri = f"file://{quote(path)}?mode={'rwc' if create and not restored else 'rw'}"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0.02)
     try:
         if not _is_ours_now(connection, path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from events_core import ErrorCode
@@ -91,7 +91,21 @@ def _explain(file: Path, primary: int | None, create: bool) -> tuple[str, ErrorC
             return _why_not_opened(file, create)
         except PermissionError:  # a directory on the way may not be entered
             return _REASONS[sqlite3.SQLITE_PERM]
+        except OSError as failed:  # such as a name that is too long
+            return f"cannot be opened: {failed.strerror}; choose another path", ErrorCode.INVALID, False
+    if primary == sqlite3.SQLITE_IOERR:
+        return _why_it_failed(file)
     return _REASONS.get(primary or -1, ("cannot be used", ErrorCode.INTERNAL, False))
+
+
+def _why_it_failed(file: Path) -> tuple[str, ErrorCode, bool]:
+    """SQLite tells a full disk from a broken one only where it writes the file itself, not beside it."""
+    with suppress(OSError):
+        if file.exists() and not file.is_file():
+            return "is no regular file; name one", ErrorCode.INVALID, False
+        if os.statvfs(file.parent).f_bavail == 0:
+            return _REASONS[sqlite3.SQLITE_FULL]
+    return _REASONS[sqlite3.SQLITE_IOERR]
 
 
 def _why_not_opened(file: Path, create: bool) -> tuple[str, ErrorCode, bool]:

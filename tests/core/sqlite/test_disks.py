@@ -109,6 +109,26 @@ def test_send_that_finds_no_room_in_time_says_so(client: Clients, file: Path) ->
     assert asyncio.run(run()) == [0]
 
 
+@pytest.mark.parametrize("exists", [False, True])
+def test_disk_that_is_full_already_is_named_while_connecting(client: Clients, file: Path, exists: bool) -> None:
+    """Also where SQLite itself says no more than that the disk failed; the same client goes on when there is room."""
+
+    async def run() -> list[int]:
+        if exists:
+            async with client(subscription="s") as before:
+                await before.send_message(message(0))
+        filler = fill(file.parent)
+        async with client(subscription="s") as working:
+            with pytest.raises(EventConnectionError, match="the disk is full; make room") as caught:
+                await working.ping()
+            assert (caught.value.code, caught.value.retryable) == (ErrorCode.EXHAUSTED, True)
+            filler.unlink()
+            await working.send_message(message(1))
+            return await received(working)
+
+    assert asyncio.run(run()) == ([0, 1] if exists else [1])
+
+
 def test_acknowledgement_waits_for_room_on_the_disk(client: Clients, file: Path) -> None:
     """Once confirmed, it holds."""
 

@@ -121,6 +121,21 @@ def test_directory_is_no_file(client: Clients, file: Path) -> None:
     assert "is a directory" in str(error)
 
 
+def test_pipe_is_no_file(client: Clients, file: Path) -> None:
+    """Nor is a device."""
+    os.mkfifo(file)
+    error = refusal(client())
+    assert error.code is ErrorCode.INVALID
+    assert "is no regular file" in str(error)
+
+
+def test_name_that_is_too_long_is_refused(client: Clients, file: Path) -> None:
+    """Not tried again."""
+    error = refusal(client(path=str(file.with_name("x" * 300))))
+    assert error.code is ErrorCode.INVALID
+    assert "File name too long" in str(error)
+
+
 def test_other_format_is_refused_and_left_alone(client: Clients, file: Path) -> None:
     """What is no database is not written to."""
     content = b"To whom it may concern. " * 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,33 @@ def test_path_is_required() -> None:
     """A client without a file cannot be constructed."""
     with pytest.raises(ConfigurationError, match="'path' is required"):
         SQLiteClient(EventConfig("orders"))
+
+
+@pytest.mark.parametrize(
+    ("topic_name", "options", "objection"),
+    [
+        ("orders", {"path": ":memory:"}, "must name a file"),
+        ("orders", {"path": "a\0b.db"}, "'path' is .* no NUL"),
+        ("orders", {"path": "\udcff.db"}, "'path' is .* cannot be written in UTF-8"),
+        ("\udcff", {"path": "x.db"}, "the topic is .* cannot be written in UTF-8"),
+        ("orders", {"path": "x.db", "subscription": "\udcff"}, "'subscription' is .* cannot be written in UTF-8"),
+    ],
+)
+def test_what_no_file_can_hold_is_an_error_beforehand(topic_name: str, options: dict[str, str], objection: str) -> None:
+    """O1: instead of one from inside SQLite."""
+    with pytest.raises(ConfigurationError, match=objection):
+        SQLiteClient(EventConfig(topic_name, options=options))
+
+
+def test_two_slashes_before_a_path_change_nothing(client: Callable[..., SQLiteClient], file: Path) -> None:
+    """As the four slashes of a URL that SQLAlchemy takes."""
+
+    async def run() -> None:
+        async with client(path=f"/{file}") as working:
+            await working.ping()
+
+    asyncio.run(run())
+    assert file.exists()
 
 
 def test_constructing_touches_no_file(client: Callable[..., SQLiteClient], file: Path) -> None:
