@@ -37,20 +37,34 @@ RUN = 100
 """Messages of one key leased at once; beyond that it would crowd out other keys."""
 TAKE_BYTES = 16 * 2**20
 """Bytes of data after which a transaction takes no more."""
+_NEVER = 2**62
+"""More failed attempts than any message has."""
 IDLE_TIMEOUTS = 4
 """An ephemeral subscription is kept for so many session timeouts after its receiver was last heard of (Q1)."""
 
 _BEGIN_SESSION = f"INSERT INTO sessions (id, subscription_id, expires_at) VALUES ({next_id('sessions', '?')}, ?, ?)"
+_NO_SECOND_SUSPECT = """(d.attempts < ? OR NOT EXISTS (
+    SELECT 1 FROM deliveries AS held WHERE held.session_id = ? AND held.attempts >= ?
+))"""
+"""Whether a session may take the delivery ``d``.
+
+A process that dies fails all that it has fetched, and only one of that may be what has killed it.  Where that was the
+last attempt of several messages they are suspects, which a session has one at a time: the next death tells.
+"""
 _PENDING = f"""
     SELECT
         EXISTS (SELECT 1 FROM messages AS m WHERE m.topic_id = s.topic_id AND m.id > s.cursor),
-        (SELECT min(available_at) FROM deliveries AS d WHERE d.subscription_id = s.id AND d.state = {READY}),
+        (
+            SELECT min(available_at) FROM deliveries AS d
+            WHERE d.subscription_id = s.id AND d.state = {READY} AND {_NO_SECOND_SUSPECT}
+        ),
         (SELECT min(expires_at) FROM sessions WHERE subscription_id = s.id AND id <> ?)
     FROM subscriptions AS s WHERE s.id = ?
 """
 _READY = f"""
-    SELECT message_id, attempts, ordering_key FROM deliveries
-    WHERE subscription_id = ? AND state = {READY} AND available_at <= ? ORDER BY available_at, message_id LIMIT ?
+    SELECT message_id, attempts, ordering_key FROM deliveries AS d
+    WHERE subscription_id = ? AND state = {READY} AND available_at <= ? AND {_NO_SECOND_SUSPECT}
+    ORDER BY available_at, message_id LIMIT ?
 """
 _QUEUED = f"""
     SELECT message_id, attempts, available_at FROM deliveries
@@ -166,6 +180,12 @@ class Subscription:
         begun = self._execute(_BEGIN_SESSION, (int(now * 1e6), self._id, self._expires_at))
         self._session = begun.lastrowid or 0
 
+    @property
+    def _most_attempts(self) -> int:
+        """Failed attempts after which a message is dead-lettered."""
+        most = self._options.max_delivery_attempts
+        return _NEVER if self._dead_letters is None or most is None else most
+
     def _expiry(self, now: float) -> float | None:
         return now + IDLE_TIMEOUTS * self._options.session_timeout if self._ephemeral else None
 
@@ -174,7 +194,8 @@ class Subscription:
     def next_due(self) -> float:
         """The ``time.time()`` from which :meth:`take` may find something, as the file stands; infinity for none."""
         self._store.check_version()
-        row = self._execute(_PENDING, (self._session, self._id)).fetchone()
+        most, session = self._most_attempts, self._session
+        row = self._execute(_PENDING, (most, session, most, session, self._id)).fetchone()
         if row is None:
             return 0.0  # the subscription was deleted, which take() mends or reports
         fresh, ready, lapse = row
@@ -232,9 +253,15 @@ class Subscription:
             self._execute("UPDATE subscriptions SET expires_at = ? WHERE id = ?", (self._expiry(now), self._id))
 
     def _take_ready(self, taking: _Taking, now: float) -> None:
-        for message_id, failed, key in self._execute(_READY, (self._id, now, taking.limit)).fetchall():
+        most, has_suspect = self._most_attempts, False
+        ready = self._execute(_READY, (self._id, now, most, self._session, most, taking.limit))
+        for message_id, failed, key in ready.fetchall():
             if taking.is_full:
                 return
+            if failed >= most:
+                if has_suspect:
+                    continue
+                has_suspect = True
             self._load(taking, message_id, failed)
             if key is not None:
                 self._take_run(taking, key, now)
@@ -281,17 +308,28 @@ class Subscription:
             return
         dead = "SELECT id FROM sessions WHERE subscription_id = ? AND expires_at < ?"  # its own is renewed
         for (session,) in self._execute(dead, (self._id, now)).fetchall():
-            held = self._execute(_HELD, (session,)).fetchall()
-            keys: set[str] = set()
-            for message_id, failed, key in held:
-                if key in keys:
-                    self._put_back(message_id, failed, 0.0)
-                else:
-                    self._fail(message_id, failed, 0.0, now)
-                if key is not None:
-                    keys.add(key)
-            self._unblock(keys)
+            self._lapse(self._execute(_HELD, (session,)).fetchall(), now)
             self._execute("DELETE FROM sessions WHERE id = ?", (session,))
+
+    def _lapse(self, held: Iterable[tuple[int, int, str | None]], now: float) -> None:
+        """One of the dead *held* these: message, failed attempts and ordering key."""
+        keys: set[str] = set()
+        failed: list[tuple[int, int]] = []
+        for message_id, attempts, key in held:
+            if key in keys:
+                self._put_back(message_id, attempts, 0.0)
+            else:
+                failed.append((message_id, attempts))
+            if key is not None:
+                keys.add(key)
+        last = self._most_attempts - 1
+        are_suspects = sum(attempts == last for _, attempts in failed) > 1
+        for message_id, attempts in failed:
+            if attempts == last and are_suspects:
+                self._put_back(message_id, attempts + 1, 0.0)
+            else:
+                self._fail(message_id, attempts, 0.0, now)
+        self._unblock(keys)
 
     # Settling
 
@@ -332,8 +370,7 @@ class Subscription:
         return True
 
     def _fail(self, message_id: int, failed: int, available_at: float, now: float) -> None:
-        most = self._options.max_delivery_attempts
-        if self._dead_letters is None or most is None or failed + 1 < most:
+        if failed + 1 < self._most_attempts:
             self._put_back(message_id, failed + 1, available_at)
         else:
             self._bury(message_id, failed + 1, now)

@@ -329,6 +329,30 @@ def test_message_that_kills_its_receiver_is_dead_lettered(store: Stores) -> None
     assert texts(watching.take(9)) == ["poison"]
 
 
+def test_message_that_kills_its_receivers_takes_no_others_with_it(store: Stores) -> None:
+    """R12: what they had fetched and never handed out is not what failed; nor does anybody ask in vain meanwhile."""
+    opened = store(**DEAD)
+    watching = Subscription(store("failed"), "watch")
+    Subscription(opened, "s")
+    publish(opened, "a", "poison", "b", "c")
+    handled = []
+    for _ in range(4):
+        receiver = Subscription(opened, "s")
+        while taken := receiver.take(9):
+            assert receiver.next_due() > time.time()
+            for delivery in taken:
+                if delivery.data == b"poison":
+                    break
+                handled += texts([delivery])
+                settle(receiver, Outcome.ACK, delivery)
+            else:
+                continue
+            break
+        lapse(opened)
+    assert texts(watching.take(9)) == ["poison"]
+    assert handled == ["a", "b", "c"]
+
+
 def test_dead_letter_topic_must_exist_where_it_may_not_be_created(store: Stores) -> None:
     """Joining says so."""
     store()
