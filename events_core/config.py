@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Self, TypedDict, TypeVar, Unpack
@@ -75,15 +75,18 @@ class EventConfig:
         """Read ``[clients.NAME]`` of a TOML file.
 
         Where the environment has ``EVENTS_<NAME>_URL``, that comes first: it replaces backend, project and topic,
-        and, when it names another backend, the file's options as well.
+        and, when it names another backend, the file's options as well.  Of secrets that the file points at, only those
+        are looked up that nothing replaces.  An empty variable counts as not set.
 
         :raises ConfigurationError: when the file cannot be read or parsed, or does not have such a client.
         """
         where = f"{os.fspath(path)} [clients.{name}]"
-        table = _client_table(os.fspath(path), name)
+        upper = cls.from_env(name, environ) if environ.get(_variable(name)) else None
+        # What is replaced is not looked up either: a test on another backend has none of the file's secrets.
+        table = _uncovered(_client_table(os.fspath(path), name), upper, overrides.get("options", {}))
         config = _from_table(cls, table, where, os.path.dirname(path), environ)
-        if _variable(name) in environ:
-            config = cls.from_env(name, environ)._over(config)
+        if upper is not None:
+            config = upper._over(config)
         return config._overridden(overrides)
 
     @classmethod
@@ -163,6 +166,17 @@ def _client_table(path: str, name: str) -> Mapping[str, Any]:
         raise ConfigurationError(f"no table [clients.{name}] in '{path}'; it has clients: {known}{hint}")
     table: Mapping[str, Any] = clients[name]
     return table
+
+
+def _uncovered(table: Mapping[str, Any], upper: EventConfig | None, given: Collection[str]) -> Mapping[str, Any]:
+    """*table* without the options that *upper* or *given* ones replace."""
+    options = table.get("options", {})
+    if not isinstance(options, Mapping):
+        return table
+    if upper is not None and upper.backend != table.get("backend", ""):
+        return {**table, "options": {}}
+    replaced = {*given, *(upper.options if upper is not None else ())}
+    return {**table, "options": {name: value for name, value in options.items() if name not in replaced}}
 
 
 ConfigT = TypeVar("ConfigT", bound=EventConfig)

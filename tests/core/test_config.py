@@ -333,6 +333,27 @@ def test_options_of_one_backend_are_not_given_to_another(write: Any) -> None:
     assert config.options == {"subscription": "/db"}
 
 
+@pytest.mark.parametrize("url", ["located:///db/orders", "plain://acme/orders?secret=s"], ids=["all", "one"])
+def test_what_the_environment_replaces_is_not_looked_up(write: Any, url: str) -> None:
+    """A test on another backend, or with a secret of its own, needs none of those that the file points at."""
+    path = write('[clients.a]\nbackend = "plain"\ntopic_name = "t"\noptions.secret = { env = "GONE" }')
+    config = EventConfig.from_file(path, "a", environ={"EVENTS_A_URL": url})
+    assert config == EventConfig.from_url(url)
+
+
+def test_what_an_argument_replaces_is_not_looked_up(write: Any) -> None:
+    """An explicit option stands in for one that cannot be had."""
+    path = write('[clients.a]\ntopic_name = "t"\noptions.secret = { env = "GONE" }')
+    config = EventConfig.from_file(path, "a", environ=NOTHING, options={"secret": "s"})
+    assert config.options == {"secret": "s"}
+
+
+def test_an_empty_variable_leaves_the_file_as_it_is(write: Any) -> None:
+    """It counts as missing, as compose files and CI settings write it."""
+    config = EventConfig.from_file(write(ORDERS), "orders", environ={"EVENTS_ORDERS_URL": ""})
+    assert config.project_id == "acme-prod"
+
+
 def test_an_argument_goes_before_everything(write: Any) -> None:
     """Explicit options are laid over the others one by one."""
     environ = {"EVENTS_ORDERS_URL": "plain://acme-test/orders-2?subscription=audit&create=all"}
