@@ -187,7 +187,8 @@ _FIELDS = ("backend", "topic_name", "project_id", "options")
 def _from_table(
     cls: type[ConfigT], table: Mapping[str, Any], where: str, folder: str, environ: Mapping[str, str]
 ) -> ConfigT:
-    problems = [f"unknown key {key!r}{did_you_mean(key, _FIELDS)}" for key in table if key not in _FIELDS]
+    elsewhere = "; options go into the table 'options'"
+    problems = [f"unknown key {key!r}{did_you_mean(key, _FIELDS) or elsewhere}" for key in table if key not in _FIELDS]
     problems += [
         f"{key!r} must be text, not {table[key]!r}"
         for key in _FIELDS[:3]
@@ -219,11 +220,13 @@ def _resolved(name: str, value: object, where: str, folder: str, environ: Mappin
                 raise ConfigurationError(f"{where}: option {name!r}: environment variable {variable} is not set")
             return environ[variable]
         case {"file": str(path), **rest} if not rest:
+            whole = os.path.abspath(os.path.join(folder, path))
             try:
-                with open(os.path.join(folder, path), encoding="utf-8") as file:
+                with open(whole, encoding="utf-8") as file:
                     return file.read().rstrip("\r\n")
             except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"{where}: option {name!r}: cannot read file {path!r}: {error}") from error
+                reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+                raise ConfigurationError(f"{where}: option {name!r}: cannot read file '{whole}': {reason}") from error
         case Mapping():
             raise ConfigurationError(f"{where}: option {name!r} is neither text, {{ env = … }} nor {{ file = … }}")
     return value
@@ -238,10 +241,13 @@ def _from_url(cls: type[ConfigT], url: str, where: str) -> ConfigT:
 
     try:
         parts = urlsplit(url)
-        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         # The error would repeat a part of the URL, which may be a secret.
         raise ConfigurationError(f"{where} is malformed; write backend://project/topic?option=value") from None
+    try:
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise ConfigurationError(f"{where} is malformed after '?'; each option is name=value, with & between") from None
     if not parts.scheme:
         raise ConfigurationError(f"{where} names no backend; write backend://project/topic?option=value")
     if parts.fragment:

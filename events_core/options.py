@@ -168,12 +168,13 @@ def read_options(
     """
     origins = origins or {}
     infos = {info.name: info for info in describe_options(options_class)}
+    unknown = f"the backend {backend!r} has no option" if backend else "unknown option"
     kinds = _kinds(options_class)
     problems: list[str] = []
     converted: dict[str, Any] = {}
     for name, text in values.items():
         if name not in infos:
-            problems.append(f"unknown option {name!r}{_from(origins, name)}{did_you_mean(name, infos)}")
+            problems.append(f"{unknown} {name!r}{_from(origins, name)}{did_you_mean(name, infos)}")
             continue
         try:
             converted[name] = _convert(text, kinds[name], infos[name])

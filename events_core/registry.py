@@ -177,16 +177,23 @@ def _import_target(target: str, info: BackendInfo) -> object:
 def _import_failed(info: BackendInfo, error: BaseException) -> BackendLoadError:
     advice = "reinstall or upgrade it with its dependencies" if info.distribution else "correct the name or the module"
     return BackendLoadError(
-        f"the backend {info.name!r} from {info} could not be imported: {type(error).__name__}: {error}; {advice}",
+        f"{_introduced(info)} could not be imported: {type(error).__name__}: {error}; {advice}",
         backend=info.name,
     )
+
+
+def _introduced(info: BackendInfo) -> str:
+    """The backend and where it is from, unless its name says that."""
+    if info.distribution:
+        return f"the backend {info.name!r} from {info}"
+    return f"the backend {info.name!r}" + ("" if info.name == info.target else f", {info},")
 
 
 def _checked(cls: object, info: BackendInfo) -> type[EventClient]:
     """*cls*, once it is known to be a usable client class of this interface version."""
     reason = _objection(cls)
     if reason:
-        raise BackendLoadError(f"the backend {info.name!r} from {info} cannot be used: {reason}", backend=info.name)
+        raise BackendLoadError(f"{_introduced(info)} cannot be used: {reason}", backend=info.name)
     assert isinstance(cls, type)
     return cls
 

@@ -174,11 +174,12 @@ def test_a_value_may_point_at_the_environment_or_a_file(write: Any, tmp_path: Pa
         ("[clients.orders]", "'topic_name' is required"),
         ("[clients.orders]\ntopic_name = 3", "'topic_name' must be text, not 3"),
         ('[clients.orders]\ntopic_name = "t"\ntopicname = "t"', "unknown key 'topicname'; did you mean 'topic_name'?"),
+        ('[clients.orders]\ntopic_name = "t"\npath = "p"', "unknown key 'path'; options go into the table 'options'"),
         ('[clients.orders]\ntopic_name = "t"\noptions = 3', "'options' must be a table"),
         ('[clients.orders]\ntopic_name = "t"\noptions.hosts = ["a"]', "option 'hosts'"),
         ('[clients.orders]\ntopic_name = "t"\noptions.x = { env = 3 }', "neither text, { env = … } nor { file = … }"),
         ('[clients.orders]\ntopic_name = "t"\noptions.x = { env = "GONE" }', "environment variable GONE is not set"),
-        ('[clients.orders]\ntopic_name = "t"\noptions.x = { file = "gone" }', "cannot read file 'gone'"),
+        ('[clients.orders]\ntopic_name = "t"\noptions.x = { file = "gone" }', "cannot read file '"),
     ],
 )
 def test_a_wrong_file_is_explained(write: Any, text: str, reason: str) -> None:
@@ -188,6 +189,14 @@ def test_a_wrong_file_is_explained(write: Any, text: str, reason: str) -> None:
         EventConfig.from_file(path, "orders", environ=NOTHING)
     assert reason in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_told_with_its_whole_path(write: Any, tmp_path: Path) -> None:
+    """Relative to what it was read is no riddle."""
+    path = write('[clients.a]\ntopic_name = "t"\noptions.x = { file = "gone" }')
+    with pytest.raises(ConfigurationError) as caught:
+        EventConfig.from_file(path, "a", environ=NOTHING)
+    assert f"cannot read file '{tmp_path}/gone': No such file" in str(caught.value)
 
 
 def test_a_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
@@ -259,7 +268,7 @@ def test_a_backend_says_what_its_location_means() -> None:
         ("orders", "names no backend; write backend://project/topic?option=value"),
         ("", "names no backend"),
         ("plain://[acme/orders", "is malformed"),
-        ("plain://acme/orders?hunter2", "is malformed"),
+        ("plain://acme/orders?hunter2", "each option is name=value"),
         ("plain://acme/orders?a=1&b=2&a=3", "gives the option 'a' more than once"),
         ("plain://acme/orders#part", "has a fragment"),
         ("plain://acme", "write backend://project/topic"),

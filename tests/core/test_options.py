@@ -109,7 +109,7 @@ def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
         read_options(Options, {"wrokers": "4", "verbose": "maybe"}, backend="acme", topic_name="orders")
     assert str(caught.value) == (
-        "unknown option 'wrokers'; did you mean 'workers'?; "
+        "the backend 'acme' has no option 'wrokers'; did you mean 'workers'?; "
         "option 'verbose': 'maybe' is not true or false; "
         "option 'project' is required: Project."
     )
