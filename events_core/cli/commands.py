@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from typing import Any
 
+import attrs
 import click
 import rich  # not needed before the tables, but its absence must show before anything is done
 
@@ -39,6 +40,8 @@ def run() -> int:
         if str(error):
             say("error", str(error))
         return exit_code(error)
+    except SystemExit:  # click's answer to a broken pipe
+        return ExitCode.READER_GONE
     except Exception as error:
         if sys.flags.dev_mode:
             raise
@@ -153,7 +156,7 @@ def _lines(path: str | None, *, dash: bool) -> Lines:
         raise usage_error("give either --file or '-', not both")
     if path is None and not dash and sys.stdin is not None and sys.stdin.isatty():
         raise usage_error("give DATA, --file, or lines on standard input ('-' reads them from this terminal)")
-    return Lines.of_file(path or "-")
+    return Lines.of_file("-" if path is None else path)
 
 
 @events.command()
@@ -196,6 +199,8 @@ def _data_line(message: ReceivedMessage) -> bytes:
 def ping(target: str | None, file: str | None, client: str | None, timeout: float) -> None:
     """Ask the broker for a sign of life, and print how long it took."""
     config = read_config(target, file, client)
+    # A file or a topic whose name was mistyped is not created by looking for it.
+    config = attrs.evolve(config, options={"create": "never", **config.options})
     output = Output()
 
     logging.disable()  # how it fails is the answer, told once

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Literal
 
@@ -27,11 +28,15 @@ _Results = Sequence[str | EventError]
 
 
 async def send_data(config: EventConfig, message: EventMessage, report: Report) -> None:
-    """Send one message."""
+    """Send one message, as if it were the only line.
+
+    :raises CommandError: when it was not stored, or cannot be reported.
+    """
     output = Output()
     async with opened(config) as client:
-        message_id = await client.send_message(message)
-        await output.write(b"1\n" if report == "count" else _reported(1, message_id, report))
+        sender = _Sender(client, output, report)
+        with _accounted(sender, output, report):
+            await sender.send([(1, message)])
 
 
 async def send_lines(config: EventConfig, lines: Lines, parse: Parse, report: Report) -> None:
@@ -42,20 +47,28 @@ async def send_lines(config: EventConfig, lines: Lines, parse: Parse, report: Re
     output = Output()
     async with opened(config) as client:
         sender = _Sender(client, output, report)
+        bar = ProgressBar(lines, wanted=report == "count" or not output.is_terminal)
+        with _accounted(sender, output, report), bar:
+            async for portion in _portions(lines, parse):
+                await sender.send(portion)
+                bar.update(sender.stored)
+
+
+@contextmanager
+def _accounted(sender: _Sender, output: Output, report: Report) -> Iterator[None]:
+    """Tell how many messages were stored, however the body ends."""
+    try:
         try:
-            with ProgressBar(lines, wanted=report == "count" or not output.is_terminal) as bar:
-                async for portion in _portions(lines, parse):
-                    await sender.send(portion)
-                    bar.update(sender.stored)
-        except asyncio.CancelledError:
-            say("interrupted", sender.account())
-            raise
-        except (CommandError, EventError) as error:
-            text = str(error) or "nobody reads standard output any more"
-            raise CommandError(f"{text}; {sender.account()}", exit_code(error)) from error
+            yield
         finally:
             if report == "count":
                 output.put(b"%d\n" % sender.stored)
+    except asyncio.CancelledError:
+        say("interrupted", sender.account())
+        raise
+    except (CommandError, EventError) as error:
+        text = str(error) or "nobody reads standard output any more"
+        raise CommandError(f"{text}; {sender.account()}", exit_code(error)) from error
 
 
 async def _portions(lines: Lines, parse: Parse) -> AsyncIterator[_Portion]:

@@ -107,6 +107,15 @@ def test_help_docstring_and_code_agree_on_the_exit_codes(shell: Shell) -> None:
         assert dict(re.findall(r"^ *(\d+) +(.*\S)$", text, re.MULTILINE)) == expected
 
 
+def test_help_that_nobody_reads_has_its_own_code(shell: Shell) -> None:
+    """It ends as any other output to a closed pipe."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = shell.start("--help", stdout=writer)
+    os.close(writer)
+    assert process.wait(BOUND) == 141
+
+
 def test_version(shell: Shell) -> None:
     """--version names the distribution and its version."""
     assert re.fullmatch(rb"events-core \d+\.\d+\S*\n", shell.run("--version").stdout)
@@ -284,6 +293,21 @@ def test_a_bad_line_is_named_and_those_before_it_are_stored(shell: Shell) -> Non
     assert [message["data"] for message in shell.received()] == ["1", "2"]
 
 
+def test_data_that_is_refused_is_reported_as_a_line_is(shell: Shell, choosy: Sequence[str]) -> None:
+    """A program that reads --json need not know which way the message came."""
+    done = shell.run("send", *choosy, "bad", "--json", code=1)
+    assert json.loads(done.stdout) == {"line": 1, "error": "PERMISSION_DENIED", "detail": "no entry"}
+    assert done.stderr.decode() == "events: error: line 1 not stored: no entry; 0 messages were stored\n"
+
+
+def test_data_whose_id_cannot_be_written_is_accounted_for(shell: Shell) -> None:
+    """Who sends it again after an error must know that it is stored."""
+    with open("/dev/full", "wb") as full:
+        process = shell.start("send", URL, "hi", stdout=full)
+    _, errors = process.communicate(timeout=BOUND)
+    assert errors.endswith(b"No space left on device; 1 message was stored\n")
+
+
 def test_a_line_that_the_backend_refuses_is_named(shell: Shell) -> None:
     """Lines before one beyond the backend's limits are stored, although their request was refused as a whole."""
     (shell.folder / "lines").write_bytes(b"a\nb\n" + b"x" * 10_000_001 + b"\nc\n")
@@ -350,7 +374,15 @@ def test_a_failed_ping_is_one_line(shell: Shell, choosy: Sequence[str]) -> None:
 
 def test_ping_tells_how_long_it_took(shell: Shell) -> None:
     """A ping that succeeds prints the time."""
+    shell.run("send", URL, "x")
     assert re.fullmatch(rb"\d+\.\d ms\n", shell.run("ping", URL).stdout)
+
+
+def test_ping_creates_nothing(shell: Shell) -> None:
+    """A mistyped name is an error, not a new file; where the target says ``create``, that counts."""
+    assert "'events.db' does not exist" in shell.fail("ping", URL).replace(f"{shell.folder}/", "")
+    assert list(shell.folder.iterdir()) == []
+    shell.run("ping", URL + "&create=all")
 
 
 def test_interrupted_sending_tells_what_was_stored(shell: Shell) -> None:
@@ -519,6 +551,7 @@ BAD = {
     "data as NDJSON": (["send", URL, '{"data": 1}', "--ndjson"], 2, "DATA excludes"),
     "quiet and json": (["send", URL, "x", "-q", "--json"], 2, "exclude each other"),
     "no such file": (["send", URL, "--file", "none"], 2, "cannot read 'none': No such file"),
+    "file without a name": (["send", URL, "--file", ""], 2, "cannot read ''"),
     "a folder": (["send", URL, "--file", "."], 2, "cannot read '.': Is a directory"),
     "limit of nothing": (["receive", URL, "--limit", "0"], 2, "--limit"),
     "limit in words": (["receive", URL, "--limit", "many"], 2, "--limit"),
