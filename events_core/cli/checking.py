@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ def check(
     create_client(config)  # what is wrong with the configuration shows before anything is done
     file = Path(json_path) if json_path and json_path != "-" else None
     if file:
-        _write(file, b"")
+        _see_that_it_can_be_written(file)
     trial = _tried(config, rules, patience, lease or 0.0)
     if trial.complaint:
         raise usage_error(trial.complaint)
@@ -87,9 +88,25 @@ def _tell_what_is_left(trial: Trial, *, topics_too: bool) -> None:
         say("note", f"topics named '{trial.harness.prefix}-…' are left; delete them with the broker's own tools")
 
 
+def _see_that_it_can_be_written(path: Path) -> None:
+    """Before a trial of a minute; what the file holds stays until there is something to take its place."""
+    with _writing(path):
+        is_new = not path.exists()
+        path.open("ab").close()
+        if is_new:
+            path.resolve().unlink()  # not the link that it may be
+
+
 def _write(path: Path, data: bytes) -> None:
-    try:
+    """Into the file itself, which may be a pipe or a link; read by nobody before this command ends."""
+    with _writing(path):
         path.write_bytes(data)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise CommandError(f"cannot write '{path}': {error.strerror}", ExitCode.UNUSABLE) from error
 

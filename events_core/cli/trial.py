@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Trial", "Verdict"]
 
+_NOT_IN_THE_KIT = {"O3", "B2", "B4", "F2", "H1", "H2", "V1"}
+"""Rules that events-core keeps whatever the backend is; F2 is for a kind of broker that none has yet."""
+
 
 @attrs.frozen
 class Verdict:
@@ -108,7 +111,7 @@ class Trial:
 
         chosen = {rule.upper() for rule in self._rules} or set(RULES)
         if unknown := sorted(chosen - set(RULES)):
-            self.complaint = f"no rule named {unknown[0]!r}{did_you_mean(unknown[0], RULES)}"
+            self.complaint = _unknown(unknown[0], RULES)
         self.promises = {rule: promise for rule, promise in RULES.items() if rule in chosen}
         wanted = set() if self.complaint else chosen
         items[:] = [item for item in items if wanted & {rule for _, rule in item.user_properties}]
@@ -153,6 +156,12 @@ class Trial:
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """Show what came of it."""
         self._steps.end(_name(nodeid), self._outcomes[-1] if self._outcomes else "not shown")
+
+
+def _unknown(rule: str, known: Collection[str]) -> str:
+    if rule in _NOT_IN_THE_KIT:
+        return f"the kit has no test of rule {rule!r}"
+    return f"no rule named {rule!r}{did_you_mean(rule, known)}"
 
 
 def _name(nodeid: str) -> str:

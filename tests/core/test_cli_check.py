@@ -141,6 +141,15 @@ def test_a_broken_rule_is_named_with_what_was_found(shell: Shell) -> None:
     assert "breaks P1: " in test["message"]
 
 
+def test_a_check_that_fails_leaves_the_file_of_the_last_one(shell: Shell) -> None:
+    """What was known is not lost to a mistake; nor is an empty file made."""
+    (shell.folder / "last.ndjson").write_text("known")
+    for name in ("last.ndjson", "new.ndjson"):
+        shell.run("memory:///orders", "-k", "R99", "--json", name, code=2)
+    assert (shell.folder / "last.ndjson").read_text() == "known"
+    assert not (shell.folder / "new.ndjson").exists()
+
+
 def test_a_file_is_checked_beside_itself(shell: Shell) -> None:
     """SQLite is tried on a file in the same folder: neither the one configured nor the other is there afterwards."""
     before = set(shell.folder.iterdir())
@@ -187,6 +196,7 @@ def test_without_pytest_it_says_what_to_install() -> None:
 
 BAD = {
     "no such rule": (["memory:///orders", "-k", "R99"], 2, "no rule named 'R99'; did you mean 'R9'?"),
+    "rule of the core": (["memory:///orders", "-k", "f2"], 2, "the kit has no test of rule 'F2'"),
     "no such option": (["memory:///orders?subscripton=x"], 2, "did you mean 'subscription'"),
     "no time": (["memory:///orders", "--timeout", "0"], 2, "positive number of seconds"),
     "no such folder": (["sqlite:none/events.db/orders"], 2, "cannot make a folder in 'none': No such file"),
