@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+
+import pytest
+
+from events_gcp.endpoint import Endpoint
+from events_gcp.scratch import delete_topics
 
 from .console import PROJECT, Console
 
@@ -22,3 +28,10 @@ def test_a_trial_leaves_nothing_behind(console: Console) -> None:
     subscriptions = [each.name for each in console.subscriber.list_subscriptions(project=f"projects/{PROJECT}")]
     assert console.topic in topics
     assert [name for name in (*topics, *subscriptions) if "/events-check-" in name] == []
+
+
+def test_a_trial_that_made_nothing_asks_for_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the account cannot even connect, no empty list of topics is said to be left."""
+    endpoint = Endpoint("localhost:1", is_emulator=False, credentials_file="gone.json")
+    asyncio.run(delete_topics(endpoint, set()))
+    assert caplog.messages == []

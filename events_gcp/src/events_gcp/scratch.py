@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from events_core import ErrorCode
@@ -34,10 +34,12 @@ def created(topic: str) -> None:
         topics.add(topic)
 
 
-async def delete_topics(endpoint: Endpoint, topics: Iterable[str]) -> None:
+async def delete_topics(endpoint: Endpoint, topics: Collection[str]) -> None:
     """Delete *topics*; what cannot be deleted is logged."""
     from events_gcp.api import Api
 
+    if not topics:
+        return
     try:
         api = await Api.open(endpoint, compress=False)
     except BrokerError as error:
