@@ -18,19 +18,23 @@ async def bill(message: ReceivedMessage) -> None:
 async def main(grace: float = 20.0) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    async with create_client(EventConfig.from_env("orders")) as client, await client.subscribe() as receiver:
-        try:
-            async with asyncio.timeout(None) as patience:
+    client = create_client(EventConfig.from_env("orders"))
+    try:
+        async with asyncio.timeout(None) as patience:
 
-                def end() -> None:
+            def end() -> None:
+                if not stop.is_set():  # a second signal gives no more time
                     stop.set()
                     patience.reschedule(loop.time() + grace)
 
-                loop.add_signal_handler(signal.SIGTERM, end)
+            loop.add_signal_handler(signal.SIGTERM, end)
+            async with await client.subscribe() as receiver:
                 await consume(receiver, bill, stop=stop)
-            print("stopped")
-        except TimeoutError:
-            print("gave up")
+        print("stopped")
+    except TimeoutError:
+        print("gave up")
+    finally:
+        await client.close(timeout=5)
 
 
 if __name__ == "__main__":

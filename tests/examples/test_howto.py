@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -111,6 +112,16 @@ def test_shutdown(tmp_path: Path, grace: str, ending: list[str]) -> None:
     assert (output.splitlines(), complaints) == (ending, "")
     left = run(tmp_path, "-m", "events_core.cli", "receive", url, "--timeout", "1")
     assert left == (["2"] if "billed 1" in ending else ["1", "2"])
+
+
+def test_shutdown_before_it_is_connected(tmp_path: Path) -> None:
+    """SIGTERM ends it within its grace also while a broker that does not answer is awaited."""
+    with socket.create_server(("localhost", 0)) as silent:
+        url = f"gcp://acme/orders?subscription=billing&emulator_host=localhost:{silent.getsockname()[1]}"
+        with started(tmp_path, HOWTO / "shutdown.py", "0.05", EVENTS_ORDERS_URL=url) as program, silent.accept()[0]:
+            program.send_signal(signal.SIGTERM)
+            output, complaints = finished(program)
+    assert (output, complaints) == ("gave up\n", "")
 
 
 def test_threads(tmp_path: Path) -> None:
