@@ -162,8 +162,8 @@ class Source(ABC):
         One result for each settlement, in order: ``None`` for success.  A delivery that no longer belongs to this
         receiver is ``EXPIRED`` and changes nothing.
 
-        Called concurrently with :meth:`fetch`; calls of :meth:`settle` do not overlap.
-        Cancellation: not cancelled.
+        Called concurrently with :meth:`fetch`; calls of :meth:`settle` do not overlap.  Cancelled after
+        ``ack_timeout``, and when the client is torn down: outcomes may then be applied or not, and be told again.
 
         :raises BrokerError: when the whole request failed.
         """
@@ -172,6 +172,7 @@ class Source(ABC):
         """Keep *deliveries* safe for another :attr:`lease` seconds; called only where that is a number.
 
         Called concurrently with :meth:`fetch` and :meth:`settle`; calls of :meth:`extend` do not overlap.
+        Cancelled when the receiver closes.
 
         :returns: those that the broker has taken back, and will deliver again.
         :raises BrokerError: when the request failed; the engine asks again before the leases run out.
@@ -231,7 +232,8 @@ class Driver(ABC, Generic[OptionsT]):
     async def open(self) -> None:
         """Import the SDK, connect, and create the topic and the configured subscription where options allow (Q2).
 
-        Called again after a failure; never twice at once.
+        Called again after a failure; never twice at once.  Cancelled after ``connect_timeout``, or sooner where the
+        call that connects has less time: what it has begun must be undone then too.
 
         :raises BrokerError: when it failed; the driver is then as if never opened.
         """
@@ -248,7 +250,7 @@ class Driver(ABC, Generic[OptionsT]):
         for one key.  One result for each message, in order: its id, or why it alone was not stored, which is
         final; after a failed message, later ones of its key must not be stored (``NOT_ATTEMPTED``).
 
-        Cancellation: not cancelled.
+        Cancelled after ``send_timeout``, and when the client is torn down: the messages may then be stored or not.
 
         :raises BrokerError: when none was stored, or that is unknown.  ``INVALID`` for a batch makes the engine send
             its halves, until only the offenders fail.
@@ -258,7 +260,8 @@ class Driver(ABC, Generic[OptionsT]):
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> Source:
         """Join *subscription*, or make an ephemeral one for ``None``; creates what is missing as options allow.
 
-        What is published after this returned is received.  Cancelled, it leaves nothing behind.
+        What is published after this returned is received.  Cancelled when ``connect_timeout`` is over, it leaves
+        nothing behind.
 
         :param wake: an inline source calls it, from any thread, when :meth:`Source.fetch` may find more.
         :raises BrokerError: ``NOT_FOUND``, ``PERMISSION_DENIED``, ``INVALID`` for one that contradicts the options.
@@ -266,14 +269,14 @@ class Driver(ABC, Generic[OptionsT]):
 
     @abstractmethod
     async def delete_subscription(self, subscription: str) -> None:
-        """Delete it with all it has not delivered.
+        """Delete it with all it has not delivered.  Cancelled when ``connect_timeout`` is over.
 
         :raises BrokerError: ``NOT_FOUND`` when there is none.
         """
 
     @abstractmethod
     async def ping(self) -> None:
-        """Return after one authenticated, read-only answer of the broker.
+        """Return after one authenticated, read-only answer of the broker.  Cancelled when the caller's time is up.
 
         :raises BrokerError: when there was none.
         """
