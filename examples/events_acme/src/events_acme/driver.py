@@ -43,12 +43,13 @@ class AcmeDriver(Driver[AcmeOptions]):
         self._topic = Path(options.path).absolute() / topic_name
 
     async def open(self) -> None:
-        if self.options.ordering or self.options.dead_letter_topic or self.options.start == "earliest":
-            raise BrokerError(
-                "ordering=true, dead_letter_topic or start=earliest was asked for; this backend offers none of them, "
-                "leave them out",
-                ErrorCode.UNSUPPORTED,
-            )
+        for option, given in (
+            ("ordering=true", self.options.ordering),
+            ("dead_letter_topic", self.options.dead_letter_topic),
+            ("start=earliest", self.options.start == "earliest"),
+        ):
+            if given:
+                raise BrokerError(f"{option}: this backend does not offer that; leave it out", ErrorCode.UNSUPPORTED)
         with translated(f"open topic '{self._topic}'"):
             if self.options.create == "all":
                 self._topic.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ class AcmeDriver(Driver[AcmeOptions]):
             with suppress(FileNotFoundError):  # deleted meanwhile
                 if folder.name.startswith(EPHEMERAL) and folder.stat().st_mtime < time.time() - IDLE:
                     _remove(folder)
-                elif not folder.name.startswith("."):
+                elif not folder.name.startswith(".") and folder.is_dir():
                     yield folder
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> AcmeSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,12 +11,18 @@ from events_core.engine import BrokerError
 
 __all__ = ["translated"]
 
-_PERMANENT = {
-    FileNotFoundError: (ErrorCode.NOT_FOUND, "create it, or let the option create do so"),
-    PermissionError: (ErrorCode.PERMISSION_DENIED, "let this user list, read and write it"),
-    NotADirectoryError: (ErrorCode.INVALID, "name a folder"),
-    FileExistsError: (ErrorCode.INVALID, "name a folder"),
+_TABLE = {
+    errno.ENOENT: (ErrorCode.NOT_FOUND, "create it, or let the option create do so"),
+    errno.EACCES: (ErrorCode.PERMISSION_DENIED, "let this user list, read and write it"),
+    errno.EPERM: (ErrorCode.PERMISSION_DENIED, "let this user list, read and write it"),
+    errno.ENOTDIR: (ErrorCode.INVALID, "name a folder"),
+    errno.EEXIST: (ErrorCode.INVALID, "name a folder"),
+    errno.ENAMETOOLONG: (ErrorCode.INVALID, "choose a shorter name"),
+    errno.ENOSPC: (ErrorCode.EXHAUSTED, "make room"),
+    errno.EDQUOT: (ErrorCode.EXHAUSTED, "make room"),
 }
+_RETRYABLE = (ErrorCode.EXHAUSTED, ErrorCode.UNAVAILABLE)
+"""What may be over soon: the engine tries again."""
 
 
 @contextmanager
@@ -24,7 +31,5 @@ def translated(asked: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Anything else, such as a full disk, may be over soon: the engine tries again.
-        code, advice = _PERMANENT.get(type(error), (ErrorCode.UNAVAILABLE, "see to the file system"))
-        retryable = code is ErrorCode.UNAVAILABLE
-        raise BrokerError(f"{asked}: {error.strerror}; {advice}", code, retryable=retryable) from error
+        code, advice = _TABLE.get(error.errno or 0, (ErrorCode.UNAVAILABLE, "see to the file system"))
+        raise BrokerError(f"{asked}: {error.strerror}; {advice}", code, retryable=code in _RETRYABLE) from error

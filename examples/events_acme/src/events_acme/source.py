@@ -2,25 +2,26 @@
 
 A message is the file ``<message id>.<attempts>``, and may be taken from its time of modification on.  To take it is to
 set that time to the end of the lease, then to rename the file, which counts the attempt.  Of several receivers only one
-can rename it, and whoever held it before finds its own file gone.
+can rename it, and whoever held it before finds its own file gone.  It is read first: what is taken is sure to be
+returned.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from events_acme.errors import translated
 from events_acme.options import CAPABILITIES
-from events_core import ErrorCode
+from events_core import ErrorCode, EventMessage
 from events_core.engine import BrokerError, Delivery, Outcome, Settlement, Source, redelivery_delay
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AcmeSource"]
 
+_log = logging.getLogger("events_acme")
 _MESSAGE = re.compile(r"\d+-\w+\.\d+")
 
 
@@ -53,21 +55,31 @@ class AcmeSource(Source):
         deliveries: list[Delivery] = []
         with translated(f"receive from '{folder}'"):
             os.utime(folder)  # a sign of life, for an ephemeral subscription
+            trouble: OSError | None = None
             for name in filter(_MESSAGE.fullmatch, sorted(os.listdir(folder))):  # oldest first
                 if len(deliveries) == limit:
                     break
-                with suppress(FileNotFoundError):  # another receiver took it
+                try:
                     if (folder / name).stat().st_mtime <= time.time():
-                        deliveries.append(self._lend(folder / name))
+                        deliveries += self._lend(folder / name)
+                except FileNotFoundError:
+                    pass  # another receiver took it
+                except OSError as error:
+                    trouble = error
+            if trouble and not deliveries:  # what was taken must be returned, whatever became of the rest
+                raise trouble
         return deliveries
 
-    def _lend(self, file: Path) -> Delivery:
+    def _lend(self, file: Path) -> Iterator[Delivery]:
+        try:
+            delivery = _read(file)
+        except (ValueError, TypeError, OverflowError) as error:
+            aside = file.rename(f"{file}.damaged")
+            _log.warning("no message, set aside as '%s': %s", aside, error)
+            return
         _available(file, time.time() + self.lease)
-        held = _counted(file, 1)
-        message_id, _, attempts = held.name.rpartition(".")
-        attributes, _, data = held.read_bytes().partition(b"\n")
-        published = datetime.fromtimestamp(int(message_id.partition("-")[0]) / 1e9, UTC)
-        return Delivery(message_id, data, json.loads(attributes), None, published, int(attempts), held)
+        delivery.token = _counted(file, 1)
+        yield delivery
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         return [delivery for delivery in deliveries if not self._extend(delivery.token)]
@@ -103,6 +115,18 @@ class AcmeSource(Source):
     async def close(self) -> None:
         if self._ephemeral:
             await self._driver.delete_subscription(self.subscription)
+
+
+def _read(file: Path) -> Delivery:
+    """The message in *file*, as whoever takes it will have it.
+
+    :raises ValueError, TypeError, OverflowError: when there is none.
+    """
+    message_id, _, attempts = file.name.rpartition(".")
+    published = datetime.fromtimestamp(int(message_id.partition("-")[0]) / 1e9, UTC)
+    attributes, _, data = file.read_bytes().partition(b"\n")
+    message = EventMessage(data, json.loads(attributes))  # which checks the types
+    return Delivery(message_id, data, message.attributes, None, published, int(attempts) + 1)
 
 
 def _available(file: Path, when: float) -> None:
