@@ -1,6 +1,6 @@
 """Send, receive and acknowledge messages through any broker, chosen by name from configuration."""
 
-from events_core.capabilities import Capabilities, Limits
+from events_core.capabilities import PORTABLE_LIMITS, Capabilities, Limits
 from events_core.config import EventConfig
 from events_core.consuming import consume
 from events_core.errors import (
@@ -23,6 +23,7 @@ from events_core.observing import Observer, Operation
 from events_core.registry import BackendInfo, available_backends, create_client, load_backend, register_backend
 
 __all__ = [
+    "PORTABLE_LIMITS",
     "AcknowledgeError",
     "BackendConflictError",
     "BackendError",

@@ -36,7 +36,7 @@ PORTABLE_LIMITS = Limits(
 )
 """Those of Google Pub/Sub (cloud.google.com/pubsub/quotas, read November 2026).
 
-The embedded backends keep them, so that what passes there passes on a real broker too."""
+The embedded backends keep them, so that few sizes pass there which a real broker refuses."""
 
 
 @attrs.frozen(kw_only=True)

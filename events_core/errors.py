@@ -167,7 +167,8 @@ class PublishError(EventError):
     """Sending failed, in whole or in part.
 
     :ivar results: aligned with the messages given to ``send_messages``: an id for each that was stored, the error of
-        each that was not.  Empty where the call failed before any message was looked at.
+        each that was not.  Empty where nothing was sent, such as for a message that is ``INVALID``, and where there
+        was only one, of ``send_message``.
     """
 
     results: Sequence[str | EventError]

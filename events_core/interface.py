@@ -41,8 +41,11 @@ class Location(NamedTuple):
     """What a backend makes of a URL's authority and path."""
 
     topic_name: str
+    """The topic that the URL names."""
     project_id: str = ""
+    """The project that it names, if any."""
     options: Mapping[str, str] = {}
+    """Options that the location stands for, such as a path; what stands after ``?`` goes before them."""
 
 
 @attrs.frozen(kw_only=True)
@@ -68,7 +71,8 @@ class ReceiverStats:
 class EventClient(ABC):
     """A client of one topic.
 
-    It connects on first use.  Leaving ``async with`` closes it.
+    It connects on first use.  Leaving ``async with`` is ``close()``, which waits up to 15 seconds for what is held to
+    be settled.
     """
 
     api_version: ClassVar[int]

@@ -22,8 +22,11 @@ class Operation:
     """One thing that a client does; the same object at its start and its end."""
 
     name: OperationName
+    """What is done."""
     backend: str
+    """The backend's name in the configuration, ``""`` where it has none."""
     topic_name: str
+    """The client's topic."""
     subscription: str = ""
     """``""`` for ``publish``."""
     messages: int = 0

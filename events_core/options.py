@@ -26,15 +26,21 @@ class OptionInfo:
     """What is known of one option: for help texts, listings and documentation."""
 
     name: str
+    """As in a configuration."""
     type: str
     """``text``, ``integer``, ``number``, ``true or false``, or the choices separated by ``|``."""
     default: str | None
     """As text; ``None`` where the option is required, ``""`` where it is unset."""
     help: str
+    """One sentence."""
     unit: str
+    """``seconds`` or ``bytes``; ``""`` where it has none."""
     minimum: float | None
+    """Smallest value allowed; ``None`` where there is no bound."""
     maximum: float | None
+    """Largest value allowed; ``None`` where there is no bound."""
     secret: bool
+    """Whether its value, and its default, are never shown."""
 
     @property
     def range(self) -> str:

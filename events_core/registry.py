@@ -41,9 +41,11 @@ class BackendInfo:
     """Where a backend comes from."""
 
     name: str
+    """What a configuration calls it."""
     distribution: str
     """Name of the distribution; ``""`` for a backend registered by this process."""
     version: str
+    """Of the distribution; ``""`` likewise."""
     target: str
     """``package.module:Class``."""
 

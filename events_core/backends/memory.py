@@ -17,8 +17,7 @@ from typing import ClassVar, Literal
 
 import attrs
 
-from events_core import Capabilities, ErrorCode, EventConfig, EventMessage
-from events_core.capabilities import PORTABLE_LIMITS
+from events_core import PORTABLE_LIMITS, Capabilities, ErrorCode, EventConfig, EventMessage
 from events_core.engine import (
     BrokerError,
     Delivery,

@@ -74,12 +74,17 @@ class Delivery:
     """
 
     message_id: str
+    """The id that :meth:`Driver.publish` returned."""
     data: bytes
+    """As it was sent."""
     attributes: Mapping[str, str]
     """Handed to the application as it is, read-only; a plain ``dict`` of the driver's own will do."""
     ordering_key: str | None = None
+    """As it was sent."""
     publish_time: datetime | None = None
+    """Aware, in UTC; ``None`` where the broker does not tell."""
     delivery_attempt: int | None = None
+    """1 for the first; ``None`` where nobody counts."""
     token: Any = None
     """The driver's handle: whatever :meth:`Source.settle` needs."""
     size: int = 0
@@ -107,7 +112,9 @@ class Settlement:
     """
 
     delivery: Delivery
+    """As :meth:`Source.fetch` returned it."""
     outcome: Outcome
+    """What to tell the broker."""
     delay: float | None = None
     """For a NACK: seconds until it may come again; ``None`` for the broker's backoff, else
     :func:`~events_core.engine.redelivery_delay`."""
