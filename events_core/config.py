@@ -93,6 +93,8 @@ class EventConfig:
     def from_url(cls, url: str, **overrides: Unpack[ConfigOverrides]) -> Self:
         """Read ``backend://project/topic?option=value``; the backend says what authority and path mean.
 
+        All of it is percent-decoded.  In the value of an option ``+`` is a space: write ``%2B`` for a plus.
+
         :raises ConfigurationError: when the URL is malformed.
         :raises BackendError: when the backend that the URL names cannot be loaded.
         """
