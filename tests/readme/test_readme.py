@@ -29,7 +29,8 @@ SHELL = [command for block in blocks(r"(?<!\.)\w.*::") for command in block.spli
 (PYTHON,) = blocks(r"\.\. code-block:: python")
 (TOML,) = blocks(r"\.\. code-block:: toml")
 (INSTALL, TEST) = (command for command in SHELL if command.startswith("python3 -m venv"))
-EVENTS = [command for command in SHELL if command.startswith("events ")]
+EVENTS = [command for command in SHELL if command.startswith(".venv/bin/events ")]
+URLS = {backend: url for url, backend in re.findall(r"``((\w+)://\S+)``", README)}
 
 
 def run(command: list[str], folder: Path, **environ: str) -> str:
@@ -65,22 +66,25 @@ def test_the_second_command_is_the_one_that_ci_runs() -> None:
 
 
 def test_the_program_runs_with_its_configuration(tmp_path: Path) -> None:
-    """With the environment's URL before the file's backend, as it says."""
+    """On the file's backend, and on that of the environment's URL, which comes before it."""
     (tmp_path / "events.toml").write_text(TOML)
-    output = run([sys.executable, "-c", PYTHON], tmp_path, EVENTS_ORDERS_URL="memory:///orders?subscription=billing")
+    assert run([sys.executable, "-c", PYTHON], tmp_path) == "{'order': 42} created\n"
+    (tmp_path / "events.db").unlink()
+    output = run([sys.executable, "-c", PYTHON], tmp_path, EVENTS_ORDERS_URL=URLS["memory"])
     assert output == "{'order': 42} created\n"
+    assert not (tmp_path / "events.db").exists()
 
 
 def test_the_configuration_is_read(tmp_path: Path) -> None:
     """The table is what the text says it is."""
     (tmp_path / "events.toml").write_text(TOML)
     config = EventConfig.from_file(tmp_path / "events.toml", "orders", environ={})
-    assert (config.backend, config.project_id, config.topic_name) == ("gcp", "acme-prod", "orders")
-    assert config.options == {"region": "europe-west2", "subscription": "billing"}
+    assert (config.backend, config.topic_name) == ("sqlite", "orders")
+    assert config.options == {"path": "events.db", "subscription": "billing"}
 
 
 def test_the_shell_commands_run_in_turn(tmp_path: Path) -> None:
     """What one sends, the other receives."""
     assert len(EVENTS) == 2
-    output = [run(["bash", "-c", command], tmp_path) for command in EVENTS]
+    output = [run(["bash", "-c", command.removeprefix(".venv/bin/")], tmp_path) for command in EVENTS]
     assert '{"order": 42}' in output[-1]
