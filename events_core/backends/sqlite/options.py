@@ -6,8 +6,7 @@ from typing import Literal
 
 import attrs
 
-from events_core import Capabilities
-from events_core.capabilities import PORTABLE_LIMITS
+from events_core import PORTABLE_LIMITS, Capabilities
 from events_core.options import CommonOptions, option
 
 __all__ = ["FULL_CAPABILITIES", "SQLiteOptions", "capabilities_of"]
