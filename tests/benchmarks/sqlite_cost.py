@@ -1,6 +1,6 @@
-"""What the SQLite backend costs: by backlog, by number of keys, to wait, and beside SQLite itself.
+"""What the SQLite backend costs: by backlog, by number of keys, and to wait.
 
-Run ``python tests/benchmarks/sqlite_cost.py [backlog] [keys] [waiting] [senders]``; without arguments, all four.
+Run ``python tests/benchmarks/sqlite_cost.py [backlog] [keys] [waiting]``; without arguments, all three.
 Absolute times mean little on a shared machine: compare the ratios of one run.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,6 @@ from events_core.options import read_options
 PAYLOAD = os.urandom(1000)
 BATCH = 100
 MEASURED = 20_000
-SENDERS = 64
 
 
 @contextmanager
@@ -151,56 +149,11 @@ def waiter(path: str, subscription: str, idle: float) -> Iterator[Iterator[str]]
         process.kill()
 
 
-async def send(path: str, messages: int) -> float:
-    """Messages a second from concurrent senders."""
-    async with SQLiteClient(EventConfig("orders", options={"path": path})) as client:
-        await client.ping()
-
-        async def sender() -> None:
-            for _ in range(messages // SENDERS):
-                await client.send_message(EventMessage(PAYLOAD))
-
-        began = time.perf_counter()
-        await asyncio.gather(*(sender() for _ in range(SENDERS)))
-        return messages / (time.perf_counter() - began)
-
-
-def insert(path: str, messages: int) -> float:
-    """Messages a second into a plain table, in transactions of as many messages."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("CREATE TABLE m (id INTEGER PRIMARY KEY AUTOINCREMENT, k TEXT, a TEXT, t REAL, d BLOB)")
-    began = time.perf_counter()
-    for _ in range(messages // SENDERS):
-        connection.execute("BEGIN IMMEDIATE")
-        connection.executemany(
-            "INSERT INTO m (k, a, t, d) VALUES (NULL, NULL, ?, ?)", [(time.time(), PAYLOAD)] * SENDERS
-        )
-        connection.execute("COMMIT")
-    rate = messages / (time.perf_counter() - began)
-    connection.close()
-    return rate
-
-
-def senders(messages: int = 12_800) -> None:
-    print(
-        f"\nmessages a second with {SENDERS} concurrent senders, synchronous=FULL, and raw inserts, {SENDERS} at a time"
-    )
-    for _ in range(3):
-        with new_file() as path:
-            ours = asyncio.run(send(path, messages))
-        with new_file() as path:
-            raw = insert(path, messages)
-        print(f"  {ours:10,.0f} of {raw:10,.0f}: {ours / raw:.0%}")
-
-
 def main(chosen: list[str]) -> None:
     parts: dict[str, Callable[[], object]] = {
         "backlog": backlog,
         "keys": keys,
         "waiting": waiting,
-        "senders": senders,
     }
     for name in chosen or parts:
         parts[name]()
