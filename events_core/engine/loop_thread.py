@@ -204,7 +204,7 @@ class ThreadHome(Home):
         self._tasks.add(task)  # a loop keeps only weak references to its tasks
         task.add_done_callback(self._tasks.discard)
         if self._stopped:
-            task.cancel()
+            self._thread.loop.call_soon(task.cancel)  # once it has begun, so that its clauses ``finally`` count
         return task
 
     def wake(self, callback: Callable[[], None]) -> None:
@@ -216,6 +216,7 @@ class ThreadHome(Home):
 
     async def stop(self) -> None:
         self._stopped = True
+        await asyncio.sleep(0)  # what has been started begins, so that its clauses ``finally`` count
         rest = self._tasks - {asyncio.current_task()}
         for task in rest:
             task.cancel()

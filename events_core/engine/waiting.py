@@ -271,9 +271,10 @@ class SingleFlight:
 
         try:
             await self._call(guarded())
-        finally:
+        except Exception:  # a caller that was cancelled leaves the operation to run, or to begin yet
             if not begun:
                 self._ended()
+            raise
 
     def _ended(self) -> None:
         with self._lock:

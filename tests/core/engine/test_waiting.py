@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Coroutine
+from typing import Any
 
+import pytest
+
+from events_core.engine import BrokerError
+from events_core.engine.loop_thread import ThreadHome
 from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom, _mailbox
 
 
@@ -81,3 +87,64 @@ def test_an_operation_runs_once_for_all_who_ask() -> None:
         assert len(runs) == 2
 
     asyncio.run(main())
+
+
+def test_an_operation_whose_caller_was_cancelled_before_it_began_runs_alone() -> None:
+    """P8, C2: it runs to its end, and whoever asks meanwhile waits for it instead of beginning another."""
+
+    async def main() -> None:
+        free = asyncio.Event()
+        running: list[int] = []
+        done = False
+
+        async def call(work: Coroutine[Any, Any, None]) -> None:
+            async def later() -> None:
+                await free.wait()
+                await work
+
+            await asyncio.shield(asyncio.ensure_future(later()))
+
+        async def operation() -> None:
+            nonlocal done
+            running.append(len(running))
+            await asyncio.sleep(0)
+            done = True
+
+        flight = SingleFlight(call)
+        first = asyncio.create_task(flight.run(operation, lambda: done))
+        await asyncio.sleep(0)
+        first.cancel()
+        second = asyncio.create_task(flight.run(operation, lambda: done))
+        await asyncio.wait([first])
+        free.set()
+        await asyncio.wait_for(second, 10)
+        assert running == [0]
+
+    asyncio.run(main())
+
+
+def test_an_operation_that_a_stopping_home_had_started_is_over_for_all() -> None:
+    """P7: it begins, however soon it is cancelled; else whoever asks next would wait for ever."""
+    home = ThreadHome()
+    home.start()
+    thread = home._thread
+    assert thread is not None
+    busy = threading.Event()
+
+    async def main() -> None:
+        async def operation() -> None:
+            await asyncio.sleep(60)
+
+        thread.post(busy.wait)
+        thread.post(lambda: thread.loop.create_task(home.stop()))
+        flight = SingleFlight(home.call)
+        first = asyncio.create_task(flight.run(operation, lambda: False))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        busy.set()
+        with pytest.raises(BrokerError, match="closed"):
+            await flight.run(operation, lambda: False, timeout=10)
+
+    asyncio.run(main())
+    home.join()
