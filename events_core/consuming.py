@@ -123,7 +123,7 @@ class _Loop:
         handled = False
         try:
             async with self._receiver.processing(message):
-                await self._handler(message)
+                await self._call_handler(message)
                 handled = True
         except Exception as error:
             if handled:
@@ -133,6 +133,15 @@ class _Loop:
             if self._goes_on():
                 settle = self._receiver.acknowledge if handled else self._receiver.nack
                 self._workers.create_task(self._settle(message, settle))
+
+    async def _call_handler(self, message: ReceivedMessage) -> None:
+        try:
+            await self._handler(message)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise RuntimeError("the handler awaited something that was cancelled") from error
 
     async def _settle(self, message: ReceivedMessage, settle: Callable[[ReceivedMessage], Awaitable[None]]) -> None:
         """Repeat what may have failed: a message that stays held would keep those of its key waiting (S5)."""

@@ -190,6 +190,28 @@ def test_a_failing_handler_is_logged_and_does_not_end_it(caplog: pytest.LogCaptu
     assert "no luck" in caplog.text
 
 
+def test_a_handler_that_awaited_what_was_cancelled_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+    """H2: logged, nacked and counted; only a cancellation of consume itself hands back."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        stop = asyncio.Event()
+
+        async def handle(message: ReceivedMessage) -> None:
+            if message.delivery_attempt == 2:
+                stop.set()
+                return
+            shared = asyncio.ensure_future(asyncio.sleep(60))
+            shared.cancel()
+            await shared
+
+        await consume(receiver, handle, stop=stop)
+        assert stop.is_set()
+
+    run(test)
+    assert "the handler failed" in caplog.text
+
+
 def test_stopping_lets_handlers_finish() -> None:
     """H2: and takes nothing more."""
 
