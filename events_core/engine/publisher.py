@@ -192,6 +192,7 @@ class Publisher:
                 self._drained.wake()
         if self._arriving:
             self._admit_arriving()
+            self.pump()
 
     # At home
 

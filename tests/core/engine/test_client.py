@@ -308,6 +308,51 @@ def test_past_the_bound_a_send_waits_for_room() -> None:
     run(test, publish_max_messages="3")
 
 
+async def one_out(client: ScriptedClient, sent: EventMessage) -> tuple[asyncio.Task[str], asyncio.Event]:
+    """A request that stays out until the event is set at home, while others are answered."""
+    await client.send_message(message("0"))
+    gate = client.broker.gate = asyncio.Event()
+    sending = asyncio.create_task(client.send_message(sent))
+    await until(lambda: len(client.broker.requests) == 2)
+    client.broker.gate = None
+    return sending, gate
+
+
+def test_room_that_a_cancelled_send_leaves_is_used_at_once() -> None:
+    """P6, P8: by one of another key, which needs no request to end before it."""
+
+    async def test(client: ScriptedClient) -> None:
+        slow, gate = await one_out(client, message("1", "slow"))
+        behind = asyncio.create_task(client.send_message(message("2", "slow")))
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(client.send_message(message("3", "other")))
+        await asyncio.sleep(0)
+        behind.cancel()
+        assert await asyncio.wait_for(waiting, 10) == "id-3"
+        await client._home.call(_set(gate))
+        await slow
+
+    run(test, publish_max_messages="2")
+
+
+def test_room_that_a_confirmed_send_leaves_is_used_for_all_requests_that_may_be_out() -> None:
+    """P5, P6: what was let in leaves side by side, not each behind the one before."""
+
+    async def test(client: ScriptedClient) -> None:
+        large, gate = await one_out(client, message("1" * 60))
+        client.broker.gate = gates = asyncio.Event()
+        sends = [asyncio.create_task(client.send_message(message(key, key))) for key in "ab"]
+        await asyncio.sleep(0)
+        await client._home.call(_set(gate))
+        await large
+        await asyncio.wait_for(until(lambda: len(client.broker.requests) == 4), 10)
+        client.broker.gate = None
+        await client._home.call(_set(gates))
+        await asyncio.gather(*sends)
+
+    run(test, publish_max_bytes="60")
+
+
 def test_past_the_bound_a_send_may_fail_at_once() -> None:
     """P6: by option."""
 
