@@ -109,11 +109,17 @@ class Ledger:
     # Arriving and handing out
 
     def arrive(self, deliveries: Sequence[Delivery], now: float, lease_until: float = math.inf) -> None:
-        """Buffer what was fetched; a redelivery of what is here already only brings a newer token (R7)."""
+        """Buffer what was fetched; a redelivery of what is here already only brings a newer token (R7).
+
+        One of what is being given back is the broker's answer to that, whatever its confirmation says.
+        """
         for delivery in deliveries:
             delivery.lease_until = lease_until
             known = self._live.get(delivery.message_id)
-            if known is None or (known.settlement is not None and known.settlement.outcome is NACK):
+            if known is not None and known.settlement is not None and known.settlement.outcome is not ACK:
+                self._retire(known, _done(known.settlement.outcome))
+                known = None
+            if known is None:
                 self._admit(delivery, now)
                 self._buffer.push(delivery)
             else:

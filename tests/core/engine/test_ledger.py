@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery, Outcome, Settlement
 from events_core.engine.driver import State
@@ -163,6 +165,39 @@ def test_a_nack_returns_later_messages_of_its_key() -> None:
     assert begin(target, third, Outcome.NACK) == []
     assert code(begin(target, third, Outcome.ACK)) is ErrorCode.EXPIRED
     assert target.buffered == 0
+
+
+@pytest.mark.parametrize("outcome", [Outcome.NACK, Outcome.RETURN])
+def test_what_comes_again_before_the_broker_has_answered_is_handed_out(outcome: Outcome) -> None:
+    """R9: a broker redelivers what is given back as soon as it likes; only an acknowledgement covers copies (S2)."""
+    target = ledger()
+    (first,) = held(target, "a1")
+    (asked,) = begin(target, first, outcome)  # type: ignore[misc]  # no error
+    (second,) = held(target, "a1")
+    assert target.finish(asked, None) == ()
+    assert (second.state, target.held) == (State.HELD, 1)
+
+
+def test_what_came_again_is_over_whatever_becomes_of_the_answer() -> None:
+    """S5, R8: a nack that was applied and never confirmed keeps neither its key nor its place."""
+    target = ledger()
+    (first,) = held(target, "a1")
+    (asked,) = begin(target, first, Outcome.NACK)  # type: ignore[misc]  # no error
+    target.arrive([delivery("a1")], 0.0)
+    target.finish(asked, BrokerError("no answer", ErrorCode.TIMEOUT, retryable=True))
+    assert target.held == 0
+    assert begin(target, first, Outcome.NACK) == begin(target, "a1", Outcome.NACK) == []
+    assert ids(target.take(1, 0.0)) == ["a1"]
+
+
+def test_what_comes_again_expires_after_what_came_before_it() -> None:
+    """R6: its time begins anew, and nobody else's waits for that."""
+    target = ledger()
+    first, _ = held(target, "1", "2")
+    begin(target, first, Outcome.NACK)
+    target.arrive([delivery("1")], 30.0)
+    assert begun(target.expire(60.0)) == [("2", Outcome.NACK)]
+    assert begun(target.expire(90.0)) == [("1", Outcome.RETURN)]
 
 
 def test_a_run_kept_here_comes_again_in_order_after_its_delay() -> None:
