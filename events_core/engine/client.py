@@ -14,6 +14,7 @@ from events_core.capabilities import Capabilities
 from events_core.engine.backoff import Backoff
 from events_core.engine.batching import AnyCall
 from events_core.engine.driver import BrokerError, Driver
+from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, InlineHome
 from events_core.engine.link import Link
 from events_core.engine.loop_thread import ThreadHome
@@ -292,10 +293,10 @@ class EngineClient(EventClient):
                 return await operation
         except TimeoutError as error:
             raise BrokerError(f"{what}: no answer in time", ErrorCode.TIMEOUT, retryable=True) from error
-        except (BrokerError, asyncio.CancelledError):
+        except BrokerError:
             raise
-        except Exception as error:
-            raise BrokerError(f"{what}: the backend failed: {error!r}", ErrorCode.INTERNAL) from error
+        except UNFORESEEN as error:
+            raise internal(error, f"{what}: ") from error
 
     def _observed(
         self, name: OperationName, *, subscription: str = "", messages: int = 0

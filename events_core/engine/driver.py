@@ -179,7 +179,7 @@ class Source(ABC):
         """Keep *deliveries* safe for another :attr:`lease` seconds; called only where that is a number.
 
         Called concurrently with :meth:`fetch` and :meth:`settle`; calls of :meth:`extend` do not overlap.
-        Cancelled when the receiver closes.
+        Cancelled when there is no answer in time, and when the receiver closes.
 
         :returns: those that the broker has taken back, and will deliver again.
         :raises BrokerError: when the request failed; the engine asks again before the leases run out.

@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.driver import BrokerError, Delivery, Source
+from events_core.engine.failure import UNFORESEEN, internal, is_cancelled
 from events_core.engine.home import CLOSE_GRACE, Home, step
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
 from events_core.engine.settler import Settler
 from events_core.engine.waiting import WaitingRoom
-from events_core.errors import ErrorCode
 
 __all__ = ["Feed", "InlineFeed", "PrefetchingFeed"]
 
@@ -145,10 +145,9 @@ class PrefetchingFeed(Feed):
                 self._arrived(await self._fetch())
             except BrokerError as error:
                 await self._fail(error)
-            except Exception as error:
+            except UNFORESEEN as error:
+                failure = internal(error)
                 _log.exception("%s: the backend failed to fetch", self._source.subscription)
-                failure = BrokerError(f"the backend failed: {error!r}", ErrorCode.INTERNAL)
-                failure.__cause__ = error
                 await self._fail(failure)
 
     async def _fetch(self) -> Sequence[Delivery]:
@@ -222,8 +221,11 @@ class PrefetchingFeed(Feed):
     async def _renew(self, deliveries: Sequence[Delivery], lease: float) -> None:
         asked = self._now()
         try:
-            lost = await self._source.extend(deliveries)
-        except Exception as error:
+            async with asyncio.timeout(lease / 3):  # what is asked for has more than that left, and is asked for again
+                lost = await self._source.extend(deliveries)
+        except UNFORESEEN as error:
+            if is_cancelled(error):
+                raise
             _log.debug("%s: leases not renewed, trying again: %r", self._source.subscription, error)
             return
         for delivery in deliveries:

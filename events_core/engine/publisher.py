@@ -12,6 +12,7 @@ from typing import Any
 from events_core.engine.backoff import Backoff
 from events_core.engine.batching import AnyCall, Batch, Batcher, Call, Entry, SingleCall
 from events_core.engine.driver import BrokerError, Driver
+from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, step
 from events_core.engine.limits import measure
 from events_core.engine.link import Link
@@ -246,10 +247,10 @@ class Publisher:
                 results = await self._driver.publish([entry.message for entry in entries])
         except TimeoutError as error:
             raise self._timed_out(error) from error
-        except (BrokerError, asyncio.CancelledError):
+        except BrokerError:
             raise
-        except Exception as error:
-            raise BrokerError(f"the backend failed: {error!r}", ErrorCode.INTERNAL) from error
+        except UNFORESEEN as error:
+            raise internal(error) from error
         if len(results) != len(entries):
             raise BrokerError(
                 f"the backend answered for {len(results)} of {len(entries)} messages; they may be stored or not",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.driver import BrokerError, Outcome, Settlement, Source
+from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, step
 from events_core.engine.ledger import Begun, Ledger
 from events_core.engine.link import Link
@@ -201,10 +202,10 @@ class Settler:
                 return await self._source.settle(batch)
         except TimeoutError as error:
             raise BrokerError("the broker did not answer", ErrorCode.TIMEOUT, retryable=True) from error
-        except (BrokerError, asyncio.CancelledError):
+        except BrokerError:
             raise
-        except Exception as error:
-            raise BrokerError(f"the backend failed: {error!r}", ErrorCode.INTERNAL) from error
+        except UNFORESEEN as error:
+            raise internal(error) from error
 
     def _finish(self, batch: Sequence[Settlement], results: Sequence[BrokerError | None]) -> None:
         """Record the answers; what failed for a while is deferred."""

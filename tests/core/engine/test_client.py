@@ -39,8 +39,8 @@ class ScriptedDriver(Driver[CommonOptions]):
         super().__init__(topic_name, project_id, options)
         self.capabilities = CAPABILITIES
         self.requests: list[list[bytes]] = []
-        self.publish_errors: list[BrokerError | None] = []
-        self.open_errors: list[BrokerError] = []
+        self.publish_errors: list[BaseException | None] = []
+        self.open_errors: list[BaseException] = []
         self.refuses: Callable[[EventMessage], bool] = lambda message: False
         self.gate: asyncio.Event | None = None
         self.sources: list[ScriptedSource] = []
@@ -91,8 +91,8 @@ class ScriptedSource(Source):
 
     def __init__(self) -> None:
         self.arriving: asyncio.Queue[EventMessage] = asyncio.Queue()
-        self.fetch_errors: list[BrokerError] = []
-        self.settle_errors: list[BrokerError] = []
+        self.fetch_errors: list[BaseException] = []
+        self.settle_errors: list[BaseException] = []
         self.settled: list[Settlement] = []
         self.tokens: list[object] = []
         self.settle_gate: asyncio.Event | None = None
@@ -415,6 +415,30 @@ def test_what_retrying_cannot_mend_raises_and_the_next_call_tries_again() -> Non
             assert caught.value.code is ErrorCode.PERMISSION_DENIED
             await client.send_message(message("2"))
             assert await receiver.receive_message(10) is not None
+
+    run(test)
+
+
+def test_a_driver_that_awaited_what_was_cancelled_has_failed() -> None:
+    """F1, P7, S5: whoever waits is told at once, and the next call tries again."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            source = client.broker.sources[0]
+            source.fetch_errors = [asyncio.CancelledError()]
+            await client.send_message(message("1"))
+            received = await receiver.receive_message(10)
+            assert received is not None
+            with pytest.raises(ReceiveError) as receiving:
+                await receiver.receive_message(10)
+            source.settle_errors = [asyncio.CancelledError()]
+            with pytest.raises(AcknowledgeError) as settling:
+                await receiver.acknowledge(received)
+            await receiver.acknowledge(received)
+            client.broker.publish_errors = [asyncio.CancelledError()]
+            with pytest.raises(PublishError) as sending:
+                await client.send_message(message("2"))
+            assert {each.value.code for each in (receiving, settling, sending)} == {ErrorCode.INTERNAL}
 
     run(test)
 

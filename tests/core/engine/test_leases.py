@@ -39,7 +39,8 @@ class Broker(Source):
         self.renewals: Counter[str] = Counter()
         self.lapsed: list[str] = []
         self.refuses: set[str] = set()
-        self.fails = False
+        self.fails: BaseException | None = None
+        self.is_silent = False
         self._deliveries = [Delivery(str(number), b"", {}) for number in range(messages)]
         self._until: dict[str, float] = {}
 
@@ -60,7 +61,9 @@ class Broker(Source):
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
         if self.fails:
-            raise BrokerError("out of reach", ErrorCode.UNAVAILABLE, retryable=True)
+            raise self.fails
+        if self.is_silent:
+            await asyncio.sleep(HOUR)
         self._keep(deliveries)
         self.renewals.update(delivery.message_id for delivery in deliveries)
         return [delivery for delivery in deliveries if delivery.message_id in self.refuses]
@@ -132,16 +135,37 @@ def test_an_hour_of_keeping_ten_thousand_leases(lease: float) -> None:
     assert growth < 100_000
 
 
-def test_a_renewal_that_fails_is_repeated_before_the_lease_is_over() -> None:
+@pytest.mark.parametrize(
+    "error", [BrokerError("out of reach", ErrorCode.UNAVAILABLE, retryable=True), asyncio.CancelledError()]
+)
+def test_a_renewal_that_fails_is_repeated_before_the_lease_is_over(error: BaseException) -> None:
     """An outage shorter than what is left of the lease costs nothing."""
     broker = Broker(1, 60.0)
 
     async def keep() -> None:
         receiving = Receiving(broker, 1)
         await receiving.hold(1)
-        broker.fails = True
+        broker.fails = error
         await asyncio.sleep(45)
-        broker.fails = False
+        broker.fails = None
+        await asyncio.sleep(60)
+        await receiving.stop()
+
+    simulate(keep())
+    assert broker.lapsed == []
+    assert broker.renewals["0"] >= 2
+
+
+def test_a_renewal_without_an_answer_is_repeated_before_the_lease_is_over() -> None:
+    """A connection that went silent costs no lease while another would serve."""
+    broker = Broker(1, 60.0)
+
+    async def keep() -> None:
+        receiving = Receiving(broker, 1)
+        await receiving.hold(1)
+        broker.is_silent = True
+        await asyncio.sleep(35)
+        broker.is_silent = False
         await asyncio.sleep(60)
         await receiving.stop()
 
