@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.driver import BrokerError, Delivery, Source
-from events_core.engine.failure import UNFORESEEN, internal, is_cancelled
+from events_core.engine.failure import UNFORESEEN, internal, is_meant
 from events_core.engine.home import CLOSE_GRACE, Home, step
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
@@ -224,7 +224,7 @@ class PrefetchingFeed(Feed):
             async with asyncio.timeout(lease / 3):  # what is asked for has more than that left, and is asked for again
                 lost = await self._source.extend(deliveries)
         except UNFORESEEN as error:
-            if is_cancelled(error):
+            if is_meant(error):
                 raise
             _log.debug("%s: leases not renewed, trying again: %r", self._source.subscription, error)
             return

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from events_core.engine.driver import BrokerError
+from events_core.engine.failure import UNFORESEEN, is_meant
 from events_core.engine.home import CLOSE_GRACE, Home
 from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode
@@ -32,6 +33,7 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
+        self._ends = False
         self._woken: deque[Callable[[], None]] = deque()
         self._is_waking = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -41,11 +43,18 @@ class LoopThread:
         loop = self.loop
         asyncio.set_event_loop(loop)
         try:
-            loop.run_forever()
+            while not self._ends:
+                self._run_until_stopped()
             loop.run_until_complete(_finish(loop))
         finally:
             asyncio.set_event_loop(None)
             loop.close()
+
+    def _run_until_stopped(self) -> None:
+        try:
+            self.loop.run_forever()
+        except BaseException:  # SystemExit and KeyboardInterrupt leave a loop, and this one is everybody's
+            _log.exception("what ran on the thread %r wanted to end it", threading.current_thread().name)
 
     def wake(self, callback: Callable[[], None]) -> None:
         """Run *callback* on the loop, soon; from any thread."""
@@ -69,7 +78,11 @@ class LoopThread:
 
     def stop(self) -> None:
         """End, soon, with every task that is left."""
-        self.post(self.loop.stop)
+        self.post(self._stop)
+
+    def _stop(self) -> None:
+        self._ends = True
+        self.loop.stop()
 
     def join(self) -> None:
         """Return when it has ended."""
@@ -174,7 +187,9 @@ class ThreadHome(Home):
         try:
             async with asyncio.timeout(CLOSE_GRACE):
                 await closing
-        except Exception as error:
+        except UNFORESEEN as error:
+            if is_meant(error):
+                raise
             _log.warning("closing %s failed: %r", what, error)
 
     def start(self) -> None:

@@ -443,6 +443,40 @@ def test_a_driver_that_awaited_what_was_cancelled_has_failed() -> None:
     run(test)
 
 
+def test_a_driver_that_exits_ends_no_other_client() -> None:
+    """P7, F1: as an SDK may that dislikes where it is imported; whoever asked is told."""
+
+    async def test(client: ScriptedClient) -> None:
+        other = ScriptedClient(EventConfig("other", backend="scripted"))
+        await other.send_message(message("1"))
+        client.broker.open_errors = [SystemExit("this SDK needs Python 4")]
+        with pytest.raises(PublishError, match="Python 4") as caught:
+            await client.send_message(message("1"))
+        assert caught.value.code is ErrorCode.INTERNAL
+        await asyncio.wait_for(other.send_message(message("2")), 10)
+        await other.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_the_io_thread_outlives_what_a_library_does_on_it(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """T1: it belongs to all clients of the process; what ends a callback is logged."""
+
+    async def test(client: ScriptedClient) -> None:
+        def leave() -> None:
+            raise error
+
+        await client.send_message(message("1"))
+        client._home.wake(leave)
+        assert await asyncio.wait_for(client.send_message(message("2")), 10) == "id-2"
+
+    run(test)
+    assert error.__name__ in caplog.text
+
+
 def test_subscribing_to_what_is_missing_raises() -> None:
     """Q2."""
 
