@@ -267,7 +267,8 @@ class EngineClient(EventClient):
                 if not (patient and error.retryable) or time.monotonic() + pause > ends:
                     raise
                 await asyncio.sleep(pause)
-            self._check()
+            if self._closed:
+                self._check()
 
     async def _connected(self, ends: float) -> None:
         """Connect, or wait for whoever does."""

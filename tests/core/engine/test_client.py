@@ -42,6 +42,7 @@ class ScriptedDriver(Driver[CommonOptions]):
         self.publish_errors: list[BaseException | None] = []
         self.open_errors: list[BaseException] = []
         self.refuses: Callable[[EventMessage], bool] = lambda message: False
+        self.open_gate: asyncio.Event | None = None
         self.gate: asyncio.Event | None = None
         self.sources: list[ScriptedSource] = []
         self.closed = False
@@ -49,6 +50,8 @@ class ScriptedDriver(Driver[CommonOptions]):
 
     async def open(self) -> None:
         self.thread = threading.get_ident()
+        if self.open_gate is not None:
+            await self.open_gate.wait()
         if self.open_errors:
             raise self.open_errors.pop(0)
 
@@ -653,6 +656,22 @@ def test_an_answer_for_fewer_messages_is_an_error() -> None:
         with pytest.raises(PublishError, match="0 of 1 messages") as caught:
             await client.send_message(message("1"))
         assert caught.value.code is ErrorCode.INTERNAL
+
+    run(test)
+
+
+def test_a_send_that_was_accepted_before_the_connection_stood_is_flushed() -> None:
+    """C2: as any other."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.open_gate = asyncio.Event()
+        sending = asyncio.create_task(client.send_message(message("1")))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(client.close(timeout=10))
+        await asyncio.sleep(0)
+        client._home.wake(client.broker.open_gate.set)
+        await closing
+        assert await sending == "id-1"
 
     run(test)
 
