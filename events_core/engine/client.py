@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -93,6 +94,8 @@ class EngineClient(EventClient):
         self._receivers: set[EngineReceiver] = set()
         self._opening = SingleFlight(self._home.call)
         self._closing = SingleFlight(self._home.call)
+        self._starting = threading.Lock()
+        self._pausing = WaitingRoom()
         self._process: int | None = None
         self._opened = False
         self._closed = False
@@ -207,7 +210,7 @@ class EngineClient(EventClient):
     async def _subscribe(self, name: str | None, ends: float) -> EngineReceiver:
         waiting = WaitingRoom()
         receiver = EngineReceiver(
-            await self._bounded(self._driver.subscribe(name, waiting.wake), ends, "subscribe"),
+            await self._bounded(lambda: self._driver.subscribe(name, waiting.wake), ends, "subscribe"),
             waiting,
             self._home,
             self._link,
@@ -219,6 +222,9 @@ class EngineClient(EventClient):
             forget=self._receivers.discard,
         )
         self._receivers.add(receiver)
+        if self._publisher.closed:  # looked for after adding: a close that has not found the receiver is seen here
+            await receiver.close(timeout=0)
+            raise BrokerError("the client was closed meanwhile", ErrorCode.CLOSED)
         return receiver
 
     def _discard(self, receiver: EngineReceiver) -> None:
@@ -231,7 +237,7 @@ class EngineClient(EventClient):
         try:
             await self._open(ends)
             await self._home.call(
-                self._bounded(self._driver.delete_subscription(subscription), ends, "delete_subscription")
+                self._bounded(lambda: self._driver.delete_subscription(subscription), ends, "delete_subscription")
             )
         except BrokerError as error:
             raise self._translated(error, ReceiveError, connecting=True) from error.__cause__
@@ -242,7 +248,7 @@ class EngineClient(EventClient):
         ends = began + timeout
         try:
             await self._open(ends, patient=False)
-            await self._home.call(self._bounded(self._driver.ping(), ends, "ping"))
+            await self._home.call(self._bounded(self._driver.ping, ends, "ping"))
         except BrokerError as error:
             self._link.is_up = False  # without a log record: the error tells it
             raise self._translated(error, EventConnectionError) from error.__cause__
@@ -258,17 +264,32 @@ class EngineClient(EventClient):
         """
         backoff = Backoff()
         while not self._opened:
-            self._home.start()
-            self._process = _forks  # after that: whoever closes from now on finds something to stop
+            self._start()
             try:
                 await self._connected(ends)
             except BrokerError as error:
                 pause = next(backoff)
                 if not (patient and error.retryable) or time.monotonic() + pause > ends:
                     raise
-                await asyncio.sleep(pause)
+                await self._pause(pause)
+
+    def _start(self) -> None:
+        """Make ready; whoever closes from now on finds something to stop."""
+        with self._starting:
             if self._closed:
-                self._check()
+                raise BrokerError("the client is closed", ErrorCode.CLOSED)
+            self._home.start()
+            self._process = _forks
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before connecting again, unless the client is closed meanwhile."""
+        waiter = self._pausing.enter(0)  # its one event is the end of the client
+        if waiter is None:
+            return
+        try:
+            await waiter.wait(seconds)
+        finally:
+            self._pausing.leave(waiter)
 
     async def _connected(self, ends: float) -> None:
         """Connect, or wait for whoever does."""
@@ -280,18 +301,18 @@ class EngineClient(EventClient):
             raise BrokerError("connect: no answer in time", ErrorCode.TIMEOUT, retryable=True) from error
 
     async def _connect(self, ends: float) -> None:
-        await self._bounded(self._driver.open(), min(ends, time.monotonic() + self._options.connect_timeout), "connect")
+        await self._bounded(self._driver.open, min(ends, time.monotonic() + self._options.connect_timeout), "connect")
         self._opened = True
         self._link.up()
         self._publisher.open()
 
-    async def _bounded(self, operation: Coroutine[Any, Any, T], ends: float, what: str) -> T:
+    async def _bounded(self, operation: Callable[[], Awaitable[T]], ends: float, what: str) -> T:
         """Await a driver's *operation* until *ends*; everything it raises becomes a :class:`BrokerError`."""
         try:
             if self._home.inline:
-                return await operation
+                return await operation()
             async with asyncio.timeout(ends - time.monotonic()):
-                return await operation
+                return await operation()
         except TimeoutError as error:
             raise BrokerError(f"{what}: no answer in time", ErrorCode.TIMEOUT, retryable=True) from error
         except BrokerError:
@@ -320,9 +341,10 @@ class EngineClient(EventClient):
 
     async def close(self, timeout: float = 15.0) -> None:
         self._check_process()
+        with self._starting:
+            self._closed = self._closed or self._process is None
         if self._process is None:
             await self._publisher.flush(0)
-            self._closed = True
         else:
             for receiver in tuple(self._receivers):
                 receiver.hasten_close(timeout)  # which another close may have told to wait for longer
@@ -332,7 +354,7 @@ class EngineClient(EventClient):
 
     async def _shut(self, timeout: float) -> None:
         """C2: receivers and sends at once, then the transport; also when cancelled, which only ends the patience."""
-        closing = [receiver.close(timeout) for receiver in self._receivers]
+        closing = [receiver.close(timeout) for receiver in tuple(self._receivers)]
         try:
             await asyncio.gather(self._publisher.flush(timeout), *closing, return_exceptions=True)
         finally:
@@ -340,8 +362,10 @@ class EngineClient(EventClient):
             await self._publisher.flush(0)
             for receiver in tuple(self._receivers):
                 await receiver.close(timeout=0)
+            await self._home.end_tasks()
             await self._home.release(self._driver.close(), repr(self))
             self._closed = True
+            self._pausing.wake_all()
             self._link.closed()
             await self._home.stop()
 

@@ -46,8 +46,12 @@ class Home(ABC):
         """Make ready; called again it does nothing."""
 
     @abstractmethod
+    async def end_tasks(self) -> None:
+        """Begin nothing more, and end every task that is left; from here."""
+
+    @abstractmethod
     async def stop(self) -> None:
-        """Use it no more: end every task that is left; from here."""
+        """Use it no more; from here, after :meth:`end_tasks`."""
 
     @abstractmethod
     def join(self) -> None:
@@ -75,6 +79,9 @@ class InlineHome(Home):
         callback()
 
     def start(self) -> None:
+        pass
+
+    async def end_tasks(self) -> None:
         pass
 
     async def stop(self) -> None:

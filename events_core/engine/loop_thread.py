@@ -229,7 +229,7 @@ class ThreadHome(Home):
     def _post(self, callback: Callable[[], object]) -> bool:
         return self._thread is not None and not self._stopped and self._thread.post(callback)
 
-    async def stop(self) -> None:
+    async def end_tasks(self) -> None:
         self._stopped = True
         await asyncio.sleep(0)  # what has been started begins, so that its clauses ``finally`` count
         rest = self._tasks - {asyncio.current_task()}
@@ -237,6 +237,8 @@ class ThreadHome(Home):
             task.cancel()
         if rest:
             await asyncio.wait(rest, timeout=CLOSE_GRACE)
+
+    async def stop(self) -> None:
         assert self._thread is not None
         if self._private:
             self._thread.stop()

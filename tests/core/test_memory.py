@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
+from collections.abc import Callable
 
-from events_core import EventConfig, EventMessage, create_client
+import pytest
+
+from events_core import ErrorCode, EventConfig, EventMessage, EventRuntimeError, create_client
+from events_core.backends.memory import MemoryClient, MemoryDriver, MemorySource
 
 
 def test_what_was_acknowledged_is_freed() -> None:
@@ -24,3 +29,25 @@ def test_what_was_acknowledged_is_freed() -> None:
             assert sys.getrefcount(data) == references
 
     asyncio.run(scenario())
+
+
+def test_a_subscription_that_comes_while_another_thread_closes_the_client_goes_with_it() -> None:
+    """C3: no receiver outlives its client."""
+
+    class Driver(MemoryDriver):
+        async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> MemorySource:
+            source = await super().subscribe(subscription, wake)
+            closing = threading.Thread(target=lambda: asyncio.run(client.close(timeout=0)))
+            closing.start()
+            closing.join(10)
+            return source
+
+    class Client(MemoryClient):
+        api_version = 1
+        driver_class = Driver
+
+    client = Client(EventConfig("closing"))
+    with pytest.raises(EventRuntimeError) as caught:
+        asyncio.run(client.subscribe("s"))
+    assert caught.value.code is ErrorCode.CLOSED
+    assert not client._receivers

@@ -691,6 +691,103 @@ def test_a_call_that_a_close_interrupts_says_closed() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("what", ["open", "subscribe", "ping"])
+def test_what_the_driver_was_asked_for_is_over_before_it_closes(what: str) -> None:
+    """C3: else it would open what nobody closes."""
+
+    async def test(client: ScriptedClient) -> None:
+        under_way = 0
+        at_close: list[int] = []
+
+        async def slowly(*_: object) -> None:
+            nonlocal under_way
+            under_way += 1
+            try:
+                await asyncio.sleep(60)
+            finally:
+                under_way -= 1
+
+        async def close() -> None:
+            at_close.append(under_way)
+            client.broker.closed = True
+
+        setattr(client.broker, what, slowly)
+        client.broker.close = close  # type: ignore[method-assign]
+        call = asyncio.create_task(client.subscribe("s") if what == "subscribe" else client.ping(timeout=60))
+        await until(lambda: under_way == 1)
+        await client.close(timeout=0)
+        assert at_close == [0]
+        with pytest.raises(EventRuntimeError):
+            await call
+
+    run(test)
+
+
+def test_a_subscription_that_comes_while_the_client_closes_goes_with_it() -> None:
+    """C3: no receiver is handed out that nobody will close."""
+
+    async def test(client: ScriptedClient) -> None:
+        asked = threading.Event()
+        gate = asyncio.Event()
+
+        async def subscribe(*_: object) -> ScriptedSource:
+            asked.set()
+            await gate.wait()
+            return ScriptedSource()
+
+        client.broker.subscribe = subscribe  # type: ignore[method-assign]
+        async with held_back(client):
+            sending = asyncio.create_task(client.send_message(message("1")))
+            subscribing = asyncio.create_task(client.subscribe("s"))
+            await until(asked.is_set)
+            closing = asyncio.create_task(client.close(timeout=10))
+            await until(lambda: client._publisher.closed)
+            client._home.wake(gate.set)
+            with pytest.raises(EventRuntimeError) as caught:
+                await subscribing
+            assert caught.value.code is ErrorCode.CLOSED
+            assert not client._receivers
+        await asyncio.gather(sending, closing)
+
+    run(test)
+
+
+def test_a_send_that_waits_to_connect_again_ends_with_its_client() -> None:
+    """C2: it does not sleep on until its next try."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.open_errors = [UNAVAILABLE] * 100
+        sending = asyncio.create_task(client.send_message(message("1")))
+        await until(lambda: len(client.broker.open_errors) < 95)
+        await client.close(timeout=0)
+        await asyncio.wait([sending], timeout=0.05)
+        with pytest.raises(EventRuntimeError):
+            await asyncio.wait_for(sending, 0)
+
+    run(test)
+
+
+def test_a_close_beside_the_first_use_leaves_no_thread() -> None:
+    """C3: whichever of the two comes first."""
+    before = threading.enumerate()
+    client = ScriptedClient(EventConfig("topic", backend="scripted"))
+    closing = threading.Thread(target=lambda: asyncio.run(client.close(timeout=0)))
+    start = client._home.start
+
+    def start_while_another_thread_closes() -> None:
+        if closing.ident is None:
+            closing.start()
+            closing.join(0.2)  # as far as it comes by itself
+        start()
+
+    client._home.start = start_while_another_thread_closes  # type: ignore[method-assign]
+    with contextlib.suppress(EventRuntimeError):
+        asyncio.run(client.delete_subscription("s"))
+    closing.join(20)
+    asyncio.run(client.close())
+    assert threading.enumerate() == before
+
+
 def test_whoever_waits_for_anothers_connection_waits_no_longer_than_told() -> None:
     """P7: a ping's time is its own, whoever connects."""
 

@@ -135,8 +135,12 @@ def test_an_operation_that_a_stopping_home_had_started_is_over_for_all() -> None
         async def operation() -> None:
             await asyncio.sleep(60)
 
+        async def end() -> None:
+            await home.end_tasks()
+            await home.stop()
+
         thread.post(busy.wait)
-        thread.post(lambda: thread.loop.create_task(home.stop()))
+        thread.post(lambda: thread.loop.create_task(end()))
         flight = SingleFlight(home.call)
         first = asyncio.create_task(flight.run(operation, lambda: False))
         await asyncio.sleep(0)
