@@ -263,6 +263,8 @@ class MemorySource(Source):
         now = time.monotonic()
         with _lock:
             if self._of.deleted:
+                for item in self._held:
+                    item.delivery = None
                 self._held.clear()
                 self._join()  # created anew where options allow (F1)
             wakes = self._reclaim(now)

@@ -7,6 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from events_core.engine.driver import BrokerError
+from events_core.engine.failure import internal
+from events_core.errors import ErrorCode
+
 __all__ = ["CLOSE_GRACE", "Home", "InlineHome", "step"]
 
 T = TypeVar("T")
@@ -92,11 +96,18 @@ class InlineHome(Home):
 
 
 def step(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never suspends."""
+    """Run a driver's coroutine that never suspends.
+
+    :raises BrokerError: and nothing else that a driver may raise.
+    """
     try:
         coroutine.send(None)
     except StopIteration as stop:
         result: T = stop.value
         return result
+    except BrokerError:
+        raise
+    except Exception as error:
+        raise internal(error) from error
     coroutine.close()
-    raise RuntimeError(f"{coroutine!r} suspended; a driver that does must not declare itself inline")
+    raise BrokerError(f"{coroutine!r} suspended; a driver that does must not declare itself inline", ErrorCode.INTERNAL)

@@ -106,7 +106,7 @@ class Settler:
             if result is not None and settlement.outcome is not Outcome.RETURN:
                 failed[settlement.delivery.message_id] = result
         if behind:
-            step(self._source.settle(behind))
+            self._settle_inline(behind, failed)
 
     def pump(self) -> None:
         """Let the next request leave, unless one is out.  Without the lock."""

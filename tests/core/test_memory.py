@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from events_core import ErrorCode, EventConfig, EventMessage, EventRuntimeError, create_client
+from events_core import (
+    AcknowledgeError,
+    ErrorCode,
+    EventConfig,
+    EventMessage,
+    EventRuntimeError,
+    PublishError,
+    ReceiveError,
+    create_client,
+)
 from events_core.backends.memory import MemoryClient, MemoryDriver, MemorySource
+from events_core.engine import BrokerError, Delivery, Settlement
 
 
 def test_what_was_acknowledged_is_freed() -> None:
@@ -51,3 +61,82 @@ def test_a_subscription_that_comes_while_another_thread_closes_the_client_goes_w
         asyncio.run(client.subscribe("s"))
     assert caught.value.code is ErrorCode.CLOSED
     assert not client._receivers
+
+
+def test_what_was_held_of_a_deleted_subscription_has_expired() -> None:
+    """S3, F1: also when the subscription has been created anew; it holds nothing up."""
+
+    async def scenario() -> None:
+        config = EventConfig("deleted", backend="memory")
+        async with create_client(config) as client, await client.subscribe("s") as receiver:
+            await client.send_message(EventMessage(b"x"))
+            message = await receiver.receive_message()
+            assert message is not None
+            await client.delete_subscription("s")
+            assert await receiver.receive_message(0) is None
+            for _ in range(2):
+                with pytest.raises(AcknowledgeError) as caught:
+                    await receiver.acknowledge(message)
+                assert caught.value.code is ErrorCode.EXPIRED
+            assert receiver.stats.held == 0
+
+    asyncio.run(scenario())
+
+
+class _FailingSource(MemorySource):
+    """Fails once when it is told to."""
+
+    failing = ""
+
+    def _fail(self, what: str) -> None:
+        if self.failing == what:
+            self.failing = ""
+            raise OSError("the disk is full")
+
+    async def fetch(self, limit: int) -> Sequence[Delivery]:
+        self._fail("fetch")
+        return await super().fetch(limit)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        self._fail("settle")
+        return await super().settle(settlements)
+
+
+class _FailingDriver(MemoryDriver):
+    """Does not publish what is bad."""
+
+    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        if messages[0].data == b"bad":
+            raise OSError("the disk is full")
+        return await super().publish(messages)
+
+    async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> MemorySource:
+        return _FailingSource(self, subscription or "s", False, wake)
+
+
+class _FailingClient(MemoryClient):
+    api_version = 1
+    driver_class = _FailingDriver
+
+
+def test_a_mistake_of_an_inline_driver_is_a_failure_of_the_call() -> None:
+    """S5, P7, F1: INTERNAL, and the next call tries again, as where the engine has a thread."""
+
+    async def scenario() -> None:
+        async with _FailingClient(EventConfig("failing")) as client, await client.subscribe() as receiver:
+            source = receiver._source  # type: ignore[attr-defined]  # the engine's receiver
+            with pytest.raises(PublishError, match="the disk is full") as sending:
+                await client.send_message(EventMessage(b"bad"))
+            await client.send_message(EventMessage(b"x"))
+            source.failing = "fetch"
+            with pytest.raises(ReceiveError, match="the disk is full") as receiving:
+                await receiver.receive_message(0)
+            message = await receiver.receive_message(0)
+            assert message is not None
+            source.failing = "settle"
+            with pytest.raises(AcknowledgeError, match="the disk is full") as settling:
+                await receiver.acknowledge(message)
+            await receiver.nack(message)
+            assert {each.value.code for each in (sending, receiving, settling)} == {ErrorCode.INTERNAL}
+
+    asyncio.run(scenario())
