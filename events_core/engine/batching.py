@@ -197,6 +197,7 @@ class Batcher:
         self._mixed = mixed_keys
         self._lanes: dict[str | None, _Lane] = {}
         self._ready: deque[_Lane] = deque()
+        self._claims: deque[Wakeable] = deque()
         self._turns = Turns() if mixed_keys else None
 
     def add(self, entry: Entry) -> None:
@@ -230,7 +231,7 @@ class Batcher:
 
     def release(self, batch: Batch, now: float) -> None:
         """The request is no longer out."""
-        self._free += 1
+        self._vacate()
         batch.lane.out -= 1
         if self._turns:
             self._turns.over(len(batch.entries), batch.began, now, waiting=bool(batch.lane.entries))
@@ -239,11 +240,21 @@ class Batcher:
 
     def pause(self) -> None:
         """The request waits before it is tried again: its place goes to another, its key stays taken."""
-        self._free += 1
+        self._vacate()
 
-    def resume(self) -> None:
-        """A paused request leaves again."""
-        self._free -= 1
+    def resume(self, claim: Wakeable) -> None:
+        """A paused request would leave again; *claim* is woken when it has a place, before others get one."""
+        if self._free > 0:
+            self._free -= 1
+            claim.wake()
+        else:
+            self._claims.append(claim)
+
+    def _vacate(self) -> None:
+        if self._claims:
+            self._claims.popleft().wake()
+        else:
+            self._free += 1
 
     def _gather(self, lane: _Lane, enough: int) -> list[Entry]:
         """So many entries of *lane*, or a few more to divide no call."""

@@ -283,8 +283,10 @@ class Publisher:
         self._pump()
         patience = max(entry.call.deadline for entry in entries) - time.monotonic()
         await asyncio.sleep(min(delay, max(0.0, patience)))
+        place = Waiter()
         with self._lock:
-            self._batcher.resume()
+            self._batcher.resume(place)
+        await place.wait()
 
     def _timed_out(self, last: BaseException | None) -> BrokerError:
         error = BrokerError(

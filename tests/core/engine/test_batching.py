@@ -15,8 +15,10 @@ def batcher(**changes: object) -> Batcher:
 
 
 class Nobody:
+    woken = False
+
     def wake(self) -> None:
-        pass
+        self.woken = True
 
 
 def call(*keys: str, size: int = 10) -> Call[Nobody]:
@@ -114,6 +116,24 @@ def test_a_paused_request_gives_its_place_away() -> None:
     assert target.next(0.0) is None
     target.pause()
     assert keys(target.next(0.0)) == ["b"]
+
+
+def test_a_paused_request_leaves_again_when_there_is_a_place() -> None:
+    """P5: before what has not left yet, and never beyond those that may be out."""
+    target = batcher(max_inflight=1)
+    fill(target, call("a", "b", "c"))
+    paused, claim = target.next(0.0), Nobody()
+    target.pause()
+    other = target.next(0.0)
+    target.resume(claim)
+    assert not claim.woken
+    assert other is not None
+    target.release(other, 0.0)
+    assert claim.woken
+    assert target.next(0.0) is None
+    assert paused is not None
+    target.release(paused, 0.0)
+    assert keys(target.next(0.0)) == ["c"]
 
 
 def test_messages_nobody_waits_for_stay_behind() -> None:

@@ -235,6 +235,35 @@ def test_transient_failures_are_retried() -> None:
     run(test)
 
 
+def test_after_an_outage_no_more_requests_are_out_than_before() -> None:
+    """P5: however many gathered while all of them were failing."""
+
+    async def test(client: ScriptedClient) -> None:
+        await client.send_message(message("0"))
+        out = most = 0
+        is_away = True
+
+        async def publish(messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+            nonlocal out, most
+            if is_away:
+                client.broker.requests.append([])
+                raise UNAVAILABLE
+            out += 1
+            most = max(most, out)
+            await asyncio.sleep(0.05)
+            out -= 1
+            return ["id"] * len(messages)
+
+        client.broker.publish = publish  # type: ignore[method-assign]
+        sends = [asyncio.create_task(client.send_message(message("1", str(key)))) for key in range(30)]
+        await until(lambda: len(client.broker.requests) > 60)
+        is_away = False
+        await asyncio.gather(*sends)
+        assert most == client.broker.publish_max_inflight
+
+    run(test)
+
+
 def test_connecting_is_retried_by_a_send() -> None:
     """P7: the time of a send includes that of connecting."""
 
