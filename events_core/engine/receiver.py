@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import threading
@@ -12,6 +13,7 @@ from types import MappingProxyType
 
 from events_core.capabilities import Capabilities
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Source
+from events_core.engine.failure import UNFORESEEN, is_meant
 from events_core.engine.feed import Feed, InlineFeed, PrefetchingFeed
 from events_core.engine.home import CLOSE_GRACE, Home
 from events_core.engine.ledger import Ledger
@@ -164,7 +166,7 @@ class EngineReceiver(EventReceiver):
             self._waiting.leave(waiter)
             if time.monotonic() >= warns:
                 warns = math.inf
-                await self._warn_if_blocked()
+                self._warn_if_blocked()
 
     def _take(self, limit: int) -> Sequence[Delivery]:
         """What is ready now."""
@@ -191,19 +193,33 @@ class EngineReceiver(EventReceiver):
         first = until if due is None else min(until, due)
         return None if first == math.inf else first - time.monotonic()
 
-    async def _warn_if_blocked(self) -> None:
+    def _warn_if_blocked(self) -> None:
         with self._lock:
             full, ids = self._ledger.is_full(), self._ledger.held_ids()
-            keys: Collection[str] = self._ledger.blocked_keys()
+            keys = self._ledger.blocked_keys()
         if full:
             _log.warning(
                 "%s: nothing is fetched while max_outstanding_messages or max_outstanding_bytes is reached; held: %s",
                 self.subscription,
                 _some(ids),
             )
-            return
-        with suppress(BrokerError):  # the receiver is being closed
-            keys = keys or await self._home.call(self._source.withheld())
+        elif keys:
+            self._warn_of_keys(keys)
+        else:  # the receive does not wait for the broker to tell
+            self._home.wake(lambda: self._home.spawn(self._warn_of_withheld()))
+
+    async def _warn_of_withheld(self) -> None:
+        try:
+            async with asyncio.timeout(BLOCKED_WARNING):
+                keys = await self._source.withheld()
+        except UNFORESEEN as error:
+            if is_meant(error):
+                raise
+            _log.debug("%s: the backend does not tell what it withholds: %r", self.subscription, error)
+        else:
+            self._warn_of_keys(keys)
+
+    def _warn_of_keys(self, keys: Collection[str]) -> None:
         for key in list(keys)[:1]:
             with self._lock:
                 ids = self._ledger.held_ids(key)

@@ -936,6 +936,34 @@ def test_what_keeps_a_receive_waiting_is_logged_once(
     assert record.getMessage() == "scripted: ordering key 'some key' waits for held messages: 1"
 
 
+async def _never() -> Collection[str]:
+    await asyncio.sleep(60)
+    return ()
+
+
+async def _fail() -> Collection[str]:
+    raise KeyError("of the SDK")
+
+
+@pytest.mark.parametrize("withheld", [_never, _fail])
+def test_asking_what_is_withheld_holds_no_receive_up(
+    monkeypatch: pytest.MonkeyPatch, withheld: Callable[[], Any]
+) -> None:
+    """R1, R8: for a warning nobody waits, and nothing that goes wrong with it concerns a receive."""
+    monkeypatch.setattr("events_core.engine.receiver.BLOCKED_WARNING", 0.1)
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            client.broker.sources[0].withheld = withheld  # type: ignore[method-assign]
+            assert await asyncio.wait_for(receiver.receive_message(0.3), 10) is None
+            waiting = asyncio.create_task(receiver.receive_message())
+            await asyncio.sleep(0.2)
+            await client.send_message(message("1"))
+            assert await asyncio.wait_for(waiting, 10) is not None
+
+    run(test)
+
+
 def test_a_full_receiver_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """R8: when the bounds of R5 are all it waits for."""
     monkeypatch.setattr("events_core.engine.receiver.BLOCKED_WARNING", 0.1)
