@@ -364,10 +364,10 @@ class EngineClient(EventClient):
                 await receiver.close(timeout=0)
             await self._home.end_tasks()
             await self._home.release(self._driver.close(), repr(self))
-            self._closed = True
-            self._pausing.wake_all()
             self._link.closed()
             await self._home.stop()
+            self._closed = True  # last: whoever sees it finds nothing left to stop
+            self._pausing.wake_all()
 
     # Being used where it can be
 
