@@ -235,7 +235,7 @@ class PrefetchingFeed(Feed):
             with self._lock:
                 self._settler.enqueue(self._ledger.lose(lost))
             self._settler.pump()
-            self._waiting.wake()
+            self._settler.on_progress()
 
     async def stop_fetching(self) -> None:
         await _cancelled(self._fetching)

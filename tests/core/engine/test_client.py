@@ -590,6 +590,22 @@ def test_closing_lets_settling_go_on_then_returns_the_rest() -> None:
     run(test)
 
 
+def test_a_close_does_not_wait_for_what_the_broker_has_taken_back() -> None:
+    """C1: nothing is held then."""
+
+    async def take_back(deliveries: Sequence[Delivery]) -> Collection[Delivery]:
+        return deliveries
+
+    async def test(client: ScriptedClient) -> None:
+        receiver = await client.subscribe("s")
+        client.broker.sources[0].extend = take_back  # type: ignore[method-assign]
+        await client.send_message(message("1"))
+        await receiver.receive_message(10)
+        await asyncio.wait_for(receiver.close(timeout=60), 10)
+
+    run(test)
+
+
 def test_a_waiting_receive_ends_when_the_client_closes() -> None:
     """C1, C2: with CLOSED; iteration ends."""
 
