@@ -250,7 +250,8 @@ class EngineClient(EventClient):
             await self._open(ends, patient=False)
             await self._home.call(self._bounded(self._driver.ping, ends, "ping"))
         except BrokerError as error:
-            self._link.is_up = False  # without a log record: the error tells it
+            if error.retryable:
+                self._link.down(error)
             raise self._translated(error, EventConnectionError) from error.__cause__
         self._link.up()
         return time.monotonic() - began

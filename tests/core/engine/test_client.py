@@ -520,6 +520,26 @@ def test_subscribing_to_what_is_missing_raises() -> None:
     run(test)
 
 
+def test_an_outage_that_a_ping_notices_first_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """V1: as any other, its end included."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            source = client.broker.sources[0]
+            await client.send_message(message("1"))
+            await receiver.receive_message(10)
+            with pytest.raises(EventConnectionError):
+                await client.ping(0.05)
+            assert not client.is_connected
+            client._home.wake(lambda: source.arriving.put_nowait(message("2")))
+            await receiver.receive_message(10)
+
+    with caplog.at_level(logging.INFO, "events_core.engine"):
+        run(test)
+    levels = [(record.levelname, record.getMessage().partition(": ")[2].partition(",")[0]) for record in caplog.records]
+    assert levels == [("INFO", "connected"), ("WARNING", "connection lost"), ("INFO", "reconnected")]
+
+
 def test_ping_is_bounded() -> None:
     """An answer that does not come is a connection error."""
 
