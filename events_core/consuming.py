@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,9 @@ _log = logging.getLogger("events_core.consuming")
 
 _SETTLE_PAUSE = 1.0
 """Seconds between two tries to settle, each of which may itself take ack_timeout."""
+
+_TURN = 0.01
+"""Seconds after which the loop gets a turn, be it that neither the receiver nor the handler ever waits."""
 
 _OVER = (ErrorCode.ALREADY_SETTLED, ErrorCode.CLOSED, ErrorCode.EXPIRED, ErrorCode.NOT_FOUND)
 """Why a message cannot be settled that is not held."""
@@ -72,6 +76,7 @@ class _Loop:
         self._workers = workers
         self._waiting: set[asyncio.Task[None]] = set()
         self._ended = False
+        self._yields_at = 0.0
         self.failure: EventError | None = None
 
     async def end_when(self, stop: asyncio.Event) -> None:
@@ -89,6 +94,9 @@ class _Loop:
             message = await self._receive()
             if message is not None:
                 await self._handle(message)
+            if time.monotonic() >= self._yields_at:
+                await asyncio.sleep(0)
+                self._yields_at = time.monotonic() + _TURN
 
     def _goes_on(self) -> bool:
         task = asyncio.current_task()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -247,6 +248,26 @@ def test_stopping_ends_a_wait_for_messages() -> None:
         await asyncio.sleep(0.01)
         stop.set()
         await asyncio.wait_for(consuming, 5)
+
+    run(test)
+
+
+def test_stopping_is_noticed_where_nothing_ever_waits() -> None:
+    """H2: neither the receiver nor the handler leaves the loop a turn by itself."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_messages(numbered(200))
+        handled: list[bytes] = []
+        stop = asyncio.Event()
+
+        async def handle(message: ReceivedMessage) -> None:
+            if not handled:
+                asyncio.get_running_loop().call_soon(stop.set)
+            handled.append(message.data)
+            time.sleep(0.005)  # noqa: ASYNC251  # as a handler that computes
+
+        await consume(receiver, handle, stop=stop)
+        assert len(handled) < 200
 
     run(test)
 
