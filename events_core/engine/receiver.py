@@ -304,6 +304,8 @@ class EngineReceiver(EventReceiver):
     def _failed(self, failed: dict[str, BrokerError], single: bool) -> EventError:
         errors = {message_id: self._locate(translate(error, AcknowledgeError)) for message_id, error in failed.items()}
         first = next(iter(failed.values()))
+        if single and first.code is ErrorCode.CLOSED:
+            return errors.popitem()[1]
         text = str(first) if single else f"{len(failed)} messages could not be settled; first: {first}"
         error = AcknowledgeError(
             text,
@@ -349,6 +351,7 @@ class EngineReceiver(EventReceiver):
             await self._feed.stop()
             await self._home.release(self._source.close(), self.subscription)
             self._closed = True
+            self._settler.close()
             self._forget(self)
 
     async def _until(self, done: Callable[[], bool], at_least: float = 0.0) -> None:

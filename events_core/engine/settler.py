@@ -68,6 +68,7 @@ class Settler:
         self._limit = limit
         self._timeout = timeout
         self._queue: deque[Settlement] = deque()
+        self._out: Sequence[Settlement] = ()
         self._deferred: list[Settlement] = []
         self._patience = Backoff(maximum=1.0)
         self._busy = False
@@ -139,6 +140,14 @@ class Settler:
                 settlement.given_up = True
                 self._end(settlement, timed_out)
 
+    def close(self) -> None:
+        """Ask for nothing more; whoever still waits is told so (C2)."""
+        closed = BrokerError("the receiver was closed before the broker confirmed; settled or not", ErrorCode.CLOSED)
+        with self._lock:
+            for settlement in (*self._out, *self._queue, *self._deferred):
+                settlement.given_up = True
+                self._end(settlement, closed)
+
     def _start(self) -> None:
         with self._lock:
             if self._busy or not self._queue:
@@ -192,6 +201,7 @@ class Settler:
                 if not settlement.given_up:
                     batch.append(settlement)
             self._busy = bool(batch)
+            self._out = batch
             return batch
 
     async def _request(self, batch: Sequence[Settlement]) -> Sequence[BrokerError | None]:

@@ -165,7 +165,7 @@ async def held_back(client: ScriptedClient) -> AsyncIterator[None]:
     client.broker.gate = asyncio.Event()
     yield
     gate, client.broker.gate = client.broker.gate, None
-    await client._home.call(_set(gate))
+    client._home.wake(gate.set)
 
 
 async def _set(event: asyncio.Event) -> None:
@@ -622,6 +622,28 @@ def test_a_close_does_not_wait_for_what_the_broker_has_taken_back() -> None:
         await client.send_message(message("1"))
         await receiver.receive_message(10)
         await asyncio.wait_for(receiver.close(timeout=60), 10)
+
+    run(test)
+
+
+def test_an_acknowledgement_ends_with_its_receiver() -> None:
+    """C2: without an answer it fails with CLOSED, not when ack_timeout is over."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver = await client.subscribe("s")
+        source = client.broker.sources[0]
+        source.settle_gate = asyncio.Event()
+        await client.send_messages([message("1"), message("2")])
+        first, second = await receiver.receive_message(10), await receiver.receive_message(10)
+        assert first is not None
+        assert second is not None
+        settling = [asyncio.create_task(receiver.acknowledge(first)), asyncio.create_task(receiver.nack(second))]
+        await until(lambda: bool(source.settled))
+        await receiver.close(timeout=0)
+        for each in settling:
+            with pytest.raises(EventRuntimeError) as caught:
+                await asyncio.wait_for(each, 5)
+            assert caught.value.code is ErrorCode.CLOSED
 
     run(test)
 
