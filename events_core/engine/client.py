@@ -347,8 +347,10 @@ class EngineClient(EventClient):
         if self._process is None:
             await self._publisher.flush(0)
         else:
+            # Another close may have told these to wait for longer.
+            self._publisher.hasten_flush(timeout)
             for receiver in tuple(self._receivers):
-                receiver.hasten_close(timeout)  # which another close may have told to wait for longer
+                receiver.hasten_close(timeout)
             with suppress(BrokerError):  # another caller has closed it meanwhile
                 await self._closing.run(lambda: self._shut(timeout), lambda: self._closed)
             self._home.join()

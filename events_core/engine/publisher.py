@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -52,6 +53,7 @@ class Publisher:
         self._messages = 0
         self._bytes = 0
         self._drained: Waiter | None = None
+        self._flush_by = math.inf
         self._opened = False
         self._pumping = False
         self.closed = False
@@ -304,11 +306,25 @@ class Publisher:
         """Accept nothing more and wait for what was accepted; what is unfinished then fails with ``CLOSED``."""
         with self._lock:
             self.closed = True
-            self._drained = Waiter() if self._calls else None
+        self.hasten_flush(timeout)
         try:
-            if self._drained is not None:
-                await self._drained.wait(timeout)
+            while (drained := self._undrained()) is not None:
+                await drained.wait(self._flush_by - time.monotonic())
         finally:
             closed = BrokerError("the client was closed before the broker confirmed", ErrorCode.CLOSED, retryable=True)
             for call in list(self._calls):
                 self.abandon(call, closed)
+
+    def hasten_flush(self, timeout: float) -> None:
+        """Let a flush that is under way wait for *timeout* seconds more at most: the least patient caller decides."""
+        with self._lock:
+            self._flush_by = min(self._flush_by, time.monotonic() + timeout)
+            if self._drained is not None:
+                self._drained.wake()
+
+    def _undrained(self) -> Waiter | None:
+        """Who is woken when nothing is pending; ``None`` where nothing is, or the time is up."""
+        with self._lock:
+            over = not self._calls or time.monotonic() >= self._flush_by
+            self._drained = None if over else Waiter()
+            return self._drained

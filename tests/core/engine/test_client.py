@@ -931,6 +931,24 @@ def test_the_least_patient_close_decides() -> None:
     run(test)
 
 
+def test_the_least_patient_close_decides_about_sends_too() -> None:
+    """C2."""
+
+    async def test(client: ScriptedClient) -> None:
+        await client.send_message(message("0"))
+        async with held_back(client):
+            sending = asyncio.create_task(client.send_message(message("1")))
+            await until(lambda: len(client.broker.requests) == 2)
+            closing = asyncio.create_task(client.close(timeout=3600))
+            await until(lambda: client._publisher.closed)
+            await asyncio.wait_for(client.close(timeout=0), 10)
+            await closing
+            with pytest.raises(EventRuntimeError):
+                await sending
+
+    run(test)
+
+
 def test_one_client_serves_several_loops() -> None:
     """T1: in several threads at once."""
     client = ScriptedClient(EventConfig("topic", backend="scripted"))
