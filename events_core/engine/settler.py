@@ -136,7 +136,13 @@ class Settler:
             retryable=True,
         )
         for settlement in ticket.awaited:
-            if settlement.delivery.settlement is settlement and ticket in settlement.tickets:
+            if ticket not in settlement.tickets:
+                continue
+            others = tuple(other for other in settlement.tickets if other is not ticket)
+            if others or settlement.delivery.settlement is not settlement:
+                settlement.tickets = others
+                ticket.done(settlement.delivery.message_id, timed_out)
+            else:
                 settlement.given_up = True
                 self._end(settlement, timed_out)
 

@@ -735,6 +735,29 @@ def test_an_acknowledgement_that_is_confirmed_late_serves_its_repetition() -> No
     run(test, ack_timeout="1")
 
 
+def test_whoever_acknowledges_what_another_does_has_time_of_his_own() -> None:
+    """S5: ack_timeout counts from each call."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            source = client.broker.sources[0]
+            source.settle_gate = asyncio.Event()
+            await client.send_message(message("1"))
+            held = await receiver.receive_message(10)
+            assert held is not None
+            first = asyncio.create_task(receiver.acknowledge(held))
+            await asyncio.sleep(0.5)
+            second = asyncio.create_task(receiver.acknowledge(held))
+            with pytest.raises(AcknowledgeError) as caught:
+                await first
+            assert caught.value.code is ErrorCode.TIMEOUT
+            await asyncio.sleep(0)
+            client._home.wake(source.settle_gate.set)
+            await second
+
+    run(test, ack_timeout="1")
+
+
 def test_an_answer_for_fewer_messages_is_an_error() -> None:
     """P7: a backend that loses count fails the send at once; nobody waits for the time to be up."""
 
