@@ -138,9 +138,9 @@ class _IOThread:
     def acquire(self) -> LoopThread:
         """Start it, for the first user."""
         with self._lock:
-            self._users += 1
             if self._thread is None:
                 self._thread = LoopThread("events I/O")
+            self._users += 1
             return self._thread
 
     def release(self) -> bool:

@@ -877,6 +877,22 @@ def test_a_send_that_waits_to_connect_again_ends_with_its_client() -> None:
     run(test)
 
 
+def test_an_io_thread_that_could_not_be_made_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C3: the next one ends with its last client."""
+
+    def fail() -> None:
+        raise OSError("Too many open files")
+
+    async def test(client: ScriptedClient) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "new_event_loop", fail)
+            with pytest.raises(OSError, match="Too many"):
+                await client.send_message(message("1"))
+        await client.send_message(message("2"))
+
+    run(test)
+
+
 def test_a_close_beside_the_first_use_leaves_no_thread() -> None:
     """C3: whichever of the two comes first."""
     before = threading.enumerate()
