@@ -15,7 +15,7 @@ from events_core.engine.turns import Turns
 from events_core.errors import ErrorCode
 from events_core.message import EventMessage
 
-__all__ = ["AnyCall", "Batch", "Batcher", "Call", "Entry", "SingleCall", "Wakeable"]
+__all__ = ["AnyCall", "Batch", "Batcher", "Call", "Entry", "Line", "SingleCall", "Wakeable"]
 
 
 class Wakeable(Protocol):
@@ -160,6 +160,25 @@ class _Part(Entry):
         )
 
 
+class Line(deque[Entry]):
+    """Entries that wait their turn."""
+
+    __slots__ = ("_given_up",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._given_up = 0
+
+    def forget_given_up(self) -> None:
+        """Nobody waits for one of them any more; they are dropped when they may be as many as the others."""
+        self._given_up += 1
+        if 2 * self._given_up > len(self):
+            self._given_up = 0
+            waiting = [entry for entry in self if entry.result is None]
+            self.clear()
+            self.extend(waiting)
+
+
 class _Lane:
     """Entries that leave in order: of one key, or all."""
 
@@ -168,7 +187,7 @@ class _Lane:
     def __init__(self, key: str | None, exclusive: bool) -> None:
         self.key = key
         self.exclusive = exclusive
-        self.entries: deque[Entry] = deque()
+        self.entries = Line()
         self.out = 0
         self.queued = False
 
@@ -208,6 +227,12 @@ class Batcher:
             lane = self._lanes[key] = _Lane(key, exclusive=self._mixed or key is not None)
         lane.entries.append(entry)
         self._offer(lane)
+
+    def forget(self, entry: Entry) -> None:
+        """Nobody waits for *entry* any more, whether it has left or not."""
+        lane = self._lanes.get(None if self._mixed else entry.message.ordering_key)
+        if lane is not None:
+            lane.entries.forget_given_up()
 
     @property
     def is_ready(self) -> bool:

@@ -6,12 +6,11 @@ import asyncio
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from events_core.engine.backoff import Backoff
-from events_core.engine.batching import AnyCall, Batch, Batcher, Call, Entry, SingleCall
+from events_core.engine.batching import AnyCall, Batch, Batcher, Call, Entry, Line, SingleCall
 from events_core.engine.driver import BrokerError, Driver
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, step
@@ -48,7 +47,7 @@ class Publisher:
             max_inflight=driver.publish_max_inflight,
             mixed_keys=driver.mixed_keys,
         )
-        self._arriving: deque[Entry] = deque()
+        self._arriving = Line()
         self._calls: set[AnyCall[Waiter]] = set()
         self._messages = 0
         self._bytes = 0
@@ -116,6 +115,10 @@ class Publisher:
         with self._lock:
             for entry in call.entries:
                 self._finish(entry, error)
+                if entry.admitted:
+                    self._batcher.forget(entry)
+                else:
+                    self._arriving.forget_given_up()
 
     def pump(self) -> None:
         """Let leave what may leave."""

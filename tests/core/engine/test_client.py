@@ -8,6 +8,7 @@ import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any
 
@@ -383,6 +384,32 @@ def test_room_that_a_confirmed_send_leaves_is_used_for_all_requests_that_may_be_
         await asyncio.gather(*sends)
 
     run(test, publish_max_bytes="60")
+
+
+@pytest.mark.parametrize("bound", ["2", "1000"])
+def test_sends_that_were_given_up_are_not_kept(bound: str) -> None:
+    """P6: nothing grows while the broker does not answer, be it behind the request that is out or before the bound."""
+
+    async def test(client: ScriptedClient) -> None:
+        slow, gate = await one_out(client, message("1", "slow"))
+        waiting = [asyncio.create_task(client.send_message(message(text, "slow"))) for text in "23"]
+        await asyncio.sleep(0)
+        given_up = [message(str(number), "slow") for number in range(500)]
+        held = [weakref.ref(each) for each in given_up]
+        sends = [asyncio.create_task(client.send_message(each)) for each in given_up]
+        given_up.clear()
+        await asyncio.sleep(0)
+        for each in sends:
+            each.cancel()
+        await asyncio.wait(sends)
+        sends.clear()
+        del each
+        gc.collect()
+        assert sum(each() is not None for each in held) < 10
+        await client._home.call(_set(gate))
+        assert await asyncio.gather(slow, *waiting) == ["id-1", "id-2", "id-3"]
+
+    run(test, publish_max_messages=bound)
 
 
 def test_past_the_bound_a_send_may_fail_at_once() -> None:
