@@ -104,8 +104,9 @@ class Settler:
         behind: list[Settlement] = []
         for settlement, result in zip(settlements, results, strict=True):
             behind += self._ledger.finish(settlement, result)
-            if result is not None and settlement.outcome is not Outcome.RETURN:
-                failed[settlement.delivery.message_id] = result
+            error = _told(settlement, result)
+            if error is not None and settlement.outcome is not Outcome.RETURN:
+                failed[settlement.delivery.message_id] = error
         if behind:
             self._settle_inline(behind, failed)
 
@@ -258,11 +259,18 @@ class Settler:
         elif error is None and newer.outcome is settlement.outcome:
             newer.given_up = True  # what was given up and asked for again has happened
             self._end(newer, None)
+        told = _told(settlement, error)
         for ticket in settlement.tickets:
-            ticket.done(delivery.message_id, error)
+            ticket.done(delivery.message_id, told)
         settlement.tickets = ()
 
 
 def _must_repeat(settlement: Settlement, error: BrokerError | None) -> bool:
     """Whether a message that came again meanwhile takes the same outcome once more (S2)."""
     return settlement.outcome is Outcome.ACK and (error is None or error.code is ErrorCode.EXPIRED)
+
+
+def _told(settlement: Settlement, error: BrokerError | None) -> BrokerError | None:
+    """What callers learn of *error*: giving back what the broker has taken back already is a no-op (S3)."""
+    is_back = error is not None and error.code is ErrorCode.EXPIRED and settlement.outcome is not Outcome.ACK
+    return None if is_back else error

@@ -613,6 +613,24 @@ def test_settling_is_retried_and_then_leaves_the_message_held() -> None:
     run(test, ack_timeout="0.3")
 
 
+def test_nacking_what_only_the_broker_knows_to_be_over_is_a_no_op() -> None:
+    """S3: it comes again in any case; the delivery is over here too."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            await client.send_message(message("1"))
+            held = await receiver.receive_message(10)
+            assert held is not None
+            client.broker.sources[0].settle_errors = [BrokerError("taken back", ErrorCode.EXPIRED)]
+            await receiver.nack(held)
+            assert receiver.stats.held == 0
+            with pytest.raises(AcknowledgeError) as caught:
+                await receiver.acknowledge(held)
+            assert caught.value.code is ErrorCode.EXPIRED
+
+    run(test)
+
+
 def test_closing_lets_settling_go_on_then_returns_the_rest() -> None:
     """C1."""
 
