@@ -83,22 +83,6 @@ def test_what_was_held_of_a_deleted_subscription_has_expired() -> None:
     asyncio.run(scenario())
 
 
-def test_nacking_what_was_held_of_a_deleted_subscription_is_a_no_op() -> None:
-    """S3: as of anything that has expired."""
-
-    async def scenario() -> None:
-        config = EventConfig("deleted", backend="memory")
-        async with create_client(config) as client, await client.subscribe("s") as receiver:
-            await client.send_message(EventMessage(b"x"))
-            message = await receiver.receive_message()
-            assert message is not None
-            await client.delete_subscription("s")
-            await receiver.nack(message)
-            assert receiver.stats.held == 0
-
-    asyncio.run(scenario())
-
-
 class _FailingSource(MemorySource):
     """Fails once when it is told to."""
 
