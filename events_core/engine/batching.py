@@ -182,25 +182,27 @@ class Line(deque[Entry]):
 class _Lane:
     """Entries that leave in order: of one key, or all."""
 
-    __slots__ = ("entries", "exclusive", "key", "out", "queued")
+    __slots__ = ("entries", "exclusive", "failing", "key", "out", "queued")
 
     def __init__(self, key: str | None, exclusive: bool) -> None:
         self.key = key
         self.exclusive = exclusive
         self.entries = Line()
         self.out = 0
+        self.failing = 0
         self.queued = False
 
 
 class Batch:
     """Entries of one request."""
 
-    __slots__ = ("began", "entries", "lane")
+    __slots__ = ("began", "entries", "failing", "lane")
 
     def __init__(self, lane: _Lane, entries: list[Entry], began: float) -> None:
         self.lane = lane
         self.entries = entries
         self.began = began
+        self.failing = False
 
 
 class Batcher:
@@ -212,7 +214,7 @@ class Batcher:
     def __init__(self, *, max_messages: int, max_bytes: int | None, max_inflight: int, mixed_keys: bool) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        self._free = 1 if mixed_keys else max_inflight
+        self._places = self._free = 1 if mixed_keys else max_inflight
         self._mixed = mixed_keys
         self._lanes: dict[str | None, _Lane] = {}
         self._ready: deque[_Lane] = deque()
@@ -244,6 +246,8 @@ class Batcher:
         while self._free > 0 and self._ready:
             lane = self._ready.popleft()
             lane.queued = False
+            if lane.failing >= self._places:
+                continue  # until one of them is over
             queued = len(lane.entries)
             entries = self._gather(lane, self._turns.take(queued, now) if self._turns else queued)
             if entries:
@@ -258,13 +262,19 @@ class Batcher:
         """The request is no longer out."""
         self._vacate()
         batch.lane.out -= 1
+        batch.lane.failing -= batch.failing
         if self._turns:
             self._turns.over(len(batch.entries), batch.began, now, waiting=bool(batch.lane.entries))
         self._offer(batch.lane)
         self._forget(batch.lane)
 
-    def pause(self) -> None:
-        """The request waits before it is tried again: its place goes to another, its key stays taken."""
+    def pause(self, batch: Batch) -> None:
+        """The request waits before it is tried again: its place goes to another, its key stays taken.
+
+        Where as many without a key have paused as may be out, others would fail one by one: they gather.
+        """
+        batch.lane.failing += not batch.failing
+        batch.failing = True
         self._vacate()
 
     def resume(self, claim: Wakeable) -> None:

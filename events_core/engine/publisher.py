@@ -218,7 +218,7 @@ class Publisher:
             while following is not None:
                 batch = following
                 try:
-                    await self._publish(batch.entries)
+                    await self._publish(batch, batch.entries)
                 finally:
                     with self._lock:
                         self._batcher.release(batch, time.monotonic())
@@ -226,8 +226,8 @@ class Publisher:
         finally:
             self._pump()
 
-    async def _publish(self, entries: Iterable[Entry]) -> None:
-        """Send *entries* until each has its outcome, or nobody waits for it."""
+    async def _publish(self, batch: Batch, entries: Iterable[Entry]) -> None:
+        """Send *entries* of *batch* until each has its outcome, or nobody waits for it."""
         backoff = Backoff(maximum=10.0)
         while sendable := self._sendable(entries):
             try:
@@ -235,11 +235,11 @@ class Publisher:
             except BrokerError as error:
                 if error.retryable:
                     self._link.down(error)
-                    await self._pause(next(backoff), sendable, error)
+                    await self._pause(batch, next(backoff), sendable, error)
                 elif error.code is ErrorCode.INVALID and len(sendable) > 1:
                     # One caller's bad message must not fail another's: halve until only the offenders fail (P3).
-                    await self._publish(sendable[: len(sendable) // 2])
-                    await self._publish(sendable[len(sendable) // 2 :])
+                    await self._publish(batch, sendable[: len(sendable) // 2])
+                    await self._publish(batch, sendable[len(sendable) // 2 :])
                 else:
                     self._settle(sendable, [error] * len(sendable))
             else:
@@ -279,12 +279,12 @@ class Publisher:
             for entry, result in zip(entries, results, strict=True):
                 self._finish(entry, result)
 
-    async def _pause(self, delay: float, entries: Sequence[Entry], error: BrokerError) -> None:
+    async def _pause(self, batch: Batch, delay: float, entries: Sequence[Entry], error: BrokerError) -> None:
         """Wait before the next try, for as long as anybody waits for its outcome."""
         for entry in entries:
             entry.call.last_error = error
         with self._lock:
-            self._batcher.pause()
+            self._batcher.pause(batch)
         self._pump()
         patience = max(entry.call.deadline for entry in entries) - time.monotonic()
         await asyncio.sleep(min(delay, max(0.0, patience)))

@@ -112,9 +112,10 @@ def test_a_paused_request_gives_its_place_away() -> None:
     """P5: a retrying key delays only itself."""
     target = batcher(max_inflight=1)
     fill(target, call("a", "b"))
-    target.next(0.0)
+    out = target.next(0.0)
     assert target.next(0.0) is None
-    target.pause()
+    assert out is not None
+    target.pause(out)
     assert keys(target.next(0.0)) == ["b"]
 
 
@@ -123,7 +124,8 @@ def test_a_paused_request_leaves_again_when_there_is_a_place() -> None:
     target = batcher(max_inflight=1)
     fill(target, call("a", "b", "c"))
     paused, claim = target.next(0.0), Nobody()
-    target.pause()
+    assert paused is not None
+    target.pause(paused)
     other = target.next(0.0)
     target.resume(claim)
     assert not claim.woken
@@ -131,9 +133,25 @@ def test_a_paused_request_leaves_again_when_there_is_a_place() -> None:
     target.release(other, 0.0)
     assert claim.woken
     assert target.next(0.0) is None
-    assert paused is not None
     target.release(paused, 0.0)
     assert keys(target.next(0.0)) == ["c"]
+
+
+def test_what_has_no_key_gathers_while_all_its_requests_are_paused() -> None:
+    """P5: an outage does not make a request of each message; keys go on."""
+    target = batcher(max_inflight=2, max_messages=10)
+    for _ in range(2):
+        fill(target, call(""))
+        out = target.next(0.0)
+        assert out is not None
+        target.pause(out)
+    fill(target, call(""), call(""), call("a"))
+    assert keys(target.next(0.0)) == ["a"]
+    assert target.next(0.0) is None
+    target.resume(Nobody())
+    assert target.next(0.0) is None
+    target.release(out, 0.0)
+    assert keys(target.next(0.0)) == [None, None]
 
 
 def test_messages_nobody_waits_for_stay_behind() -> None:
