@@ -149,7 +149,10 @@ class Settler:
 
     def close(self) -> None:
         """Ask for nothing more; whoever still waits is told so (C2)."""
-        closed = BrokerError("the receiver was closed before the broker confirmed; settled or not", ErrorCode.CLOSED)
+        closed = BrokerError(
+            "the receiver was closed before the broker confirmed; the message is settled, or comes again",
+            ErrorCode.CLOSED,
+        )
         with self._lock:
             for settlement in (*self._out, *self._queue, *self._deferred):
                 settlement.given_up = True
