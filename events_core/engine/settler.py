@@ -104,9 +104,9 @@ class Settler:
         behind: list[Settlement] = []
         for settlement, result in zip(settlements, results, strict=True):
             behind += self._ledger.finish(settlement, result)
-            error = _told(settlement, result)
-            if error is not None and settlement.outcome is not Outcome.RETURN:
-                failed[settlement.delivery.message_id] = error
+            told = _told(settlement, result)
+            if told is not None and settlement.outcome is not Outcome.RETURN:
+                failed[settlement.delivery.message_id] = told
         if behind:
             self._settle_inline(behind, failed)
 
