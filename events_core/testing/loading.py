@@ -31,7 +31,7 @@ class Loading:
         """Neither the package nor the client's module imports what only a connection needs, and which is there."""
         sdk = stage.harness.sdk_modules
         if not sdk:
-            pytest.skip("not shown: the harness names no sdk_modules")
+            pytest.skip("not shown: which modules are its SDK, as only a backend's own tests can say")
         module = type(stage.client()).__module__
         found = json.loads(stage.python(["-c", _IMPORT, module, *sdk]))
         assert found == {"imported": [], "missing": []}

@@ -93,8 +93,9 @@ class Redelivering:
         report = await stage.child("receive_and_die", subscription=stage.subscription, **stage.harness.lease_options)
         assert report == {"received": message_id}
         _, receiver = await stage.open(**stage.harness.lease_options)
-        message = await receiver.receive_message(stage.harness.lease + stage.harness.patience)
-        assert message is not None
+        lease, patience = stage.harness.lease, stage.harness.patience
+        message = await receiver.receive_message(lease + patience)
+        assert message is not None, f"not within its lease, {lease:g} s, and {patience:g} s more; is the lease right?"
         assert message.message_id == message_id
 
     @rule("R11")

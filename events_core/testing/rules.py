@@ -58,6 +58,7 @@ RULES: Mapping[str, str] = {
     "C2": "a closing client flushes its sends, and closing is idempotent",
     "C3": "after closing every call says CLOSED and nothing is left",
     "F1": "an outage is not an end",
+    "F2": "what was held in a lost session stays valid, or is EXPIRED",
     "F3": "what was confirmed survives the process, where declared",
     "T1": "one client serves any thread and any loop",
     "T2": "a connected client refuses to work after a fork",
@@ -70,7 +71,8 @@ def rule(
 ) -> Callable[[Callable[Concatenate[Any, Stage, P], Coroutine[Any, Any, None] | None]], Callable[..., None]]:
     """Make a test of a function of a :class:`Stage`, about the rules *names*.
 
-    A coroutine function runs on an event loop of its own, within the harness's bound, and must leave no task.
+    A coroutine function runs on an event loop of its own, within the harness's bound, and must leave no task.  A plain
+    one gives :meth:`Stage.run <events_core.testing.Stage.run>` what may take its time.
     """
 
     def decorate(test: Callable[Concatenate[Any, Stage, P], Coroutine[Any, Any, None] | None]) -> Callable[..., None]:
@@ -122,8 +124,7 @@ def _play(harness: Harness, test: Callable[[Stage], Coroutine[Any, Any, None] | 
 
 async def _watch(scene: Coroutine[Any, Any, None], stage: Stage) -> None:
     try:
-        async with asyncio.timeout(stage.harness.bound):
-            await scene
+        await stage.bounded(scene)
     finally:
         await stage.close()
     await _assert_no_task_left()

@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -28,6 +28,8 @@ from events_core import (
 from events_core.testing.harness import Harness
 
 __all__ = ["Stage", "numbered", "texts"]
+
+T = TypeVar("T")
 
 
 def numbered(count: int, *, key: str | None = None, prefix: str = "") -> list[EventMessage]:
@@ -48,6 +50,7 @@ class Stage:
         self.topic_name = harness.topic_name()
         self.subscription = self.name("shared")
         self._clients: list[EventClient] = []
+        self._ends = time.monotonic() + harness.bound
 
     def name(self, word: str) -> str:
         """A name for a subscription or another topic that no other test uses."""
@@ -81,9 +84,31 @@ class Stage:
             await self.refused("ordering", lambda: self.client().send_message(EventMessage(b"x", ordering_key="k")))
 
     async def close(self) -> None:
-        """Close every client, at once."""
-        while self._clients:
-            await self._clients.pop().close(timeout=0)
+        """Close every client, all at once, each whatever another does.
+
+        :raises AssertionError: when one takes longer than a test may.
+        """
+        closing = [asyncio.create_task(client.close(timeout=0)) for client in self._clients]
+        self._clients.clear()
+        if not closing:
+            return
+        done, pending = await asyncio.wait(closing, timeout=self.harness.bound)
+        for task in pending:
+            task.cancel()
+        assert not pending, f"{len(pending)} of {len(closing)} clients did not close within {self.harness.bound} s (C2)"
+        for task in done:
+            task.result()
+
+    # Bounds
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """What *coroutine* returns, on an event loop of its own, before the test's time is up."""
+        return asyncio.run(self.bounded(coroutine))
+
+    async def bounded(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """What *coroutine* returns before the test's time is up."""
+        async with asyncio.timeout(self._ends - time.monotonic()):
+            return await coroutine
 
     # Capabilities
 
@@ -102,7 +127,7 @@ class Stage:
     def require_lease(self) -> float:
         """The broker's lease, in seconds; where the harness does not know it the test ends here."""
         if not self.harness.lease:
-            pytest.skip("not shown: the harness does not say how long a lease is")
+            pytest.skip("not shown: how long a lease is: give events check --lease SECONDS, or a harness its lease")
         return self.harness.lease
 
     async def refused(self, capability: str, call: Callable[[], Awaitable[object]]) -> None:

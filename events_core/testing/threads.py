@@ -24,18 +24,18 @@ class Threads:
     @rule("T1")
     def test_one_client_serves_loops_one_after_the_other(self, stage: Stage) -> None:
         """Each step runs in an event loop of its own; the client and its receiver go on."""
-        client, receiver = asyncio.run(stage.open())
+        client, receiver = stage.run(stage.open())
         for number in range(3):
-            message_id = asyncio.run(client.send_message(EventMessage(b"%d" % number)))
-            message = asyncio.run(stage.receive(receiver))
+            message_id = stage.run(client.send_message(EventMessage(b"%d" % number)))
+            message = stage.run(stage.receive(receiver))
             assert message.message_id == message_id
-            asyncio.run(receiver.acknowledge(message))
-        asyncio.run(client.close())
+            stage.run(receiver.acknowledge(message))
+        stage.run(client.close())
 
     @rule("T1", "R4")
     def test_one_client_serves_threads_at_the_same_time(self, stage: Stage) -> None:
         """Two threads with loops of their own send 50 messages each and receive all of them, each once."""
-        client, receiver = asyncio.run(stage.open())
+        client, receiver = stage.run(stage.open())
         received: list[ReceivedMessage] = []
         ends = time.monotonic() + stage.harness.patience
 
@@ -48,7 +48,7 @@ class Threads:
             await sending
 
         with ThreadPoolExecutor(2) as threads:
-            list(threads.map(lambda prefix: asyncio.run(work(prefix)), ["a", "b"]))
+            list(threads.map(lambda prefix: stage.run(work(prefix)), ["a", "b"]))
         sent = [*numbered(50, prefix="a"), *numbered(50, prefix="b")]
         assert sorted(texts(received)) == texts(sent)
 
@@ -58,7 +58,7 @@ class Threads:
         client, receiver = await stage.open()
         receiving = asyncio.create_task(stage.receive(receiver))
         await asyncio.wait([receiving], timeout=0.05)
-        await asyncio.to_thread(lambda: asyncio.run(client.send_message(EventMessage(b"x"))))
+        await asyncio.to_thread(stage.run, client.send_message(EventMessage(b"x")))
         await receiver.acknowledge(await receiving)
 
     @rule("R3", "T1")
@@ -108,5 +108,5 @@ class _Stopped:
 
     def _end(self) -> None:
         self._receiving.cancel()
-        self._loop.run_until_complete(asyncio.wait([self._receiving]))
+        self._loop.run_until_complete(asyncio.wait([self._receiving], timeout=1))
         self._loop.close()

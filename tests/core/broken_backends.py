@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 import pytest
-from network_memory import NetworkClient, NetworkDriver, outage
+from network_memory import NetworkClient, NetworkDriver, SessionClient, SessionDriver, SessionSource, outage
 
 from events_core import (
     AcknowledgeError,
@@ -650,6 +650,30 @@ class EndsInAnOutage(NetworkClient):
             return source
 
 
+@breaks("F2", harness=CuttingHarness)
+class DeniesItsSessions(SessionClient):
+    """Loses with its connection what it declares to be leased."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return attrs.evolve(super().capabilities, redelivery="lease")
+
+
+@breaks("F2", harness=CuttingHarness)
+class ConfirmsWhatItLost(SessionClient):
+    """Takes an acknowledgement of what is no longer held."""
+
+    class driver_class(SessionDriver):
+        """Its driver."""
+
+        class source_class(SessionSource):
+            """Its receivers."""
+
+            async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+                await super().settle(settlements)
+                return [None] * len(settlements)
+
+
 @breaks("F3")
 class ClaimsDurability(MemoryClient):
     """Declares what a process cannot keep."""
@@ -712,6 +736,33 @@ class TestMistaken:
         return MistakenHarness()
 
 
+class NeverCloses(MemoryClient):
+    """Waits on closing for what nobody will tell it."""
+
+    async def close(self, timeout: float = 15.0) -> None:
+        await asyncio.get_running_loop().create_future()
+
+
+class ClosesWithAnError(MemoryClient):
+    """Is not content with how it ended."""
+
+    async def close(self, timeout: float = 15.0) -> None:
+        await super().close(timeout)
+        raise OSError("what was sent may be lost")
+
+
+class HangsElsewhere(MemoryClient):
+    """Sends in the event loop of its first send, which nobody may run any more."""
+
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    async def send_message(self, message: EventMessage) -> str:
+        self._loop = self._loop or asyncio.get_running_loop()
+        if self._loop is not asyncio.get_running_loop():
+            await asyncio.get_running_loop().create_future()
+        return await super().send_message(message)
+
+
 class HastyHarness(ImpatientHarness):
     """Gives a test next to no time."""
 
@@ -723,7 +774,7 @@ class TestUnending:
 
     @pytest.fixture
     def harness(self) -> Harness:
-        return HastyHarness()
+        return HastyHarness(f"{__name__}:HangsElsewhere")
 
     @rule("R1")
     async def test_that_waits_for_ever(self, stage: Stage) -> None:
@@ -731,7 +782,45 @@ class TestUnending:
         _, receiver = await stage.open()
         await receiver.receive_message()
 
+    test_in_many_loops = ConformanceSuite.test_one_client_serves_loops_one_after_the_other
+
     @rule("C3")
     async def test_that_leaves_a_task(self, stage: Stage) -> None:
         """As a backend might."""
         self.task = asyncio.create_task(asyncio.sleep(60))
+
+
+class TestNeverCloses:
+    """A backend whose end does not come."""
+
+    @pytest.fixture
+    def harness(self) -> Harness:
+        return HastyHarness(f"{__name__}:NeverCloses")
+
+    @rule("§3")
+    async def test_that_is_over(self, stage: Stage) -> None:
+        """What remains is closing."""
+        stage.client()
+
+
+class TestClosesWithAnError:
+    """A backend whose end is an error."""
+
+    @pytest.fixture
+    def harness(self) -> Harness:
+        return ImpatientHarness(f"{__name__}:ClosesWithAnError")
+
+    @rule("§3")
+    async def test_that_is_over(self, stage: Stage) -> None:
+        """What remains is closing."""
+        stage.client()
+
+    @rule("C2")
+    async def test_that_each_client_is_closed(self, stage: Stage) -> None:
+        """Also after one that raised."""
+        clients = [stage.client(), stage.client()]
+        for client in clients:
+            await client.ping()
+        with pytest.raises(OSError, match="lost"):
+            await stage.close()
+        assert not any(client.is_connected for client in clients)

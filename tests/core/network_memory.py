@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import ClassVar
+
+import attrs
 
 from events_core import ErrorCode, EventMessage
-from events_core.backends.memory import MemoryClient, MemoryDriver
-from events_core.engine import BrokerError, Delivery, Settlement, Source
+from events_core.backends import memory
+from events_core.backends.memory import MemoryClient, MemoryDriver, MemoryOptions
+from events_core.engine import BrokerError, Delivery, Outcome, Settlement, Source
 
 _cut = threading.Event()
 
@@ -82,3 +87,46 @@ class NetworkClient(MemoryClient):
 
     api_version = 1
     driver_class = NetworkDriver
+
+
+class SessionSource(NetworkSource):
+    """Loses with its connection what it holds; each delivery is known by a token of its own."""
+
+    async def fetch(self, limit: int) -> Sequence[Delivery]:
+        try:
+            deliveries = await super().fetch(limit)
+        except BrokerError:
+            self._lose()
+            raise
+        return [attrs.evolve(delivery, token=delivery) for delivery in deliveries]
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        return await super().settle([Settlement(each.delivery.token, each.outcome, each.delay) for each in settlements])
+
+    def _lose(self) -> None:
+        inline = self._inline
+        assert isinstance(inline, memory.MemorySource)
+        with memory._lock:
+            for item in list(inline._held):
+                inline._take_back(item, Outcome.RETURN, 0.0, time.monotonic())
+
+
+class SessionDriver(NetworkDriver):
+    """A broker that ties deliveries to a connection."""
+
+    source_class: ClassVar[type[SessionSource]] = SessionSource
+
+    def __init__(self, topic_name: str, project_id: str, options: MemoryOptions) -> None:
+        super().__init__(topic_name, project_id, options)
+        self.capabilities = attrs.evolve(self.capabilities, redelivery="disconnect")
+
+    async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> Source:  # type: ignore[override]
+        await _travel()
+        return self.source_class(await MemoryDriver.subscribe(self, subscription, wake))
+
+
+class SessionClient(NetworkClient):
+    """Its client."""
+
+    full_capabilities = attrs.evolve(MemoryClient.full_capabilities, redelivery="disconnect")
+    driver_class = SessionDriver

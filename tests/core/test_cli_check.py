@@ -114,7 +114,7 @@ def test_what_is_not_declared_or_shown_says_why(shell: Shell) -> None:
     """The reason stands below the table, with the rules that it concerns."""
     table, _ = shell.run("memory:///orders", "-k", "F1", "-k", "F3")
     assert re.search(r"^F1 .+ not shown$", table, re.MULTILINE)
-    assert "\nF1 not shown: the harness cannot take the broker away\n" in table
+    assert "\nF1 not shown: taking the broker away, as only a backend's own tests can\n" in table
     assert "\nF3 not declared: durable\n" in table
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from events_core import EventConfig
 from events_core.testing import ConformanceSuite, Harness
+from events_core.testing.outages import Outages
 
 
 class MemoryHarness(Harness):
@@ -32,8 +33,10 @@ class TestMemory(ConformanceSuite):
 class NetworkHarness(MemoryHarness):
     """The same topics, behind a network that can be cut."""
 
+    backend = "network_memory:NetworkClient"
+
     def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
-        return EventConfig(topic_name, options=options, backend="network_memory:NetworkClient")
+        return EventConfig(topic_name, options=options, backend=self.backend)
 
     def outage(self) -> AbstractContextManager[None]:
         from network_memory import outage
@@ -49,6 +52,21 @@ class TestNetwork(ConformanceSuite):
         # By path, so that the kit's child processes find it too.
         monkeypatch.syspath_prepend(Path(__file__).parent)
         return NetworkHarness()
+
+
+class SessionHarness(NetworkHarness):
+    """The same where what was delivered ends with the connection."""
+
+    backend = "network_memory:SessionClient"
+
+
+class TestSessions(Outages):
+    """What the engine does when a lost connection takes its deliveries with it."""
+
+    @pytest.fixture
+    def harness(self, monkeypatch: pytest.MonkeyPatch) -> Harness:
+        monkeypatch.syspath_prepend(Path(__file__).parent)
+        return SessionHarness()
 
 
 class SQLiteHarness(Harness):

@@ -105,6 +105,8 @@ FOUND_OUT = [
     ("TestCutsItsClosingShort", "C2", "test_closing_a_client_closes_its_receivers"),
     ("TestLeaksFiles", "C3", "test_nothing_is_left"),
     ("TestEndsInAnOutage", "F1", "test_a_receiver_outlives_an_outage"),
+    ("TestDeniesItsSessions", "F2", "test_what_is_held_outlives_its_session_or_expires"),
+    ("TestConfirmsWhatItLost", "F2", "test_what_is_held_outlives_its_session_or_expires"),
     ("TestClaimsDurability", "F3", "test_a_confirmed_message_survives_its_sender"),
     ("TestBelongsToOneLoop", "T1", "test_one_client_serves_loops_one_after_the_other"),
     ("TestWorksAfterAFork", "T2", "test_a_connected_client_refuses_to_work_in_a_forked_child"),
@@ -136,7 +138,7 @@ def test_only_what_was_shown_is_called_kept(output: str) -> None:
     found = states(output, "TestUnbroken")
     assert set(found) == set(RULES)
     assert {rule: state for rule, state in found.items() if state != "kept"} == {
-        **dict.fromkeys(["B1", "R7", "F1"], "not shown"),
+        **dict.fromkeys(["B1", "R7", "F1", "F2"], "not shown"),
         **dict.fromkeys(["P7", "Q2", "R6", "S5"], "partly"),
         "F3": "not declared",
     }
@@ -155,6 +157,22 @@ def test_an_exception_must_name_a_rule_or_test(output: str) -> None:
 def test_a_test_is_bounded(output: str) -> None:
     """One that waits for ever fails."""
     assert "TestUnending R1 BROKEN: test_that_waits_for_ever" in output
+
+
+def test_a_test_that_runs_loops_of_its_own_is_bounded(output: str) -> None:
+    """One that waits for ever in any of them fails."""
+    assert "TestUnending T1 BROKEN: test_in_many_loops" in output
+
+
+def test_closing_what_a_test_opened_is_bounded(output: str) -> None:
+    """A client that does not close fails the test that is over."""
+    assert "TestNeverCloses §3 BROKEN: test_that_is_over" in output
+    assert "1 of 1 clients did not close within 0.1 s (C2)" in output
+
+
+def test_an_error_on_closing_keeps_no_other_client_open(output: str) -> None:
+    """It fails the test once every client has been closed."""
+    assert states(output, "TestClosesWithAnError") == {"§3": "BROKEN", "C2": "kept"}
 
 
 def test_a_test_must_leave_no_task(output: str) -> None:
