@@ -35,11 +35,14 @@ pytest.register_assert_rewrite(
             "ordering",
             "redelivering",
             "settling",
+            "processing",
             "closing",
             "interruption",
             "cancelling",
             "outages",
             "threads",
+            "failing",
+            "observing",
         )
     )
 )

@@ -101,11 +101,19 @@ async def _codes(client: EventClient, receiver: EventReceiver, message: Received
     """What each call raises."""
     calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
         "send_message": lambda: client.send_message(EventMessage(b"x")),
+        "send_messages": lambda: client.send_messages([EventMessage(b"x")]),
         "subscribe": lambda: client.subscribe(),
+        "delete_subscription": lambda: client.delete_subscription("any"),
         "ping": lambda: client.ping(),
         "receive_message": lambda: receiver.receive_message(0),
+        "receive_messages": lambda: receiver.receive_messages(1, 0),
         "acknowledge": lambda: receiver.acknowledge(message),
+        "acknowledge_messages": lambda: receiver.acknowledge_messages([message]),
         "nack": lambda: receiver.nack(message),
+        "nack_messages": lambda: receiver.nack_messages([message]),
+        "hand_back": lambda: receiver.hand_back(message),
+        "receiver.close": lambda: receiver.close(timeout=0),
+        "client.close": lambda: client.close(timeout=0),
     }
     codes = {}
     for name, call in calls.items():

@@ -125,7 +125,7 @@ class Closing:
         """When the timeout is over what is held comes to another receiver; leaving ``async with`` does not wait."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(3))
-        async with receiver:
+        async with asyncio.timeout(stage.harness.patience), receiver:
             await stage.receive_all(receiver, 2)
         _, other = await stage.open()
         assert sorted(texts(await stage.drain(other, 3))) == texts(numbered(3))

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 
-from events_core import EventConfig
+from events_core import EventConfig, EventMessage
 
 __all__ = ["Harness"]
 
@@ -29,6 +29,8 @@ class Harness(ABC):
     """Options that make the broker's lease as short as it can be."""
     dead_letter_attempts: int = 2
     """Smallest ``max_delivery_attempts`` that the broker accepts, at least 2."""
+    refused_message: EventMessage | None = None
+    """A message that the broker refuses for good although the limits allow it; ``None`` where none is known."""
     sdk_modules: Collection[str] = ()
     """Modules that must not be imported before a connection opens (B1), such as ``"google.cloud.pubsub"``."""
     exceptions: Mapping[str, str] = {}

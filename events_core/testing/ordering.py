@@ -86,6 +86,17 @@ class Ordering:
             pytest.skip("not shown: one call returned no more than one message of a key")
         return receiver, run
 
+    @rule("R10", "R9")
+    async def test_a_keyed_message_comes_again_the_same(self, stage: Stage) -> None:
+        """Same id, data, attributes and key."""
+        client, receiver = await stage.open_ordered()
+        sent = EventMessage(b"x", {"a": "b"}, ordering_key="k")
+        message_id = await client.send_message(sent)
+        for _ in range(2):
+            message = await stage.receive(receiver)
+            assert (message.message_id, message) == (message_id, sent)
+            await receiver.nack(message)
+
     @rule("R10")
     async def test_a_nack_goes_on_with_that_message(self, stage: Stage) -> None:
         """After a nack of the first of a run comes that message, then its successors, in order."""

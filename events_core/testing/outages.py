@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,9 @@ from events_core import (
     PublishError,
     ReceivedMessage,
 )
+from events_core.testing.observing import Recorder
 from events_core.testing.rules import rule
-from events_core.testing.stage import Stage, numbered
+from events_core.testing.stage import Stage, numbered, texts
 
 __all__ = ["Outages"]
 
@@ -78,6 +80,43 @@ class Outages:
         assert client.is_connected
         assert receiver.stats.reconnects >= 1
 
+    @rule("F1", "R1")
+    async def test_a_timeout_in_an_outage_gives_none(self, stage: Stage) -> None:
+        """It is no error there either."""
+        outage = _outage(stage)
+        client, receiver = await stage.open()
+        with outage:
+            await _noticed(stage, client)
+            assert await receiver.receive_message(stage.harness.settle_time) is None
+            assert await receiver.receive_messages(3, 0) == []
+
+    @rule("F1", "Q1")
+    async def test_an_ephemeral_subscription_outlives_an_outage(self, stage: Stage) -> None:
+        """What is stored as soon as the broker can be reached comes, although the receiver may be later."""
+        outage = _outage(stage)
+        client = stage.client()
+        receiver = await client.subscribe()
+        with outage:
+            await _noticed(stage, client)
+            sending = asyncio.create_task(client.send_messages(numbered(3)))
+            await asyncio.wait([sending], timeout=0.05)
+        await sending
+        await client.send_message(EventMessage(b"later"))
+        assert sorted(texts(await stage.drain(receiver, 4))) == [*texts(numbered(3)), "later"]
+
+    @rule("F1", "V1")
+    async def test_an_outage_is_one_reconnect(self, stage: Stage) -> None:
+        """An observer sees it begin and end well."""
+        outage = _outage(stage)
+        client, receiver = await stage.open()
+        recorder = client.observer = Recorder()
+        with outage:
+            await _noticed(stage, client)
+        await client.send_message(EventMessage(b"x"))
+        await stage.drain(receiver, 1)
+        ended = [error for operation, error in recorder.ended if operation.name == "reconnect"]
+        assert ended == [None]
+
     @rule("F1", "P7")
     async def test_sends_outlive_an_outage(self, stage: Stage) -> None:
         """What is sent during one is stored when it is over, in order per call."""
@@ -90,6 +129,50 @@ class Outages:
         ids = await sending
         received = await stage.drain(receiver, 5)
         assert sorted(message.message_id for message in received) == sorted(ids)
+
+    @rule("P4", "P7")
+    async def test_sends_of_a_key_keep_their_order_in_an_outage(self, stage: Stage) -> None:
+        """Of calls that began during one, each is stored after the one before, however often they were tried."""
+        outage = _outage(stage)
+        client, receiver = await stage.open_ordered()
+        calls = [numbered(5, key="k", prefix=f"{number} ") for number in range(3)]
+        with outage:
+            sends = [asyncio.create_task(client.send_messages(messages)) for messages in calls]
+            await asyncio.wait(sends, timeout=stage.harness.settle_time)
+        await asyncio.gather(*sends)
+        assert texts(await stage.drain(receiver, 15)) == [text for messages in calls for text in texts(messages)]
+
+    @rule("P3", "P7")
+    async def test_each_message_of_a_failed_send_has_a_result(self, stage: Stage) -> None:
+        """Of a call that ends in an outage all results are errors, as if each had been sent alone."""
+        outage = _outage(stage)
+        client, _ = await stage.open(send_timeout="0.5")
+        with outage, pytest.raises(PublishError) as caught:
+            await stage.bounded(client.send_messages(numbered(3)))
+        assert [type(result) for result in caught.value.results] == [PublishError] * 3
+        assert all(result.retryable for result in caught.value.results if isinstance(result, PublishError))
+
+    @rule("P7")
+    async def test_a_send_that_cannot_connect_ends(self, stage: Stage) -> None:
+        """The first use of a client that finds no broker fails like any other, once ``send_timeout`` is over."""
+        outage = _outage(stage)
+        client = stage.client(send_timeout="0.5")
+        with outage:
+            async with asyncio.timeout(stage.harness.patience):
+                with pytest.raises(PublishError) as caught:
+                    await client.send_messages(numbered(2))
+        assert caught.value.retryable
+        assert len(caught.value.results) == 2
+
+    @rule("P6", "P7")
+    async def test_a_send_that_waits_for_room_ends(self, stage: Stage) -> None:
+        """The wait counts towards ``send_timeout``."""
+        outage = _outage(stage)
+        client, _ = await stage.open(send_timeout="0.5", publish_max_messages="1")
+        with outage:
+            async with asyncio.timeout(stage.harness.patience):
+                results = await asyncio.gather(*map(client.send_message, numbered(5)), return_exceptions=True)
+        assert [getattr(result, "retryable", result) for result in results] == [True] * 5
 
     @rule("P7")
     async def test_every_send_ends(self, stage: Stage) -> None:
@@ -126,6 +209,38 @@ class Outages:
         with outage:
             await _noticed(stage, client)
         await _assert_settled(stage, receiver, message, receiver.acknowledge(message))
+
+    @rule("S1", "S2")
+    async def test_acknowledging_twice_waits_for_the_confirmation(self, stage: Stage) -> None:
+        """Called again while the first call has no answer, the second has none either."""
+        outage = _outage(stage)
+        stage.require("ack_confirmed")
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        message = await stage.receive(receiver)
+        with outage:
+            settling = [asyncio.create_task(receiver.acknowledge(message)) for _ in range(2)]
+            done, _ = await asyncio.wait(settling, timeout=stage.harness.settle_time)
+            assert not done, f"it returned before the broker could have confirmed it: {done}"
+        await _assert_settled(stage, receiver, message, settling[0])
+        results = await asyncio.gather(*settling, return_exceptions=True)
+        assert len({getattr(result, "code", result) for result in results}) == 1, f"their outcomes differ: {results}"
+
+    @rule("C2")
+    async def test_closing_in_an_outage_ends_what_waits(self, stage: Stage) -> None:
+        """Sends and receives that are unfinished when its time is up fail with CLOSED."""
+        outage = _outage(stage)
+        client, receiver = await stage.open()
+        with outage:
+            await _noticed(stage, client)
+            calls = (client.send_message(EventMessage(b"x")), client.send_messages(numbered(2)))
+            waiting: list[asyncio.Task[Any]] = [asyncio.create_task(call) for call in calls]
+            waiting.append(asyncio.create_task(receiver.receive_message()))
+            await asyncio.wait(waiting, timeout=0.05)
+            async with asyncio.timeout(stage.harness.patience):
+                await client.close(timeout=0.2)
+                results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [getattr(result, "code", result) for result in results] == [ErrorCode.CLOSED] * 3
 
     @rule("S5")
     async def test_a_settlement_without_an_answer_times_out(self, stage: Stage) -> None:

@@ -115,6 +115,37 @@ class Publishing:
         await client.send_message(EventMessage(b"next", ordering_key="k"))
         assert texts(await stage.drain(receiver, 1)) == ["next"]
 
+    @rule("P3")
+    async def test_results_tell_the_outcome_of_each_message(self, stage: Stage) -> None:
+        """Beside one that the broker refuses the others are sent; later ones of its key are NOT_ATTEMPTED."""
+        refused = stage.require_refused_message()
+        client, receiver = await stage.open_ordered()
+        good = [EventMessage.from_string(key, ordering_key=key) for key in ("k", "l", "m")]
+        after = EventMessage(b"after", ordering_key="k")
+        with pytest.raises(PublishError) as caught:
+            await client.send_messages([good[0], good[1], refused.with_ordering_key("k"), after, good[2]])
+        first, second, refusal, unattempted, last = caught.value.results
+        assert isinstance(refusal, PublishError), f"it is a {type(refusal).__name__}"
+        assert isinstance(unattempted, PublishError), f"it is a {type(unattempted).__name__}"
+        assert (caught.value.code, unattempted.code) == (refusal.code, ErrorCode.NOT_ATTEMPTED)
+        received = {message.message_id: message for message in await stage.drain(receiver, 3)}
+        assert [received.get(str(message_id)) for message_id in (first, second, last)] == good
+        await client.send_message(after)
+        assert await stage.drain(receiver, 1) == [after]
+        await stage.silence(receiver)
+
+    @rule("P3")
+    async def test_a_message_that_the_broker_refuses_fails_nobody_elses(self, stage: Stage) -> None:
+        """Concurrent sends of good messages, with which it may share a request, succeed."""
+        refused = stage.require_refused_message()
+        client, receiver = await stage.open()
+        messages = numbered(20)
+        sends = [*map(client.send_message, [*messages[:10], refused, *messages[10:]])]
+        results = await asyncio.gather(*sends, return_exceptions=True)
+        assert isinstance(results.pop(10), PublishError)
+        received = await stage.drain(receiver, 20)
+        assert sorted(message.message_id for message in received) == sorted(map(str, results))
+
     @rule("P4", "P5")
     async def test_concurrent_sends_keep_order_per_key(self, stage: Stage) -> None:
         """200 sends begun one after the other are stored in that order for each key."""
@@ -156,10 +187,11 @@ class Publishing:
         await asyncio.gather(client.send_messages(messages[20:]), *sends)
         assert sorted(texts(await stage.drain(receiver, 30))) == texts(messages)
 
+    @pytest.mark.parametrize("bound", ["publish_max_messages", "publish_max_bytes"])
     @rule("P6")
-    async def test_past_the_bound_a_send_fails_by_option(self, stage: Stage) -> None:
+    async def test_past_the_bound_a_send_fails_by_option(self, stage: Stage, bound: str) -> None:
         """With ``publish_on_limit=error`` it raises EXHAUSTED at once, and only what returned an id is sent."""
-        client, receiver = await stage.open(publish_max_messages="1", publish_on_limit="error")
+        client, receiver = await stage.open(**{bound: "1"}, publish_on_limit="error")
         with pytest.raises(PublishError) as caught:
             await client.send_messages(numbered(2, prefix="never "))
         assert (caught.value.code, caught.value.retryable) == (ErrorCode.EXHAUSTED, True)
@@ -170,6 +202,21 @@ class Publishing:
         received = await stage.drain(receiver, len(ids))
         assert sorted(message.message_id for message in received) == sorted(ids)
         await stage.silence(receiver)
+
+    @rule("P6", "P8")
+    async def test_a_send_that_waits_for_room_may_be_cancelled(self, stage: Stage) -> None:
+        """It takes nobody's place: those that wait beside and after it get theirs."""
+        client, receiver = await stage.open(publish_max_messages="1")
+        sends = [asyncio.create_task(client.send_message(message)) for message in numbered(20)]
+        await asyncio.sleep(0)
+        for doomed in sends[1::2]:
+            doomed.cancel()
+        _, pending = await asyncio.wait(sends, timeout=stage.harness.patience)
+        assert not pending, f"sends that nobody cancelled wait for room still: {pending}"
+        async with asyncio.timeout(stage.harness.patience):
+            last = await client.send_message(EventMessage(b"last"))
+        confirmed = {send.result() for send in sends if not send.cancelled()} | {last}
+        assert confirmed <= {message.message_id for message in await stage.rest(receiver)}
 
     @rule("P7")
     async def test_a_permanent_error_surfaces_at_once(self, stage: Stage) -> None:

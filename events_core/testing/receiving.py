@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Awaitable
 
 import pytest
 
@@ -39,6 +40,25 @@ class Receiving:
             assert time.monotonic() < ends, f"asked again and again, no message within {stage.harness.patience:g} s"
             await asyncio.sleep(0.01)
         assert message.data == b"x"
+
+    @rule("R1")
+    async def test_timeouts_are_kept(self, stage: Stage) -> None:
+        """None of 0 is waited for, and of several short ones at least one is over when a sleep as long is."""
+        _, receiver = await stage.open()
+        async with asyncio.timeout(stage.harness.patience):
+            for _ in range(100):
+                assert await receiver.receive_message(timeout=0) is None
+        late = []
+        for _ in range(4):
+            receiving = asyncio.create_task(self._until(receiver.receive_message(0.2)))
+            over = await self._until(asyncio.sleep(0.2))
+            late.append(await receiving - over)
+        assert min(late) < 0.1, f"receiving for 0.2 s took longer than a sleep by {late}"
+
+    async def _until(self, waiting: Awaitable[object]) -> float:
+        """When *waiting*, which has no result, was over."""
+        assert await waiting is None
+        return time.monotonic()
 
     @rule("R1")
     async def test_without_a_timeout_a_receive_waits(self, stage: Stage) -> None:
@@ -142,6 +162,33 @@ class Receiving:
         held = await stage.receive_all(receiver, 3)
         await client.send_messages(numbered(3, prefix="later "))
         await self._settle_one_by_one(stage, receiver, held)
+
+    @rule("R5")
+    async def test_what_is_buffered_counts_as_held(self, stage: Stage) -> None:
+        """What is more than ``max_outstanding_messages=3`` a receiver leaves to others, though it holds nothing."""
+        client, receiver = await stage.open(max_outstanding_messages="3")
+        for number, message in enumerate(numbered(3)):
+            await client.send_message(message)
+            await stage.prefetched(receiver, number + 1)
+        await client.send_messages(numbered(10, prefix="later "))
+        await stage.until(lambda: receiver.stats.buffered > 3)
+        _, other = await stage.open()
+        await stage.receive_all(other, 10)
+
+    @rule("R5")
+    async def test_bytes_held_are_bounded_together(self, stage: Stage) -> None:
+        """With ``max_outstanding_bytes=1000`` no more than three messages of 400 are held until one is settled."""
+        client, receiver = await stage.open(max_outstanding_bytes="1000")
+        held: list[ReceivedMessage] = []
+        for _ in range(2):
+            await client.send_message(EventMessage(bytes(400)))
+            held.append(await stage.receive(receiver))
+        await client.send_message(EventMessage(bytes(400)))
+        held += await receiver.receive_messages(1, stage.harness.settle_time)  # which passes the bound
+        await client.send_message(EventMessage(b"last"))
+        await stage.silence(receiver)
+        await receiver.acknowledge_messages(held)
+        assert b"last" in {message.data for message in await stage.drain(receiver, 4 - len(held))}
 
     @rule("R5")
     async def test_bytes_held_are_bounded(self, stage: Stage) -> None:

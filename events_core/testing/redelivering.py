@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
@@ -37,6 +39,25 @@ class Redelivering:
         message = await stage.receive(receiver)
         time.sleep(1.5 * lease)  # noqa: ASYNC251  # blocking is the point
         await stage.silence(receiver)
+        await receiver.acknowledge(message)
+
+    @rule("R6", "R7")
+    async def test_a_blocked_loop_loses_nothing_to_another_client(self, stage: Stage) -> None:
+        """Another client, in a thread of its own, hears nothing of what is held by a loop blocked beyond the lease."""
+        lease = stage.require_lease()
+        client, receiver = await stage.open(**stage.harness.lease_options)
+        await client.send_message(EventMessage(b"x"))
+        message = await stage.receive(receiver)
+
+        async def listen() -> None:
+            _, other = await stage.open(**stage.harness.lease_options)
+            await stage.silence(other, seconds=1.5 * lease)
+            await other.close()
+
+        with ThreadPoolExecutor(1) as thread:
+            listening = thread.submit(stage.run, listen())
+            wait([listening])  # which blocks this loop
+        listening.result()
         await receiver.acknowledge(message)
 
     @rule("R6", "R9", "S3")
@@ -126,6 +147,27 @@ class Redelivering:
         assert time.monotonic() - began >= stage.short_delay
 
     @rule("R11")
+    async def test_a_delay_of_several_is_kept(self, stage: Stage) -> None:
+        """Messages nacked together with a delay do not come before it."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(3))
+        messages = await stage.receive_all(receiver, 3)
+        began = time.monotonic()
+        await receiver.nack_messages(messages, delay=stage.short_delay)
+        assert (await stage.receive(receiver)).data in {message.data for message in messages}
+        assert time.monotonic() - began >= stage.short_delay
+
+    @rule("R11")
+    async def test_a_delay_of_zero_is_no_backoff(self, stage: Stage) -> None:
+        """Ten nacks with ``delay=0`` take less time than their backoff would."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        async with asyncio.timeout(stage.harness.patience):
+            for _ in range(10):
+                await receiver.nack(await stage.receive(receiver), delay=0)
+            await stage.receive(receiver)
+
+    @rule("R11")
     async def test_an_impossible_delay_is_refused(self, stage: Stage) -> None:
         """Negative or infinite it is a ValueError, beyond the declared limit UNSUPPORTED; neither changes anything."""
         client, receiver = await stage.open()
@@ -185,7 +227,23 @@ class Redelivering:
             assert message.data == b"0000"
             await receiver.nack(message)
         assert texts(await stage.drain(receiver, 1)) == ["0001"]
-        assert texts(await stage.drain(dead, 1)) == ["0000"]
+        (letter,) = await stage.drain(dead, 1)
+        assert (letter.data, letter.ordering_key) == (b"0000", "k")
+
+    @rule("R12", "R6")
+    async def test_a_message_that_expired_too_often_is_dead_lettered(self, stage: Stage) -> None:
+        """To be held beyond ``max_lease_duration`` is to fail."""
+        stage.require("dead_letter")
+        dead = await stage.client(stage.name("dead")).subscribe(stage.name("undertaker"))
+        client, receiver = await stage.open(max_lease_duration="1", **self._dead_letters(stage))
+        await client.send_message(EventMessage(b"x"))
+        for _ in range(stage.harness.dead_letter_attempts):
+            await stage.receive(receiver)
+        # Where nobody but the receiver knows the time, it must be at work.
+        receiving = asyncio.create_task(receiver.receive_message())
+        assert (await stage.receive(dead)).data == b"x"
+        await asyncio.wait([receiving], timeout=stage.harness.settle_time)
+        assert receiving.cancel(), f"it came again: {receiving}"
 
     @rule("R12", "C1")
     async def test_closing_dead_letters_nothing(self, stage: Stage) -> None:

@@ -21,6 +21,7 @@ RULES: Mapping[str, str] = {
     "§1": "what is received is what was sent",
     "§3": "a client connects on first use and tells its state",
     "§4": "a receiver tells what it holds",
+    "§5": "errors say which operation failed, why and where",
     "§6": "capabilities are known without I/O and never grow",
     "O1": "wrong options are reported all at once, before any I/O",
     "O2": "option values and secrets are never shown",
@@ -62,6 +63,9 @@ RULES: Mapping[str, str] = {
     "F3": "what was confirmed survives the process, where declared",
     "T1": "one client serves any thread and any loop",
     "T2": "a connected client refuses to work after a fork",
+    "H1": "processing settles a message by how its block ends",
+    "H2": "consuming handles, settles and ends as it should",
+    "V1": "an observer sees each operation, and nothing is printed",
 }
 """Every rule that has a test here, in the order of the contract, as one line."""
 

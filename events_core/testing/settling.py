@@ -13,6 +13,9 @@ from events_core.testing.stage import Stage, numbered, texts
 __all__ = ["Settling"]
 
 
+_SETTLED = ErrorCode.ALREADY_SETTLED
+
+
 class Settling:
     """What settling does, once, twice, too late and in batches."""
 
@@ -67,15 +70,30 @@ class Settling:
         """The other one after it is ALREADY_SETTLED, and changes nothing."""
         receiver, message = await self._received(stage)
         await receiver.nack(message, delay=stage.short_delay)
-        with pytest.raises(AcknowledgeError) as caught:
-            await receiver.acknowledge(message)
-        assert caught.value.code is ErrorCode.ALREADY_SETTLED
+        for target in (message, message.message_id):
+            with pytest.raises(AcknowledgeError) as caught:
+                await receiver.acknowledge(target)
+            assert caught.value.code is ErrorCode.ALREADY_SETTLED
         (again,) = await stage.drain(receiver, 1)
         for target in (again, again.message_id):
             with pytest.raises(AcknowledgeError) as caught:
                 await receiver.nack(target)
             assert caught.value.code is ErrorCode.ALREADY_SETTLED
         await stage.silence(receiver)
+
+    @rule("S2")
+    async def test_of_outcomes_at_once_one_stands(self, stage: Stage) -> None:
+        """Acknowledged and nacked at once a message takes one outcome, and who asked for the other is told so."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(10))
+        returned: list[str] = []
+        for message in await stage.receive_all(receiver, 10):
+            calls = [receiver.acknowledge(message), receiver.nack(message), receiver.acknowledge(message)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            codes = [getattr(result, "code", result) for result in results]
+            assert codes in ([None, _SETTLED, None], [_SETTLED, None, _SETTLED])
+            returned += [] if codes[0] is None else [message.data_as_string()]
+        assert sorted(texts([*await stage.drain(receiver, len(returned)), *await stage.rest(receiver)])) == returned
 
     @rule("S2")
     async def test_a_new_hand_out_starts_afresh(self, stage: Stage) -> None:
@@ -113,6 +131,17 @@ class Settling:
                 assert caught.value.code is ErrorCode.NOT_FOUND
         await receiver.acknowledge(message)
         await stage.silence(receiver)
+
+    @rule("S3", "S2")
+    async def test_the_last_ten_thousand_are_remembered(self, stage: Stage) -> None:
+        """The first of 10,000 acknowledged messages is still known by its id."""
+        client, receiver = await stage.open(max_outstanding_messages="10000")
+        await client.send_messages(numbered(10_000))
+        first, *_ = await stage.drain(receiver, 10_000)
+        await receiver.acknowledge(first.message_id)
+        with pytest.raises(AcknowledgeError) as caught:
+            await receiver.nack(first.message_id)
+        assert caught.value.code is ErrorCode.ALREADY_SETTLED
 
     @rule("S4")
     async def test_a_batch_settles_all_it_can(self, stage: Stage) -> None:

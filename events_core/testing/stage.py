@@ -130,6 +130,12 @@ class Stage:
             pytest.skip("not shown: how long a lease is: give events check --lease SECONDS, or a harness its lease")
         return self.harness.lease
 
+    def require_refused_message(self) -> EventMessage:
+        """A message that only the broker refuses; where the harness knows none the test ends here."""
+        if self.harness.refused_message is None:
+            pytest.skip("not shown: what the broker refuses within its limits, as only a backend's own tests can say")
+        return self.harness.refused_message
+
     async def refused(self, capability: str, call: Callable[[], Awaitable[object]]) -> None:
         """End the test because *capability* is not declared, once *call*, which needs it, has been refused."""
         with pytest.raises(EventError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -41,6 +42,16 @@ class Subscribing:
         await client.send_messages(numbered(5))
         for receiver in (first, second, third):
             assert sorted(texts(await stage.drain(receiver, 5))) == texts(numbered(5))
+
+    @rule("Q1")
+    async def test_what_one_subscription_settles_another_keeps(self, stage: Stage) -> None:
+        """What nobody received from it yet waits in a subscription, whatever becomes of it in another."""
+        client, first = await stage.open()
+        await (await client.subscribe(stage.name("second"))).close()
+        await client.send_messages(numbered(5))
+        await stage.drain(first, 5)
+        second = await client.subscribe(stage.name("second"))
+        assert sorted(texts(await stage.drain(second, 5))) == texts(numbered(5))
 
     @rule("Q1")
     async def test_a_named_subscription_outlives_its_receivers(self, stage: Stage) -> None:
@@ -153,6 +164,35 @@ class Subscribing:
         assert texts(await stage.drain(receiver, 1)) == ["new"]
         await stage.silence(receiver)
 
+    @rule("F1", "Q2")
+    async def test_a_deleted_subscription_is_made_again(self, stage: Stage) -> None:
+        """Where that is allowed a receiver goes on with what is sent once it has been made."""
+        client, receiver = await stage.open()
+        await stage.client().delete_subscription(stage.subscription)
+        receiving = asyncio.create_task(stage.receive(receiver))
+        while not receiving.done():  # nobody can see when it is made
+            await client.send_message(EventMessage(b"x"))
+            await asyncio.wait([receiving], timeout=0.05)
+        await receiver.acknowledge(await receiving)
+
+    @rule("F1")
+    async def test_a_deleted_subscription_that_may_not_be_made_is_named(self, stage: Stage) -> None:
+        """Receiving is NOT_FOUND, again and again, until somebody makes it; then the receiver goes on."""
+        client, receiver = await stage.open()
+        await receiver.close()
+        receiver = await stage.client(create="never").subscribe(stage.subscription)
+        await client.delete_subscription(stage.subscription)
+        for _ in range(2):
+            with pytest.raises(ReceiveError) as caught:
+                await stage.receive(receiver)
+            assert caught.value.code is ErrorCode.NOT_FOUND
+        await (await client.subscribe(stage.subscription)).close()
+        await client.send_message(EventMessage(b"x"))
+        with contextlib.suppress(ReceiveError):  # found out before it was made
+            await stage.receive(receiver)
+            return
+        await stage.receive(receiver)
+
     @rule("Q3")
     async def test_start_earliest_begins_with_the_oldest_message(self, stage: Stage) -> None:
         """Where replay is declared a new subscription gets what was kept; elsewhere the option is UNSUPPORTED."""
@@ -165,3 +205,15 @@ class Subscribing:
         assert sorted(texts(await stage.drain(receiver, 4))) == [*texts(numbered(3)), "new"]
         latest = await stage.client(retention="600").subscribe(stage.name("latest"))
         await stage.silence(latest)
+
+    @rule("Q3")
+    async def test_start_earliest_leaves_an_existing_subscription_as_it_is(self, stage: Stage) -> None:
+        """Joined again it goes on where it stood; what was acknowledged does not come again."""
+        stage.require("replay")
+        options = {"retention": "600", "start": "earliest"}
+        await stage.client(**options).send_messages(numbered(3))
+        _, receiver = await stage.open(**options)
+        await stage.drain(receiver, 3)
+        _, other = await stage.open(**options)
+        await receiver.close()
+        await stage.silence(other)

@@ -7,10 +7,13 @@ import pytest
 from events_core.testing.cancelling import Cancelling
 from events_core.testing.closing import Closing
 from events_core.testing.configuring import Configuring
+from events_core.testing.failing import Failing
 from events_core.testing.harness import Harness
 from events_core.testing.loading import Loading
+from events_core.testing.observing import Observing
 from events_core.testing.ordering import Ordering
 from events_core.testing.outages import Outages
+from events_core.testing.processing import Processing
 from events_core.testing.publishing import Publishing
 from events_core.testing.receiving import Receiving
 from events_core.testing.redelivering import Redelivering
@@ -32,10 +35,13 @@ class ConformanceSuite(
     Ordering,
     Redelivering,
     Settling,
+    Processing,
     Closing,
     Cancelling,
     Outages,
     Threads,
+    Failing,
+    Observing,
 ):
     """Every test of the kit: subclass it, call the class ``Test…``, and give it a harness."""
 

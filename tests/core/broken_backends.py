@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any, ClassVar
 
 import attrs
 import pytest
@@ -25,13 +26,18 @@ from events_core import (
     EventConfig,
     EventMessage,
     EventReceiver,
+    EventRuntimeError,
     PublishError,
     ReceivedMessage,
+    ReceiveError,
 )
+from events_core.backends import memory
 from events_core.backends.memory import MemoryClient, MemoryDriver, MemoryOptions, MemorySource
 from events_core.engine import BrokerError, Delivery, EngineClient, Outcome, Settlement, Source
+from events_core.engine.ledger import Ledger
 from events_core.engine.receiver import EngineReceiver
 from events_core.interface import API_VERSION, ReceiverStats
+from events_core.observing import UNOBSERVED, Operation
 from events_core.testing import ConformanceSuite, Harness, Stage, rule
 
 
@@ -60,22 +66,25 @@ class PatientHarness(ImpatientHarness):
 class CuttingHarness(PatientHarness):
     """The same behind a network that can be cut."""
 
+    refused_message = EventMessage(b"x", {"refused": ""})
+
     def outage(self) -> AbstractContextManager[None]:
         return outage()
 
 
 def breaks(
-    *rules: str, harness: type[ImpatientHarness] = ImpatientHarness
+    *rules: str, harness: type[ImpatientHarness] = ImpatientHarness, by: Collection[str] = ()
 ) -> Callable[[type[EventClient]], type[EventClient]]:
-    """Make a suite of the tests of *rules*, for the client class decorated."""
+    """Make a suite of the tests of *rules*, for the client class decorated.
+
+    :param by: only these tests, where the backend breaks one sentence of a rule that has many.
+    """
 
     def decorate(client: type[EventClient]) -> type[EventClient]:
         name = client.__name__
-        others = {
-            test: None
-            for test in dir(ConformanceSuite)
-            if test.startswith("test_") and not set(rules) & set(getattr(ConformanceSuite, test).rules)
-        }
+        tests = {test for test in dir(ConformanceSuite) if test.startswith("test_")}
+        chosen = by or {test for test in tests if set(rules) & set(getattr(ConformanceSuite, test).rules)}
+        others = dict.fromkeys(tests.difference(chosen))
         fixture = pytest.fixture(lambda self: harness(f"{__name__}:{name}"), name="harness")
         globals()[f"Test{name}"] = type(f"Test{name}", (ConformanceSuite,), {"make_harness": fixture, **others})
         return client
@@ -243,6 +252,24 @@ class ReversesBatches(MemoryClient):
             return list(reversed(await super().publish(messages[::-1])))
 
 
+@breaks("P4", harness=CuttingHarness, by=["test_sends_of_a_key_keep_their_order_in_an_outage"])
+class ReversesRetries(NetworkClient):
+    """Stores the last message first, once it has failed to store any."""
+
+    class driver_class(NetworkDriver):
+        """Its driver."""
+
+        _failed = False
+
+        async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+            try:
+                results = await super().publish(messages[::-1] if self._failed else messages)
+            except BrokerError:
+                self._failed = True
+                raise
+            return results[::-1] if self._failed else results
+
+
 @breaks("P3")
 class PausesKeys(MemoryClient):
     """Sends nothing of a key of which a message was refused."""
@@ -259,6 +286,61 @@ class PausesKeys(MemoryClient):
         except PublishError:
             self._paused.add(message.ordering_key)
             raise
+
+
+@breaks("P3", harness=CuttingHarness, by=["test_results_tell_the_outcome_of_each_message"])
+class TellsNoResults(NetworkClient):
+    """Says that something failed, not what."""
+
+    async def send_messages(self, messages: Iterable[EventMessage]) -> list[str]:
+        try:
+            return await super().send_messages(messages)
+        except PublishError as error:
+            error.results = ()
+            raise
+
+
+@breaks("P3", harness=CuttingHarness, by=["test_each_message_of_a_failed_send_has_a_result"])
+class TellsTheDriversResults(NetworkClient):
+    """Lets out what is not an error of this library."""
+
+    def _partly(self, results: Sequence[str | BrokerError], failed: Sequence[BrokerError]) -> Any:
+        error: Any = super()._partly(results, failed)
+        error.results = results
+        return error
+
+
+@breaks("P3", harness=CuttingHarness, by=["test_results_tell_the_outcome_of_each_message"])
+class GoesOnAfterAFailure(NetworkClient):
+    """Sends the successors of what was refused."""
+
+    async def send_messages(self, messages: Iterable[EventMessage]) -> list[str]:
+        batch = list(messages)
+        try:
+            return await super().send_messages(batch)
+        except PublishError as error:
+            results = list(error.results)
+            for place, result in enumerate(results):
+                if not isinstance(result, str) and result.code is ErrorCode.NOT_ATTEMPTED:
+                    results[place] = await self.send_message(batch[place])
+            error.results = results
+            raise
+
+
+@breaks("P3", harness=CuttingHarness, by=["test_a_message_that_the_broker_refuses_fails_nobody_elses"])
+class SharesRefusals(NetworkClient):
+    """Takes the refusal of a request for one of each of its messages."""
+
+    class driver_class(NetworkDriver):
+        """Its driver."""
+
+        async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+            try:
+                return await super().publish(messages)
+            except BrokerError as error:
+                if error.retryable:
+                    raise
+                return [error] * len(messages)
 
 
 @breaks("P5")
@@ -278,6 +360,28 @@ class SendsWithoutBounds(IgnorantClient):
     """Takes all that it is given."""
 
     ignored = ("publish_max_messages", "publish_max_bytes", "publish_on_limit")
+
+
+@breaks("P6", by=["test_past_the_bound_a_send_fails_by_option"])
+class CountsNoBytes(IgnorantClient):
+    """Bounds what is in flight in messages only."""
+
+    ignored = ("publish_max_bytes",)
+
+
+@breaks("P6", by=["test_a_send_that_waits_for_room_may_be_cancelled"])
+class LeaksRoom(NetworkClient):
+    """Keeps the place of a send that was cancelled while it waited for one."""
+
+    def __init__(self, config: EventConfig) -> None:
+        super().__init__(config)
+        publisher = self._publisher
+
+        def admit() -> None:
+            while publisher._arriving and publisher._admit(publisher._arriving[0]):
+                publisher._arriving.popleft()
+
+        publisher._admit_arriving = admit  # type: ignore[method-assign]
 
 
 @breaks("P7")
@@ -347,6 +451,50 @@ class EndsItsSubscriptions(MemoryClient):
             return source
 
 
+@breaks("Q1", by=["test_what_one_subscription_settles_another_keeps"])
+class SettlesForEverybody(MemoryClient):
+    """Takes what one subscription has acknowledged from all of them."""
+
+    class driver_class(TwistedDriver):
+        """Its driver."""
+
+        _settled: ClassVar[set[str]] = set()
+
+        def settled(self, settlements: Iterable[Settlement]) -> Iterable[Settlement]:
+            for settlement in settlements:
+                self._settled.add(settlement.delivery.message_id)
+                yield settlement
+
+        def fetched(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+            return [delivery for delivery in deliveries if delivery.message_id not in self._settled]
+
+
+@breaks("Q1", harness=CuttingHarness, by=["test_an_ephemeral_subscription_outlives_an_outage"])
+class LosesWhatFollowsAnOutage(NetworkClient):
+    """Begins anew with what comes after its connection is back."""
+
+    class driver_class(NetworkDriver):
+        """Its driver."""
+
+        _lost = False
+
+        async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> Source:  # type: ignore[override]
+            source = await super().subscribe(subscription, wake)
+            fetch = source.fetch
+
+            async def fetch_anew(limit: int) -> Sequence[Delivery]:
+                try:
+                    deliveries = await fetch(limit)
+                except BrokerError:
+                    self._lost = True
+                    raise
+                lost, self._lost = self._lost, False
+                return [] if lost else deliveries
+
+            source.fetch = fetch_anew  # type: ignore[method-assign]
+            return source
+
+
 @breaks("Q2")
 class CreatesRegardless(IgnorantClient):
     """Makes what is missing, allowed or not."""
@@ -363,6 +511,20 @@ class DeniesReplay(MemoryClient):
         return attrs.evolve(super().capabilities, replay=False)
 
 
+@breaks("Q3", by=["test_start_earliest_leaves_an_existing_subscription_as_it_is"])
+class RewindsOnJoining(MemoryClient):
+    """Begins with the oldest message each time."""
+
+    class driver_class(MemoryDriver):
+        """Its driver."""
+
+        def _join(self, name: str, *, ephemeral: bool = False) -> Any:
+            subscription = self._topic.subscriptions.get(name)
+            for stored in self._topic.kept if subscription and self.options.start == "earliest" else ():
+                subscription.queue.push(memory._Item(stored))
+            return super()._join(name, ephemeral=ephemeral)
+
+
 @breaks("R1")
 class ComesBackEarly(TwistedClient, MemoryClient):
     """Waits half as long as it should."""
@@ -372,6 +534,42 @@ class ComesBackEarly(TwistedClient, MemoryClient):
 
         async def receive_messages(self, limit: int, timeout: float | None = None) -> list[ReceivedMessage]:
             return await super().receive_messages(limit, timeout and timeout / 2)
+
+
+@breaks("R1", by=["test_timeouts_are_kept"])
+class ComesBackLate(TwistedClient, MemoryClient):
+    """Waits twice as long as it should."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def receive_messages(self, limit: int, timeout: float | None = None) -> list[ReceivedMessage]:
+            return await super().receive_messages(limit, timeout and timeout * 2)
+
+
+@breaks("R1", by=["test_timeouts_are_kept"])
+class AlwaysWaits(TwistedClient, MemoryClient):
+    """Waits a moment where it should not."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def receive_messages(self, limit: int, timeout: float | None = None) -> list[ReceivedMessage]:
+            return await super().receive_messages(limit, 0.05 if timeout == 0 else timeout)
+
+
+@breaks("R1", harness=CuttingHarness, by=["test_a_timeout_in_an_outage_gives_none"])
+class MakesTimeoutsErrors(TwistedClient, NetworkClient):
+    """Raises, at the end of its time, what kept the messages away."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def receive_messages(self, limit: int, timeout: float | None = None) -> list[ReceivedMessage]:
+            received = await super().receive_messages(limit, timeout)
+            if not received and not self._settler._link.is_up:
+                raise ReceiveError("the broker cannot be reached", code=ErrorCode.UNAVAILABLE, retryable=True)
+            return received
 
 
 @breaks("R2")
@@ -419,6 +617,43 @@ class HoldsWithoutBounds(IgnorantClient):
     ignored = ("max_outstanding_messages", "max_outstanding_bytes")
 
 
+class LedgerClient(MemoryClient):
+    """A client whose receivers count otherwise."""
+
+    ledger_class: type[Ledger]
+
+    async def subscribe(self, subscription: str | None = None) -> EventReceiver:
+        receiver: Any = await super().subscribe(subscription)
+        receiver._ledger.__class__ = self.ledger_class
+        return receiver  # type: ignore[no-any-return]
+
+
+@breaks("R5", by=["test_what_is_buffered_counts_as_held"])
+class BuffersWithoutBounds(LedgerClient, NetworkClient):
+    """Counts what is held and not what is buffered."""
+
+    class ledger_class(Ledger):
+        """Its count."""
+
+        def room(self, prefetch: int | None) -> int:
+            return max(0, self._max_messages - self.held)
+
+
+@breaks("R5", by=["test_bytes_held_are_bounded_together"])
+class BoundsTheLargest(LedgerClient):
+    """Bounds the bytes of each message and not of all."""
+
+    class ledger_class(Ledger):
+        """Its count."""
+
+        def room(self, prefetch: int | None) -> int:
+            total, self._bytes = self._bytes, max((each.size for each in self._live.values()), default=0)
+            try:
+                return super().room(prefetch)
+            finally:
+                self._bytes = total
+
+
 @breaks("R6", harness=PatientHarness)
 class LetsLeasesLapse(MemoryClient):
     """Keeps nothing alive for longer than a moment."""
@@ -432,6 +667,34 @@ class HoldsForEver(IgnorantClient):
     """Lets nothing expire."""
 
     ignored = ("max_lease_duration",)
+
+
+@breaks("R6", harness=PatientHarness, by=["test_a_blocked_loop_loses_nothing_to_another_client"])
+class KeptByTheApplication(NetworkClient):
+    """Renews what it holds in the event loop that subscribed."""
+
+    lease = 0.2
+
+    class driver_class(NetworkDriver):
+        """Its driver."""
+
+        def __init__(self, topic_name: str, project_id: str, options: MemoryOptions) -> None:
+            super().__init__(topic_name, project_id, options)
+            self.options = attrs.evolve(self.options, max_lease_duration=KeptByTheApplication.lease)
+
+    async def subscribe(self, subscription: str | None = None) -> EventReceiver:
+        receiver: Any = await super().subscribe(subscription)
+        loop = asyncio.get_running_loop()
+
+        def renew() -> None:
+            with memory._lock:
+                for item in receiver._source._inline._held:
+                    item.deadline = time.monotonic() + self.lease
+            if not self._closed:
+                loop.call_later(self.lease / 4, renew)
+
+        renew()
+        return receiver  # type: ignore[no-any-return]
 
 
 @breaks("R7")
@@ -487,6 +750,20 @@ class NacksPiecemeal(MemoryClient):
                 yield settlement
 
 
+@breaks("R10", harness=PatientHarness, by=["test_a_keyed_message_comes_again_the_same"])
+class ForgetsAttributes(MemoryClient):
+    """Delivers again the data of a keyed message, and its key."""
+
+    class driver_class(TwistedDriver):
+        """Its driver."""
+
+        def fetched(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+            for delivery in deliveries:
+                if delivery.ordering_key and delivery.delivery_attempt != 1:
+                    delivery.attributes = {}
+            return deliveries
+
+
 @breaks("R11")
 class IgnoresDelays(MemoryClient):
     """Delivers again at once."""
@@ -496,6 +773,28 @@ class IgnoresDelays(MemoryClient):
 
         def settled(self, settlements: Iterable[Settlement]) -> Iterable[Settlement]:
             return [attrs.evolve(settlement, delay=0) for settlement in settlements]
+
+
+@breaks("R11", by=["test_a_delay_of_several_is_kept"])
+class DelaysOneByOne(TwistedClient, MemoryClient):
+    """Keeps a delay where one message is nacked."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def nack_messages(self, messages: Iterable[ReceivedMessage | str], *, delay: float | None = None) -> None:
+            await super().nack_messages(messages)
+
+
+@breaks("R11", by=["test_a_delay_of_zero_is_no_backoff"])
+class TakesZeroForNone(TwistedClient, MemoryClient):
+    """Takes no delay for no wish."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def nack(self, message: ReceivedMessage | str, *, delay: float | None = None) -> None:
+            await super().nack(message, delay=delay or None)
 
 
 @breaks("R12")
@@ -509,6 +808,35 @@ class BuriesNothing(MemoryClient):
             return []
 
 
+@breaks("R12", harness=PatientHarness, by=["test_a_dead_letter_frees_its_key"])
+class BuriesWithoutAKey(MemoryClient):
+    """Strips its dead letters of their key."""
+
+    class driver_class(MemoryDriver):
+        """Its driver."""
+
+        def bury(self, item: Any, subscription: str) -> list[MemorySource]:
+            item.stored.ordering_key = None
+            return super().bury(item, subscription)
+
+
+@breaks("R12", harness=PatientHarness, by=["test_a_message_that_expired_too_often_is_dead_lettered"])
+class ForgivesExpiries(MemoryClient):
+    """Takes what expired back as if it had never been handed out."""
+
+    class driver_class(TwistedDriver):
+        """Its driver."""
+
+        def settled(self, settlements: Iterable[Settlement]) -> Iterable[Settlement]:
+            return [attrs.evolve(settlement, outcome=Outcome.RETURN) for settlement in settlements]
+
+        async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> MemorySource:
+            source = await super().subscribe(subscription, wake)
+            take_back = source._take_back
+            source._take_back = lambda item, outcome, *rest: take_back(item, Outcome.RETURN, *rest)  # type: ignore[method-assign]
+            return source
+
+
 @breaks("S1")
 class ForgetsAcknowledgements(MemoryClient):
     """Takes an acknowledgement for a return."""
@@ -518,6 +846,20 @@ class ForgetsAcknowledgements(MemoryClient):
 
         def settled(self, settlements: Iterable[Settlement]) -> Iterable[Settlement]:
             return [attrs.evolve(settlement, outcome=Outcome.RETURN) for settlement in settlements]
+
+
+@breaks("S1", harness=CuttingHarness, by=["test_acknowledging_twice_waits_for_the_confirmation"])
+class ConfirmsTheSecondTime(TwistedClient, NetworkClient):
+    """Says of what was begun that it is done."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def acknowledge(self, message: ReceivedMessage | str) -> None:
+            begun = self.__dict__.setdefault("begun", [])
+            if message not in begun:
+                begun.append(message)
+                await super().acknowledge(message)
 
 
 class _Swallowing(EngineReceiver):
@@ -537,6 +879,86 @@ class SettlesAnything(TwistedClient, MemoryClient):
     """Says of no settlement that it came too late."""
 
     receiver_class = _Swallowing
+
+
+@breaks("S2", harness=PatientHarness, by=["test_of_outcomes_at_once_one_stands"])
+class TakesBothOutcomes(TwistedClient, MemoryClient):
+    """Objects to no settlement while another is under way."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def acknowledge(self, message: ReceivedMessage | str) -> None:
+            await self._among_others(message, super().acknowledge(message))
+
+        async def nack(self, message: ReceivedMessage | str, *, delay: float | None = None) -> None:
+            await self._among_others(message, super().nack(message, delay=delay))
+
+        async def _among_others(self, message: ReceivedMessage | str, settling: Awaitable[None]) -> None:
+            under_way = self.__dict__.setdefault("under_way", [])
+            alone = message not in under_way
+            under_way.append(message)
+            try:
+                await asyncio.sleep(0)
+                await settling
+            except AcknowledgeError:
+                if alone:
+                    raise
+            finally:
+                under_way.remove(message)
+
+
+@breaks("S2", harness=PatientHarness, by=["test_the_first_outcome_stands"])
+class AcknowledgesAnyId(TwistedClient, MemoryClient):
+    """Takes an acknowledgement by id whatever became of the message."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def acknowledge(self, message: ReceivedMessage | str) -> None:
+            with contextlib.suppress(*[AcknowledgeError] if isinstance(message, str) else ()):
+                await super().acknowledge(message)
+
+
+@breaks("S3", by=["test_the_last_ten_thousand_are_remembered"])
+class RemembersTen(TwistedClient, MemoryClient):
+    """Knows ten of the messages that it has settled."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def acknowledge_messages(self, messages: Iterable[ReceivedMessage | str]) -> None:
+            await super().acknowledge_messages(messages)
+            while len(self._ledger._over) > 10:
+                del self._ledger._over[next(iter(self._ledger._over))]
+
+
+@breaks("S4", by=["test_each_failure_of_a_batch_is_an_error_of_settling"])
+class TellsTheDriversFailures(TwistedClient, MemoryClient):
+    """Lets out what is not an error of this library."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        def _failed(self, failed: dict[str, BrokerError], single: bool) -> Any:
+            error: Any = super()._failed(failed, single)
+            error.failed = failed
+            return error
+
+
+@breaks("§5")
+class NamesNoPlace(TwistedClient, MemoryClient):
+    """Does not say where a settlement failed."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def acknowledge(self, message: ReceivedMessage | str) -> None:
+            try:
+                await super().acknowledge(message)
+            except AcknowledgeError as error:
+                error.backend = error.topic_name = ""
+                raise
 
 
 @breaks("S4")
@@ -609,12 +1031,92 @@ class KeepsWhatItHeld(MemoryClient):
             return [settlement for settlement in settlements if settlement.outcome is not Outcome.RETURN]
 
 
+@breaks("C1", by=["test_what_is_held_at_the_end_goes_back"])
+class StaysOnLeaving(TwistedClient, MemoryClient):
+    """Waits at the end of ``async with`` for what is held."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def __aexit__(self, *_: object) -> None:
+            await self.close()
+
+
+class _Processing(EngineReceiver):
+    """A receiver that settles a message as it likes."""
+
+    async def failed(self, message: ReceivedMessage, error: Exception) -> None:
+        """The body has raised."""
+        await self.nack(message)
+        raise error
+
+    @asynccontextmanager
+    async def processing(self, message: ReceivedMessage) -> AsyncIterator[ReceivedMessage]:
+        try:
+            yield message
+        except Exception as error:
+            await self.failed(message, error)
+        else:
+            await self.acknowledge(message)
+
+
+@breaks("H1", by=["test_what_failed_is_nacked"])
+class SwallowsFailures(TwistedClient, MemoryClient):
+    """Nacks what failed, and tells nobody."""
+
+    class receiver_class(_Processing):
+        """Its receivers."""
+
+        async def failed(self, message: ReceivedMessage, error: Exception) -> None:
+            await self.nack(message)
+
+
+@breaks("H1", by=["test_what_failed_is_nacked"])
+class LeavesFailuresHeld(TwistedClient, MemoryClient):
+    """Settles what was processed only."""
+
+    class receiver_class(_Processing):
+        """Its receivers."""
+
+        async def failed(self, message: ReceivedMessage, error: Exception) -> None:
+            raise error
+
+
+@breaks("H1", harness=PatientHarness, by=["test_what_expired_meanwhile_is_logged"])
+class RaisesExpiries(TwistedClient, MemoryClient):
+    """Makes an error of what comes again anyway."""
+
+    receiver_class = _Processing
+
+
+@breaks("H1", "H2", by=["test_what_was_cancelled_is_handed_back", "test_consuming_is_cancelled"])
+class CountsWhatIsHandedBack(TwistedClient, MemoryClient):
+    """Takes a message that was not processed for one that failed."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def hand_back(self, message: ReceivedMessage) -> None:
+            await self.nack(message, delay=0)
+
+
 @breaks("C2")
 class CutsItsClosingShort(MemoryClient):
     """Gives nobody the time to settle."""
 
     async def close(self, timeout: float = 15.0) -> None:
         await super().close(0)
+
+
+@breaks("C2", harness=CuttingHarness, by=["test_closing_in_an_outage_ends_what_waits"])
+class BlamesItself(NetworkClient):
+    """Calls it a defect when a send ends with its client."""
+
+    async def send_message(self, message: EventMessage) -> str:
+        try:
+            return await super().send_message(message)
+        except EventRuntimeError as error:
+            raise PublishError("the send was given up", code=ErrorCode.INTERNAL) from error
 
 
 @breaks("C3")
@@ -647,6 +1149,27 @@ class EndsInAnOutage(NetworkClient):
                     raise BrokerError("the session is over", ErrorCode.NOT_FOUND) from error
 
             source.fetch = fetch_once  # type: ignore[method-assign]
+            return source
+
+
+@breaks(
+    "F1",
+    by=["test_a_deleted_subscription_is_made_again", "test_a_deleted_subscription_that_may_not_be_made_is_named"],
+)
+class WaitsForTheDeleted(MemoryClient):
+    """Takes a subscription that is gone for an empty one."""
+
+    class driver_class(MemoryDriver):
+        """Its driver."""
+
+        async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> MemorySource:
+            source = await super().subscribe(subscription, wake)
+            fetch = source.fetch
+
+            async def fetch_what_is_there(limit: int) -> Sequence[Delivery]:
+                return [] if source._of.deleted else await fetch(limit)
+
+            source.fetch = fetch_what_is_there  # type: ignore[method-assign]
             return source
 
 
@@ -702,6 +1225,32 @@ class WorksAfterAFork(MemoryClient):
 
     def _check_process(self) -> None:
         pass
+
+
+@breaks("T2", by=["test_a_connected_client_refuses_to_work_in_a_forked_child"])
+class ClosesAfterAFork(MemoryClient):
+    """Does not mind being closed where it was not connected."""
+
+    async def close(self, timeout: float = 15.0) -> None:
+        with contextlib.suppress(EventRuntimeError):
+            await super().close(timeout)
+
+
+@breaks("V1", by=["test_an_observer_is_told_of_each_operation"])
+class TellsNobody(MemoryClient):
+    """Has an observer and leaves it alone."""
+
+    def _observed(self, *_: object, **__: object) -> AbstractContextManager[Operation | None]:
+        return UNOBSERVED
+
+
+@breaks("V1", by=["test_nothing_is_printed"])
+class Prints(MemoryClient):
+    """Says what it does to whoever sits there."""
+
+    async def send_message(self, message: EventMessage) -> str:
+        print("sending", message)
+        return await super().send_message(message)
 
 
 class ExceptedHarness(ImpatientHarness):

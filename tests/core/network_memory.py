@@ -62,15 +62,22 @@ class NetworkSource(Source):
 
 
 class NetworkDriver(MemoryDriver):
-    """Takes one key in a request, and small requests."""
+    """Takes one key in a request, small requests, and no attribute called ``refused``."""
 
     inline = False
     mixed_keys = False
     max_batch_messages = 100
     max_settle_batch = 100
 
+    def __init__(self, topic_name: str, project_id: str, options: MemoryOptions) -> None:
+        # Who holds a message keeps its time; the broker waits for longer.
+        patient = attrs.evolve(options, max_lease_duration=options.max_lease_duration + 10)
+        super().__init__(topic_name, project_id, patient)
+
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         await _travel()
+        if any("refused" in message.attributes for message in messages):
+            raise BrokerError("the request is refused for one of its messages", ErrorCode.INVALID)
         return await super().publish(messages)
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> Source:  # type: ignore[override]

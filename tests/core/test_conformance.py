@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from events_core import EventConfig
+from events_core import EventConfig, EventMessage
 from events_core.testing import ConformanceSuite, Harness
 from events_core.testing.outages import Outages
 
@@ -32,6 +32,8 @@ class TestMemory(ConformanceSuite):
 
 class NetworkHarness(MemoryHarness):
     """The same topics, behind a network that can be cut."""
+
+    refused_message = EventMessage(b"x", {"refused": ""})
 
     backend = "network_memory:NetworkClient"
 

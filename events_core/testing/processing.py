@@ -1,0 +1,207 @@
+"""H1, H2: settling by how a block ends, and the loop over it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+
+import pytest
+
+from events_core import EventMessage, EventReceiver, ReceivedMessage, consume
+from events_core.testing.rules import rule
+from events_core.testing.stage import Stage, numbered, texts
+
+__all__ = ["Processing"]
+
+
+async def _received(stage: Stage, **options: str) -> tuple[EventReceiver, ReceivedMessage]:
+    client, receiver = await stage.open(**options)
+    await client.send_message(EventMessage(b"x"))
+    return receiver, await stage.receive(receiver)
+
+
+async def _assert_uncounted(stage: Stage, receiver: EventReceiver) -> None:
+    """The message handed back comes again, as if it had never come, where the backend can do that."""
+    (again,) = await stage.drain(receiver, 1)
+    found = receiver.capabilities
+    if found.delivery_attempts and not found.handback_counts:
+        assert again.delivery_attempt == 1, "handing back counted an attempt"
+    await stage.silence(receiver)
+
+
+class Processing:
+    """Messages settled by how their handling ends."""
+
+    @rule("H1")
+    async def test_what_was_processed_is_acknowledged(self, stage: Stage) -> None:
+        """At the end of the block it is held no more, and does not come again."""
+        receiver, message = await _received(stage)
+        async with receiver.processing(message) as processed:
+            assert processed is message
+            assert receiver.stats.held == 1
+        assert receiver.stats.held == 0
+        await stage.silence(receiver)
+
+    @rule("H1")
+    async def test_what_failed_is_nacked(self, stage: Stage) -> None:
+        """The exception goes on, and the message comes again with its attempt counted."""
+        receiver, message = await _received(stage)
+        with pytest.raises(ArithmeticError):
+            async with receiver.processing(message):
+                raise ArithmeticError
+        assert receiver.stats.held == 0
+        (again,) = await stage.drain(receiver, 1)
+        assert again.delivery_attempt == (2 if receiver.capabilities.delivery_attempts else None)
+
+    @rule("H1")
+    async def test_what_was_cancelled_is_handed_back(self, stage: Stage) -> None:
+        """The cancellation goes on, and the message comes again, uncounted where the backend can do that."""
+        receiver, message = await _received(stage)
+        begun = asyncio.Event()
+
+        async def process() -> None:
+            async with receiver.processing(message):
+                begun.set()
+                await asyncio.Event().wait()
+
+        processing = asyncio.create_task(process())
+        await begun.wait()
+        processing.cancel()
+        await asyncio.wait([processing])
+        assert processing.cancelled()
+        await _assert_uncounted(stage, receiver)
+
+    @rule("H1")
+    async def test_what_expired_meanwhile_is_logged(self, stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+        """When a message has come again before its block ends, the end of that raises nothing, and changes nothing."""
+        receiver, message = await _received(stage, max_lease_duration="1")
+        caplog.set_level(logging.WARNING, "events_core")
+        async with receiver.processing(message):
+            again = await stage.receive(receiver)
+        assert [record for record in caplog.records if message.message_id in record.getMessage()]
+        await receiver.acknowledge(again)
+
+    @rule("H2")
+    async def test_consuming_acknowledges_what_was_handled(self, stage: Stage) -> None:
+        """Each message is handled once; stopped, it has finished what was begun and receives nothing more."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(10))
+        handled: list[ReceivedMessage] = []
+        stop = asyncio.Event()
+
+        async def handle(message: ReceivedMessage) -> None:
+            handled.append(message)
+            if len(handled) == 10:
+                stop.set()
+            await asyncio.sleep(0.01)
+
+        await consume(receiver, handle, concurrency=3, stop=stop)
+        assert sorted(texts(handled)) == texts(numbered(10))
+        assert receiver.stats.held == 0
+        await stage.silence(receiver)
+
+    @rule("H2")
+    async def test_consuming_outlives_a_failing_handler(self, stage: Stage) -> None:
+        """What a handler failed comes again, while the others go on."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(4))
+        handled: dict[str, int] = defaultdict(int)
+        stop = asyncio.Event()
+
+        async def handle(message: ReceivedMessage) -> None:
+            handled[message.data_as_string()] += 1
+            if message.data == b"0001" and handled["0001"] == 1:
+                raise ArithmeticError
+            if sum(handled.values()) == 5:
+                stop.set()
+
+        await consume(receiver, handle, stop=stop)
+        assert handled == {"0000": 1, "0001": 2, "0002": 1, "0003": 1}
+        await stage.silence(receiver)
+
+    @rule("H2")
+    async def test_consuming_handles_as_many_at_once_as_it_may(self, stage: Stage) -> None:
+        """With ``concurrency=3`` three messages are in hand at once, and never four."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(6))
+        at_work = most = handled = 0
+        together = asyncio.Barrier(3)
+        stop = asyncio.Event()
+
+        async def handle(message: ReceivedMessage) -> None:
+            nonlocal at_work, most, handled
+            at_work += 1
+            most = max(most, at_work)
+            await together.wait()
+            await asyncio.sleep(0)
+            at_work -= 1
+            handled += 1
+            if handled == 6:
+                stop.set()
+
+        await consume(receiver, handle, concurrency=3, stop=stop)
+        assert most == 3
+        assert receiver.stats.held == 0
+
+    @rule("H2", "R8")
+    async def test_consuming_keeps_the_order_of_a_key(self, stage: Stage) -> None:
+        """However many handlers run, one of each key does, and its messages come to it in order, failures included."""
+        client, receiver = await stage.open_ordered()
+        await client.send_messages([*numbered(5, key="a"), *numbered(5, key="b")])
+        at_work: list[str | None] = []
+        together: list[str | None] = []
+        handled: dict[str | None, list[str]] = defaultdict(list)
+        stop = asyncio.Event()
+        failed = False
+
+        async def handle(message: ReceivedMessage) -> None:
+            nonlocal failed
+            together.extend(key for key in at_work if key == message.ordering_key)
+            at_work.append(message.ordering_key)
+            await asyncio.sleep(0.001)
+            at_work.remove(message.ordering_key)
+            if message.data == b"0002" and message.ordering_key == "a" and not failed:
+                failed = True
+                raise ArithmeticError
+            handled[message.ordering_key].append(message.data_as_string())
+            if sum(map(len, handled.values())) == 10:
+                stop.set()
+
+        await consume(receiver, handle, concurrency=4, stop=stop)
+        assert not together, "two handlers were at work on one key"
+        assert handled == {"a": texts(numbered(5)), "b": texts(numbered(5))}
+
+    @rule("H2")
+    async def test_consuming_is_cancelled(self, stage: Stage) -> None:
+        """It cancels its handlers, and what they had in hand comes again, uncounted where the backend can do that."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        begun = asyncio.Event()
+
+        async def handle(message: ReceivedMessage) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        consuming = asyncio.create_task(consume(receiver, handle))
+        await begun.wait()
+        consuming.cancel()
+        await asyncio.wait([consuming])
+        assert consuming.cancelled()
+        await _assert_uncounted(stage, receiver)
+
+    @rule("H2", "C1")
+    async def test_consuming_ends_with_its_receiver(self, stage: Stage) -> None:
+        """A receiver that closes ends it once the message in hand is settled, and no error is raised."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(1))
+        closing: list[asyncio.Task[None]] = []
+
+        async def handle(message: ReceivedMessage) -> None:
+            closing.append(asyncio.create_task(receiver.close()))
+            await asyncio.sleep(0.01)
+
+        await consume(receiver, handle, concurrency=2)
+        await asyncio.gather(*closing)
+        _, other = await stage.open()
+        await stage.silence(other)
