@@ -161,6 +161,22 @@ def test_a_broken_backend_fails_on_its_rule(output: str, suite: str, rule: str, 
     assert f"breaks {rule}: " in output
 
 
+NOT_OF_A_BACKEND = {
+    "O3": "where a configuration comes from is the core's alone: test_config",
+    "B2": "how the registry loads is the core's alone: test_registry",
+    "B4": "that embedded backends have no door of their own is seen in their imports, which lint-imports reads",
+}
+"""Rules of the contract that the kit does not try, and why."""
+
+
+def test_every_rule_of_the_contract_is_tried() -> None:
+    """Those of the published contract, but for what no backend can break."""
+    contract = Path(__file__).parents[2] / "docs" / "contract.rst"
+    names = set(re.findall(r"^- \*\*([A-Z][0-9]+)\*\*", contract.read_text(), re.MULTILINE))
+    assert len(names) > len(NOT_OF_A_BACKEND)
+    assert {rule for rule in RULES if not rule.startswith("§")} == names - set(NOT_OF_A_BACKEND)
+
+
 def test_every_rule_is_broken_by_a_backend() -> None:
     """A rule whose tests nothing fails is shown by nothing."""
     assert {rule for _, rule, _ in FOUND_OUT} == set(RULES)
