@@ -1,0 +1,44 @@
+"""A client in a process of its own that does what it is told, says so, and goes on until it is killed.
+
+One line of JSON on standard input says what to do; one on standard output says what came of it.  What it does after
+that it tells nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from events_core import EventConfig, EventMessage, ReceivedMessage, create_client
+
+
+def _messages(described: list[list[Any]]) -> list[EventMessage]:
+    return [EventMessage.from_string(text, attributes={"text": text}, ordering_key=key) for text, key in described]
+
+
+def _described(message: ReceivedMessage) -> dict[str, Any]:
+    names = ("message_id", "ordering_key", "delivery_attempt")
+    known = {name: getattr(message, name) for name in names}
+    return {"data": message.data_as_string(), "attributes": dict(message.attributes), **known}
+
+
+async def main(work: dict[str, Any]) -> None:
+    """Send, receive, acknowledge, tell; then send and acknowledge some more."""
+    client = create_client(EventConfig(**work["config"]))
+    receiver = await client.subscribe(work["subscription"])
+    ids = await client.send_messages(_messages(work["send"]))
+    received = await receiver.receive_messages(work["limit"], work["timeout"])
+    done, left = received[: work["acknowledge"]], received[work["acknowledge"] :]
+    await receiver.acknowledge_messages(done)
+    print(json.dumps({"ids": ids, "received": [_described(message) for message in received]}), flush=True)
+    await asyncio.gather(
+        client.send_messages(_messages(work["send_untold"])),
+        receiver.acknowledge_messages(left[: work["acknowledge_untold"]]),
+    )
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(json.loads(sys.stdin.readline())))
