@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable
+from statistics import median
 
 import pytest
 
@@ -43,17 +44,17 @@ class Receiving:
 
     @rule("R1")
     async def test_timeouts_are_kept(self, stage: Stage) -> None:
-        """None of 0 is waited for, and of several short ones at least one is over when a sleep as long is."""
+        """None of 0 is waited for, and of several short ones most are over when a sleep as long is."""
         _, receiver = await stage.open()
         async with asyncio.timeout(stage.harness.patience):
             for _ in range(100):
                 assert await receiver.receive_message(timeout=0) is None
         late = []
-        for _ in range(4):
-            receiving = asyncio.create_task(self._until(receiver.receive_message(0.2)))
-            over = await self._until(asyncio.sleep(0.2))
+        for _ in range(5):
+            receiving = asyncio.create_task(self._until(receiver.receive_message(0.3)))
+            over = await self._until(asyncio.sleep(0.3))
             late.append(await receiving - over)
-        assert min(late) < 0.1, f"receiving for 0.2 s took longer than a sleep by {late}"
+        assert median(late) < 0.15, f"receiving for 0.3 s took longer than sleeping, by {late} s"
 
     async def _until(self, waiting: Awaitable[object]) -> float:
         """When *waiting*, which has no result, was over."""

@@ -599,6 +599,29 @@ class LosesCancelledReceives(TwistedClient, MemoryClient):
             return received
 
 
+class _Iteration(AsyncIterator[ReceivedMessage]):
+    """Waits once more for each message."""
+
+    def __init__(self, messages: AsyncIterator[ReceivedMessage]) -> None:
+        self._messages = messages
+
+    async def __anext__(self) -> ReceivedMessage:
+        message = await anext(self._messages)
+        await asyncio.sleep(0)
+        return message
+
+
+@breaks("R3", by=["test_a_receive_is_cancelled_anywhere"])
+class LosesCancelledIterations(TwistedClient, MemoryClient):
+    """Receives as it should, and iterates carelessly."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        def __aiter__(self) -> AsyncIterator[ReceivedMessage]:
+            return _Iteration(super().__aiter__())
+
+
 @breaks("R4")
 class HandsOutTwice(MemoryClient):
     """Returns every delivery again."""
