@@ -132,6 +132,17 @@ class Settling:
         await receiver.acknowledge(message)
         await stage.silence(receiver)
 
+    @rule("S3")
+    async def test_nacking_what_is_gone_with_its_subscription_is_a_no_op(self, stage: Stage) -> None:
+        """Also where only the broker knows that it is gone."""
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(3))
+        first, *others = await stage.receive_all(receiver, 3)
+        await stage.client().delete_subscription(stage.subscription)
+        async with asyncio.timeout(stage.harness.patience):
+            await receiver.nack(first)
+            await receiver.nack_messages(others)
+
     @rule("S3", "S2")
     async def test_the_last_ten_thousand_are_remembered(self, stage: Stage) -> None:
         """The first of 10,000 acknowledged messages is still known by its id."""

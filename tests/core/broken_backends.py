@@ -943,6 +943,20 @@ class AcknowledgesAnyId(TwistedClient, MemoryClient):
                 await super().acknowledge(message)
 
 
+@breaks("S3", by=["test_nacking_what_is_gone_with_its_subscription_is_a_no_op"])
+class ObjectsToNacks(TwistedClient, MemoryClient):
+    """Wants to be asked about what it has, failed or not."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def nack(self, message: ReceivedMessage | str, *, delay: float | None = None) -> None:
+            source: Any = self._source
+            if source._of.deleted:
+                raise AcknowledgeError("the subscription is gone", code=ErrorCode.EXPIRED)
+            await super().nack(message, delay=delay)
+
+
 @breaks("S3", by=["test_the_last_ten_thousand_are_remembered"])
 class RemembersTen(TwistedClient, MemoryClient):
     """Knows ten of the messages that it has settled."""

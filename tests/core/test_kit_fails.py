@@ -122,6 +122,7 @@ FOUND_OUT = [
     ("TestTakesBothOutcomes", "S2", "test_of_outcomes_at_once_one_stands"),
     ("TestAcknowledgesAnyId", "S2", "test_the_first_outcome_stands"),
     ("TestSettlesAnything", "S3", "test_an_unknown_id_is_not_found"),
+    ("TestObjectsToNacks", "S3", "test_nacking_what_is_gone_with_its_subscription_is_a_no_op"),
     ("TestRemembersTen", "S3", "test_the_last_ten_thousand_are_remembered"),
     ("TestSettlesUpToTheFirstError", "S4", "test_a_batch_settles_all_it_can"),
     ("TestTellsTheDriversFailures", "S4", "test_each_failure_of_a_batch_is_an_error_of_settling"),
