@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Trial", "Verdict"]
 
-_NOT_IN_THE_KIT = {"O3", "B2", "B4", "F2", "H1", "H2", "V1"}
-"""Rules that events-core keeps whatever the backend is; F2 is for a kind of broker that none has yet."""
+_NOT_IN_THE_KIT = {"O3", "B2", "B4"}
+"""Rules that events-core keeps whatever the backend is."""
 
 
 @attrs.frozen

@@ -376,12 +376,14 @@ class LeaksRoom(NetworkClient):
     def __init__(self, config: EventConfig) -> None:
         super().__init__(config)
         publisher = self._publisher
+        abandon = publisher.abandon
 
-        def admit() -> None:
-            while publisher._arriving and publisher._admit(publisher._arriving[0]):
-                publisher._arriving.popleft()
+        def leak(call: Any, error: BrokerError) -> None:
+            waiting = [entry for entry in call.entries if entry.result is None and not entry.admitted]
+            abandon(call, error)
+            publisher._messages += len(waiting)
 
-        publisher._admit_arriving = admit  # type: ignore[method-assign]
+        publisher.abandon = leak  # type: ignore[method-assign]
 
 
 @breaks("P7")

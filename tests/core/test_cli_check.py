@@ -196,7 +196,7 @@ def test_without_pytest_it_says_what_to_install() -> None:
 
 BAD = {
     "no such rule": (["memory:///orders", "-k", "R99"], 2, "no rule named 'R99'; did you mean 'R9'?"),
-    "rule of the core": (["memory:///orders", "-k", "f2"], 2, "the kit has no test of rule 'F2'"),
+    "rule of the core": (["memory:///orders", "-k", "b4"], 2, "the kit has no test of rule 'B4'"),
     "no such option": (["memory:///orders?subscripton=x"], 2, "did you mean 'subscription'"),
     "no time": (["memory:///orders", "--timeout", "0"], 2, "positive number of seconds"),
     "no such folder": (["sqlite:none/events.db/orders"], 2, "cannot make a folder in 'none': No such file"),
