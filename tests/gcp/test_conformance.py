@@ -28,9 +28,11 @@ class GcpHarness(Harness):
     sdk_modules = ("google.cloud", "google.pubsub_v1", "google.auth", "grpc")
     exceptions = {
         "test_a_receiver_outlives_an_outage": ABSORBED,
+        "test_an_ephemeral_subscription_outlives_an_outage": ABSORBED,
+        "test_an_outage_is_one_reconnect": ABSORBED,
         "test_sends_outlive_an_outage": ABSORBED,
+        "test_sends_of_a_key_keep_their_order_in_an_outage": ABSORBED,
         "test_what_a_dead_process_held_comes_again": ABSORBED,
-        "test_every_send_ends": ABSORBED,
         "test_a_connected_client_refuses_to_work_in_a_forked_child": "gRPC restarts its own threads in a forked child, "
         "where they sometimes crash it; with GRPC_ENABLE_FORK_SUPPORT=0 they do not",
         "test_what_is_buffered_counts_as_held": "the emulator delivers into a stream beyond the bounds it was told",
