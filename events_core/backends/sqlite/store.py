@@ -29,6 +29,8 @@ SPARE = 4096
 
 LONG_LOG = 16 * 2**20
 """Bytes of the log from which on it is emptied."""
+LOOK_PAUSE = 0.005
+"""Seconds between two looks at its size, of which each lets go of the interpreter."""
 
 ROWS = 256
 """Messages that one statement inserts, at most: SQLite may allow no more than 999 parameters
@@ -106,6 +108,7 @@ class Store:
         self._project = project
         self._swept = 0
         self._long_log = LONG_LOG
+        self._look_at = 0.0
         self.place = Place(options.path)
         self.connection = open_file(
             options.path,
@@ -293,6 +296,10 @@ class Store:
 
         SQLite does so by itself once all of the log is in the file, which busy processes never let come about.
         """
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_PAUSE
         size = self.place.log_size
         if size > self._long_log:
             (busy, *_) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
