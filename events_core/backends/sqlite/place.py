@@ -60,10 +60,10 @@ class Place:
 
     @property
     def log_size(self) -> int:
-        """Bytes of the log."""
+        """Bytes of the log; 0 where there is none or nobody may look."""
         try:
             return os.stat(f"{self._real}-wal").st_size
-        except FileNotFoundError:
+        except OSError:
             return 0
 
     @property
