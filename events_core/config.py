@@ -126,9 +126,7 @@ class EventConfig:
         return _from_table(cls, mapping, "the mapping", "", environ)._overridden(overrides)
 
     def _over(self, lower: Self) -> Self:
-        """This configuration with *lower* showing through, where both are of one backend."""
-        if self.backend != lower.backend:
-            return self
+        """This configuration with what it has left of *lower*."""
         return attrs.evolve(
             self,
             options={**lower.options, **self.options},

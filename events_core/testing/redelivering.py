@@ -9,11 +9,28 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
-from events_core import AcknowledgeError, ConfigurationError, ErrorCode, EventMessage, EventRuntimeError
+from events_core import (
+    AcknowledgeError,
+    ConfigurationError,
+    ErrorCode,
+    EventClient,
+    EventMessage,
+    EventReceiver,
+    EventRuntimeError,
+    ReceivedMessage,
+)
 from events_core.testing.rules import rule
 from events_core.testing.stage import Stage, numbered, texts
 
 __all__ = ["Redelivering"]
+
+
+async def _held_under_a_lease(stage: Stage) -> tuple[EventClient, EventReceiver, ReceivedMessage, float]:
+    """A client, its receiver, a message that this holds, and the seconds of the broker's lease."""
+    lease = stage.require_lease()
+    client, receiver = await stage.open(**stage.harness.lease_options)
+    await client.send_message(EventMessage(b"x"))
+    return client, receiver, await stage.receive(receiver), lease
 
 
 class Redelivering:
@@ -22,10 +39,7 @@ class Redelivering:
     @rule("R6", "R7")
     async def test_a_held_message_is_kept_beyond_the_lease(self, stage: Stage) -> None:
         """Held for longer than the broker's lease it comes to nobody, and is then acknowledged."""
-        lease = stage.require_lease()
-        client, receiver = await stage.open(**stage.harness.lease_options)
-        await client.send_message(EventMessage(b"x"))
-        message = await stage.receive(receiver)
+        client, receiver, message, lease = await _held_under_a_lease(stage)
         other = await client.subscribe(stage.subscription)
         await stage.silence(receiver, other, seconds=1.5 * lease)
         await receiver.acknowledge(message)
@@ -33,10 +47,7 @@ class Redelivering:
     @rule("R6", "R7")
     async def test_a_held_message_is_kept_while_the_loop_is_blocked(self, stage: Stage) -> None:
         """An application that blocks its event loop for longer than the lease still holds its message."""
-        lease = stage.require_lease()
-        client, receiver = await stage.open(**stage.harness.lease_options)
-        await client.send_message(EventMessage(b"x"))
-        message = await stage.receive(receiver)
+        _, receiver, message, lease = await _held_under_a_lease(stage)
         time.sleep(1.5 * lease)  # noqa: ASYNC251  # blocking is the point
         await stage.silence(receiver)
         await receiver.acknowledge(message)
@@ -44,10 +55,7 @@ class Redelivering:
     @rule("R6", "R7")
     async def test_a_blocked_loop_loses_nothing_to_another_client(self, stage: Stage) -> None:
         """Another client, in a thread of its own, hears nothing of what is held by a loop blocked beyond the lease."""
-        lease = stage.require_lease()
-        client, receiver = await stage.open(**stage.harness.lease_options)
-        await client.send_message(EventMessage(b"x"))
-        message = await stage.receive(receiver)
+        _, receiver, message, lease = await _held_under_a_lease(stage)
 
         async def listen() -> None:
             _, other = await stage.open(**stage.harness.lease_options)

@@ -21,9 +21,11 @@ from events_core import (
     EventConfig,
     EventConnectionError,
     EventMessage,
+    EventReceiver,
     EventRuntimeError,
     Limits,
     PublishError,
+    ReceivedMessage,
     ReceiveError,
 )
 from events_core.engine import BrokerError, Delivery, Driver, EngineClient, Outcome, Settlement, Source
@@ -171,6 +173,18 @@ async def held_back(client: ScriptedClient) -> AsyncIterator[None]:
 
 async def _set(event: asyncio.Event) -> None:
     event.set()
+
+
+async def two_held(client: ScriptedClient) -> tuple[EventReceiver, ScriptedSource, ReceivedMessage, ReceivedMessage]:
+    """A receiver that holds two messages, of a source that has begun to leave settlements without an answer."""
+    receiver = await client.subscribe("s")
+    source = client.broker.sources[0]
+    source.settle_gate = asyncio.Event()
+    await client.send_messages([message("1"), message("2")])
+    first, second = await receiver.receive_message(10), await receiver.receive_message(10)
+    assert first is not None
+    assert second is not None
+    return receiver, source, first, second
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -675,13 +689,7 @@ def test_an_acknowledgement_ends_with_its_receiver() -> None:
     """C2: without an answer it fails with CLOSED, not when ack_timeout is over."""
 
     async def test(client: ScriptedClient) -> None:
-        receiver = await client.subscribe("s")
-        source = client.broker.sources[0]
-        source.settle_gate = asyncio.Event()
-        await client.send_messages([message("1"), message("2")])
-        first, second = await receiver.receive_message(10), await receiver.receive_message(10)
-        assert first is not None
-        assert second is not None
+        receiver, source, first, second = await two_held(client)
         settling = [asyncio.create_task(receiver.acknowledge(first)), asyncio.create_task(receiver.nack(second))]
         await until(lambda: bool(source.settled))
         await receiver.close(timeout=0)
@@ -756,13 +764,7 @@ def test_an_acknowledgement_that_is_confirmed_late_serves_its_repetition() -> No
     """S5: after a TIMEOUT it may be tried again, and what the broker confirms meanwhile is not asked of it twice."""
 
     async def test(client: ScriptedClient) -> None:
-        receiver = await client.subscribe("s")
-        source = client.broker.sources[0]
-        source.settle_gate = asyncio.Event()
-        await client.send_messages([message("1"), message("2")])
-        first, second = await receiver.receive_message(10), await receiver.receive_message(10)
-        assert first is not None
-        assert second is not None
+        receiver, source, first, second = await two_held(client)
         blocking = asyncio.create_task(receiver.acknowledge(first))
         await until(lambda: len(source.settled) == 1)
         await asyncio.sleep(0.4)  # so that the next request outlives those who wait for it
