@@ -12,7 +12,7 @@ from typing import Any, Self, TypedDict, TypeVar, Unpack
 import attrs
 
 from events_core.errors import ConfigurationError
-from events_core.options import did_you_mean, iterate_text
+from events_core.options import SecretOrigin, did_you_mean, iterate_text
 
 __all__ = ["ConfigOverrides", "EventConfig"]
 
@@ -208,7 +208,7 @@ def _from_table(
         project_id=table.get("project_id", ""),
         backend=table.get("backend", ""),
         options=options,
-        origins=dict.fromkeys(options, where),
+        origins={name: SecretOrigin(where) if isinstance(raw[name], Mapping) else where for name in options},
     )
 
 

@@ -15,10 +15,16 @@ import attrs
 
 from events_core.errors import ConfigurationError
 
-__all__ = ["CommonOptions", "OptionInfo", "describe_options", "did_you_mean", "option", "read_options"]
+__all__ = ["CommonOptions", "OptionInfo", "SecretOrigin", "describe_options", "did_you_mean", "option", "read_options"]
 
 _KEY = "events_core.option"
 _OptionsT = TypeVar("_OptionsT", bound="CommonOptions")
+
+
+class SecretOrigin(str):
+    """The origin of a value that its source keeps apart, as in ``{ file = … }``: no error shows such a value."""
+
+    __slots__ = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -169,7 +175,7 @@ def read_options(
     """Convert text to an instance of *options_class*.
 
     :param values: option name to text.
-    :param origins: option name to where its value came from, for the error.
+    :param origins: option name to where its value came from, for the error; a :class:`SecretOrigin` hides the value.
     :raises ConfigurationError: naming everything that is wrong at once.
     """
     origins = origins or {}
@@ -185,7 +191,8 @@ def read_options(
         try:
             converted[name] = _convert(text, kinds[name], infos[name])
         except ValueError as error:
-            shown = "its value" if infos[name].secret else repr(text)
+            hidden = infos[name].secret or isinstance(origins.get(name), SecretOrigin)
+            shown = "its value" if hidden else repr(text)
             problems.append(f"option {name!r}{_from(origins, name)}: {shown} {error}")
     missing = [info.name for info in infos.values() if info.default is None and info.name not in values]
     problems += [f"option {name!r} is required: {infos[name].help}" for name in missing]

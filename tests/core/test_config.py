@@ -233,6 +233,19 @@ def test_a_wrong_mapping_is_explained_all_at_once() -> None:
     )
 
 
+@pytest.mark.parametrize("option", ["send_timeout", "create", "ordering", "publish_max_bytes"])
+@pytest.mark.parametrize("source", ['{ env = "TOKEN" }', '{ file = "token" }'])
+def test_what_a_reference_points_at_is_never_shown(write: Any, tmp_path: Path, option: str, source: str) -> None:
+    """O2: a value that is kept apart may be a secret, whatever option it was given to by mistake."""
+    (tmp_path / "token").write_text("hunter2")
+    path = write(f'[clients.a]\nbackend = "plain"\ntopic_name = "t"\noptions.{option} = {source}')
+    config = EventConfig.from_file(path, "a", environ={"TOKEN": "hunter2"})
+    for same in (config, pickle.loads(pickle.dumps(config)), attrs.evolve(config, topic_name="u")):
+        with pytest.raises(ConfigurationError, match=rf"'{option}' \(from {path} \[clients.a\]\): its value") as caught:
+            create_client(same)
+        assert "hunter2" not in str(caught.value)
+
+
 # From a URL
 
 

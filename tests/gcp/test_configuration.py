@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pytest
 from events_core import (
     ConfigurationError,
     ErrorCode,
+    EventConfig,
     EventConnectionError,
     EventMessage,
     PublishError,
     ReceiveError,
 )
 from events_core.options import CommonOptions, describe_options, read_options
+from events_gcp import GcpPubSubClient
 from events_gcp.credentials import load_credentials
 from events_gcp.endpoint import Endpoint
 from events_gcp.options import GcpOptions
@@ -105,6 +108,85 @@ def test_another_account_is_impersonated(tmp_path: Path) -> None:
     )
     assert credentials.service_account_email == account
     assert credentials.quota_project_id == "billed"
+
+
+USER = {"type": "authorized_user", "client_id": "i", "client_secret": "hunter2", "refresh_token": "t"}
+KEY = {"type": "service_account", "client_email": "a@b", "token_uri": "u", "private_key": "-----BEGIN hunter2"}
+
+
+def read(folder: Path, options: str, **environ: str) -> EventConfig:
+    """A configuration file with *options* for one client."""
+    path = folder / "events.toml"
+    text = f'[clients.a]\nbackend = "gcp"\ntopic_name = "orders"\nproject_id = "{PROJECT}"\n[clients.a.options]\n'
+    path.write_text(text + options)
+    return EventConfig.from_file(path, "a", environ=environ)
+
+
+@pytest.mark.parametrize("content", [json.dumps(KEY, indent=1), "\ufeff " + json.dumps(KEY), "-----BEGIN\nhunter2\n"])
+def test_the_content_of_a_key_given_as_its_path_is_not_shown(tmp_path: Path, content: str) -> None:
+    """The error names the option that takes the content, without what was given."""
+    (tmp_path / "key.json").write_text(content)
+    config = read(tmp_path, 'credentials_file = { file = "key.json" }')
+    with pytest.raises(ConfigurationError, match="'credentials'") as caught:
+        GcpPubSubClient(config)
+    assert "hunter2" not in str(caught.value)
+    assert "BEGIN" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["hunter2", "[1]", "{}", '{"type": "hunter2 x"}', '{"a":' * 100_000, "1" * 5000])
+def test_credentials_that_are_none_are_refused(text: str) -> None:
+    """Before any I/O, and never shown."""
+    with pytest.raises(ConfigurationError, match="option 'credentials' is no JSON") as caught:
+        client(credentials=text)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_credentials_are_given_in_one_way() -> None:
+    """A path and the content exclude each other."""
+    with pytest.raises(ConfigurationError, match="'credentials' and 'credentials_file' exclude each other"):
+        client(credentials=json.dumps(USER), credentials_file="user.json")
+
+
+def test_credentials_may_be_read_from_a_secret(tmp_path: Path) -> None:
+    """The option credentials takes the content that a file or a variable has."""
+    config = read(tmp_path, 'credentials = { env = "KEY" }', KEY=json.dumps(USER))
+    options = read_options(GcpOptions, config.options)
+    endpoint = Endpoint.of(options)
+    assert load_credentials(endpoint).refresh_token == "t"
+    assert "hunter2" not in f"{options!r} {endpoint!r}"
+
+
+def test_credentials_that_do_not_work_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error says that they are at fault, and neither it nor a log record has a part of them."""
+    monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
+    caplog.set_level(logging.DEBUG)
+
+    async def subscribe() -> None:
+        async with client(credentials=json.dumps(KEY)) as tried:
+            await tried.subscribe("billing")
+
+    with pytest.raises(ReceiveError) as caught:
+        asyncio.run(subscribe())
+    assert caught.value.code is ErrorCode.UNAUTHENTICATED
+    assert "credentials" in str(caught.value)
+    assert "hunter2" not in f"{caught.getrepr(chain=True)} {caplog.text}"
+
+
+def test_the_content_of_a_key_in_googles_variable_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GOOGLE_APPLICATION_CREDENTIALS takes a path too, and Google's packages would show what it has."""
+    monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", json.dumps(KEY))
+
+    async def subscribe() -> None:
+        async with client() as tried:
+            await tried.subscribe("billing")
+
+    with pytest.raises(ReceiveError, match="GOOGLE_APPLICATION_CREDENTIALS") as caught:
+        asyncio.run(subscribe())
+    assert caught.value.code is ErrorCode.UNAUTHENTICATED
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("attributes", [{}, {"google": "y"}, {"": "y"}])

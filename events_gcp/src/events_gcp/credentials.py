@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 from typing import Any
 
 import google.auth
-from google.auth import impersonated_credentials, load_credentials_from_file
+from google.auth import impersonated_credentials, load_credentials_from_dict, load_credentials_from_file
+from google.auth.environment_vars import CREDENTIALS
+from google.auth.exceptions import DefaultCredentialsError
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
 
 from events_gcp.endpoint import Endpoint
+from events_gcp.options import is_content
 
 __all__ = ["load_credentials"]
 
@@ -17,12 +22,12 @@ _SCOPES = PublisherGrpcAsyncIOTransport.AUTH_SCOPES
 
 
 def load_credentials(endpoint: Endpoint) -> Any:
-    """The credentials that *endpoint* names: a file's or the application's default ones, or those of another account.
+    """Return the credentials that *endpoint* names: given, a file's, the default ones, or another account's.
 
     :raises google.auth.exceptions.GoogleAuthError: where there are none.
     :raises OSError: for a file that cannot be read.
     """
-    credentials = _own(endpoint.credentials_file)
+    credentials = _own(endpoint)
     if endpoint.impersonate_service_account:
         credentials = impersonated_credentials.Credentials(  # type: ignore[no-untyped-call]
             source_credentials=credentials,
@@ -34,10 +39,18 @@ def load_credentials(endpoint: Endpoint) -> Any:
     return credentials
 
 
-def _own(path: str | None) -> Any:
-    if path is None:
-        return google.auth.default(default_scopes=_SCOPES)[0]
+def _own(endpoint: Endpoint) -> Any:
     with warnings.catch_warnings():
-        # It warns of files from strangers; this one is named by whoever configures the client.
+        # Google's packages warn of credentials from strangers; these come from the person who configures the client.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return load_credentials_from_file(path, default_scopes=_SCOPES)[0]  # type: ignore[no-untyped-call]
+        if endpoint.credentials is not None:
+            info = json.loads(endpoint.credentials.removeprefix("\ufeff"))
+            return load_credentials_from_dict(info, default_scopes=_SCOPES)[0]  # type: ignore[no-untyped-call]
+        if endpoint.credentials_file is not None:
+            return load_credentials_from_file(  # type: ignore[no-untyped-call]
+                endpoint.credentials_file, default_scopes=_SCOPES
+            )[0]
+    if is_content(os.environ.get(CREDENTIALS, "")):  # the error of Google's packages would show it
+        text = f"{CREDENTIALS} has the content of a file (not shown), where a path belongs"
+        raise DefaultCredentialsError(text)  # type: ignore[no-untyped-call]
+    return google.auth.default(default_scopes=_SCOPES)[0]

@@ -19,6 +19,8 @@ class Endpoint:
     """``host:port``."""
     is_emulator: bool
     credentials_file: str | None = None
+    credentials: str | None = attrs.field(default=None, repr=False, kw_only=True)
+    """JSON, in place of a file."""
     impersonate_service_account: str | None = None
     quota_project_id: str | None = None
 
@@ -35,6 +37,7 @@ class Endpoint:
             host if ":" in host else f"{host}:443",
             is_emulator=False,
             credentials_file=options.credentials_file,
+            credentials=options.credentials,
             impersonate_service_account=options.impersonate_service_account,
             quota_project_id=options.quota_project_id,
         )

@@ -26,7 +26,7 @@ class _Meaning(NamedTuple):
 _UNREACHABLE = _Meaning(ErrorCode.UNAVAILABLE, True, "check the network, and the endpoint or emulator_host")
 _UNKNOWN_CALLER = _Meaning(
     ErrorCode.UNAUTHENTICATED,
-    advice="set credentials_file or emulator_host, or run 'gcloud auth application-default login'",
+    advice="set credentials_file, credentials or emulator_host, or run 'gcloud auth application-default login'",
 )
 _INVALID = _Meaning(ErrorCode.INVALID)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -9,7 +10,7 @@ import attrs
 
 from events_core.options import CommonOptions, option
 
-__all__ = ["GcpOptions"]
+__all__ = ["GcpOptions", "is_content"]
 
 
 @attrs.frozen(kw_only=True)
@@ -43,7 +44,11 @@ class GcpOptions(CommonOptions):
     )
     endpoint: str | None = option(default=None, help="host or host:port of the service, in place of a region's.")
     credentials_file: str | None = option(
-        default=None, help="Path of a credentials file; unset takes Application Default Credentials."
+        default=None,
+        help="Path of a credentials file; unset takes credentials, or Application Default Credentials.",
+    )
+    credentials: str | None = option(
+        default=None, secret=True, help="The JSON that a credentials file has, in place of its path."
     )
     impersonate_service_account: str | None = option(
         default=None, help="E-mail address of the service account to act as; the credentials' owner must be allowed to."
@@ -109,6 +114,7 @@ class GcpOptions(CommonOptions):
     def problems(self) -> Iterable[str]:
         """What contradicts itself between several options."""
         yield from super().problems()
+        yield from self._credentials_problems()
         if self.region and self.endpoint:
             yield "options 'region' and 'endpoint' exclude each other; give one"
         least, most = self.retry_min_backoff, self.retry_max_backoff
@@ -119,3 +125,31 @@ class GcpOptions(CommonOptions):
         size = len((self.filter or "").encode())
         if size > 256:
             yield f"option 'filter' has {size} bytes; Pub/Sub takes 256 at most"
+
+    def _credentials_problems(self) -> Iterable[str]:
+        """Say what is wrong with the credentials, without a part of them."""
+        if self.credentials is not None and self.credentials_file is not None:
+            yield "options 'credentials' and 'credentials_file' exclude each other; give one"
+        if self.credentials_file is not None and is_content(self.credentials_file):
+            yield (
+                "option 'credentials_file' has the content of a file (not shown), where a path belongs; give the "
+                "content to the option 'credentials', as in credentials = { file = \"/run/secrets/key.json\" }"
+            )
+        if self.credentials is not None and not _is_credentials(self.credentials):
+            yield "option 'credentials' is no JSON of credentials (not shown); give all that the credentials file has"
+
+
+def is_content(path: str) -> bool:
+    """Return whether *path* is the content of a credentials file: JSON, a key in PEM, or several lines."""
+    return path.lstrip("\ufeff \t\r\n").startswith(("{", "-----BEGIN")) or "\n" in path
+
+
+def _is_credentials(text: str) -> bool:
+    import json
+
+    try:
+        found = json.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError):
+        return False
+    # Google's packages show a type that they do not know, so anything but the name of a type is refused here.
+    return isinstance(found, dict) and bool(re.fullmatch(r"[a-z_]{1,64}", str(found.get("type"))))
