@@ -35,12 +35,14 @@ ItemT = TypeVar("ItemT", bound=Queued)
 class _Lane(Generic[ItemT]):
     """The items of one key."""
 
-    __slots__ = ("busy", "queued", "waiting")
+    __slots__ = ("busy", "delayed_to", "queued", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[ItemT] = deque()
         self.busy = 0
         self.queued = False
+        self.delayed_to = 0.0
+        """The due time of its newest place among the delayed; 0 for none."""
 
 
 class KeyedQueue(Generic[ItemT]):
@@ -111,7 +113,7 @@ class KeyedQueue(Generic[ItemT]):
         key = items[0].ordering_key
         if key is None:
             for item in items:
-                self._delay(item) if item.due else self._ready.appendleft(item)
+                self._delay(item.due, item) if item.due else self._ready.appendleft(item)
             return
         lane = self._lanes[key]
         if lane.waiting and lane.waiting[0].order < items[-1].order:
@@ -131,6 +133,7 @@ class KeyedQueue(Generic[ItemT]):
                 lane = self._lanes[key]
                 lane.waiting.remove(item)
                 self.blocked_size -= lane.busy > 0
+                self._offer(lane)
                 self._forget(key, lane)
             elif item.due:
                 self._delayed = [entry for entry in self._delayed if entry[2] is not item]
@@ -171,25 +174,32 @@ class KeyedQueue(Generic[ItemT]):
         """Queue a lane that is idle: now, or when its head is due."""
         if lane.busy or lane.queued or not lane.waiting:
             return
-        if lane.waiting[0].due:
-            self._delay(lane)
-        else:
+        due = lane.waiting[0].due
+        if not due:
             lane.queued = True
             self._ready.append(lane)
+        elif lane.delayed_to != due:  # otherwise each message that is pushed behind the head would add a place
+            lane.delayed_to = due
+            self._delay(due, lane)
 
-    def _delay(self, what: ItemT | _Lane[ItemT]) -> None:
-        due = what.waiting[0].due if isinstance(what, _Lane) else what.due
+    def _delay(self, due: float, what: ItemT | _Lane[ItemT]) -> None:
         heapq.heappush(self._delayed, (due, next(self._order), what))
 
     def _promote(self, now: float) -> None:
         while self._delayed and self._delayed[0][0] <= now:
-            _, _, what = heapq.heappop(self._delayed)
+            due, _, what = heapq.heappop(self._delayed)
             if not isinstance(what, _Lane):
                 what.due = 0.0
                 self._ready.append(what)
-            elif what.waiting and what.waiting[0].due <= now:
-                what.waiting[0].due = 0.0
-                self._offer(what)
+            else:
+                self._promote_lane(what, due, now)
+
+    def _promote_lane(self, lane: _Lane[ItemT], due: float, now: float) -> None:
+        if lane.delayed_to == due:
+            lane.delayed_to = 0.0
+        if lane.waiting and lane.waiting[0].due <= now:
+            lane.waiting[0].due = 0.0
+        self._offer(lane)
 
 
 def _order(item: Queued) -> int:

@@ -80,6 +80,38 @@ def test_a_delayed_item_holds_its_key_back() -> None:
     assert names(queue.pop(10, 5.0)) == ["a1", "a2"]
 
 
+def test_a_delayed_key_stands_in_line_once() -> None:
+    """Messages that arrive behind a delayed one add nothing to what is looked at when time passes."""
+    queue = queue_of("a1")
+    queue.restore(queue.pop(1, 0.0), due=5.0)
+    for number in range(2, 100):
+        queue.push(Item(f"a{number}"))
+    assert len(queue._delayed) == 1
+    assert len(queue.pop(100, 5.0)) == 99
+
+
+def test_a_key_that_is_delayed_again_waits_for_the_new_time() -> None:
+    """The place of an earlier delay means nothing any more, whether that delay was shorter or longer."""
+    queue = queue_of("a1", "a2")
+    first, second = queue.pop(2, 0.0)
+    queue.restore([second], due=9.0)
+    for due in (5.0, 7.0):
+        queue.restore([first], due=due)
+        assert names(queue.pop(10, due - 0.1)) == []
+        assert names(queue.pop(10, due)) == ["a1"]
+    queue.release(first)
+    assert names(queue.pop(10, 8.9)) == []
+    assert names(queue.pop(10, 9.0)) == ["a2"]
+
+
+def test_without_its_delayed_item_a_key_is_ready() -> None:
+    """The successors of an item that was removed do not wait for its time."""
+    queue = queue_of("a1", "a2")
+    queue.restore([queue.pop(1, 0.0)[0]], due=5.0)
+    queue.remove(queue.waiting("a")[:1])
+    assert names(queue.pop(10, 0.0)) == ["a2"]
+
+
 def test_a_run_stops_before_an_item_that_is_not_due() -> None:
     """A delay holds also behind a predecessor that came back without one."""
     queue = queue_of("a1", "a2")
