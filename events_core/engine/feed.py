@@ -164,10 +164,10 @@ class PrefetchingFeed(Feed):
 
     async def _reconnect(self, lost: BrokerError) -> Sequence[Delivery]:
         """Try again until the broker answers, or says what retrying cannot mend (F1)."""
-        backoff = Backoff()
+        pauses = self._link.pauses(Backoff())
         while True:
             self._link.down(lost)
-            await asyncio.sleep(next(backoff))
+            await pauses.next()
             try:
                 return await self._source.fetch(await self._room())
             except BrokerError as error:

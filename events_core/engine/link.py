@@ -1,11 +1,16 @@
-"""Whether the broker can be reached, as far as anybody knows."""
+"""Whether the broker can be reached, as far as anybody knows, and how long requests wait for their next try."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import threading
 
-__all__ = ["Link"]
+from events_core.engine.backoff import Backoff
+from events_core.engine.waiting import WaitingRoom
+
+__all__ = ["Link", "Pauses"]
 
 _log = logging.getLogger("events_core.engine")
 
@@ -16,6 +21,7 @@ class Link:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.Lock()
+        self._pausing = WaitingRoom()
         self.is_up = False
         self.outages = 0
 
@@ -26,6 +32,7 @@ class Link:
         with self._lock:
             self.is_up = True
         _log.info("%s: %s", self._name, "reconnected" if self.outages else "connected")
+        self.retry()
 
     def down(self, error: BaseException) -> None:
         """The broker could not be reached."""
@@ -35,6 +42,48 @@ class Link:
         if was_up:
             _log.warning("%s: connection lost, trying again: %s", self._name, error)
 
+    def retry(self) -> None:
+        """End the pauses of all requests: the next try may succeed.  From any thread."""
+        self._pausing.wake_all()
+
+    def pauses(self, backoff: Backoff) -> Pauses:
+        """Return the pauses between the tries of one request."""
+        return Pauses(self._pausing, backoff)
+
     def closed(self) -> None:
         """The client has been closed."""
         self.is_up = False
+
+
+class Pauses:
+    """The pauses between the tries of one request.
+
+    After an outage the first answer ends the pauses of all requests, since the connection works again.  A pause is not
+    cut short twice in a row.  Otherwise a broker that answers some requests and refuses others would be asked in a hot
+    loop.
+    """
+
+    def __init__(self, room: WaitingRoom, backoff: Backoff) -> None:
+        self._room = room
+        self._backoff = backoff
+        self._was_cut_short = False
+
+    def reset(self) -> None:
+        """Start over: the last try succeeded."""
+        self._backoff.reset()
+        self._was_cut_short = False
+
+    async def next(self, longest: float = math.inf) -> None:
+        """Wait before the next try, for *longest* seconds at most."""
+        seconds = min(next(self._backoff), longest)
+        events = self._room.events
+        waiter = None if self._was_cut_short else self._room.enter(events)
+        if waiter is None:
+            self._was_cut_short = False
+            await asyncio.sleep(seconds)
+            return
+        try:
+            await waiter.wait(seconds)
+        finally:
+            self._room.leave(waiter)
+        self._was_cut_short = self._room.events != events

@@ -15,7 +15,7 @@ from events_core.engine.driver import BrokerError, Driver
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, step
 from events_core.engine.limits import measure
-from events_core.engine.link import Link
+from events_core.engine.link import Link, Pauses
 from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode, EventRuntimeError, PublishError
 from events_core.message import EventMessage
@@ -228,14 +228,14 @@ class Publisher:
 
     async def _publish(self, batch: Batch, entries: Iterable[Entry]) -> None:
         """Send *entries* of *batch* until each has its outcome, or nobody waits for it."""
-        backoff = Backoff(maximum=10.0)
+        pauses = self._link.pauses(Backoff(maximum=10.0))
         while sendable := self._sendable(entries):
             try:
                 results = await self._request(sendable)
             except BrokerError as error:
                 if error.retryable:
                     self._link.down(error)
-                    await self._pause(batch, next(backoff), sendable, error)
+                    await self._pause(batch, pauses, sendable, error)
                 elif error.code is ErrorCode.INVALID and len(sendable) > 1:
                     # One caller's bad message must not fail another's: halve until only the offenders fail (P3).
                     await self._publish(batch, sendable[: len(sendable) // 2])
@@ -279,7 +279,7 @@ class Publisher:
             for entry, result in zip(entries, results, strict=True):
                 self._finish(entry, result)
 
-    async def _pause(self, batch: Batch, delay: float, entries: Sequence[Entry], error: BrokerError) -> None:
+    async def _pause(self, batch: Batch, pauses: Pauses, entries: Sequence[Entry], error: BrokerError) -> None:
         """Wait before the next try, for as long as anybody waits for its outcome."""
         for entry in entries:
             entry.call.last_error = error
@@ -287,7 +287,7 @@ class Publisher:
             self._batcher.pause(batch)
         self._pump()
         patience = max(entry.call.deadline for entry in entries) - time.monotonic()
-        await asyncio.sleep(min(delay, max(0.0, patience)))
+        await pauses.next(max(0.0, patience))
         place = Waiter()
         with self._lock:
             self._batcher.resume(place)

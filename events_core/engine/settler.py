@@ -12,7 +12,7 @@ from events_core.engine.driver import BrokerError, Outcome, Settlement, Source
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, step
 from events_core.engine.ledger import Begun, Ledger
-from events_core.engine.link import Link
+from events_core.engine.link import Link, Pauses
 from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode
 
@@ -166,7 +166,7 @@ class Settler:
         self._home.spawn(self._run())
 
     async def _run(self) -> None:
-        backoff = Backoff(maximum=min(10.0, self._timeout / 4))
+        pauses = self._link.pauses(Backoff(maximum=min(10.0, self._timeout / 4)))
         try:
             batch = self._next()
             if not batch:
@@ -175,10 +175,10 @@ class Settler:
                 try:
                     results = await self._request(batch)
                 except BrokerError as error:
-                    if not await self._failed(batch, error, next(backoff)):
-                        backoff.reset()
+                    if not await self._failed(batch, error, pauses):
+                        pauses.reset()
                 else:
-                    backoff.reset()
+                    pauses.reset()
                     self._link.up()
                     self._last_error = None
                     self._finish(batch, results)
@@ -188,8 +188,8 @@ class Settler:
             self._busy = False
             raise
 
-    async def _failed(self, batch: Sequence[Settlement], error: BrokerError, pause: float) -> bool:
-        """Record that a request failed as a whole; whether to ask again, for which *pause* has passed."""
+    async def _failed(self, batch: Sequence[Settlement], error: BrokerError, pauses: Pauses) -> bool:
+        """Record that a request failed as a whole.  Return whether to ask again, after the next of *pauses*."""
         if not error.retryable:
             self._finish(batch, [error] * len(batch))
             return False
@@ -197,7 +197,7 @@ class Settler:
         self._last_error = error
         with self._lock:
             self._queue.extendleft(reversed(batch))
-        await asyncio.sleep(pause)
+        await pauses.next()
         return True
 
     def _next(self) -> list[Settlement]:

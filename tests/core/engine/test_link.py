@@ -1,0 +1,132 @@
+"""Outages: who waits for the next try, and how long, in simulated time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from events_core import Capabilities, ErrorCode
+from events_core.engine.backoff import Backoff
+from events_core.engine.driver import BrokerError, Delivery, Settlement, Source
+from events_core.engine.feed import PrefetchingFeed
+from events_core.engine.ledger import Ledger
+from events_core.engine.link import Link
+from events_core.engine.loop_thread import ThreadHome
+from events_core.engine.settler import Settler
+from events_core.engine.waiting import WaitingRoom
+
+from .simulated_clock import simulate
+
+AWAY = BrokerError("the broker is away", ErrorCode.UNAVAILABLE, retryable=True)
+
+
+def unlucky() -> Backoff:
+    """The longest pauses: 0.1 s, doubling to 30 s."""
+    return Backoff(uniform=lambda low, high: high)
+
+
+class Restarting(Source):
+    """A receiver's source at a broker that comes back at *returns*."""
+
+    subscription = "s"
+    capabilities = Capabilities()
+
+    def __init__(self, returns: float) -> None:
+        self._returns = returns
+        self.answered = asyncio.Event()
+        self.answered_at = 0.0
+
+    async def fetch(self, limit: int) -> Sequence[Delivery]:
+        now = asyncio.get_running_loop().time()
+        if now < self._returns:
+            raise AWAY
+        if self.answered.is_set():
+            await asyncio.get_running_loop().create_future()
+        self.answered_at = now
+        self.answered.set()
+        return ()
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        return [None] * len(settlements)
+
+    async def close(self) -> None:
+        pass
+
+
+def feed(source: Source, link: Link) -> PrefetchingFeed:
+    home, lock, waiting = ThreadHome(), threading.Lock(), WaitingRoom()
+    ledger = Ledger(max_messages=1, max_bytes=1, max_lease_duration=3600)
+    settler = Settler(source, ledger, home, link, lock, limit=1000, timeout=60)
+    return PrefetchingFeed(source, ledger, settler, home, link, lock, waiting, 3600, contextlib.nullcontext)
+
+
+def test_the_first_receiver_that_reconnects_wakes_all() -> None:
+    """F1: after a long outage twenty receivers of one client reconnect together, not each after a pause of its own."""
+
+    async def test() -> list[float]:
+        link = Link("test")
+        sources = [Restarting(returns=600.0) for _ in range(20)]
+        feeds = [feed(source, link) for source in sources]
+        for source in sources:
+            await source.answered.wait()
+        for each in feeds:
+            await each.stop_fetching()
+            await each.stop()
+        return sorted(source.answered_at for source in sources)
+
+    first, *_, last = simulate(test())
+    assert last - first < 0.001
+
+
+def test_a_connection_that_stands_again_ends_a_pause() -> None:
+    """F1: the driver notices it, before any request was answered."""
+
+    async def test() -> float:
+        loop, link = asyncio.get_running_loop(), Link("test")
+        pauses = link.pauses(Backoff(30, 30, uniform=lambda low, high: high))
+        loop.call_later(1, link.retry)
+        await pauses.next()
+        return loop.time()
+
+    assert simulate(test()) == 1
+
+
+def test_a_pause_is_not_cut_short_twice_in_a_row() -> None:
+    """A broker that answers some requests and refuses others is not asked in a hot loop."""
+
+    async def test() -> list[float]:
+        loop, link = asyncio.get_running_loop(), Link("test")
+        pauses = link.pauses(unlucky())
+
+        async def answer_others() -> None:
+            while True:
+                await asyncio.sleep(0.01)
+                link.up()
+
+        answering = asyncio.ensure_future(answer_others())
+        tries = []
+        for _ in range(6):
+            link.down(AWAY)
+            await pauses.next()
+            tries.append(loop.time())
+        answering.cancel()
+        return [later - earlier for earlier, later in itertools.pairwise([0.0, *tries])]
+
+    waited = simulate(test())
+    assert all(seconds < 0.02 for seconds in waited[::2])
+    assert waited[1::2] == pytest.approx([0.2, 0.8, 3.2])
+
+
+def test_a_pause_has_a_bound() -> None:
+    """Whoever has less time than the pause takes it no longer."""
+
+    async def test() -> float:
+        await Link("test").pauses(Backoff(30, 30, uniform=lambda low, high: high)).next(longest=2)
+        return asyncio.get_running_loop().time()
+
+    assert simulate(test()) == 2
