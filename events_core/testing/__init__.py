@@ -48,8 +48,9 @@ pytest.register_assert_rewrite(
 )
 
 from events_core.testing.harness import Harness  # noqa: E402
+from events_core.testing.proxy import TcpProxy  # noqa: E402
 from events_core.testing.rules import RULES, rule  # noqa: E402
 from events_core.testing.stage import Stage  # noqa: E402
 from events_core.testing.suite import ConformanceSuite  # noqa: E402
 
-__all__ = ["RULES", "ConformanceSuite", "Harness", "Stage", "rule"]
+__all__ = ["RULES", "ConformanceSuite", "Harness", "Stage", "TcpProxy", "rule"]

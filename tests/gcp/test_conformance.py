@@ -8,9 +8,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from events_core import EventConfig
-from events_core.testing import ConformanceSuite, Harness
-
-from .proxy import Proxy
+from events_core.testing import ConformanceSuite, Harness, TcpProxy
 
 ABSORBED = "the emulator delivers into the stream of a lost connection, lease after lease"
 
@@ -42,7 +40,7 @@ class GcpHarness(Harness):
     def __init__(self, emulator: str, **options: str) -> None:
         self._emulator = emulator
         self._options = options
-        self.proxy: Proxy | None = None
+        self.proxy: TcpProxy | None = None
 
     def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
         reached = {"emulator_host": self._emulator}
@@ -52,7 +50,7 @@ class GcpHarness(Harness):
         return EventConfig(topic_name, "events-test", {**reached, **self._options, **options}, "gcp")
 
     def outage(self) -> AbstractContextManager[None]:
-        self.proxy = Proxy(self._emulator)
+        self.proxy = TcpProxy(self._emulator)
         return self.proxy.cut()
 
 

@@ -17,9 +17,9 @@ from events_core import (
     ReceivedMessage,
 )
 from events_core.engine import Delivery
+from events_core.testing import TcpProxy
 
 from .console import Console
-from .proxy import Proxy
 from .waiting import until
 
 
@@ -352,7 +352,7 @@ def test_exactly_once_acknowledges_a_key_in_order(console: Console) -> None:
 
 def test_an_idle_receiver_is_connected_again(console: Console) -> None:
     """F1: when the server is back, although no message comes."""
-    proxy = Proxy(console.emulator)
+    proxy = TcpProxy(console.emulator)
 
     async def receive() -> None:
         async with console.client(emulator_host=proxy.address) as client:

@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack
 import pytest
 
 from events_core import EventMessage, EventReceiver
+from events_core.testing import TcpProxy
 from events_gcp import channels
 
 from .console import Console
-from .proxy import Proxy
 
 
 def io_threads() -> Collection[threading.Thread]:
@@ -62,7 +62,7 @@ def test_clients_share_thread_and_channel(console: Console) -> None:
 
 def test_clients_of_other_endpoints_have_channels_of_their_own(console: Console) -> None:
     """An outage of one does not touch the other."""
-    proxy = Proxy(console.emulator)
+    proxy = TcpProxy(console.emulator)
 
     async def use() -> None:
         async with console.client() as direct, console.client(emulator_host=proxy.address) as indirect:
@@ -78,7 +78,7 @@ def test_clients_of_other_endpoints_have_channels_of_their_own(console: Console)
 
 def test_a_failed_connection_is_shared_with_nobody(console: Console) -> None:
     """Whoever could not connect leaves nothing behind for the next."""
-    proxy = Proxy(console.emulator)
+    proxy = TcpProxy(console.emulator)
 
     async def use() -> None:
         with proxy.cut():
@@ -110,7 +110,7 @@ def test_many_receivers_do_not_starve_each_other(console: Console) -> None:
 
 def test_compressed_requests_are_smaller(console: Console) -> None:
     """compression=gzip: a text of 1 MB takes less than 100 kB on the line."""
-    proxy = Proxy(console.emulator)
+    proxy = TcpProxy(console.emulator)
 
     async def use() -> None:
         async with console.client(emulator_host=proxy.address, compression="gzip") as client:
