@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc.aio
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -15,6 +15,8 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 TOPIC = "projects/events-test/topics/orders"
+
+ServerT = TypeVar("ServerT")
 
 
 class FaultyServer:
@@ -119,28 +121,61 @@ def _response(number: int, contents: Sequence[bytes], key: str) -> Any:
     return response
 
 
+_METHODS = {
+    "Publisher": {
+        "CreateTopic": ("create_topic", types.Topic),
+        "GetTopic": ("get_topic", types.GetTopicRequest),
+        "DeleteTopic": ("delete_topic", types.DeleteTopicRequest),
+        "Publish": ("publish", types.PublishRequest),
+    },
+    "Subscriber": {
+        "CreateSubscription": ("create_subscription", types.Subscription),
+        "GetSubscription": ("get_subscription", types.GetSubscriptionRequest),
+        "DeleteSubscription": ("delete_subscription", types.DeleteSubscriptionRequest),
+        "Pull": ("pull", types.PullRequest),
+        "StreamingPull": ("stream", types.StreamingPullRequest),
+        "Acknowledge": ("acknowledge", types.AcknowledgeRequest),
+        "ModifyAckDeadline": ("modify", types.ModifyAckDeadlineRequest),
+    },
+}
+"""For each method of the service: the name of the function that answers it, and the message that it takes."""
+
+
 @asynccontextmanager
-async def serving(faulty: FaultyServer) -> AsyncIterator[FaultyServer]:
-    """*faulty* at its ``address``, on the running loop."""
-    unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+async def serving(
+    server: ServerT, credentials: Any = None, options: Sequence[tuple[str, int]] = ()
+) -> AsyncIterator[ServerT]:
+    """Serve *server* at its ``address``, on the running loop; it answers the methods of Pub/Sub that it has.
 
-    def handler(kind: Any, behaviour: Any, request: Any, response: Any) -> Any:
-        return kind(behaviour, request_deserializer=request.FromString, response_serializer=response.SerializeToString)
-
-    subscription = types.Subscription.pb()
-    handlers = {
-        "GetSubscription": handler(unary, faulty.get_subscription, types.GetSubscriptionRequest.pb(), subscription),
-        "StreamingPull": handler(
-            stream, faulty.stream, types.StreamingPullRequest.pb(), types.StreamingPullResponse.pb()
-        ),
-        "Acknowledge": handler(unary, faulty.acknowledge, types.AcknowledgeRequest.pb(), Empty),
-        "ModifyAckDeadline": handler(unary, faulty.modify, types.ModifyAckDeadlineRequest.pb(), Empty),
-    }
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("google.pubsub.v1.Subscriber", handlers),))
-    faulty.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
+    :param credentials: for TLS; without them the server talks in clear.
+    :param options: of gRPC's server.
+    """
+    running = grpc.aio.server(options=options)
+    for service, methods in _METHODS.items():
+        handlers = {
+            method: _handler(method, getattr(server, name), request)
+            for method, (name, request) in methods.items()
+            if hasattr(server, name)
+        }
+        running.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(f"google.pubsub.v1.{service}", handlers),)
+        )
+    at = "127.0.0.1:0"
+    port = running.add_secure_port(at, credentials) if credentials else running.add_insecure_port(at)
+    server.address = f"localhost:{port}" if credentials else f"127.0.0.1:{port}"
+    await running.start()
     try:
-        yield faulty
+        yield server
     finally:
-        await server.stop(None)
+        await running.stop(None)
+
+
+def _handler(method: str, behaviour: Any, request: Any) -> Any:
+    is_stream = method == "StreamingPull"
+    kind = grpc.stream_stream_rpc_method_handler if is_stream else grpc.unary_unary_rpc_method_handler
+    return kind(behaviour, request_deserializer=request.pb().FromString, response_serializer=_serialized)
+
+
+def _serialized(answer: Any) -> bytes:
+    """Return *answer* as it goes over the line; one that is bytes already need not be what a client can read."""
+    return answer if isinstance(answer, bytes) else bytes(answer.SerializeToString())

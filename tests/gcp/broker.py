@@ -1,0 +1,275 @@
+"""A small Pub/Sub in memory, which keeps what it is sent, and fails as a test wants it to.
+
+Unlike the emulator it is on the test's own event loop, can refuse, ignore or garble each request, and serves many
+topics at once, so that many faults are tried at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc.aio
+from google.protobuf.empty_pb2 import Empty
+from google.pubsub_v1 import types
+
+from .console import PROJECT
+
+_Message = types.PubsubMessage.pb()
+
+
+@dataclass(eq=False)
+class Fault:
+    """What befalls requests of one method for one topic or subscription.
+
+    Without a status and without an answer the request is never answered.
+    """
+
+    status: grpc.StatusCode | None = None
+    answer: bytes | None = None
+    """What comes in place of the true answer; it need not be what the client can read."""
+    after: bool = False
+    """Whether the request has its effect all the same: only its answer is lost."""
+    left: float = 1
+    """How many requests are to come of those that it befalls."""
+
+
+@dataclass(eq=False)
+class Subscription:
+    """A subscription with what is on it."""
+
+    resource: Any
+    waiting: deque[Any] = field(default_factory=deque)
+    out: dict[str, Any] = field(default_factory=dict)
+    """Messages by ack id."""
+    timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
+    arrival: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, message: Any) -> None:
+        self.waiting.append(message)
+        self.arrival.set()
+
+
+class Broker:
+    """Topics and subscriptions by name; a method fails where :meth:`fail` says so."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.topics: defaultdict[str, list[Any]] = defaultdict(list)
+        """All that was ever published, by the topic's full name."""
+        self.subscriptions: dict[str, Subscription] = {}
+        self.faults: dict[tuple[str, str], Fault] = {}
+        self.requests: Counter[tuple[str, str]] = Counter()
+        """How many came, by method and short name."""
+        self.acknowledged: list[str] = []
+        """Message ids, in order."""
+        self.modified: list[tuple[str, int]] = []
+        """Message ids and the deadlines that they were given."""
+        self.peers: set[str] = set()
+        """Connections from which requests came."""
+        self._numbers = itertools.count(1)
+
+    # What goes wrong
+
+    def fail(self, method: str, name: str, status: grpc.StatusCode | None = None, **settings: Any) -> Fault:
+        """Let requests of *method* for the topic or subscription *name* fail, once unless told otherwise."""
+        fault = self.faults[method, name] = Fault(status, **settings)
+        return fault
+
+    def mend(self, method: str, name: str) -> None:
+        """Let them succeed again."""
+        self.faults.pop((method, name), None)
+
+    async def _begin(self, method: str, path: str, context: Any) -> Fault | None:
+        """Count a request; suffer what befalls it, but for an answer that is lost when the request has had effect."""
+        name = path.rpartition("/")[2]
+        self.requests[method, name] += 1
+        self.peers.add(context.peer())
+        fault = self.faults.get((method, name))
+        if fault is None:
+            return None
+        fault.left -= 1
+        if fault.left <= 0:
+            del self.faults[method, name]
+        if not fault.after:
+            await _strike(fault, context)
+        return fault
+
+    async def _end(self, fault: Fault | None, context: Any, answer: Any) -> Any:
+        if fault is None:
+            return answer
+        if fault.after:
+            await _strike(fault, context)
+        return fault.answer if fault.answer is not None else answer
+
+    # Publisher
+
+    async def create_topic(self, request: Any, context: Any) -> Any:
+        fault = await self._begin("CreateTopic", request.name, context)
+        if request.name in self.topics:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, "it exists")
+        self.topics[request.name] = []
+        return await self._end(fault, context, request)
+
+    async def get_topic(self, request: Any, context: Any) -> Any:
+        fault = await self._begin("GetTopic", request.topic, context)
+        return await self._end(fault, context, types.Topic.pb()(name=request.topic))
+
+    async def delete_topic(self, request: Any, context: Any) -> Any:
+        fault = await self._begin("DeleteTopic", request.topic, context)
+        self.topics.pop(request.topic, None)
+        return await self._end(fault, context, Empty())
+
+    async def publish(self, request: Any, context: Any) -> Any:
+        fault = await self._begin("Publish", request.topic, context)
+        ids = []
+        for message in request.messages:
+            stored = self.message(message.data, message.attributes, message.ordering_key)
+            ids.append(stored.message_id)
+            self.topics[request.topic].append(stored)
+            for subscription in self.subscriptions.values():
+                if subscription.resource.topic == request.topic:
+                    subscription.add(stored)
+        return await self._end(fault, context, types.PublishResponse.pb()(message_ids=ids))
+
+    def message(self, data: bytes, attributes: Mapping[str, str] | None = None, key: str = "") -> Any:
+        """Return a message with an id of its own."""
+        identity = str(next(self._numbers))
+        return _Message(data=data, attributes=attributes, ordering_key=key, message_id=identity)
+
+    # Subscriber
+
+    def subscription(self, name: str, topic: str, **settings: Any) -> Subscription:
+        """Create a subscription, as somebody else would have done."""
+        path = f"projects/{PROJECT}/subscriptions/{name}"
+        resource = types.Subscription.pb()(
+            name=path, topic=f"projects/{PROJECT}/topics/{topic}", **{"ack_deadline_seconds": 10, **settings}
+        )
+        made = self.subscriptions[path] = Subscription(resource)
+        return made
+
+    async def create_subscription(self, request: Any, context: Any) -> Any:
+        fault = await self._begin("CreateSubscription", request.name, context)
+        if request.name in self.subscriptions:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, "it exists")
+        self.subscriptions[request.name] = Subscription(request)
+        return await self._end(fault, context, request)
+
+    async def get_subscription(self, request: Any, context: Any) -> Any:
+        fault = await self._begin("GetSubscription", request.subscription, context)
+        found = await self._find(request, context)
+        return await self._end(fault, context, found.resource)
+
+    async def delete_subscription(self, request: Any, context: Any) -> Any:
+        fault = await self._begin("DeleteSubscription", request.subscription, context)
+        await self._find(request, context)
+        del self.subscriptions[request.subscription]
+        return await self._end(fault, context, Empty())
+
+    async def _find(self, request: Any, context: Any) -> Subscription:
+        found = self.subscriptions.get(request.subscription)
+        if found is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is none")
+        assert found is not None
+        return found
+
+    # Deliveries
+
+    async def pull(self, request: Any, context: Any) -> Any:
+        fault = await self._begin("Pull", request.subscription, context)
+        found = await self._find(request, context)
+        await self._wait(found)
+        response = types.PullResponse.pb()()
+        self._deliver(found, response, request.max_messages, found.resource.ack_deadline_seconds)
+        return await self._end(fault, context, response)
+
+    async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        first = await anext(requests)
+        fault = await self._begin("StreamingPull", first.subscription, context)
+        found = await self._find(first, context)
+        if fault is not None:
+            yield await self._end(fault, context, types.StreamingPullResponse.pb()())
+        pings: asyncio.Queue[bool] = asyncio.Queue()
+        listening = asyncio.ensure_future(_listen(requests, pings))
+        try:
+            while True:
+                arriving = asyncio.ensure_future(self._wait(found))
+                pinged = asyncio.ensure_future(pings.get())
+                await asyncio.wait([arriving, pinged], return_when=asyncio.FIRST_COMPLETED)
+                arriving.cancel()
+                pinged.cancel()
+                if pinged.done() and not pinged.cancelled() and not pinged.result():
+                    return
+                response = types.StreamingPullResponse.pb()()
+                properties = response.subscription_properties
+                properties.message_ordering_enabled = found.resource.enable_message_ordering
+                properties.exactly_once_delivery_enabled = found.resource.enable_exactly_once_delivery
+                self._deliver(found, response, 1000, first.stream_ack_deadline_seconds)
+                yield response
+        finally:
+            listening.cancel()
+
+    async def _wait(self, found: Subscription) -> None:
+        """Wait until there is something to deliver."""
+        while not found.waiting:
+            found.arrival.clear()
+            await found.arrival.wait()
+
+    def _deliver(self, found: Subscription, response: Any, limit: int, deadline: int) -> None:
+        while found.waiting and len(response.received_messages) < limit:
+            message = found.waiting.popleft()
+            ack_id = f"{message.message_id}-{next(self._numbers)}"
+            response.received_messages.add(ack_id=ack_id, message=message)
+            found.out[ack_id] = message
+            self._lease(found, ack_id, deadline)
+
+    def _lease(self, found: Subscription, ack_id: str, seconds: int) -> None:
+        if ack_id not in found.out:
+            return
+        if ack_id in found.timers:
+            found.timers.pop(ack_id).cancel()
+        if seconds:
+            found.timers[ack_id] = asyncio.get_running_loop().call_later(seconds, self._expire, found, ack_id)
+        else:
+            self._expire(found, ack_id)
+
+    def _expire(self, found: Subscription, ack_id: str) -> None:
+        found.timers.pop(ack_id, None)
+        found.add(found.out.pop(ack_id))
+
+    async def acknowledge(self, request: Any, context: Any) -> Any:
+        fault = await self._begin("Acknowledge", request.subscription, context)
+        found = await self._find(request, context)
+        for ack_id in request.ack_ids:
+            message = found.out.pop(ack_id, None)
+            if message is not None:
+                found.timers.pop(ack_id).cancel()
+                self.acknowledged.append(message.message_id)
+        return await self._end(fault, context, Empty())
+
+    async def modify(self, request: Any, context: Any) -> Any:
+        fault = await self._begin("ModifyAckDeadline", request.subscription, context)
+        found = await self._find(request, context)
+        for ack_id in request.ack_ids:
+            if ack_id in found.out:
+                self.modified.append((found.out[ack_id].message_id, request.ack_deadline_seconds))
+            self._lease(found, ack_id, request.ack_deadline_seconds)
+        return await self._end(fault, context, Empty())
+
+
+async def _strike(fault: Fault, context: Any) -> None:
+    if fault.status is not None:
+        await context.abort(fault.status, "as the test wants it")
+    if fault.answer is None:
+        await asyncio.Event().wait()
+
+
+async def _listen(requests: AsyncIterator[Any], pings: asyncio.Queue[bool]) -> None:
+    """Tell of each ping, and of the end of the client's half."""
+    async for _ in requests:
+        pings.put_nowait(True)
+    pings.put_nowait(False)

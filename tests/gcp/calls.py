@@ -1,0 +1,270 @@
+"""Every status code on every call: once, and for longer than the call may take."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import grpc
+
+from events_core import AcknowledgeError, ErrorCode, EventError, EventMessage, EventReceiver, ReceivedMessage
+from events_gcp import GcpPubSubClient
+from events_gcp.endpoint import Endpoint
+from events_gcp.scratch import delete_topics
+
+from .broker import Broker
+from .console import PROJECT, client
+from .faults import serving
+from .waiting import until
+
+STATUSES = [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK]
+TIMEOUT = 2.0
+"""Seconds that a send, a settlement, a connection or a receive may take."""
+
+Outcomes = Mapping[grpc.StatusCode, tuple[str, str]]
+"""For each status: what becomes of a call that meets it once, and of one that meets it for longer than its timeout."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call that meets one status; its topic and its subscription have the same name, which is its own."""
+
+    broker: Broker
+    method: str
+    name: str
+    status: grpc.StatusCode
+    is_long: bool
+
+    def client(self, **options: str) -> GcpPubSubClient:
+        settings = {"create": "never", **dict.fromkeys(("send_timeout", "ack_timeout", "connect_timeout"), "2")}
+        return client(self.name, emulator_host=self.broker.address, **{**settings, **options})
+
+    @contextmanager
+    def fault(self) -> Iterator[None]:
+        """Let the next request fail, or all while this is entered."""
+        self.broker.fail(self.method, self.name, self.status, left=math.inf if self.is_long else 1)
+        yield
+        self.mend()
+
+    def mend(self) -> None:
+        self.broker.mend(self.method, self.name)
+
+    async def told(self, call: Awaitable[object]) -> str:
+        """Say what *call* comes to, and after how many requests."""
+        try:
+            await call
+            ended = "succeeds"
+        except EventError as error:
+            ended = told(error)
+        return f"{ended}{self._effort(ended)}"
+
+    def _effort(self, ended: str) -> str:
+        is_repeated = self.broker.requests[self.method, self.name] > 1
+        if ended == "succeeds":
+            return " after a retry" if is_repeated else ""
+        return ", at the timeout" if is_repeated else ", at once"
+
+
+def told(error: EventError) -> str:
+    """Name an error by what programs act on."""
+    return f"``{type(error).__name__}`` ``{error.code.name}``"
+
+
+async def measure(call: str) -> Outcomes:
+    """Try *call* with each status, all at the same time; afterwards each of them must work again."""
+    method, run = CALLS[call]
+    async with serving(Broker()) as broker:
+        cases = [
+            Case(broker, method, f"{status.name.lower().replace('_', '-')}-{is_long}", status, is_long)
+            for status in STATUSES
+            for is_long in (False, True)
+        ]
+        outcomes = await asyncio.gather(*map(run, cases))
+    pairs = zip(outcomes[::2], outcomes[1::2], strict=True)
+    return dict(zip(STATUSES, pairs, strict=True))
+
+
+# Sending
+
+
+async def _publish(case: Case) -> str:
+    async with case.client() as sender:
+        with case.fault():
+            outcome = await case.told(sender.send_message(EventMessage(b"x", ordering_key="k")))
+        await sender.send_message(EventMessage(b"next", ordering_key="k"))
+        return outcome
+
+
+async def _create_topic(case: Case) -> str:
+    async with case.client(create="all") as sender:
+        with case.fault():
+            outcome = await case.told(sender.send_message(EventMessage(b"x")))
+        await sender.send_message(EventMessage(b"next"))
+        # The code is that of the last try, which may have been cut off by the timeout.
+        return re.sub(r"(``PublishError``).*, (at the timeout)", r"\1, retryable, \2", outcome)
+
+
+async def _get_topic(case: Case) -> str:
+    async with case.client() as asking:
+        with case.fault():
+            outcome = await case.told(asking.ping(TIMEOUT))
+        await asking.ping(30)
+        return outcome
+
+
+async def _delete_topic(case: Case) -> str:
+    path = f"projects/{PROJECT}/topics/{case.name}"
+    case.broker.topics[path] = []
+    with case.fault():
+        await delete_topics(Endpoint(case.broker.address, is_emulator=True), [path])
+    return "is deleted" if path not in case.broker.topics else "is left, which a warning says"
+
+
+# Subscriptions
+
+
+async def _get_subscription(case: Case) -> str:
+    case.broker.subscription(case.name, case.name)
+    return await _subscribe(case)
+
+
+async def _create_subscription(case: Case) -> str:
+    return await _subscribe(case, create="subscription")
+
+
+async def _subscribe(case: Case, **options: str) -> str:
+    async with case.client(**options) as subscriber:
+        with case.fault():
+            outcome = await case.told(subscriber.subscribe(case.name))
+        case.broker.subscription(case.name, case.name)
+        await subscriber.subscribe(case.name)
+        return outcome
+
+
+async def _delete_subscription(case: Case) -> str:
+    case.broker.subscription(case.name, case.name)
+    async with case.client() as subscriber:
+        with case.fault():
+            outcome = await case.told(subscriber.delete_subscription(case.name))
+        case.broker.subscription(case.name, case.name)
+        await subscriber.delete_subscription(case.name)
+        return outcome
+
+
+# Receiving
+
+
+async def _stream(case: Case) -> str:
+    return await _receive(case, "stream")
+
+
+async def _pull(case: Case) -> str:
+    return await _receive(case, "pull")
+
+
+async def _receive(case: Case, mode: str) -> str:
+    case.broker.subscription(case.name, case.name)
+    async with case.client(receive_mode=mode) as both:
+        await both.send_message(EventMessage(b"x"))
+        with case.fault():
+            async with await both.subscribe(case.name) as receiver:
+                outcome = await _received(receiver, TIMEOUT if case.is_long else 30)
+                case.mend()
+                assert outcome == _CAME or await _received(receiver, 60) == _CAME
+        return outcome
+
+
+_CAME = "the message comes"
+
+
+async def _received(receiver: EventReceiver, timeout: float) -> str:
+    try:
+        return _CAME if await receiver.receive_message(timeout) else "``None`` at its own timeout"
+    except EventError as error:
+        return told(error)
+
+
+# Settling
+
+
+async def _acknowledge(case: Case) -> str:
+    async with _holding(case) as (receiver, message):
+        with case.fault():
+            outcome = await case.told(receiver.acknowledge(message))
+        outcome += await _afterwards(outcome, receiver.acknowledge(message))
+        assert case.broker.acknowledged.count(message.message_id) == ("over" not in outcome)
+        assert await _goes_on(case, receiver)
+        return outcome
+
+
+async def _nack(case: Case) -> str:
+    async with _holding(case) as (receiver, message):
+        with case.fault():
+            outcome = await case.told(receiver.nack(message, delay=0))
+        outcome += await _afterwards(outcome, receiver.nack(message, delay=0))
+        assert await receiver.receive_message(30)
+        return outcome
+
+
+async def _afterwards(outcome: str, again: Awaitable[None]) -> str:
+    """Say where a message stands that was not settled the first time."""
+    try:
+        await again
+    except AcknowledgeError as error:
+        if error.code is not ErrorCode.EXPIRED:
+            raise
+        return "; the delivery is over, and the message comes again"
+    return "" if outcome.startswith("succeeds") else "; the message stays held"
+
+
+async def _extend(case: Case) -> str:
+    async with _holding(case, receive_mode="pull") as (receiver, message):
+        with case.fault():
+            await until(lambda: case.broker.requests[case.method, case.name] > 1)
+            if case.is_long:
+                await until(lambda: receiver.stats.duplicates > 0)
+        await until(lambda: bool(case.broker.modified))
+        await receiver.acknowledge(message)
+        assert case.broker.acknowledged.count(message.message_id) == 1
+        if not receiver.stats.duplicates:
+            return "is renewed after a retry"
+        return "lapses; the redelivery is recognised, and settled with the message"
+
+
+@asynccontextmanager
+async def _holding(case: Case, **options: str) -> AsyncIterator[tuple[EventReceiver, ReceivedMessage]]:
+    """A receiver that holds a message, for 4 s where it pulls."""
+    case.broker.subscription(case.name, case.name, ack_deadline_seconds=4)
+    async with case.client(**options) as both:
+        await both.send_message(EventMessage(b"x"))
+        async with await both.subscribe(case.name) as receiver:
+            message = await receiver.receive_message(30)
+            assert message is not None
+            yield receiver, message
+
+
+async def _goes_on(case: Case, receiver: EventReceiver) -> bool:
+    """Return whether another message comes, on the same stream."""
+    case.broker.subscriptions[f"projects/{PROJECT}/subscriptions/{case.name}"].add(case.broker.message(b"next"))
+    return bool(await receiver.receive_message(30)) and case.broker.requests["StreamingPull", case.name] == 1
+
+
+CALLS: Mapping[str, tuple[str, Callable[[Case], Awaitable[str]]]] = {
+    "send_message": ("Publish", _publish),
+    "First send, with create=all": ("CreateTopic", _create_topic),
+    "ping": ("GetTopic", _get_topic),
+    "Cleaning up after events check": ("DeleteTopic", _delete_topic),
+    "subscribe": ("GetSubscription", _get_subscription),
+    "subscribe, with create=subscription": ("CreateSubscription", _create_subscription),
+    "delete_subscription": ("DeleteSubscription", _delete_subscription),
+    "receive_message": ("StreamingPull", _stream),
+    "receive_message, with receive_mode=pull": ("Pull", _pull),
+    "acknowledge": ("Acknowledge", _acknowledge),
+    "nack": ("ModifyAckDeadline", _nack),
+    "Renewing a lease": ("ModifyAckDeadline", _extend),
+}
+"""For each call of an application: the method of Pub/Sub that fails, and what tries it."""

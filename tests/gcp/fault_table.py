@@ -1,0 +1,79 @@
+"""Writes ``docs/backends/gcp-faults.rst``: what each fault comes to, as measured.
+
+Run it as ``python -m tests.gcp.fault_table`` in the folder of the checkout, after a change of the outcomes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from . import calls
+
+PAGE = Path(__file__).parents[2] / "docs/backends/gcp-faults.rst"
+
+TOP = """\
+Faults of Pub/Sub, and what comes of them
+=========================================
+
+This page says what your program sees when Pub/Sub, the network or the credentials fail.  A script measured every line
+(``tests/gcp/fault_table.py``), on a server that fails on purpose.  A test compares the page with what happens now.
+
+Status codes
+------------
+
+Each table is about one call.  "Once" means that the first request gets the status, and the next one succeeds.
+"Longer" means that every request gets the status for longer than the call may take; ``send_timeout``, ``ack_timeout``
+and ``connect_timeout`` were set to 2 s.  *At once* means after a single request.
+
+When the fault is over, the next call succeeds: on the same client, and on the same receiver.
+"""
+
+
+def section(call: str, outcomes: calls.Outcomes) -> str:
+    """Return the part of the page that is about *call*; statuses with the same outcomes share a line."""
+    groups: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for status, pair in outcomes.items():
+        groups[pair].append(f"``{status.name}``")
+    rows = [
+        (", ".join(sorted(names)), once, "the same" if once == longer else longer)
+        for (once, longer), names in groups.items()
+    ]
+    method = calls.CALLS[call][0]
+    title = f"{_marked(call)} (``{method}``)"
+    return _titled(title, "~") + table(("status", "once", "longer"), (40, 30, 30), sorted(rows))
+
+
+def table(head: Sequence[str], widths: Sequence[int], rows: Iterable[Sequence[str]]) -> str:
+    """Return a ``list-table``."""
+    lines = [".. list-table::", "   :header-rows: 1", f"   :widths: {' '.join(map(str, widths))}", ""]
+    for row in (head, *rows):
+        lines += [f"   {'*' if not index else ' '} - {cell}" for index, cell in enumerate(row)]
+    return "\n".join([*lines, ""])
+
+
+def _titled(title: str, line: str) -> str:
+    return f"{title}\n{line * len(title)}\n\n"
+
+
+def _marked(call: str) -> str:
+    """Return the name of a call with what is code in it marked as such."""
+    return " ".join(
+        f"``{word.rstrip(',')}``{',' * word.endswith(',')}" if _is_code(word) else word for word in call.split()
+    )
+
+
+def _is_code(word: str) -> bool:
+    return any(mark in word for mark in "_=") or word.rstrip(",") in ("subscribe", "acknowledge", "nack", "ping")
+
+
+async def page() -> str:
+    """Measure everything; the text of the page."""
+    sections = [section(call, await calls.measure(call)) for call in calls.CALLS]
+    return "\n".join([TOP, *sections])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(asyncio.run(page()))

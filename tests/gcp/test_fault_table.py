@@ -1,0 +1,80 @@
+"""Every status code on every call: what comes of it, and that the documentation says so."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cache
+
+import grpc
+import pytest
+
+from . import calls
+from .calls import CALLS
+from .fault_table import PAGE, section
+
+RETRYABLE = {
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+}
+"""What Google's own publisher retries (publisher/transports/base.py in google-cloud-pubsub 2.44.0)."""
+
+
+@cache
+def outcomes(call: str) -> calls.Outcomes:
+    """Measure once for all tests of a process."""
+    return asyncio.run(asyncio.wait_for(calls.measure(call), 120))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_page_of_faults_says_what_happens(call: str) -> None:
+    """A page that is out of date is written again by ``python -m tests.gcp.fault_table``."""
+    assert section(call, outcomes(call)) in PAGE.read_text()
+
+
+@pytest.mark.parametrize("call", ["send_message", "acknowledge", "nack", "First send, with create=all"])
+def test_what_may_pass_is_retried(call: str) -> None:
+    """P7, S5: a failure that a retry can cure is seen only when the time is up, and then says so."""
+    for status in RETRYABLE:
+        once, longer = outcomes(call)[status]
+        assert once == "succeeds after a retry"
+        assert "at the timeout" in longer
+
+
+@pytest.mark.parametrize("call", ["send_message", "acknowledge", "nack"])
+def test_what_cannot_pass_is_told_at_once(call: str) -> None:
+    """P7, S5: after a single request, with the code that says why."""
+    for status in set(outcomes(call)) - RETRYABLE:
+        once, longer = outcomes(call)[status]
+        assert "Error`` ``" in once
+        assert ", at once" in once
+        assert once == longer
+
+
+@pytest.mark.parametrize("call", ["receive_message", "receive_message, with receive_mode=pull"])
+def test_an_outage_is_waited_for(call: str) -> None:
+    """F1, R1: a receive that meets it brings the message when it is over, or nothing when its own time is up."""
+    for status in RETRYABLE:
+        assert outcomes(call)[status] == ("the message comes", "``None`` at its own timeout")
+
+
+@pytest.mark.parametrize("call", ["receive_message", "receive_message, with receive_mode=pull"])
+def test_what_retrying_cannot_cure_surfaces(call: str) -> None:
+    """F1: the receive raises, and does not wait for ever; the next one tries again."""
+    for status in set(outcomes(call)) - RETRYABLE - {grpc.StatusCode.NOT_FOUND}:
+        assert all("Error`` ``" in outcome for outcome in outcomes(call)[status])
+
+
+def test_a_lease_outlives_a_failed_renewal() -> None:
+    """R6: whatever the failure is, renewing is tried again before the lease runs out."""
+    assert {once for once, _ in outcomes("Renewing a lease").values()} == {"is renewed after a retry"}
+
+
+def test_a_message_whose_lease_lapsed_is_settled_once() -> None:
+    """R7: the redelivery of a message that is still held is not handed out."""
+    lapsed = "lapses; the redelivery is recognised, and settled with the message"
+    assert {longer for _, longer in outcomes("Renewing a lease").values()} == {lapsed}
