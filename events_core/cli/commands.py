@@ -16,7 +16,7 @@ import rich  # not needed before the tables, but its absence must show before an
 from events_core import EventError, EventMessage, ReceivedMessage
 from events_core.cli import ending, ndjson
 from events_core.cli.lines import Lines
-from events_core.cli.outcome import CommandError, ExitCode, exit_code, log_to_stderr, say
+from events_core.cli.outcome import HOW_TO_TRACE, CommandError, ExitCode, exit_code, log_to_stderr, say
 from events_core.cli.output import Output
 from events_core.cli.receiving import receive as receive_messages
 from events_core.cli.sending import Parse, Report, send_data, send_lines
@@ -45,7 +45,7 @@ def run() -> int:
     except Exception as error:
         if sys.flags.dev_mode:
             raise
-        say("error", f"a defect, {error!r}; for a traceback: python -X dev -m events_core.cli …")
+        say("error", f"a defect, {error!r}{HOW_TO_TRACE}")
         return ExitCode.FAILED
 
 
@@ -166,6 +166,7 @@ def _lines(path: str | None, *, dash: bool) -> Lines:
 @click.option("-n", "--limit", type=click.IntRange(min=1), help="End after so many messages.")
 @click.option("-t", "--timeout", type=float, callback=_seconds, help="End after so many seconds without a message.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object for each message, instead of its data.")
+@click.option("--raw", is_flag=True, help="Write the bytes as they are, also to a terminal, which obeys what they say.")
 def receive(
     target: str | None,
     file: str | None,
@@ -174,17 +175,22 @@ def receive(
     limit: int | None,
     timeout: float | None,
     as_json: bool,
+    raw: bool,
 ) -> None:
-    """Print messages as they come, a line each, until Ctrl-C.
+    r"""Print messages as they come, a line each, until Ctrl-C.
 
     A message is acknowledged once its line has been written; what was not goes back to the broker.  Without a
     subscription, here or in TARGET, it gets what is sent from now on.
+
+    On a terminal, control characters in the data are shown as escapes, such as \x1b.
     """
+    if raw and as_json:
+        raise usage_error("--raw and --json exclude each other")
     if subscription == "":
         raise usage_error("--subscription must not be empty; leave it out for an ephemeral one")
     config = read_config(target, file, client)
     render = ndjson.dump_message if as_json else _data_line
-    command = partial(receive_messages, subscription=subscription, limit=limit, timeout=timeout, render=render)
+    command = partial(receive_messages, subscription=subscription, limit=limit, timeout=timeout, render=render, raw=raw)
     ending.run(partial(command, config))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn, cast
 
 from events_core import EventMessage, ReceivedMessage
+from events_core.cli.escaping import escaped_in_json
 from events_core.options import did_you_mean
 
 __all__ = ["dump", "dump_message", "parse_message"]
@@ -18,10 +19,8 @@ _RECEIVED = ("message_id", "publish_time", "delivery_attempt")
 
 
 def dump(value: Mapping[str, object]) -> bytes:
-    """*value* as one line."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    # What UTF-8 cannot carry becomes \udXXX, which is how JSON writes it.
-    return text.encode(errors="backslashreplace") + b"\n"
+    """Return *value* as one line, without a character that a terminal would obey."""
+    return escaped_in_json(json.dumps(value, ensure_ascii=False, separators=(",", ":"))).encode() + b"\n"
 
 
 def dump_message(message: ReceivedMessage) -> bytes:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import enum
 import logging
 import sys
+import threading
+from contextlib import suppress
 
 from events_core import BackendError, ConfigurationError
+from events_core.cli.escaping import escaped
+from events_core.cli.writing import write_all
 
-__all__ = ["CommandError", "ExitCode", "exit_code", "log_to_stderr", "say"]
+__all__ = ["HOW_TO_TRACE", "CommandError", "ExitCode", "exit_code", "log_to_stderr", "say"]
+
+HOW_TO_TRACE = "; for a traceback: python -X dev -m events_core.cli …"
 
 
 class ExitCode(enum.IntEnum):
@@ -57,18 +63,48 @@ def exit_code(error: Exception) -> ExitCode:
 
 
 def say(level: str, text: str) -> None:
-    """Write *text* to standard error as one line, without what a terminal would obey."""
-    if sys.stderr is not None:
-        line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
-        sys.stderr.write(f"events: {level}: {line}\n")
+    """Write *text* to standard error as one line, without what a terminal would obey.
+
+    A standard error that cannot be written to loses the line, and changes nothing else.
+    """
+    with suppress(OSError):
+        _write(f"events: {level}: {escaped(' '.join(text.split()))}\n")
+
+
+def _write(line: str) -> None:
+    stream = sys.__stderr__
+    if sys.stderr is not stream:  # a progress bar is shown, and has put itself in place of the stream
+        sys.stderr.write(line)
         sys.stderr.flush()
+    elif stream is not None:
+        write_all(stream.fileno(), line.encode(stream.encoding, "backslashreplace"))
 
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.levelname.lower(), record.getMessage())
+        say(record.levelname.lower(), _message(record))
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception as error:  # the arguments do not fit the text
+        return f"{record.msg} {record.args!r} ({error})"
+
+
+def _say_what_killed(arguments: threading.ExceptHookArgs) -> None:
+    name = arguments.thread.name if arguments.thread else "unknown"
+    say("error", f"a defect in the thread {name!r}, {arguments.exc_value!r}{HOW_TO_TRACE}")
+
+
+def _say_what_was_dropped(unraisable: sys.UnraisableHookArgs) -> None:
+    say("error", f"a defect in {unraisable.object!r}, {unraisable.exc_value!r}{HOW_TO_TRACE}")
 
 
 def log_to_stderr() -> None:
-    """Show warnings of the library, such as an outage, each as one line and without a traceback."""
+    """Show what the library and Python tell people, such as an outage, each as one line and without a traceback."""
     logging.basicConfig(level=logging.WARNING, handlers=[_Lines()])
+    logging.captureWarnings(True)
+    if not sys.flags.dev_mode:
+        threading.excepthook = _say_what_killed
+        sys.unraisablehook = _say_what_was_dropped

@@ -12,7 +12,9 @@ import termios
 
 from events_core.cli.blocking import in_daemon_thread
 from events_core.cli.ending import Ending
+from events_core.cli.escaping import escaped
 from events_core.cli.outcome import CommandError, ExitCode
+from events_core.cli.writing import write_all
 
 __all__ = ["Output"]
 
@@ -20,33 +22,39 @@ __all__ = ["Output"]
 class Output:
     """Standard output.
 
+    :param raw: whether a terminal gets what :meth:`write` is given as it is, without escapes.
     :raises CommandError: when it is closed; writing to its number could then hit another file.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, raw: bool = False) -> None:
         if sys.stdout is None:
             raise CommandError("standard output is closed", ExitCode.UNUSABLE)
         self._descriptor = sys.stdout.fileno()
         self._is_pipe = stat.S_ISFIFO(os.fstat(self._descriptor).st_mode)
         self.is_terminal = os.isatty(self._descriptor)
+        self._escapes = self.is_terminal and not raw
+        self._encoding = sys.stdout.encoding
 
     def put(self, data: bytes) -> None:
-        """Write all of *data*; blocks.
+        """Write all of *data* as it is; blocks.
 
         :raises CommandError: when that fails.
         """
-        view = memoryview(data)
         try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+            write_all(self._descriptor, data)
         except BrokenPipeError as error:
             raise _reader_gone() from error
         except OSError as error:
             raise CommandError(f"cannot write to standard output: {error.strerror}") from error
 
     async def write(self, data: bytes) -> None:
-        """Write all of *data* without blocking the event loop, so that Ctrl-C works while nobody reads."""
-        await in_daemon_thread(lambda: self.put(data))
+        """Write all of *data*, escaped on a terminal, without blocking the event loop: Ctrl-C works if nobody reads."""
+        shown = self._shown(data) if self._escapes else data
+        await in_daemon_thread(lambda: self.put(shown))
+
+    def _shown(self, data: bytes) -> bytes:
+        # In the terminal's own encoding: the second byte of "ś" in UTF-8 is a command where that is Latin-1.
+        return escaped(data.decode(errors="backslashreplace")).encode(self._encoding, "backslashreplace")
 
     async def taken(self) -> None:
         """Where this is a pipe, wait until its reader has taken everything.

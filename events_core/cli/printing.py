@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.segment import Segment
+
+from events_core.cli.escaping import escaped
 
 __all__ = ["printed"]
 
@@ -12,9 +15,20 @@ _PIPED_WIDTH = 1000
 """Columns where standard output is no terminal: lines that programs read are not wrapped."""
 
 
+class _Escaped:
+    """What is in *part*, with its own styles and without what else a terminal would obey."""
+
+    def __init__(self, part: RenderableType) -> None:
+        self._part = part
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._part, options):
+            yield Segment(escaped(segment.text), segment.style)
+
+
 def printed(*parts: RenderableType) -> bytes:
-    """*parts* one below the other."""
+    """Return *parts*, one below the other."""
     console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
     with console.capture() as capture:
-        console.print(Group(*parts))
+        console.print(_Escaped(Group(*parts)))
     return "".join(line.rstrip() + "\n" for line in capture.get().splitlines()).encode()

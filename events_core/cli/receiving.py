@@ -27,14 +27,16 @@ async def receive(
     limit: int | None,
     timeout: float | None,
     render: Render,
+    raw: bool,
 ) -> None:
     """Write messages to standard output, and acknowledge each once it has been written.
 
     :param limit: messages after which to end.
     :param timeout: seconds without a message after which to end.
+    :param raw: whether a terminal gets the bytes as they are.
     :raises CommandError: ``NOTHING`` when no message came; ``READER_GONE``.
     """
-    output = Output()
+    output = Output(raw=raw)
     async with opened(_bounded(config, limit)) as client, await client.subscribe(subscription) as receiver:
         output.watch(ending)
         received = 0

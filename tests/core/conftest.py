@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from .shell import Shell
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,3 +21,11 @@ def signals_as_at_a_terminal() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """The command line, in a directory of this test's own."""
+    shell = Shell(tmp_path)
+    yield shell
+    shell.close()
