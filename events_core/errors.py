@@ -66,7 +66,7 @@ class ErrorCode(enum.StrEnum):
     CLOSED = "CLOSED"
     """The client or receiver has been closed."""
     WRONG_PROCESS = "WRONG_PROCESS"
-    """The client was connected before a fork and is used in the child."""
+    """The client was connected before a fork, or its backend cannot be used in this forked child (T2)."""
     UNSUPPORTED = "UNSUPPORTED"
     """This backend, or this configuration of it, does not offer what was asked."""
     INTERNAL = "INTERNAL"

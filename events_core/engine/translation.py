@@ -8,7 +8,7 @@ from events_core.errors import ErrorCode, EventConnectionError, EventError, Even
 __all__ = ["translate"]
 
 _UNREACHABLE = (ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT)
-_ANYWHERE = (ErrorCode.CLOSED, ErrorCode.UNSUPPORTED)
+_ANYWHERE = (ErrorCode.CLOSED, ErrorCode.WRONG_PROCESS, ErrorCode.UNSUPPORTED)
 
 
 def translate(error: BrokerError, kind: type[EventError], *, connecting: bool = False) -> EventError:

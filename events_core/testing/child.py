@@ -81,6 +81,32 @@ def fork_connected(config: EventConfig, patience: float) -> None:
     _report(child=codes, parent=f"received {message.data_as_string()}")
 
 
+def fork_beside_connected(config: EventConfig, patience: float) -> None:
+    """Connect a client, fork, send with a new client in the child, and close the parent's client between two sends."""
+    client = create_client(config)
+    asyncio.run(client.send_message(EventMessage(b"parent")))
+    sent, closed = os.pipe(), os.pipe()
+
+    async def send_around_the_close() -> str:
+        async with create_client(config) as own:
+            try:
+                await own.send_message(EventMessage(b"before"))
+            except EventError as error:
+                return error.code.value
+            os.write(sent[1], b".")
+            select.select([closed[0]], [], [], patience)
+            await own.send_message(EventMessage(b"after"))
+        return "sent"
+
+    def close() -> None:
+        os.close(sent[1])  # so that reading ends when the child is refused
+        select.select([sent[0]], [], [], patience)
+        asyncio.run(client.close(timeout=0))
+        os.write(closed[1], b".")
+
+    _report(child=_in_fork(send_around_the_close, patience, meanwhile=close))
+
+
 async def _round_trip(client: EventClient, patience: float) -> str:
     async with client:
         receiver = await client.subscribe()
@@ -124,13 +150,16 @@ async def _codes(client: EventClient, receiver: EventReceiver, message: Received
     return codes
 
 
-def _in_fork(work: Callable[[], Coroutine[Any, Any, Any]], patience: float) -> Any:
-    """What *work* returns in a forked child."""
+def _in_fork(
+    work: Callable[[], Coroutine[Any, Any, Any]], patience: float, *, meanwhile: Callable[[], None] = lambda: None
+) -> Any:
+    """Return what *work* returns in a forked child, while the parent does *meanwhile*."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         _answer(work, writing)
     os.close(writing)
+    meanwhile()
     ready, _, _ = select.select([reading], [], [], 2 * patience)
     if not ready:
         os.kill(child, signal.SIGKILL)
@@ -151,7 +180,14 @@ def _answer(work: Callable[[], Coroutine[Any, Any, Any]], writing: int) -> None:
 
 _ACTIONS: dict[str, Callable[[EventConfig, float], Coroutine[Any, Any, None] | None]] = {
     action.__name__: action
-    for action in (send_and_die, receive_and_die, acknowledge_and_die, fork_fresh, fork_connected)
+    for action in (
+        send_and_die,
+        receive_and_die,
+        acknowledge_and_die,
+        fork_fresh,
+        fork_connected,
+        fork_beside_connected,
+    )
 }
 
 

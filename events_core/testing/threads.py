@@ -83,6 +83,19 @@ class Threads:
         assert report["child"] == dict.fromkeys(report["child"], "WRONG_PROCESS")
         assert report["parent"] == "received y"
 
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="not shown: this platform does not fork")
+    @rule("T2")
+    async def test_a_new_client_in_a_forked_child_stores_what_it_confirms_or_refuses(self, stage: Stage) -> None:
+        """The parent was connected and closes meanwhile; the child's client loses nothing or raises WRONG_PROCESS."""
+        report = await stage.child("fork_beside_connected", subscription=stage.subscription)
+        if report["child"] == "WRONG_PROCESS":
+            return
+        assert report["child"] == "sent"
+        if stage.capabilities.durable == "none":
+            return  # the child may have a broker of its own, which ended with it
+        _, receiver = await stage.open()
+        assert sorted(texts(await stage.drain(receiver, 3))) == ["after", "before", "parent"]
+
 
 class _Stopped:
     """A loop in which a receive waits, and which does not run while this is entered."""

@@ -1275,6 +1275,15 @@ class ClosesAfterAFork(MemoryClient):
             await super().close(timeout)
 
 
+@breaks("T2", by=["test_a_new_client_in_a_forked_child_stores_what_it_confirms_or_refuses"])
+class LosesWhatAChildSends(MemoryClient):
+    """Declares itself durable and confirms in a forked child what only that child has."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return attrs.evolve(super().capabilities, durable="process_crash")
+
+
 @breaks("V1", by=["test_an_observer_is_told_of_each_operation"])
 class TellsNobody(MemoryClient):
     """Has an observer and leaves it alone."""

@@ -143,6 +143,7 @@ FOUND_OUT = [
     ("TestBelongsToOneLoop", "T1", "test_one_client_serves_loops_one_after_the_other"),
     ("TestWorksAfterAFork", "T2", "test_a_connected_client_refuses_to_work_in_a_forked_child"),
     ("TestClosesAfterAFork", "T2", "test_a_connected_client_refuses_to_work_in_a_forked_child"),
+    ("TestLosesWhatAChildSends", "T2", "test_a_new_client_in_a_forked_child_stores_what_it_confirms_or_refuses"),
     ("TestNamesNoPlace", "§5", "test_the_class_says_which_operation_failed"),
     ("TestSwallowsFailures", "H1", "test_what_failed_is_nacked"),
     ("TestLeavesFailuresHeld", "H1", "test_what_failed_is_nacked"),

@@ -129,6 +129,11 @@ def test_threads(tmp_path: Path) -> None:
     assert run(tmp_path, HOWTO / "threads.py") == ["placed 100", "billed 100"]
 
 
+def test_processes(tmp_path: Path) -> None:
+    """What two processes placed a third one billed."""
+    assert run(tmp_path, HOWTO / "processes.py") == ["placed 100", "billed 100"]
+
+
 def test_long_handlers(tmp_path: Path) -> None:
     """Each film is rendered once, at its first attempt, two by each service."""
     lines = run(tmp_path, HOWTO / "long_handlers.py")

@@ -14,6 +14,11 @@ ABSORBED = "the emulator delivers into the stream of a lost connection, lease af
 
 OVERTAKEN = "the emulator delivers the successors of a message that was given back before it"
 
+FORKED = (
+    "gRPC restarts its own threads in a forked child, where they sometimes crash it; with GRPC_ENABLE_FORK_SUPPORT=0 "
+    "they do not"
+)
+
 
 class GcpHarness(Harness):
     """The emulator; an outage cuts a proxy before it."""
@@ -31,8 +36,8 @@ class GcpHarness(Harness):
         "test_sends_outlive_an_outage": ABSORBED,
         "test_sends_of_a_key_keep_their_order_in_an_outage": ABSORBED,
         "test_what_a_dead_process_held_comes_again": ABSORBED,
-        "test_a_connected_client_refuses_to_work_in_a_forked_child": "gRPC restarts its own threads in a forked child, "
-        "where they sometimes crash it; with GRPC_ENABLE_FORK_SUPPORT=0 they do not",
+        "test_a_connected_client_refuses_to_work_in_a_forked_child": FORKED,
+        "test_a_new_client_in_a_forked_child_stores_what_it_confirms_or_refuses": FORKED,
         "test_what_is_buffered_counts_as_held": "the emulator delivers into a stream beyond the bounds it was told",
         "test_nothing_is_left": "gRPC closes its sockets a moment after its channel",
     }

@@ -1,4 +1,10 @@
-"""Whether an open file is still the one at its path: without that, SQLite goes on in a file that nobody finds again."""
+"""Whether an open file is still the one at its path: without that, SQLite goes on in a file that nobody finds again.
+
+A process also has to know which files it has open, because SQLite keeps its locks on a file in one table for each
+process.  A fork copies that table, but the kernel gives the child none of the locks in it.  A connection that the child
+opens to such a file would find its locks taken already, and take none: the next process to close the file then removes
+the log that the child writes to.  So the child refuses the files that were open at the fork.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +14,30 @@ from contextlib import suppress
 
 from events_core import ErrorCode
 from events_core.backends.sqlite.translation import Lost
+from events_core.engine import BrokerError
 
 __all__ = ["Place"]
 
 _log = logging.getLogger("events_core.sqlite")
 
 _Identity = tuple[int, int]
+
+_in_use: set[Place] = set()
+"""The files that this process has open or is opening.  Each client's thread adds and removes its own, each time in one
+step of the interpreter, so that a fork in another thread finds it whole."""
+_inherited: set[_Identity] = set()
+"""The files that were open when this process was forked, or one that it descends from.  They stay here: SQLite never
+forgets a lock that only the parent can let go."""
+
+
+def _inherit() -> None:
+    for place in _in_use:
+        _inherited.update(filter(None, [place.identity]))
+    _in_use.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_inherit)
 
 
 class Moved(Lost):
@@ -25,16 +49,35 @@ class Moved(Lost):
 class Place:
     """What is at *path*: the file that a connection has open, or no longer.
 
-    Begin before opening the file, call :meth:`opened` when it is open.
+    Begin before opening the file, call :meth:`opened` when it is open and :meth:`closed` when it is open no more.
+
+    :raises BrokerError: ``WRONG_PROCESS`` when the file was open at a fork that led to this process.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._file = _identity(path)
+        if self._file in _inherited:
+            raise BrokerError(
+                f"the file {path!r} was open in the parent when this process was forked, and SQLite would lose what "
+                "is sent from here; fork before the first use of the file, or start processes with multiprocessing's "
+                "'spawn'",
+                ErrorCode.WRONG_PROCESS,
+            )
+        _in_use.add(self)
+
+    @property
+    def identity(self) -> _Identity | None:
+        """Device and inode of the file, ``None`` while it is being created."""
+        return self._file or _identity(self._path)
+
+    def closed(self) -> None:
+        """Know that no connection has the file open any more."""
+        _in_use.discard(self)
 
     def opened(self) -> None:
         """Remember the file, which may have been created meanwhile, and its log."""
-        self._file = self._file or _identity(self._path)
+        self._file = self.identity
         self._real = os.path.realpath(self._path)  # SQLite keeps the log beside what a symbolic link leads to
         self._log = {path: _identity(path) for path in (f"{self._real}-wal", f"{self._real}-shm")}
 

@@ -110,6 +110,14 @@ class Store:
         self._long_log = LONG_LOG
         self._look_at = 0.0
         self.place = Place(options.path)
+        try:
+            self._open(restored)
+        except BaseException:
+            self.place.closed()
+            raise
+
+    def _open(self, restored: bool) -> None:
+        options = self.options
         self.connection = open_file(
             options.path,
             create=options.create == "all",
@@ -175,6 +183,12 @@ class Store:
 
     def close(self) -> None:
         """Close the connection; the last one of all processes removes the log."""
+        try:
+            self._close()
+        finally:
+            self.place.closed()
+
+    def _close(self) -> None:
         if not self.place.is_deserted:
             self.connection.close()
             return

@@ -1,0 +1,138 @@
+"""A fork while the file is open: SQLite would take no lock in the child, so the file is refused there (T2)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+
+PROGRAM = """
+import asyncio, json, os, sys
+from events_core import EventConfig, EventError, EventMessage
+from events_core.backends.sqlite import SQLiteClient
+
+path, other = sys.argv[1:3]
+
+def made(path=path):
+    return SQLiteClient(EventConfig("orders", options={"path": path, "subscription": "s"}))
+
+async def once(client):
+    async with client:
+        await client.send_message(EventMessage(b"x"))
+
+def sent(path):
+    "Say what a new client's send comes to."
+    try:
+        asyncio.run(once(made(path)))
+    except EventError as error:
+        return [type(error).__name__, error.code.value, str(error)]
+    return "sent"
+
+def forked(*paths):
+    "Say what it comes to in a forked child, for each path."
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, json.dumps([sent(each) for each in paths]).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return json.loads(text)
+
+def connected():
+    client = made()
+    asyncio.run(client.ping())
+    return client
+"""
+
+
+def run(program: str, file: Path) -> object:
+    """What *program* prints, as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + program, str(file), f"{file}.other"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: object = json.loads(done.stdout)
+    return answer
+
+
+def test_file_open_at_the_fork_is_refused(file: Path) -> None:
+    """The error is one of a wrong process, names the file and says what to do; the parent goes on."""
+    program = """
+client = connected()
+answer = forked(path)
+asyncio.run(once(client))
+print(json.dumps(answer))
+"""
+    ((kind, code, text),) = run(program, file)  # type: ignore[misc]
+    assert (kind, code) == ("EventRuntimeError", "WRONG_PROCESS")
+    assert repr(str(file)) in text
+    assert "'spawn'" in text
+
+
+def test_file_open_at_the_fork_is_refused_by_whatever_name(file: Path) -> None:
+    """A symbolic link, a hard link and a path through another directory lead to the same table of locks."""
+    program = """
+client = connected()
+os.symlink(path, path + ".link")
+os.link(path, path + ".hard")
+answers = forked(path + ".link", path + ".hard", os.path.dirname(path) + "/./" + os.path.basename(path))
+print(json.dumps([answer[1] for answer in answers]))
+"""
+    assert run(program, file) == ["WRONG_PROCESS"] * 3
+
+
+def test_file_is_refused_in_a_grandchild(file: Path) -> None:
+    """The middle process had nothing open itself."""
+    program = """
+client = connected()
+child = os.fork()
+if not child:
+    print(json.dumps(forked(path)[0][1]), flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    assert run(program, file) == "WRONG_PROCESS"
+
+
+def test_file_locked_at_the_fork_is_refused(file: Path) -> None:
+    """Otherwise the child would wait for a transaction that no process will end."""
+    program = """
+client = connected()
+async def lock():
+    client._driver.store.connection.execute("BEGIN IMMEDIATE")
+asyncio.run(client._home.call(lock()))
+print(json.dumps(forked(path)[0][1]))
+"""
+    assert run(program, file) == "WRONG_PROCESS"
+
+
+def test_file_closed_before_the_fork_is_not_refused(file: Path) -> None:
+    """Nothing is left of its locks."""
+    program = """
+asyncio.run(once(made()))
+client = made()
+print(json.dumps(forked(path)))
+"""
+    assert run(program, file) == ["sent"]
+
+
+def test_other_file_is_not_refused(file: Path) -> None:
+    """The child's own file has its own locks."""
+    program = """
+client = connected()
+print(json.dumps(forked(other)))
+"""
+    assert run(program, file) == ["sent"]
