@@ -107,8 +107,8 @@ def send(
     """Send DATA, or each line of --file or of standard input, and print the message ids.
 
     With --ndjson a line is {"data": "text, or any JSON", "attributes": {"key": "value"}, "ordering_key": "key"}.
-    Text is sent as it is, other JSON compactly; "data_base64" in place of "data" carries bytes.  What a line says goes
-    before --attribute and --ordering-key.  DATA that begins with '-' comes after '--'.
+    A string is sent as its text, other JSON exactly as the line has it; "data_base64" in place of "data" carries bytes.
+    What a line says goes before --attribute and --ordering-key.  DATA that begins with '-' comes after '--'.
 
     Sending stops at the first line that is bad or refused; those before it are stored.
     """

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import json
+import re
 from collections.abc import Mapping
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 from events_core import EventMessage, ReceivedMessage
 from events_core.cli.escaping import escaped_in_json
@@ -43,54 +45,125 @@ def dump_message(message: ReceivedMessage) -> bytes:
 
 
 def parse_message(line: bytes, defaults: EventMessage) -> EventMessage | None:
-    """The message that *line* says, with the attributes and ordering key of *defaults* where it has none of its own.
+    """Return the message that *line* says; the attributes and ordering key of *defaults* stand in for missing ones.
 
     ``None`` for a blank line.
 
     :raises ValueError: saying what is wrong, without quoting data.
     """
+    line = line.removeprefix(codecs.BOM_UTF8)
     if not line.strip():
         return None
-    fields = _object(line)
+    fields = _parsed(line)
     unknown = [key for key in fields if key not in _SENT + _RECEIVED]
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r}{did_you_mean(unknown[0], _SENT)}")
+    attributes, key = fields.get("attributes"), fields.get("ordering_key")
     return EventMessage(
         _data(fields),
-        {**defaults.attributes, **_attributes(fields.get("attributes", {}))},
-        ordering_key=_ordering_key(fields.get("ordering_key", defaults.ordering_key)),
+        {**defaults.attributes, **(_attributes(attributes.value) if attributes else {})},
+        ordering_key=_ordering_key(key.value) if key else defaults.ordering_key,
     )
 
 
-def _object(line: bytes) -> dict[str, Any]:
+class _Member(NamedTuple):
+    """One of an object's values."""
+
+    value: Any
+    text: str
+    """The value as the line has it."""
+
+
+def _parsed(line: bytes) -> dict[str, _Member]:
     try:
-        value: object = json.loads(line.decode(), parse_constant=_refuse)
+        return _object(line.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start + 1}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("not usable JSON: nested too deeply") from None
-    if not isinstance(value, dict):
+
+
+def _object(text: str) -> dict[str, _Member]:
+    """Return the object that *text* is, with the text of each value.
+
+    ``json.loads`` would change the text of a number such as 1.10, so the object is walked here, and only its keys and
+    values are left to the decoder.
+    """
+    at = _skip(text, 0)
+    if text[at : at + 1] != "{":
+        _DECODER.decode(text)
         raise ValueError('not a JSON object; write {"data": …}')
-    return cast("dict[str, Any]", value)
+    members: dict[str, _Member] = {}
+    at = _skip(text, at + 1)
+    closed = text[at : at + 1] == "}"
+    while not closed:
+        key, at = _key(text, at)
+        if key in members:
+            raise ValueError(f"the key {key!r} stands twice")
+        decoder = _ATTRIBUTES_DECODER if key == "attributes" else _DECODER
+        value, end = decoder.raw_decode(text, at)
+        members[key] = _Member(value, text[at:end])
+        at = _skip(text, end)
+        closed = text[at : at + 1] == "}"
+        if not closed:
+            at = _expect(",", text, at)
+    at = _skip(text, at + 1)
+    if at != len(text):
+        raise json.JSONDecodeError("Extra data", text, at)
+    return members
+
+
+def _key(text: str, at: int) -> tuple[str, int]:
+    """Return the key at *at*, and where its value begins."""
+    if text[at : at + 1] != '"':
+        raise json.JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
+    key, at = _DECODER.raw_decode(text, at)
+    return key, _expect(":", text, _skip(text, at))
+
+
+def _expect(delimiter: str, text: str, at: int) -> int:
+    if text[at : at + 1] != delimiter:
+        raise json.JSONDecodeError(f"Expecting {delimiter!r} delimiter", text, at)
+    return _skip(text, at + 1)
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"not JSON: {constant} is no JSON number")
 
 
-def _data(fields: Mapping[str, Any]) -> bytes:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the attribute {key!r} stands twice")
+        found[key] = value
+    return found
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+# Numbers are only looked at, never converted: int would refuse one of more than 4,300 digits.
+_DECODER = json.JSONDecoder(parse_int=float, parse_constant=_refuse)
+_ATTRIBUTES_DECODER = json.JSONDecoder(parse_int=float, parse_constant=_refuse, object_pairs_hook=_unique)
+
+
+def _data(fields: Mapping[str, _Member]) -> bytes:
     if ("data" in fields) is ("data_base64" in fields):
         raise ValueError("give exactly one of 'data' and 'data_base64'")
     if "data_base64" in fields:
         try:
-            return base64.b64decode(fields["data_base64"], validate=True)
+            return base64.b64decode(fields["data_base64"].value, validate=True)
         except (TypeError, ValueError):
             raise ValueError("'data_base64' is not base64") from None
-    data = fields["data"]
+    value, text = fields["data"]
     try:
-        return data.encode() if isinstance(data, str) else EventMessage.from_json(data).data
+        return (value if isinstance(value, str) else text).encode()
     except UnicodeEncodeError:
         raise ValueError("'data' has half of a surrogate pair, which is no text") from None
 

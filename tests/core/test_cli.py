@@ -173,18 +173,34 @@ NDJSON = [
     ('{"data": "\\ud83d\\ude00"}', "😀"),
     ('{"data": 5}', "5"),
     ('{"data": null}', "null"),
-    ('{"data": {"b": [1, 2.5], "a": "ü"}}', '{"b":[1,2.5],"a":"ü"}'),
+    ('{"data": {"b": [1, 2.5], "a": "ü"}}', '{"b": [1, 2.5], "a": "ü"}'),
     ('{"data": ""}', ""),
     ('{"data_base64": "aGk="}', "hi"),
+    ('{"data": 1.10}', "1.10"),
+    ('{"data": 1E5}', "1E5"),
+    ('{"data": -0}', "-0"),
+    ('{"data": 1e999}', "1e999"),
+    ('{"data": 0.1234567890123456789012345678901234567890}', "0.1234567890123456789012345678901234567890"),
+    ('{"data": ' + "7" * 10_000 + "}", "7" * 10_000),
+    ('{"data": {"a": 1.0, "a": 2.00, "\\u00e9": "\\ud800"}}', '{"a": 1.0, "a": 2.00, "\\u00e9": "\\ud800"}'),
+    (' {\t"ordering_key" :null ,"data": \t[ 1 ,{ } ]\t}', "[ 1 ,{ } ]"),
 ]
 
 
 def test_ndjson_says_data_as_text_json_or_base64(shell: Shell) -> None:
-    """Text is sent as it is, any other JSON compactly, base64 as the bytes; blank lines are skipped."""
+    """A string is sent as its text, other JSON as the line has it, base64 as the bytes; blank lines are skipped."""
     file = shell.folder / "in.ndjson"
     file.write_text("\n\n".join(line for line, _ in NDJSON))
     assert shell.run("send", URL, "--ndjson", "--file", "in.ndjson", "-q").stdout == b"%d\n" % len(NDJSON)
     assert [message["data"] for message in shell.received()] == [data for _, data in NDJSON]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_line(shell: Shell) -> None:
+    """Files from some editors begin with one, and so do the parts of a file that was put together from several."""
+    mark = b"\xef\xbb\xbf"
+    lines = mark + b'{"data": 1}\n' + mark + b"\n" + mark + b'{"data": "\xef\xbb\xbf2"}\n'
+    shell.run("send", URL, "--ndjson", stdin=lines)
+    assert [message["data"] for message in shell.received()] == ["1", "\ufeff2"]
 
 
 def test_what_a_line_says_goes_before_the_options(shell: Shell) -> None:
@@ -512,7 +528,18 @@ BAD_LINES = {
     "data twice": (b'{"data": 1, "data_base64": ""}', "exactly one of"),
     "unknown key": (b'{"data": 1, "atributes": {}}', "did you mean 'attributes'"),
     "NaN": (b'{"data": NaN}', "NaN is no JSON number"),
-    "infinite": (b'{"data": 1e999}', "line 1"),
+    "infinite": (b'{"data": [-Infinity]}', "-Infinity is no JSON number"),
+    "more after the object": (b'{"data": 1} {}', "not JSON: Extra data at column 13"),
+    "no value": (b'{"data": }', "not JSON: Expecting value at column 10"),
+    "no colon": (b'{"data" 1}', "not JSON: Expecting ':' delimiter at column 9"),
+    "no comma": (b'{"data": 1 "attributes": {}}', "not JSON: Expecting ',' delimiter at column 12"),
+    "a comma too many": (b'{"data": 1,}', "not JSON: Expecting property name enclosed in double quotes at column 12"),
+    "no end": (b'{"data": 1', "not JSON: Expecting ',' delimiter at column 11"),
+    "control character": (b'{"data": "a\tb"}', "not JSON: Invalid control character at at column 12"),
+    "a number with a zero before it": (b'{"data": 01}', "not JSON: Expecting ',' delimiter at column 11"),
+    "a key twice": (b'{"data": 1, "data": 2}', "the key 'data' stands twice"),
+    "an ignored key twice": (b'{"data": 1, "message_id": 2, "message_id": 2}', "the key 'message_id' stands twice"),
+    "an attribute twice": (b'{"data": 1, "attributes": {"a": "1", "a": "2"}}', "the attribute 'a' stands twice"),
     "half a surrogate pair": (b'{"data": "\\ud800"}', "surrogate"),
     "bad base64": (b'{"data_base64": "a!"}', "not base64"),
     "base64 of another type": (b'{"data_base64": 5}', "not base64"),
