@@ -107,6 +107,7 @@ class Store:
         self.topic_name = topic_name
         self._project = project
         self._swept = 0
+        self._lapsed: dict[tuple[int, float], float] = {}
         self._long_log = LONG_LOG
         self._look_at = 0.0
         self.place = Place(options.path)
@@ -330,8 +331,7 @@ class Store:
         """
         now = time.time()
         with self.transaction(durable=False):
-            lapsed = "SELECT id FROM subscriptions WHERE topic_id = ? AND expires_at < ?"
-            for (subscription_id,) in self.connection.execute(lapsed, (self.topic_id, now)).fetchall():
+            for subscription_id in self._deserted(now):
                 self.drop_subscription(subscription_id)
             orphans = self._delete_orphans()
             seen = self.connection.execute(_LOOKED_AT, (self.topic_id, self._swept, self.topic_id, SWEEP)).fetchall()
@@ -342,6 +342,18 @@ class Store:
         at_end = len(seen) < SWEEP or seen[-1][1] > oldest_kept
         self._swept = 0 if at_end else seen[-1][0]
         return orphans or shrunk or (bool(doomed) and not at_end)
+
+    def _deserted(self, now: float) -> list[int]:
+        """Return the ephemeral subscriptions that lapsed and were not renewed for a session timeout since then.
+
+        When the clock is set forward, those of the living look lapsed too, until their receivers renew them.
+        """
+        query = "SELECT id, expires_at FROM subscriptions WHERE topic_id = ? AND expires_at < ?"
+        lapsed = self.connection.execute(query, (self.topic_id, now)).fetchall()
+        passed = time.monotonic()
+        self._lapsed = {each: self._lapsed.get(each, passed) for each in lapsed}
+        patience = self.options.session_timeout
+        return [number for (number, _), seen in self._lapsed.items() if passed - seen >= patience]
 
     def _delete_orphans(self) -> bool:
         orphaned = self._value(_ORPHANED)

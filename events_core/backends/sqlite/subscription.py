@@ -37,6 +37,9 @@ RUN = 100
 """Messages of one key leased at once; beyond that it would crowd out other keys."""
 TAKE_BYTES = 16 * 2**20
 """Bytes of data after which a transaction takes no more."""
+PATIENCE = 0.5
+"""Part of a session timeout for which a receiver that is new or late takes over from nobody.  In that time every living
+one renews its session twice."""
 _NEVER = 2**62
 """More failed attempts than any message has."""
 IDLE_TIMEOUTS = 4
@@ -149,7 +152,7 @@ class Subscription:
         self._ephemeral = name is None
         self.name = name or f"ephemeral-{token_hex(8)}"
         self._id = self._session = 0
-        self._expires_at = math.inf
+        self._expires_at = -math.inf
         self._patient_until = -math.inf
         self._use(store)
 
@@ -234,8 +237,10 @@ class Subscription:
 
     def _renew(self, now: float) -> None:
         timeout = self._options.session_timeout
-        if self._expires_at < now:  # the file was locked, or the clock was set: others could not renew either
-            self._patient_until = time.monotonic() + timeout / 2
+        # Each receiver renews its session four times within its timeout.  If this one is late or new, the file may have
+        # been locked, or the clock set forward: then the sessions of the living look lapsed until they are renewed.
+        if self._expires_at < now + timeout / 2:
+            self._patient_until = time.monotonic() + PATIENCE * timeout
         self._expires_at = now + timeout
         renewed = self._execute("UPDATE sessions SET expires_at = ? WHERE id = ?", (self._expires_at, self._session))
         if not renewed.rowcount:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from events_core import EventConfig
-from events_core.backends.sqlite import SQLiteClient, SQLiteOptions
+from events_core.backends.sqlite import SQLiteClient, SQLiteOptions, subscription
 from events_core.backends.sqlite.store import Store
 from events_core.options import read_options
 
@@ -41,3 +41,9 @@ def store(file: Path) -> Iterator[Callable[..., Store]]:
     yield open_store
     for each in opened:
         each.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes receivers take over at once from what has lapsed, as those do that have been there for a while."""
+    monkeypatch.setattr(subscription, "PATIENCE", 0.0)

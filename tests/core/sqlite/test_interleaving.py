@@ -98,6 +98,7 @@ class Broker:
         assert self.stores[0].connection.execute("SELECT count(*) FROM messages").fetchone() == (0,)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("seed", range(30))
 def test_any_interleaving_keeps_the_rules(store: Callable[..., Store], seed: int) -> None:
     """Four receivers of one subscription publish, take, settle, die and leave at random."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import pytest
+
 from events_core import EventMessage
 from events_core.backends.sqlite.store import Store
 from events_core.backends.sqlite.subscription import Subscription
 from events_core.engine import Outcome, Settlement
 
 
+@pytest.mark.usefixtures("impatient")
 def test_sending_receiving_and_settling_use_indexes(store: Callable[..., Store]) -> None:
     """Every statement that they execute, as SQLite plans it."""
     opened = store(max_delivery_attempts="2", dead_letter_topic="failed")

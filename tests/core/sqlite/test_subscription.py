@@ -197,6 +197,7 @@ def test_fetch_takes_a_bounded_number_of_bytes(store: Stores, monkeypatch: pytes
     assert [len(subscription.take(9)) for _ in range(4)] == [1, 2, 1, 0]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_dead_receivers_messages_have_failed_once_more(store: Stores) -> None:
     """Of a key only the first, since the others waited behind it; order stays."""
     opened = store()
@@ -211,6 +212,7 @@ def test_dead_receivers_messages_have_failed_once_more(store: Stores) -> None:
     assert [error.code for error in errors if error] == [ErrorCode.EXPIRED] * 3
 
 
+@pytest.mark.usefixtures("impatient")
 def test_receiver_taken_for_dead_goes_on(store: Stores) -> None:
     """As after a suspended machine: with a new session."""
     opened = store()
@@ -250,6 +252,64 @@ def test_clock_that_is_set_forward_kills_nobody(store: Stores, monkeypatch: pyte
     holding.renew()
     passed += 5.0
     assert other.take(9) == []
+    assert settle(holding, Outcome.ACK, *held) == [None]
+
+
+class Clock:
+    """What the time functions say, changed by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._now, self._passed = time.time(), time.monotonic()
+        monkeypatch.setattr(time, "time", lambda: self._now)
+        monkeypatch.setattr(time, "monotonic", lambda: self._passed)
+
+    def pass_by(self, seconds: float) -> None:
+        """Let time go by."""
+        self._now += seconds
+        self._passed += seconds
+
+    def set_forward(self, seconds: float) -> None:
+        """Set the system's clock, which moves no other."""
+        self._now += seconds
+
+
+def test_receiver_that_joins_after_the_clock_was_set_forward_kills_nobody(
+    store: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R6: it cannot know of the step, so it gives everybody time to be heard of."""
+    opened = store(session_timeout="10")
+    clock = Clock(monkeypatch)
+    holding = Subscription(opened, "s")
+    publish(opened, "a")
+    held = holding.take(9)
+    clock.set_forward(3600)
+    joining = Subscription(store(session_timeout="10"), "s")
+    assert joining.take(9) == []
+    clock.pass_by(2.5)
+    holding.renew()
+    clock.pass_by(2.5)
+    assert joining.take(9) == []
+    assert settle(holding, Outcome.ACK, *held) == [None]
+
+
+def test_clock_that_is_set_forward_by_less_than_the_timeout_kills_nobody(
+    store: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R6: a receiver whose own session has just been renewed takes over from none that is due to renew its own."""
+    opened = store(session_timeout="10")
+    clock = Clock(monkeypatch)
+    holding, other = Subscription(opened, "s"), Subscription(opened, "s")
+    for _ in range(4):
+        clock.pass_by(2.5)
+        holding.renew()
+        other.renew()
+    publish(opened, "a")
+    held = holding.take(9)
+    clock.pass_by(2)
+    other.renew()
+    clock.set_forward(9)
+    assert other.take(9) == []
+    holding.renew()
     assert settle(holding, Outcome.ACK, *held) == [None]
 
 
@@ -316,6 +376,7 @@ def test_dead_letter_is_stored_or_the_message_stays(store: Stores) -> None:
     assert settle(subscription, Outcome.ACK, *held) == [None]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_message_that_kills_its_receiver_is_dead_lettered(store: Stores) -> None:
     """By whoever takes over; its successors go on."""
     opened = store(**DEAD)
@@ -329,6 +390,7 @@ def test_message_that_kills_its_receiver_is_dead_lettered(store: Stores) -> None
     assert texts(watching.take(9)) == ["poison"]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_message_that_kills_its_receivers_takes_no_others_with_it(store: Stores) -> None:
     """R12: what they had fetched and never handed out is not what failed; nor does anybody ask in vain meanwhile."""
     opened = store(**DEAD)
@@ -490,14 +552,37 @@ def test_ephemeral_subscription_of_a_dead_process_is_swept_after_an_idle_time(
 ) -> None:
     """Somewhat longer than its session, so that a process that only slept finds it again."""
     opened = store(session_timeout="1")
-    now = time.time()
+    clock = Clock(monkeypatch)
     Subscription(opened, None)
     named = Subscription(opened, "s")
-    for elapsed, left in ((2, 2), (subscription_module.IDLE_TIMEOUTS + 1, 1)):
-        monkeypatch.setattr(time, "time", lambda elapsed=elapsed: now + elapsed)
+    for elapsed, left in ((2, 2), (subscription_module.IDLE_TIMEOUTS, 2), (1, 1)):
+        clock.pass_by(elapsed)
         opened.sweep()
         assert count(opened, "subscriptions") == left
     named.leave()
+
+
+def test_clock_that_is_set_forward_leaves_ephemeral_subscriptions_of_the_living(
+    store: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: whoever sweeps, a client that was there before or a new one; each receiver has time to be heard of."""
+    opened = store(session_timeout="10")
+    clock = Clock(monkeypatch)
+    living = Subscription(opened, None)
+    opened.sweep()
+    publish(opened, "a")
+    for _ in range(3):
+        clock.set_forward(3600)
+        sweeping = (opened, store(session_timeout="10"))
+        for each in sweeping:
+            each.sweep()
+        clock.pass_by(2.5)
+        living.renew()
+        clock.pass_by(7.5)
+        for each in sweeping:
+            each.sweep()
+        living.renew()
+    assert texts(living.take(9)) == ["a"]
 
 
 def test_deleted_subscription_is_created_anew_where_allowed(store: Stores) -> None:
