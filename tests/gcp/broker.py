@@ -10,6 +10,7 @@ import asyncio
 import itertools
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,12 @@ from google.pubsub_v1 import types
 from .console import PROJECT
 
 _Message = types.PubsubMessage.pb()
+
+_ACK_ID_BYTES = 220
+"""As long as those of the service (googleapis/google-cloud-go#20391)."""
+
+_RESPONSE_MESSAGES = 100
+"""Messages of one response; like the emulator, and unlike the service, this broker knows no other bound."""
 
 
 @dataclass(eq=False)
@@ -69,8 +76,13 @@ class Broker:
         """Message ids, in order."""
         self.modified: list[tuple[str, int]] = []
         """Message ids and the deadlines that they were given."""
+        self.expired: list[str] = []
+        """Message ids of leases that ran out."""
+        self.largest = 0
+        """Bytes of the largest request to settle."""
         self.peers: set[str] = set()
         """Connections from which requests came."""
+        self._pulling: set[asyncio.Task[Any]] = set()
         self._numbers = itertools.count(1)
 
     # What goes wrong
@@ -182,10 +194,19 @@ class Broker:
     async def pull(self, request: Any, context: Any) -> Any:
         fault = await self._begin("Pull", request.subscription, context)
         found = await self._find(request, context)
-        await self._wait(found)
+        pulling = asyncio.ensure_future(self._pull(found, request.max_messages, context.time_remaining()))
+        self._pulling.add(pulling)
+        pulling.add_done_callback(self._pulling.discard)
+        return await self._end(fault, context, await asyncio.shield(pulling))
+
+    async def _pull(self, found: Subscription, limit: int, seconds: float) -> Any:
+        """Answer, also when the client has cancelled the request: what it is given then is lost for a lease."""
         response = types.PullResponse.pb()()
-        self._deliver(found, response, request.max_messages, found.resource.ack_deadline_seconds)
-        return await self._end(fault, context, response)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wait(found)
+            self._deliver(found, response, limit, found.resource.ack_deadline_seconds)
+        return response
 
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         first = await anext(requests)
@@ -208,7 +229,7 @@ class Broker:
                 properties = response.subscription_properties
                 properties.message_ordering_enabled = found.resource.enable_message_ordering
                 properties.exactly_once_delivery_enabled = found.resource.enable_exactly_once_delivery
-                self._deliver(found, response, 1000, first.stream_ack_deadline_seconds)
+                self._deliver(found, response, _RESPONSE_MESSAGES, first.stream_ack_deadline_seconds)
                 yield response
         finally:
             listening.cancel()
@@ -222,7 +243,7 @@ class Broker:
     def _deliver(self, found: Subscription, response: Any, limit: int, deadline: int) -> None:
         while found.waiting and len(response.received_messages) < limit:
             message = found.waiting.popleft()
-            ack_id = f"{message.message_id}-{next(self._numbers)}"
+            ack_id = f"{message.message_id}-{next(self._numbers)}".ljust(_ACK_ID_BYTES, "_")
             response.received_messages.add(ack_id=ack_id, message=message)
             found.out[ack_id] = message
             self._lease(found, ack_id, deadline)
@@ -235,15 +256,17 @@ class Broker:
         if seconds:
             found.timers[ack_id] = asyncio.get_running_loop().call_later(seconds, self._expire, found, ack_id)
         else:
-            self._expire(found, ack_id)
+            found.add(found.out.pop(ack_id))
 
     def _expire(self, found: Subscription, ack_id: str) -> None:
-        found.timers.pop(ack_id, None)
+        del found.timers[ack_id]
+        self.expired.append(found.out[ack_id].message_id)
         found.add(found.out.pop(ack_id))
 
     async def acknowledge(self, request: Any, context: Any) -> Any:
         fault = await self._begin("Acknowledge", request.subscription, context)
         found = await self._find(request, context)
+        self.largest = max(self.largest, request.ByteSize())
         for ack_id in request.ack_ids:
             message = found.out.pop(ack_id, None)
             if message is not None:
@@ -254,6 +277,7 @@ class Broker:
     async def modify(self, request: Any, context: Any) -> Any:
         fault = await self._begin("ModifyAckDeadline", request.subscription, context)
         found = await self._find(request, context)
+        self.largest = max(self.largest, request.ByteSize())
         for ack_id in request.ack_ids:
             if ack_id in found.out:
                 self.modified.append((found.out[ack_id].message_id, request.ack_deadline_seconds))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from . import calls
+from .problems import PROBLEMS
 
 PAGE = Path(__file__).parents[2] / "docs/backends/gcp-faults.rst"
 
@@ -29,6 +30,15 @@ Each table is about one call.  "Once" means that the first request gets the stat
 and ``connect_timeout`` were set to 2 s.  *At once* means after a single request.
 
 When the fault is over, the next call succeeds: on the same client, and on the same receiver.
+"""
+
+PROBLEMS_TOP = """\
+Problems of other clients
+-------------------------
+
+People reported these problems of other clients of Pub/Sub, most of them of ``google-cloud-pubsub``.  The test in the
+third column fails if this backend has the problem.
+
 """
 
 
@@ -69,10 +79,24 @@ def _is_code(word: str) -> bool:
     return any(mark in word for mark in "_=") or word.rstrip(",") in ("subscribe", "acknowledge", "nack", "ping")
 
 
+def problems() -> str:
+    """Return the part of the page that is about problems of other clients."""
+    rows = [
+        (
+            problem.text,
+            problem.here,
+            "; ".join(f"``{test}``" for test in problem.tests) or "none is needed",
+            problem.reported,
+        )
+        for problem in PROBLEMS
+    ]
+    return PROBLEMS_TOP + table(("reported", "here", "test", "source"), (25, 30, 25, 20), rows)
+
+
 async def page() -> str:
     """Measure everything; the text of the page."""
     sections = [section(call, await calls.measure(call)) for call in calls.CALLS]
-    return "\n".join([TOP, *sections])
+    return "\n".join([TOP, *sections, problems()])
 
 
 if __name__ == "__main__":

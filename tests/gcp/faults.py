@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -89,18 +89,24 @@ class FaultyServer:
             self.transient[each] -= 1
         refused |= {each: "PERMANENT_FAILURE_INVALID_ACK_ID" for each in request.ack_ids if each in self.ended}
         self.acknowledged += [each for each in request.ack_ids if each not in refused]
-        if refused:
-            details = AnyMessage()
-            details.Pack(ErrorInfo(reason="EXACTLY_ONCE_ACKID_FAILURE", domain="pubsub", metadata=refused))
-            status = Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="some failed", details=[details])
-            context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "some failed")
-        return Empty()
+        return await _answered(refused, context)
 
     async def modify(self, request: Any, context: Any) -> Any:
+        refused = {each: "PERMANENT_FAILURE_INVALID_ACK_ID" for each in request.ack_ids if each in self.ended}
         if request.ack_deadline_seconds == 0:
             self.returned += request.ack_ids
-        return Empty()
+        return await _answered(refused, context)
+
+
+async def _answered(refused: Mapping[str, str], context: Any) -> Any:
+    """Answer a request to settle, as exactly-once delivery does: it names the ids that are refused, and why."""
+    if refused:
+        details = AnyMessage()
+        details.Pack(ErrorInfo(reason="EXACTLY_ONCE_ACKID_FAILURE", domain="pubsub", metadata=refused))
+        status = Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="some failed", details=[details])
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "some failed")
+    return Empty()
 
 
 async def _answer(answers: asyncio.Queue[Any]) -> None:

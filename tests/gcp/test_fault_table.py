@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from functools import cache
+from pathlib import Path
 
 import grpc
 import pytest
 
 from . import calls
 from .calls import CALLS
-from .fault_table import PAGE, section
+from .fault_table import PAGE, TOP, problems, section
+from .problems import PROBLEMS, Problem
 
 RETRYABLE = {
     grpc.StatusCode.ABORTED,
@@ -34,6 +36,22 @@ def outcomes(call: str) -> calls.Outcomes:
 def test_the_page_of_faults_says_what_happens(call: str) -> None:
     """A page that is out of date is written again by ``python -m tests.gcp.fault_table``."""
     assert section(call, outcomes(call)) in PAGE.read_text()
+
+
+def test_the_page_of_faults_has_nothing_else() -> None:
+    """Its other parts are as the script writes them, and a section that is not measured any more is gone."""
+    text = PAGE.read_text()
+    assert text.startswith(TOP)
+    assert text.endswith(problems())
+    assert text.count("\n~~~") == len(CALLS)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=range(1, len(PROBLEMS) + 1))
+def test_every_problem_has_a_test(problem: Problem) -> None:
+    """A problem that was reported of another client has a test here, or cannot occur."""
+    tests = "".join(each.read_text() for each in Path(__file__).parent.glob("test_*.py"))
+    assert problem.tests or problem.here.startswith("Cannot occur")
+    assert [test for test in problem.tests if f"def {test}(" not in tests] == []
 
 
 @pytest.mark.parametrize("call", ["send_message", "acknowledge", "nack", "First send, with create=all"])

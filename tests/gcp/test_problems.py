@@ -1,0 +1,350 @@
+"""The problems that people reported of other clients of Pub/Sub, each tried on this one.
+
+Their numbers, and the tests that stand elsewhere, are in ``problems.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import threading
+from collections.abc import Awaitable, Callable
+
+import grpc
+import pytest
+
+from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, PublishError
+from events_core.engine import Delivery
+from events_gcp import GcpPubSubClient, source
+
+from .broker import Broker
+from .console import client
+from .faults import FaultyServer, serving
+from .waiting import until
+
+NAME = "orders"
+
+
+def play(test: Callable[[Broker, GcpPubSubClient], Awaitable[None]], topic: str = NAME, **options: str) -> None:
+    """Run *test* with a broker that has a subscription, and a client of it."""
+
+    async def scenario() -> None:
+        async with serving(Broker()) as broker:
+            broker.subscription(NAME, topic, enable_message_ordering=True)
+            async with client(topic, emulator_host=broker.address, create="never", **options) as both:
+                await test(broker, both)
+
+    asyncio.run(asyncio.wait_for(scenario(), 90))
+
+
+def messages(count: int, key: str | None = None) -> list[EventMessage]:
+    return [EventMessage(b"%d" % number, ordering_key=key) for number in range(count)]
+
+
+async def take(receiver: EventReceiver, count: int) -> list[bytes]:
+    """Receive *count* messages, in the order in which they come; they stay held."""
+    received: list[bytes] = []
+    while len(received) < count:
+        some = await receiver.receive_messages(count - len(received), 30)
+        assert some, f"{len(received)} of {count} came"
+        received += [message.data for message in some]
+    return received
+
+
+# Memory, threads and descriptors
+
+
+def test_a_settled_message_leaves_nothing_behind() -> None:
+    """Problem 1: of a thousand messages that were received and acknowledged, no object is kept."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        async with await both.subscribe(NAME) as receiver:
+            await both.send_messages(messages(1000))
+            for _ in range(1000):
+                message = await receiver.receive_message(30)
+                assert message is not None
+                await receiver.acknowledge(message)
+            message = None
+            gc.collect()
+            kept = [each for each in gc.get_objects() if isinstance(each, Delivery)]
+            assert len(kept) <= 1
+
+    play(test)
+
+
+def test_a_server_that_ignores_the_bound_fills_no_memory() -> None:
+    """Problem 1, R5: what is buffered is bounded, but for the last response of the server."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        await both.send_messages(messages(5000))
+        async with await both.subscribe(NAME) as receiver:
+            await until(lambda: receiver.stats.buffered >= 50)
+            assert await receiver.receive_message(30)
+            assert receiver.stats.buffered + receiver.stats.held <= 50 + 100
+
+    play(test, max_outstanding_messages="50")
+
+
+def test_no_batch_starts_a_thread() -> None:
+    """Problem 2: a hundred requests to publish leave as many threads as the first."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        await both.send_message(EventMessage(b"x"))
+        before = threading.active_count()
+        for _ in range(100):
+            await both.send_message(EventMessage(b"x"))
+        assert broker.requests["Publish", NAME] == 101
+        assert threading.active_count() == before
+
+    play(test)
+
+
+def test_clients_that_were_closed_leave_no_descriptor_and_no_thread() -> None:
+    """Problem 3: a client for each send is slow, but it leaks nothing."""
+
+    async def send(broker: Broker) -> None:
+        async with client(NAME, emulator_host=broker.address, create="never") as sender:
+            await sender.send_message(EventMessage(b"x"))
+
+    async def scenario() -> None:
+        async with serving(Broker()) as broker:
+            await send(broker)
+            descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+            for _ in range(20):
+                await send(broker)
+            await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+            assert threading.active_count() <= threads
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_no_reconnection_starts_a_thread() -> None:
+    """Problem 10: a stream that ends twenty times leaves as many threads as one."""
+    server = FaultyServer()
+    server.responses = [[b"%d" % number] for number in range(21)]
+    server.ends = dict.fromkeys(range(20), grpc.StatusCode.UNAVAILABLE)
+
+    async def scenario() -> None:
+        async with (
+            serving(server),
+            client(emulator_host=server.address, create="never") as receiving,
+            await receiving.subscribe("billing") as receiver,
+        ):
+            await take(receiver, 1)
+            before = threading.active_count()
+            await take(receiver, 20)
+            assert receiver.stats.reconnects == 20
+            assert threading.active_count() <= before
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+# Sending
+
+
+def test_a_send_ends_although_nobody_answers() -> None:
+    """Problem 16, P7: its time is send_timeout, whatever the server does, and the error says so."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        broker.fail("Publish", NAME, left=float("inf"))
+        with pytest.raises(PublishError, match="send_timeout=1 s") as caught:
+            await both.send_message(EventMessage(b"x"))
+        assert caught.value.code is ErrorCode.TIMEOUT
+
+    play(test, send_timeout="1")
+
+
+def test_a_key_goes_on_after_a_failed_send() -> None:
+    """Problem 13, P3: no key stays paused; nobody has to resume it."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        broker.fail("Publish", NAME, grpc.StatusCode.PERMISSION_DENIED)
+        with pytest.raises(PublishError):
+            await both.send_message(EventMessage(b"refused", ordering_key="k"))
+        assert await both.send_message(EventMessage(b"next", ordering_key="k"))
+
+    play(test)
+
+
+def test_the_first_send_after_a_ping_connects_no_more() -> None:
+    """Problem 18: who wants the first send to be fast, pings before: both use one connection."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        await both.ping(30)
+        (peer,) = broker.peers
+        await both.send_message(EventMessage(b"x"))
+        assert broker.peers == {peer}
+
+    play(test)
+
+
+# Receiving
+
+
+def test_a_failed_acknowledgement_does_not_end_the_stream() -> None:
+    """Problem 5, S5: the acknowledgement raises, and the next message comes on the same stream."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        async with await both.subscribe(NAME) as receiver:
+            await both.send_message(EventMessage(b"0"))
+            message = await receiver.receive_message(30)
+            assert message is not None
+            broker.fail("Acknowledge", NAME, grpc.StatusCode.UNAVAILABLE, left=float("inf"))
+            with pytest.raises(AcknowledgeError) as caught:
+                await receiver.acknowledge(message)
+            assert caught.value.code is ErrorCode.TIMEOUT
+            await both.send_message(EventMessage(b"1"))
+            assert await take(receiver, 1) == [b"1"]
+            assert broker.requests["StreamingPull", NAME] == 1
+
+    play(test, ack_timeout="1")
+
+
+def test_a_routine_end_of_a_stream_is_no_news(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Problem 6, V1: a stream that ended after its usual time, and a close, are no warnings."""
+    monkeypatch.setattr(source, "_SETTLED_IN", 0.0)
+    server = FaultyServer()
+    server.responses = [[b"0"], [b"1"]]
+    server.ends = {0: grpc.StatusCode.UNAVAILABLE}
+
+    async def scenario() -> None:
+        async with (
+            serving(server),
+            client(emulator_host=server.address, create="never") as receiving,
+            await receiving.subscribe("billing") as receiver,
+        ):
+            assert await take(receiver, 2) == [b"0", b"1"]
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert len(server.streams) == 2
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+def test_what_waits_behind_a_long_handler_keeps_its_lease() -> None:
+    """Problem 7, R6: buffered messages are renewed like the one that is handled, so nothing comes twice."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        broker.subscription(NAME, NAME, ack_deadline_seconds=4)
+        sent = await both.send_messages(messages(3))
+        async with await both.subscribe(NAME) as receiver:
+            assert await receiver.receive_message(30)
+            await until(lambda: all(broker.modified.count((each, 4)) >= 3 for each in sent))
+            assert not broker.expired
+            assert receiver.stats.duplicates == 0
+
+    play(test, receive_mode="pull")
+
+
+def test_closing_ends_although_nobody_answers() -> None:
+    """Problem 11, C2: with a message held and every request to the server without an answer."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        receiver = await both.subscribe(NAME)
+        await both.send_messages(messages(2))
+        await take(receiver, 1)
+        for method in ("Acknowledge", "ModifyAckDeadline", "Publish", "StreamingPull"):
+            broker.fail(method, NAME, left=float("inf"))
+        await both.close(timeout=1)
+        assert not both.is_connected
+
+    play(test)
+
+
+def test_a_closing_receiver_gives_back_a_whole_key() -> None:
+    """Problem 12, C1: what is held and what is buffered of a key goes back at once, in order."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        sent = await both.send_messages(messages(5, "k"))
+        async with await both.subscribe(NAME) as receiver:
+            assert await receiver.receive_message(30)
+            await until(lambda: receiver.stats.buffered == 4)
+        assert broker.modified == [(each, 0) for each in sent]
+
+    play(test)
+
+
+def test_a_key_needs_no_acknowledgement_to_go_on() -> None:
+    """Problem 14, R8: one call brings a run of a key, of which nothing has been acknowledged."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        await both.send_messages(messages(5, "k"))
+        async with await both.subscribe(NAME) as receiver:
+            await until(lambda: receiver.stats.buffered == 5)
+            run = await receiver.receive_messages(5, 30)
+            assert [message.data for message in run] == [b"0", b"1", b"2", b"3", b"4"]
+        assert not broker.acknowledged
+
+    play(test)
+
+
+def test_nacks_without_a_policy_come_later_each_time() -> None:
+    """Problem 19, R11: no hot loop: the fifth nack of a message delays it for two seconds."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        (sent,) = await both.send_messages(messages(1))
+        async with await both.subscribe(NAME) as receiver:
+            for _ in range(5):
+                message = await receiver.receive_message(30)
+                assert message is not None
+                await receiver.nack(message)
+            assert broker.modified == [*[(sent, 0)] * 4, (sent, 2)]
+
+    play(test)
+
+
+def test_what_is_not_ours_any_more_is_not_handed_out() -> None:
+    """Problem 20: with exactly-once delivery, a message whose receipt the server does not confirm is dropped."""
+    server = FaultyServer()
+    server.responses = [[b"0", b"1"]]
+    server.ended = {"ack-0-0"}
+    server.subscription.enable_exactly_once_delivery = True
+
+    async def scenario() -> None:
+        async with (
+            serving(server),
+            client(emulator_host=server.address, create="never") as receiving,
+            await receiving.subscribe("billing") as receiver,
+        ):
+            assert await take(receiver, 1) == [b"1"]
+            assert await receiver.receive_message(0.2) is None
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_request_to_settle_stays_below_the_limit_of_the_service() -> None:
+    """Problem 21, S4: three thousand deliveries, whose ids are as long as the service's, take several requests."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        sent = await both.send_messages(messages(3000))
+        async with await both.subscribe(NAME) as receiver:
+            held = await receiver.receive_messages(100, 30)
+            await until(lambda: receiver.stats.buffered > 2500)
+            while len(held) < 3000:
+                held += await receiver.receive_messages(3000, 30)
+            await receiver.acknowledge_messages(held)
+        assert sorted(broker.acknowledged) == sorted(sent)
+        assert 100_000 < broker.largest <= 512 * 1024
+
+    play(test, max_outstanding_messages="4000")
+
+
+def test_a_pull_that_is_answered_late_gives_back_what_it_brings() -> None:
+    """Problem 22: a message that comes while the receiver closes is there for the next one at once."""
+
+    async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        subscription = broker.subscription(NAME, NAME)
+        receiver = await both.subscribe(NAME)
+        await until(lambda: broker.requests["Pull", NAME] == 2)  # it begins now, and waits
+        closing = asyncio.create_task(receiver.close(timeout=0))
+        await asyncio.sleep(0)
+        subscription.add(broker.message(b"late"))
+        await closing
+        assert not subscription.out
+        assert [message.data for message in subscription.waiting] == [b"late"]
+
+    play(test, receive_mode="pull")
