@@ -155,7 +155,7 @@ class EngineClient(EventClient):
     async def _send_connecting(self, call: AnyCall[Waiter]) -> Sequence[str | BrokerError]:
         try:
             await self._open(call.deadline)
-        except BaseException as error:
+        except (Exception, asyncio.CancelledError) as error:  # not GeneratorExit, where no lock may be taken
             reason = error if isinstance(error, BrokerError) else BrokerError("cancelled", ErrorCode.CLOSED)
             self._publisher.abandon(call, reason)
             if not isinstance(error, BrokerError):
@@ -280,6 +280,7 @@ class EngineClient(EventClient):
             if self._closed:
                 raise BrokerError("the client is closed", ErrorCode.CLOSED)
             self._home.start()
+            self._home.wake(self._publisher.watch)  # also while nothing connects
             self._process = _forks
 
     async def _pause(self, seconds: float) -> None:

@@ -257,7 +257,8 @@ class Driver(ABC, Generic[OptionsT]):
         for one key.  One result for each message, in order: its id, or why it alone was not stored, which is
         final; after a failed message, later ones of its key must not be stored (``NOT_ATTEMPTED``).
 
-        Cancelled after ``send_timeout``, and when the client is torn down: the messages may then be stored or not.
+        Cancelled when the last of *messages* has reached its ``send_timeout``, and when the client is torn down: the
+        messages may then be stored or not.
 
         :raises BrokerError: when none was stored, or that is unknown.  ``INVALID`` for a batch makes the engine send
             its halves, until only the offenders fail.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import threading
 import time
@@ -23,12 +24,19 @@ from events_core.options import CommonOptions
 
 __all__ = ["Publisher"]
 
+_ENDED_AT_ONCE = 1000
+"""Calls that are ended at their deadline before the home turns to other things."""
+
 
 class Publisher:
     """The sending side of one client.
 
     A call is checked and queued in the thread that makes it, before anything is awaited: that fixes its place among
-    the sends of its key (P4).  Its caller watches the deadline, so that a send ends whatever has died (P7).
+    the sends of its key (P4).
+
+    Every call ends at its deadline, twice (P7).  The home ends it there, and sends nothing of it afterwards, since the
+    caller's loop may be blocked or closed.  The caller keeps a timer of its own and never waits for the home, since a
+    home may hang.  Whoever comes first decides; the other one finds nothing left to end.
     """
 
     def __init__(self, driver: Driver[Any], home: Home, link: Link) -> None:
@@ -48,13 +56,15 @@ class Publisher:
             mixed_keys=driver.mixed_keys,
         )
         self._arriving = Line()
-        self._calls: set[AnyCall[Waiter]] = set()
+        self._calls: dict[AnyCall[Waiter], None] = {}
+        """Without an outcome, in the order in which they were made: so they reach their deadlines too."""
         self._messages = 0
         self._bytes = 0
         self._drained: Waiter | None = None
         self._flush_by = math.inf
         self._opened = False
         self._pumping = False
+        self._watching = False
         self.closed = False
 
     def open(self) -> None:
@@ -76,7 +86,7 @@ class Publisher:
                 raise EventRuntimeError("the client is closed", code=ErrorCode.CLOSED)
             if self._options.publish_on_limit == "error":
                 self._refuse_beyond_bounds(len(call.entries), sum(entry.size for entry in call.entries))
-            self._calls.add(call)
+            self._calls[call] = None
             for entry in call.entries:
                 if self._arriving or not self._admit(entry):
                     self._arriving.append(entry)
@@ -105,9 +115,13 @@ class Publisher:
                 await call.waiter.wait(call.deadline - time.monotonic())
             else:
                 await call.waiter.wait_within(self._options.send_timeout)
-        finally:
-            if call.pending:
-                self.abandon(call, self._timed_out(call.last_error))
+        except asyncio.CancelledError:
+            self.abandon(call, self._timed_out(call.last_error))
+            raise
+        # Not in a clause ``finally``: where a loop was closed, the garbage collector may run it, in a thread that holds
+        # the lock.  Then the home ends the call.
+        if call.pending:
+            self.abandon(call, self._timed_out(call.last_error))
         return call.take_results()
 
     def abandon(self, call: AnyCall[Waiter], error: BrokerError) -> None:
@@ -192,7 +206,7 @@ class Publisher:
             self._messages -= 1
             self._bytes -= entry.size
         if entry.settle(result):
-            self._calls.discard(entry.call)
+            self._calls.pop(entry.call, None)
             entry.call.waiter.wake()
             if not self._calls and self._drained is not None:
                 self._drained.wake()
@@ -204,8 +218,34 @@ class Publisher:
 
     def _pump(self) -> None:
         self._pumping = False  # before looking: what comes from now on pumps again
+        self.watch()
         while batch := self._next():
             self._home.spawn(self._run(batch))
+
+    def watch(self) -> None:
+        """See that every call ends at its deadline, until none is left."""
+        if not self._watching and not self._home.inline:
+            self._watching = True
+            self._home.spawn(self._watch())
+
+    async def _watch(self) -> None:
+        try:
+            while self._calls:
+                deadline = self._end_overdue()
+                await asyncio.sleep(deadline - time.monotonic())
+        finally:
+            self._watching = False
+
+    def _end_overdue(self) -> float:
+        """End calls whose time is up, a few at a time; return when to look again."""
+        with self._lock:
+            oldest = [*itertools.islice(self._calls, _ENDED_AT_ONCE)]
+        now = time.monotonic()
+        for call in oldest:
+            if call.deadline > now:
+                return call.deadline
+            self.abandon(call, self._timed_out(call.last_error))
+        return now
 
     def _next(self) -> Batch | None:
         with self._lock:
@@ -248,7 +288,7 @@ class Publisher:
 
     async def _request(self, entries: Sequence[Entry]) -> Sequence[str | BrokerError]:
         try:
-            async with asyncio.timeout(self._options.send_timeout):
+            async with asyncio.timeout(entries[-1].call.deadline - time.monotonic()):  # the last one's is the latest
                 results = await self._driver.publish([entry.message for entry in entries])
         except TimeoutError as error:
             raise self._timed_out(error) from error
@@ -264,13 +304,17 @@ class Publisher:
         return results
 
     def _sendable(self, entries: Iterable[Entry]) -> list[Entry]:
+        now = time.monotonic()
         with self._lock:
             sendable = []
             for entry in entries:
-                hindrance = entry.hindrance()
-                if hindrance is not None:
+                if entry.result is not None:
+                    continue
+                if entry.call.deadline <= now:
+                    self._finish(entry, self._timed_out(entry.call.last_error))
+                elif (hindrance := entry.hindrance()) is not None:
                     self._finish(entry, hindrance)
-                elif entry.result is None:
+                else:
                     sendable.append(entry)
             return sendable
 

@@ -301,6 +301,111 @@ def test_a_send_ends_when_its_time_is_up() -> None:
     run(test, send_timeout="0.2")
 
 
+class DeadLoop:
+    """A loop that begins sends and then stops, as if its application had blocked it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+
+    async def send(self, client: ScriptedClient, *messages: EventMessage) -> list[asyncio.Task[str]]:
+        """Begin to send each of *messages*, in a thread of its own, and stop."""
+
+        async def begin() -> list[asyncio.Task[str]]:
+            sends = [asyncio.create_task(client.send_message(each)) for each in messages]
+            await asyncio.sleep(0)
+            return sends
+
+        return await asyncio.to_thread(self._loop.run_until_complete, begin())
+
+    def codes(self, sends: list[asyncio.Task[str]]) -> set[object]:
+        """Let the loop run again, until *sends* have ended; with which codes they failed."""
+
+        async def outcomes() -> list[object]:
+            return await asyncio.gather(*sends, return_exceptions=True)
+
+        results = self._loop.run_until_complete(outcomes())
+        self._loop.close()
+        return {result.code if isinstance(result, PublishError) else result for result in results}
+
+
+def test_a_send_of_a_loop_that_stopped_is_not_retried_beyond_its_time() -> None:
+    """P7: the engine ends it, with pauses between the tries until then; what nobody waits for is not sent for ever."""
+
+    async def test(client: ScriptedClient) -> None:
+        await client.send_message(message("0"))
+        client.broker.publish_errors = [UNAVAILABLE] * 100_000
+        dead = DeadLoop()
+        sends = await dead.send(client, message("1"))
+        await client.close(timeout=10)  # waits for what is under way, whoever began it
+        assert 1 < len(client.broker.requests) < 12  # a pause lasts 0.05 s at least
+        assert await asyncio.to_thread(dead.codes, sends) == {ErrorCode.TIMEOUT}
+
+    run(test, send_timeout="0.5")
+
+
+def test_a_request_without_an_answer_ends_with_the_time_of_its_sends() -> None:
+    """P7: it is not sent again when the loop of its callers has stopped."""
+
+    async def test(client: ScriptedClient) -> None:
+        await client.send_message(message("0"))
+        client.broker.gate = asyncio.Event()
+        dead = DeadLoop()
+        sends = await dead.send(client, *(message(str(number), "k") for number in range(1, 50)))
+        await until(lambda: not client._publisher._calls)
+        client.broker.gate = None
+        assert await client.send_message(message("50", "k")) == "id-50"
+        sent = [data for request in client.broker.requests for data in request]
+        assert sorted(sent) == sorted(set(sent))
+        assert await asyncio.to_thread(dead.codes, sends) == {ErrorCode.TIMEOUT}
+
+    run(test, send_timeout="0.5")
+
+
+def test_a_send_of_a_loop_that_stopped_ends_while_nothing_connects() -> None:
+    """P7: nothing of it is kept."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.open_gate = asyncio.Event()
+        dead = DeadLoop()
+        unsent = [message(str(number), "k") for number in range(50)]
+        held = [weakref.ref(each) for each in unsent]
+        sends = await dead.send(client, *unsent)
+        unsent.clear()
+        assert client._publisher._calls
+        await until(lambda: not client._publisher._calls)
+        assert await asyncio.to_thread(dead.codes, sends) == {ErrorCode.TIMEOUT}
+        sends.clear()
+        gc.collect()
+        assert sum(each() is not None for each in held) < 10
+
+    run(test, send_timeout="0.2")
+
+
+def test_a_send_whose_loop_was_closed_may_be_collected_anywhere() -> None:
+    """P7: also in a thread that holds the engine's lock, which the collector must not wait for."""
+
+    async def test(client: ScriptedClient) -> None:
+        await client.send_message(message("0"))
+        async with held_back(client):
+            loop = asyncio.new_event_loop()
+            loop.set_exception_handler(lambda loop, context: None)  # a task is destroyed while it is pending
+            sending = loop.create_task(client.send_message(message("1")))
+            await asyncio.to_thread(loop.run_until_complete, asyncio.wait({sending}, timeout=0.01))
+            loop.close()
+            del loop, sending
+            collecting = threading.Thread(target=_collect_under, args=(client._publisher._lock,), daemon=True)
+            collecting.start()
+            await asyncio.to_thread(collecting.join, 10)
+            assert not collecting.is_alive()
+
+    run(test)
+
+
+def _collect_under(lock: threading.Lock) -> None:
+    with lock:
+        gc.collect()
+
+
 def test_permanent_failures_surface_at_once() -> None:
     """P7: with the code of the broker."""
 
