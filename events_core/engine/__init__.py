@@ -2,6 +2,7 @@
 
 from events_core.engine.backoff import redelivery_delay
 from events_core.engine.client import EngineClient
+from events_core.engine.clock import uptime
 from events_core.engine.dead_letter import dead_letter_attributes
 from events_core.engine.driver import BrokerError, Delivery, Driver, Outcome, Settlement, Source
 from events_core.engine.keyed_queue import KeyedQueue
@@ -21,4 +22,5 @@ __all__ = [
     "message_size",
     "off_loop",
     "redelivery_delay",
+    "uptime",
 ]

@@ -102,6 +102,16 @@ class Delivery:
     """When the receiver gives it up (R6)."""
     lease_until: float = attrs.field(default=0.0, init=False)
     """When the broker would deliver it again."""
+    is_out: bool = attrs.field(default=False, init=False)
+    """Whether a request to settle it is out.  Its ``token`` does not change meanwhile: the driver may read it late."""
+    newer_token: tuple[Any] | None = attrs.field(default=None, init=False)
+    """The token of a redelivery that came while a request was out."""
+    was_acknowledged: bool = attrs.field(default=False, init=False)
+    """Whether the broker has confirmed an acknowledgement with an older token."""
+
+    def has_token(self, token: object) -> bool:
+        """Return whether *token* is the newest one."""
+        return self.token is token and self.newer_token is None
 
 
 @attrs.define(eq=False)
@@ -118,8 +128,6 @@ class Settlement:
     delay: float | None = None
     """For a NACK: seconds until it may come again; ``None`` for the broker's backoff, else
     :func:`~events_core.engine.redelivery_delay`."""
-    token: Any = attrs.field(default=None, init=False)
-    """The delivery's, when the broker was asked."""
     tickets: tuple[Any, ...] = attrs.field(default=(), init=False)
     """Who waits for it."""
     given_up: bool = attrs.field(default=False, init=False)
@@ -148,6 +156,28 @@ class Source(ABC):
     """Where :attr:`redelivers_locally`: at which ``delivery_attempt`` a nacked keyed delivery comes to
     :meth:`settle` all the same, as NACK, to be dead-lettered there while its successors wait.  The driver numbers first
     deliveries, the engine goes on counting."""
+
+    safe_until: float | None = None
+    """Where :attr:`lease` is ``None`` and a session must be renewed: the :func:`~events_core.engine.uptime` until which
+    the broker surely gives nothing of it to anybody else.  After that the engine hands out nothing that is buffered,
+    until the driver has renewed the session and moved this on; then the driver calls the ``wake`` of
+    :meth:`Driver.subscribe`.  A process that was stopped, or a machine that was suspended, wakes up without a sign of
+    it, so the engine looks at the clock before it hands out a message.  Set it from any thread."""
+    _tell_lost: Callable[[Callable[[Delivery], bool]], None] | None = None
+
+    def lost(self, is_lost: Callable[[Delivery], bool]) -> None:
+        """Tell the engine which deliveries this receiver has lost: a session ended, a partition went to another.
+
+        Call it as soon as that is known, from any thread, and before :meth:`fetch` returns what the broker has
+        delivered since; do not override it.  The engine never hands out what it had buffered of the lost deliveries.
+        Those that the application holds stay with it: settle them as ``EXPIRED``, unless the broker delivers the
+        message to this receiver again, which brings the delivery a new token (F2, R7).
+
+        :param is_lost: is asked of deliveries that :meth:`fetch` returned, under a lock: it looks at ``token``, and
+            neither waits nor calls the engine.
+        """
+        if self._tell_lost is not None:
+            self._tell_lost(is_lost)
 
     @abstractmethod
     async def fetch(self, limit: int) -> Sequence[Delivery]:
@@ -271,7 +301,8 @@ class Driver(ABC, Generic[OptionsT]):
         What is published after this returned is received.  Cancelled when ``connect_timeout`` is over, it leaves
         nothing behind.
 
-        :param wake: an inline source calls it, from any thread, when :meth:`Source.fetch` may find more.
+        :param wake: an inline source calls it, from any thread, when :meth:`Source.fetch` may find more; a source with
+            :attr:`Source.safe_until`, when buffered messages may be handed out again.
         :raises BrokerError: ``NOT_FOUND``, ``PERMISSION_DENIED``, ``INVALID`` for one that contradicts the options.
         """
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from events_core.engine.backoff import Backoff
+from events_core.engine.clock import uptime
 from events_core.engine.driver import BrokerError, Delivery, Source
 from events_core.engine.failure import UNFORESEEN, internal, is_meant
 from events_core.engine.home import CLOSE_GRACE, Home, step
@@ -113,12 +114,13 @@ class PrefetchingFeed(Feed):
         self._outage = outage
         self._starving = False
         self._go_on = asyncio.Event()
+        source._tell_lost = self._lose
         self._now = asyncio.get_running_loop().time  # time.monotonic, but for a loop with a clock of its own
         self._fetching = asyncio.ensure_future(self._fetch_forever())
         self._keeping = asyncio.ensure_future(self._keep_leases())
 
     def take(self, limit: int, now: float) -> Sequence[Delivery]:
-        taken = self._ledger.take(limit, now)
+        taken = self._ledger.take(limit, now) if self._is_safe() else []
         if not taken and self._failure is not None:
             failure, self._failure = self._failure, None
             self._home.wake(self._go_on.set)
@@ -130,7 +132,19 @@ class PrefetchingFeed(Feed):
         return self._ledger.ready(now)
 
     def next_due(self) -> float | None:
-        return self._ledger.next_due()
+        return self._ledger.next_due() if self._is_safe() else None  # else a renewal wakes whoever waits
+
+    def _is_safe(self) -> bool:
+        """Return whether the broker still keeps for this receiver what is buffered, as far as the source can tell."""
+        until = self._source.safe_until
+        return until is None or uptime() < until
+
+    def _lose(self, is_lost: Callable[[Delivery], bool]) -> None:
+        """Hand out nothing more of what the source has lost; from any thread, without the lock."""
+        with self._lock:
+            self._settler.enqueue(self._ledger.lose_buffered(is_lost))
+            self.refill()
+        self._settler.pump()
 
     def refill(self) -> None:
         if self._starving and self._ledger.room(self._source.prefetch) > 0:
@@ -220,6 +234,7 @@ class PrefetchingFeed(Feed):
 
     async def _renew(self, deliveries: Sequence[Delivery], lease: float) -> None:
         asked = self._now()
+        tokens = [delivery.token for delivery in deliveries]
         try:
             async with asyncio.timeout(lease / 3):  # what is asked for has more than that left, and is asked for again
                 lost = await self._source.extend(deliveries)
@@ -230,6 +245,9 @@ class PrefetchingFeed(Feed):
             return
         for delivery in deliveries:
             delivery.lease_until = asked + lease
+        if lost:  # except for messages that came again meanwhile: only their older tokens are over
+            current = {each for each, token in zip(deliveries, tokens, strict=True) if each.has_token(token)}
+            lost = [delivery for delivery in lost if delivery in current]
         if lost:
             _log.info("%s: the broker took back %d deliveries before their time", self._source.subscription, len(lost))
             with self._lock:

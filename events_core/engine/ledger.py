@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from events_core.engine.backoff import redelivery_delay
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Settlement, State
@@ -111,7 +111,8 @@ class Ledger:
     def arrive(self, deliveries: Sequence[Delivery], now: float, lease_until: float = math.inf) -> None:
         """Buffer what was fetched; a redelivery of what is here already only brings a newer token (R7).
 
-        One of what is being given back is the broker's answer to that, whatever its confirmation says.
+        A redelivery of a message that is being given back is the broker's answer to that, whatever its confirmation
+        says.
         """
         for delivery in deliveries:
             delivery.lease_until = lease_until
@@ -123,8 +124,20 @@ class Ledger:
                 self._admit(delivery, now)
                 self._buffer.push(delivery)
             else:
-                known.token, known.lease_until = delivery.token, lease_until
+                known.lease_until = lease_until
                 self.duplicates += 1
+                if known.is_out:  # the driver may read the token as late as it likes
+                    known.newer_token = (delivery.token,)
+                else:
+                    known.token = delivery.token
+
+    @staticmethod
+    def came_again(delivery: Delivery) -> bool:
+        """Take the newer token into use, now that no request is out; return whether there was one."""
+        if delivery.newer_token is None:
+            return False
+        (delivery.token,), delivery.newer_token = delivery.newer_token, None
+        return True
 
     def hold(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Take in what was fetched for the very call that gets it, past the buffer."""
@@ -336,8 +349,15 @@ class Ledger:
 
     def lose(self, deliveries: Collection[Delivery]) -> list[Settlement]:
         """The broker has taken *deliveries* back; what must go back with them, behind them (R10)."""
-        live = [delivery for delivery in deliveries if self._live.get(delivery.message_id) is delivery]
-        return [each for each in self._expelled(live, RETURN) if each.delivery not in live]
+        live = {delivery: None for delivery in deliveries if self._live.get(delivery.message_id) is delivery}
+        return [each for each in self._expelled(list(live), RETURN) if each.delivery not in live]
+
+    def lose_buffered(self, is_lost: Callable[[Delivery], bool]) -> list[Settlement]:
+        """Drop what was never handed out and *is_lost*; return what must go back behind it (R10).
+
+        What is held stays with the application: if its message comes again, it only brings a newer token (F2, R7).
+        """
+        return self.lose([each for each in self._live.values() if each.state is BUFFERED and is_lost(each)])
 
     def next_deadline(self) -> float | None:
         """When the next delivery expires."""

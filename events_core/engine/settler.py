@@ -196,6 +196,9 @@ class Settler:
         self._link.down(error)
         self._last_error = error
         with self._lock:
+            for settlement in batch:
+                settlement.delivery.is_out = False
+                self._ledger.came_again(settlement.delivery)
             self._queue.extendleft(reversed(batch))
         await pauses.next()
         return True
@@ -207,8 +210,8 @@ class Settler:
             batch: list[Settlement] = []
             while self._queue and len(batch) < self._limit:
                 settlement = self._queue.popleft()
-                settlement.token = settlement.delivery.token
                 if not settlement.given_up:
+                    settlement.delivery.is_out = True
                     batch.append(settlement)
             self._busy = bool(batch)
             self._out = batch
@@ -231,8 +234,11 @@ class Settler:
         """Record the answers; what failed for a while is deferred."""
         with self._lock:
             for settlement, error in zip(batch, results, strict=True):
-                if settlement.token is not settlement.delivery.token and _must_repeat(settlement, error):
-                    self._queue.append(settlement)
+                delivery = settlement.delivery
+                delivery.is_out = False
+                if delivery.newer_token is not None and self._must_repeat(settlement, error):
+                    if not settlement.given_up:
+                        self._queue.append(settlement)
                 elif error is not None and error.retryable:
                     self._deferred.append(settlement)
                 else:
@@ -241,6 +247,18 @@ class Settler:
                 self._patience.reset()
             elif not self._queue:
                 asyncio.get_running_loop().call_later(next(self._patience), self._retry)
+
+    def _must_repeat(self, settlement: Settlement, error: BrokerError | None) -> bool:
+        """Return whether the newer token of a message that came again decides; it takes the same outcome (S2)."""
+        delivery = settlement.delivery
+        self._ledger.came_again(delivery)
+        if settlement.outcome is not Outcome.ACK:
+            return False
+        if error is None:
+            delivery.was_acknowledged = True
+            # Where nobody asks again after a timeout, a late success is the last word.
+            return not settlement.given_up or delivery.settlement is not None
+        return error.code is ErrorCode.EXPIRED
 
     def _retry(self) -> None:
         with self._lock:
@@ -254,6 +272,8 @@ class Settler:
 
     def _end(self, settlement: Settlement, error: BrokerError | None) -> None:
         delivery = settlement.delivery
+        if error is not None and error.code is ErrorCode.EXPIRED and delivery.was_acknowledged:
+            error = None  # the message is gone, and so is the copy that had come again
         newer = delivery.settlement
         if newer is settlement or newer is None:
             behind = self._ledger.finish(settlement, error)
@@ -266,11 +286,6 @@ class Settler:
         for ticket in settlement.tickets:
             ticket.done(delivery.message_id, told)
         settlement.tickets = ()
-
-
-def _must_repeat(settlement: Settlement, error: BrokerError | None) -> bool:
-    """Whether a message that came again meanwhile takes the same outcome once more (S2)."""
-    return settlement.outcome is Outcome.ACK and (error is None or error.code is ErrorCode.EXPIRED)
 
 
 def _told(settlement: Settlement, error: BrokerError | None) -> BrokerError | None:

@@ -116,6 +116,7 @@ class SessionSource(NetworkSource):
         with memory._lock:
             for item in list(inline._held):
                 inline._take_back(item, Outcome.RETURN, 0.0, time.monotonic())
+        self.lost(lambda _: True)
 
 
 class SessionDriver(NetworkDriver):

@@ -20,7 +20,7 @@ from events_core.backends.sqlite.store import Store
 from events_core.backends.sqlite.subscription import Subscription
 from events_core.backends.sqlite.translation import Locked, Lost, translated
 from events_core.backends.sqlite.watch import Watch
-from events_core.engine import BrokerError, Delivery, Driver, Settlement, Source
+from events_core.engine import BrokerError, Delivery, Driver, Settlement, Source, uptime
 
 __all__ = ["SQLiteDriver"]
 
@@ -78,7 +78,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         if subscription is not None and not _is_text(subscription):
             raise BrokerError(f"the subscription's name {subscription!r} cannot be written in UTF-8", ErrorCode.INVALID)
         joined = await self.run(lambda store: Subscription(store, subscription), self.options.connect_timeout)
-        source = SQLiteSource(self, joined)
+        source = SQLiteSource(self, joined, wake)
         self.sources.add(source)
         return source
 
@@ -247,21 +247,44 @@ class SQLiteSource(Source):
     """A session on a subscription."""
 
     prefetch = 200
+    safe_until: float
 
-    def __init__(self, driver: SQLiteDriver, subscription: Subscription) -> None:
+    def __init__(self, driver: SQLiteDriver, subscription: Subscription, wake: Callable[[], None]) -> None:
         self.subscription = subscription.name
         self.capabilities = driver.capabilities
         self._driver = driver
         self._subscription = subscription
+        self._session = subscription.session
+        self._wake = wake
+        self.safe_until = subscription.safe_until
 
     def on(self, store: Store) -> Subscription:
         """This session on *store*, joined again where the file was opened again."""
-        self._subscription = self._subscription.on(store)
+        current = self._subscription.on(store)
+        if current is not self._subscription:
+            self._subscription = current
+            self._tell()
         return self._subscription
 
     def forget(self) -> None:
         """Take what is leased for lost."""
         self._subscription.forget()
+        self._tell()
+
+    def _take(self, store: Store, limit: int) -> list[Delivery]:
+        deliveries = self.on(store).take(limit)
+        self._tell()  # before they arrive: what has gone with an older session must not meet them
+        return deliveries
+
+    def _tell(self) -> None:
+        """Tell the engine what has become of the session: it was renewed, or it lapsed and there is a new one."""
+        session, was_unsafe = self._subscription.session, uptime() >= self.safe_until
+        if session != self._session:
+            self._session = session
+            self.lost(lambda delivery: delivery.token != session)
+        self.safe_until = self._subscription.safe_until
+        if was_unsafe:
+            self._wake()
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
         while True:
@@ -269,7 +292,7 @@ class SQLiteSource(Source):
             if wait > 0:
                 await self._driver.watch.changed(min(wait, UPKEEP))
                 continue
-            deliveries = await self._driver.write(lambda store: self.on(store).take(limit))
+            deliveries = await self._driver.write(lambda store: self._take(store, limit))
             if deliveries:
                 return deliveries
             await asyncio.sleep(0)
@@ -283,6 +306,7 @@ class SQLiteSource(Source):
     async def renew(self) -> None:
         """Keep what is leased."""
         await self._driver.run(lambda store: self.on(store).renew())
+        self._tell()
 
     async def close(self) -> None:
         self._driver.sources.discard(self)

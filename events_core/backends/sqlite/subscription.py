@@ -25,6 +25,7 @@ from events_core.engine import (
     Settlement,
     dead_letter_attributes,
     redelivery_delay,
+    uptime,
 )
 
 __all__ = ["IDLE_TIMEOUTS", "Subscription"]
@@ -154,6 +155,8 @@ class Subscription:
         self._id = self._session = 0
         self._expires_at = -math.inf
         self._patient_until = -math.inf
+        self.safe_until = -math.inf
+        """The :func:`uptime` until which nobody takes this session for dead."""
         self._use(store)
 
     def on(self, store: Store) -> Subscription:
@@ -164,6 +167,11 @@ class Subscription:
         moved._use(store)
         return moved
 
+    @property
+    def session(self) -> int:
+        """The token of each delivery that is leased to this receiver."""
+        return self._session
+
     def forget(self) -> None:
         """Take what is leased for lost, since the file may be another one or an older copy."""
         self._session = 0
@@ -173,10 +181,12 @@ class Subscription:
         self._options = store.options
         self._execute = store.connection.execute
         self._executemany = store.connection.executemany
+        began = uptime()
         with store.transaction():
             dead_letters = self._options.dead_letter_topic
             self._dead_letters = None if dead_letters is None else store.find_topic(dead_letters)
             self._renew(time.time())
+        self.safe_until = began + self._options.session_timeout
 
     def _join(self, now: float) -> None:
         self._id = self._store.find_subscription(self.name, expires_at=self._expiry(now))
@@ -208,9 +218,7 @@ class Subscription:
 
     def take(self, limit: int) -> list[Delivery]:
         """Lease up to *limit* messages: what is due again, then new ones, in order per key."""
-        now = time.time()
-        with self._bookkeeping():
-            self._renew(now)
+        with self._bookkeeping() as now:
             self._take_over(now)
             taking = _Taking(limit)
             self._take_ready(taking, now)
@@ -223,17 +231,21 @@ class Subscription:
     def renew(self) -> None:
         """Keep what is leased."""
         with self._bookkeeping():
-            self._renew(time.time())
+            pass
 
     @contextmanager
-    def _bookkeeping(self) -> Iterator[None]:
+    def _bookkeeping(self) -> Iterator[float]:
+        """Renew the session in a transaction; yield the time of that."""
         known = self._id, self._session, self._expires_at
+        began, now = uptime(), time.time()
         try:
             with self._store.transaction(durable=False):
-                yield
+                self._renew(now)
+                yield now
         except BaseException:
             self._id, self._session, self._expires_at = known  # what was rolled back may become somebody else's
             raise
+        self.safe_until = began + self._options.session_timeout
 
     def _renew(self, now: float) -> None:
         timeout = self._options.session_timeout

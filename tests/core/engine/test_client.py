@@ -28,7 +28,7 @@ from events_core import (
     ReceivedMessage,
     ReceiveError,
 )
-from events_core.engine import BrokerError, Delivery, Driver, EngineClient, Outcome, Settlement, Source
+from events_core.engine import BrokerError, Delivery, Driver, EngineClient, Outcome, Settlement, Source, uptime
 from events_core.options import CommonOptions
 
 CAPABILITIES = Capabilities(ordering="subscription", limits=Limits(max_message_bytes=100))
@@ -76,6 +76,7 @@ class ScriptedDriver(Driver[CommonOptions]):
         if subscription == "missing":
             raise BrokerError("no such subscription", ErrorCode.NOT_FOUND)
         source = ScriptedSource()
+        source.wake = wake
         self.sources.append(source)
         return source
 
@@ -104,6 +105,7 @@ class ScriptedSource(Source):
         self.settle_gate: asyncio.Event | None = None
         self.extended = 0
         self.count = 0
+        self.wake: Callable[[], None] = lambda: None
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
         if self.fetch_errors:
@@ -1160,6 +1162,99 @@ def test_one_client_serves_several_loops() -> None:
     assert len(set(ids)) == 200
 
 
+async def two_buffered(client: ScriptedClient, receiver: EventReceiver) -> ScriptedSource:
+    """A source of which "1" and "2" are buffered, and nothing is handed out."""
+    await client.send_messages([message("1"), message("2")])
+    await until(lambda: receiver.stats.buffered == 2)
+    return client.broker.sources[0]
+
+
+async def _done(work: Callable[[], object]) -> None:
+    work()
+
+
+@pytest.mark.parametrize("is_home", [True, False])
+def test_what_a_source_has_lost_is_not_handed_out(is_home: bool) -> None:
+    """F2: told from any thread; the rest comes, and nothing lost is settled."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            source = await two_buffered(client, receiver)
+
+            def lose() -> None:
+                source.lost(lambda delivery: delivery.token == 1)
+
+            await client._home.call(_done(lose)) if is_home else lose()
+            assert [each.data for each in await receiver.receive_messages(10, 10)] == [b"2"]
+            assert source.settled == []
+
+    run(test)
+
+
+def test_what_is_held_in_a_lost_session_is_settled_when_it_has_come_again() -> None:
+    """F2, R7: it is not handed out twice; the newer token settles it."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            copy = EventMessage(b"1", {"id": "same"})
+            await client.send_message(copy)
+            held = await receiver.receive_message(10)
+            assert held is not None
+            source = client.broker.sources[0]
+            source.lost(lambda _: True)
+            assert receiver.stats.held == 1
+            await client.send_message(copy)
+            await until(lambda: receiver.stats.duplicates == 1)
+            await receiver.acknowledge(held)
+            assert source.tokens == [2]
+
+    run(test)
+
+
+def test_what_goes_back_behind_what_was_lost_goes_back_in_order() -> None:
+    """R10: of a key of which the first message was lost, no later one is handed out before it."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            await client.send_messages([message("1", "k"), message("2", "k"), message("3")])
+            await until(lambda: receiver.stats.buffered == 3)
+            source = client.broker.sources[0]
+            source.lost(lambda delivery: delivery.token == 1)
+            assert [each.data for each in await receiver.receive_messages(10, 10)] == [b"3"]
+            await until(lambda: bool(source.settled))
+            assert [(each.delivery.data, each.outcome) for each in source.settled] == [(b"2", Outcome.RETURN)]
+
+    run(test)
+
+
+def test_nothing_is_handed_out_while_a_session_may_be_over() -> None:
+    """F2: the application may look before any renewal runs; its receive goes on when the session is renewed."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            source = await two_buffered(client, receiver)
+            source.safe_until = uptime() - 1
+            assert await receiver.receive_message(0) is None
+            waiting = asyncio.create_task(receiver.receive_message())
+            done, _ = await asyncio.wait([waiting], timeout=0.05)
+            assert not done
+            source.safe_until = uptime() + 3600
+            source.wake()
+            received = await asyncio.wait_for(waiting, 30)
+            assert received is not None
+            assert received.data == b"1"
+
+    run(test)
+
+
+def test_uptime_counts_the_time_in_which_the_machine_was_suspended() -> None:
+    """Where the system has such a clock; elsewhere it is the monotonic one."""
+    first = uptime()
+    assert uptime() >= first
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        assert first <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def test_a_redelivery_during_an_acknowledgement_takes_its_outcome() -> None:
     """S2: both copies are acknowledged, and neither is handed out again."""
 
@@ -1180,6 +1275,81 @@ def test_a_redelivery_during_an_acknowledgement_takes_its_outcome() -> None:
             await acknowledging
             assert source.tokens == [1, 2]
             assert await receiver.receive_message(0) is None
+
+    run(test)
+
+
+class LatestTokenBroker:
+    """Answers one settlement after the other, and reads the token of each as late as it can."""
+
+    def __init__(self, source: ScriptedSource, answers: Sequence[BrokerError | None]) -> None:
+        self.gate = asyncio.Event()
+        self.answers = list(answers)
+        self.requested = 0
+        self.tokens: list[object] = []
+        source.settle = self.settle  # type: ignore[method-assign]
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        self.requested += 1
+        await self.gate.wait()
+        (settlement,) = settlements
+        self.tokens.append(settlement.delivery.token)
+        return [self.answers.pop(0)]
+
+
+EXPIRED = BrokerError("this token is over", ErrorCode.EXPIRED)
+
+
+@pytest.mark.parametrize("answers", [[EXPIRED, None], [None, EXPIRED]])
+def test_a_request_that_is_out_keeps_its_token(answers: list[BrokerError | None]) -> None:
+    """S1, S2: one success decides, whether the broker knew the older token or the newer one."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            copy = EventMessage(b"1", {"id": "same"})
+            await client.send_message(copy)
+            held = await receiver.receive_message(10)
+            assert held is not None
+            broker = LatestTokenBroker(client.broker.sources[0], answers)
+            acknowledging = asyncio.create_task(receiver.acknowledge(held))
+            await until(lambda: broker.requested == 1)
+            await client.send_message(copy)
+            await until(lambda: receiver.stats.duplicates == 1)
+            await client._home.call(_set(broker.gate))
+            await acknowledging
+            assert broker.tokens == [1, 2]
+            assert receiver.stats.held == 0
+
+    run(test)
+
+
+def test_a_late_success_is_not_undone_by_a_newer_token() -> None:
+    """S5: after TIMEOUT the acknowledgement was applied; repeating it is safe, although the newer token is EXPIRED."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            copy = EventMessage(b"1", {"id": "same"})
+            await client.send_message(copy)
+            held = await receiver.receive_message(10)
+            assert held is not None
+            broker = LatestTokenBroker(client.broker.sources[0], [None, EXPIRED])
+            settler = receiver._settler  # type: ignore[attr-defined]
+            settler._request = broker.settle  # without an end of its own: only the caller's time is up
+            settler._timeout = 0.05
+            settling = asyncio.create_task(receiver.acknowledge(held))
+            await until(lambda: broker.requested == 1)
+            with pytest.raises(AcknowledgeError) as caught:
+                await settling
+            assert caught.value.code is ErrorCode.TIMEOUT
+            await client.send_message(copy)
+            await until(lambda: receiver.stats.duplicates == 1)
+            settler._timeout = 30.0
+            again = asyncio.create_task(receiver.acknowledge(held))
+            await asyncio.sleep(0)
+            await client._home.call(_set(broker.gate))
+            await again
+            assert broker.tokens == [1, 2]
+            assert receiver.stats.held == 0
 
     run(test)
 

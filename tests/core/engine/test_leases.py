@@ -192,3 +192,35 @@ def test_what_the_broker_has_taken_back_is_expired() -> None:
         assert not isinstance(begin(ledger, kept, Outcome.ACK, now=60.0), BrokerError)
 
     simulate(keep())
+
+
+def test_what_came_again_while_its_lease_was_renewed_is_still_held() -> None:
+    """R7: the broker took back the older copy, and the newer one is here."""
+
+    class Redelivering(Broker):
+        """Takes back what it is asked to keep, and has delivered it again by the time that it says so."""
+
+        async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
+            if self.renewals:
+                return ()
+            self.renewals.update(delivery.message_id for delivery in deliveries)
+            self._deliveries = [Delivery(delivery.message_id, b"", {}, token="newer") for delivery in deliveries]
+            await asyncio.sleep(1)
+            return deliveries
+
+        async def fetch(self, limit: int) -> Sequence[Delivery]:
+            while not self._deliveries:
+                await asyncio.sleep(0.1)
+            return await super().fetch(limit)
+
+    broker = Redelivering(1, 60.0)
+
+    async def keep() -> None:
+        receiving = Receiving(broker, 2)
+        (held,) = await receiving.hold(1)
+        await asyncio.sleep(60)
+        await receiving.stop()
+        assert receiving.ledger.duplicates == 1
+        assert not isinstance(begin(receiving.ledger, held, Outcome.ACK, now=60.0), BrokerError)
+
+    simulate(keep())

@@ -262,6 +262,16 @@ def test_what_the_broker_took_back_is_not_given_back() -> None:
     assert begun(target.lose([first])) == [("a2", Outcome.RETURN)]
 
 
+def test_what_is_lost_before_it_was_handed_out_is_forgotten() -> None:
+    """F2: nothing is told to the broker, there is room again, and the message may come again."""
+    target = ledger()
+    target.arrive([delivery("1", token="old"), delivery("2", token="kept")], 0.0)
+    assert target.lose_buffered(lambda each: each.token == "old") == []
+    assert target.buffered == 1
+    target.arrive([delivery("1", token="new")], 0.0)
+    assert [each.token for each in target.take(10, 0.0)] == ["kept", "new"]
+
+
 def test_closing_gives_back_what_is_free_then_the_rest_in_order() -> None:
     """C1: buffered messages of a held key follow it."""
     target = ledger()

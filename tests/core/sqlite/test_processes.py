@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -39,6 +40,17 @@ async def work(client, settles=True):
 async def hold(client):
     await work(client, settles=False)
 
+async def wait_to_be_told(client):
+    async with await client.subscribe("s") as receiver:
+        tell("ready")
+        for _ in range(2):
+            message = await receiver.receive_message()
+            tell(message.data.decode())
+            while not receiver.stats.buffered:
+                await asyncio.sleep(0.01)
+            tell("buffered")
+            sys.stdin.readline()
+
 async def watch(client):
     async with await client.subscribe() as receiver:
         tell(receiver.subscription)
@@ -63,7 +75,7 @@ class Worker:
     def __init__(self, file: Path, action: str) -> None:
         self.told: list[Any] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(file), action], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", PROGRAM, str(file), action], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -78,6 +90,17 @@ class Worker:
     def wait_for(self, count: int) -> None:
         """Until it has told so much."""
         until(lambda: len(self.told) >= count)
+
+    def stop(self) -> None:
+        """Until :meth:`go_on`, as a debugger or a frozen container does."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """With a line for it to read."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """With SIGKILL; returns when it has gone and all it told is known."""
@@ -147,6 +170,29 @@ def test_killed_receivers_messages_go_to_another(client: Clients, worker: Callab
             return received
 
     assert asyncio.run(run()) == [(b"0", 2), (b"1", 1), (b"2", 1)]
+
+
+def test_receiver_that_was_stopped_hands_out_nothing_that_others_acknowledged(
+    client: Clients, worker: Callable[[str], Worker]
+) -> None:
+    """F2: its session lapsed while it held one message of twenty and had buffered the rest; next comes a new one."""
+    stopped = worker("wait_to_be_told")
+    send(client(), *(EventMessage.from_string(str(number)) for number in range(20)))
+    stopped.wait_for(3)
+    stopped.stop()
+
+    async def run() -> None:
+        async with client(session_timeout="1") as heir, await heir.subscribe("s") as receiver:
+            for _ in range(20):
+                message = await receiver.receive_message(30)
+                assert message is not None
+                await receiver.acknowledge(message)
+
+    asyncio.run(run())
+    stopped.go_on()
+    send(client(), EventMessage(b"new"), EventMessage(b"newer"))
+    stopped.wait_for(4)
+    assert stopped.told[1:4] == ["0", "buffered", "new"]
 
 
 def test_living_receiver_keeps_what_it_holds(client: Clients, worker: Callable[[str], Worker]) -> None:

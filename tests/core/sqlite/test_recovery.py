@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from events_core import (
     ReceiveError,
 )
 from events_core.backends.sqlite import SQLiteClient, driver
-from events_core.backends.sqlite.schema import VERSION
+from events_core.backends.sqlite.schema import READY, VERSION
+from events_core.engine import BrokerError, Settlement
 
 Clients = Callable[..., SQLiteClient]
 
@@ -201,6 +202,46 @@ def test_one_receiver_without_its_subscription_leaves_others_their_leases(client
     assert asyncio.run(run()) == [(1,)]
 
 
+def let_sessions_lapse(file: Path) -> None:
+    """As another receiver does that takes over: what they hold may be taken again."""
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("DELETE FROM sessions")
+        connection.execute(f"UPDATE deliveries SET state = {READY}, session_id = NULL")
+
+
+def test_acknowledgement_in_a_lapsed_session_that_was_applied_is_confirmed(client: Clients, file: Path) -> None:
+    """S1, S2: the receiver joins again and takes the same message again, while the acknowledgement waits for a lock."""
+
+    async def run() -> None:
+        async with client() as working, await working.subscribe("s") as receiver:
+            await send(working, "a")
+            held = await receiver.receive_message(30)
+            assert held is not None
+            source = receiver._source
+            loop = asyncio.get_running_loop()
+            asked, unlocked, settle = asyncio.Event(), asyncio.Event(), source.settle
+
+            async def settle_later(settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+                loop.call_soon_threadsafe(asked.set)
+                await unlocked.wait()
+                return await settle(settlements)
+
+            source.settle = settle_later
+            acknowledging = asyncio.create_task(receiver.acknowledge(held))
+            await asked.wait()
+            let_sessions_lapse(file)
+            await send(working, "b")  # which wakes the receiver
+            async with asyncio.timeout(30):
+                while not receiver.stats.duplicates:
+                    await asyncio.sleep(0.01)
+            working._home.wake(unlocked.set)
+            await acknowledging
+            assert await next_text(receiver) == "b"
+            assert await receiver.receive_message(0) is None
+
+    asyncio.run(run())
+
+
 async def meets(receiver: EventReceiver, reason: str) -> None:
     """Until a receive raises that."""
     with pytest.raises(ReceiveError, match=reason):
@@ -283,7 +324,9 @@ def test_newer_version_met_at_work_stops_it(client: Clients, file: Path) -> None
         async with client(subscription="s", session_timeout="1") as working, await working.subscribe() as receiver:
             await send(working, "a", "b")
             held = await receiver.receive_message(10)
+            fetched = await receiver.receive_message(10)
             assert held is not None
+            assert fetched is not None
             set_version(file, VERSION + 1)
             before = snapshot()
             await refused(send(working, "lost?"))
@@ -292,8 +335,6 @@ def test_newer_version_met_at_work_stops_it(client: Clients, file: Path) -> None
             await refused(working.subscribe("t"))
             await refused(working.delete_subscription("s"))
             await refused(receiver.acknowledge(held))
-            fetched = await receiver.receive_message(10)  # before
-            assert fetched is not None
             await refused(receiver.receive_message(10))
             await asyncio.sleep(0.5)  # longer than upkeep takes to come round, which must not write either
             assert snapshot() == before
