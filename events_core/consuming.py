@@ -137,7 +137,9 @@ class _Loop:
             if handled:
                 _log.warning("message %s was handled, but is not acknowledged yet: %s", message.message_id, error)
             else:
-                _log.exception("the handler failed on message %s; it comes again", message.message_id)
+                _log.exception(
+                    "the handler failed on message %s at attempt %s", message.message_id, message.delivery_attempt
+                )
             if self._goes_on():
                 settle = self._receiver.acknowledge if handled else self._receiver.nack
                 self._workers.create_task(self._settle(message, settle))

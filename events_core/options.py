@@ -120,6 +120,11 @@ class CommonOptions:
     dead_letter_topic: str | None = option(
         default=None, help="Topic for messages that failed max_delivery_attempts times."
     )
+    dead_letter_subscription: str | None = option(
+        default=None,
+        help="Subscription that a receiver creates on dead_letter_topic if that topic has none and create allows it; "
+        "by default the topic's name with '-letters'.",
+    )
     send_timeout: float = option(
         default=60.0,
         minimum=0.001,
@@ -146,6 +151,8 @@ class CommonOptions:
         """What contradicts itself between several options; a backend's class extends it."""
         if (self.max_delivery_attempts is None) is not (self.dead_letter_topic is None):
             yield "options 'max_delivery_attempts' and 'dead_letter_topic' go together; give both or neither"
+        if self.dead_letter_subscription is not None and self.dead_letter_topic is None:
+            yield "the option 'dead_letter_subscription' needs 'dead_letter_topic'; give both or neither"
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

@@ -28,6 +28,7 @@ from events_core.engine import (
     Settlement,
     Source,
     dead_letter_attributes,
+    log_dead_letter,
     message_size,
     redelivery_delay,
 )
@@ -157,6 +158,7 @@ class MemoryDriver(Driver[MemoryOptions]):
     def __init__(self, topic_name: str, project_id: str, options: MemoryOptions) -> None:
         super().__init__(topic_name, project_id, options)
         self.capabilities = attrs.evolve(_FULL, ordering="none") if options.ordering is False else _FULL
+        self._buried: deque[tuple[str, int, str]] = deque()
 
     async def open(self) -> None:
         with _lock:
@@ -213,7 +215,19 @@ class MemoryDriver(Driver[MemoryOptions]):
             attempts=item.attempts,
         )
         topic.store([_Stored(stored.data, attributes, stored.ordering_key, time.monotonic(), datetime.now(UTC))])
+        self._buried.append((stored.message_id, item.attempts, subscription))
         return topic.sources()
+
+    def log_buried(self) -> None:
+        """Log each letter that :meth:`bury` has moved; without the lock, which a handler of the log may need."""
+        while self._buried:
+            message_id, attempts, subscription = self._buried.popleft()
+            log_dead_letter(
+                message_id,
+                attempts=attempts,
+                subscription=subscription,
+                dead_letter_topic=self.options.dead_letter_topic or "",
+            )
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> MemorySource:
         with _lock:
@@ -221,6 +235,17 @@ class MemoryDriver(Driver[MemoryOptions]):
                 self._find_topic(self.options.dead_letter_topic)
             name = subscription or f"ephemeral-{next(_ids)}"
             return MemorySource(self, name, subscription is None, wake)
+
+    async def has_subscription(self) -> bool:
+        with _lock:
+            return bool(self._topic.subscriptions) or self._topic.retention > 0  # kept for one yet to come
+
+    async def keep_dead_letters(self, subscription: str) -> bool:
+        with _lock:
+            topic = self._find_topic(self.options.dead_letter_topic or "")
+            if not topic.subscriptions and self.options.create != "never":
+                topic.subscriptions[subscription] = _Subscription(subscription, topic.kept)
+            return bool(topic.subscriptions)
 
     async def delete_subscription(self, subscription: str) -> None:
         with _lock:
@@ -272,6 +297,7 @@ class MemorySource(Source):
             deadline = now + self._driver.options.max_lease_duration
             deliveries = [self._lend(item, deadline) for item in items]
         _wake(wakes)
+        self._driver.log_buried()
         return deliveries
 
     def _lend(self, item: _Item, deadline: float) -> Delivery:
@@ -318,6 +344,7 @@ class MemorySource(Source):
                 results.append(None)
             wakes += self._of.sources if self._of.queue else ()
         _wake(wakes)
+        self._driver.log_buried()
         results.reverse()
         return results
 

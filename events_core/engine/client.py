@@ -21,6 +21,7 @@ from events_core.engine.link import Link
 from events_core.engine.loop_thread import ThreadHome
 from events_core.engine.publisher import Publisher
 from events_core.engine.receiver import EngineReceiver
+from events_core.engine.recipients import Recipients
 from events_core.engine.translation import translate
 from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom
 from events_core.errors import (
@@ -90,7 +91,8 @@ class EngineClient(EventClient):
             else ThreadHome(private=f"events {name}" if self.driver_class.blocking else None)
         )
         self._link = Link(name)
-        self._publisher = Publisher(self._driver, self._home, self._link)
+        self._recipients = Recipients(self._driver)
+        self._publisher = Publisher(self._driver, self._home, self._link, self._recipients)
         self._receivers: set[EngineReceiver] = set()
         self._opening = SingleFlight(self._home.call)
         self._closing = SingleFlight(self._home.call)
@@ -208,6 +210,7 @@ class EngineClient(EventClient):
             raise self._translated(error, ReceiveError, connecting=True) from error.__cause__
 
     async def _subscribe(self, name: str | None, ends: float) -> EngineReceiver:
+        await self._bounded(self._recipients.keep_dead_letters, ends, "subscribe")
         waiting = WaitingRoom()
         receiver = EngineReceiver(
             await self._bounded(lambda: self._driver.subscribe(name, waiting.wake), ends, "subscribe"),

@@ -306,6 +306,27 @@ class Driver(ABC, Generic[OptionsT]):
         :raises BrokerError: ``NOT_FOUND``, ``PERMISSION_DENIED``, ``INVALID`` for one that contradicts the options.
         """
 
+    async def has_subscription(self) -> bool | None:
+        """Return whether the topic has a subscription; ``None`` if the broker cannot tell.
+
+        The engine asks once, after the first message was stored, and warns if nobody will receive it.  Called
+        concurrently with everything but :meth:`open` and :meth:`close`.  Cancelled when the client closes.
+
+        :raises BrokerError: when asking failed; then there is no warning.
+        """
+        return None
+
+    async def keep_dead_letters(self, subscription: str) -> bool | None:
+        """Create *subscription* of ``options.dead_letter_topic`` if that topic has none and options allow it (R12).
+
+        Called before each :meth:`subscribe` of a client that has such a topic.  The subscription never expires, and
+        starts with the oldest letter that the broker still has.  Cancelled when ``connect_timeout`` is over.
+
+        :returns: whether the topic has a subscription now; ``None`` if the broker cannot tell.
+        :raises BrokerError: when that failed.  The engine logs it and goes on; ``PERMISSION_DENIED`` at DEBUG.
+        """
+        return None
+
     @abstractmethod
     async def delete_subscription(self, subscription: str) -> None:
         """Delete it with all it has not delivered.  Cancelled when ``connect_timeout`` is over.

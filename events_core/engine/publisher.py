@@ -17,6 +17,7 @@ from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, step
 from events_core.engine.limits import measure
 from events_core.engine.link import Link, Pauses
+from events_core.engine.recipients import Recipients
 from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode, EventRuntimeError, PublishError
 from events_core.message import EventMessage
@@ -39,13 +40,14 @@ class Publisher:
     home may hang.  Whoever comes first decides; the other one finds nothing left to end.
     """
 
-    def __init__(self, driver: Driver[Any], home: Home, link: Link) -> None:
+    def __init__(self, driver: Driver[Any], home: Home, link: Link, recipients: Recipients) -> None:
         self._driver = driver
         self._options: CommonOptions = driver.options
         self._max_messages = self._options.publish_max_messages
         self._max_bytes = self._options.publish_max_bytes
         self._home = home
         self._link = link
+        self._recipients = recipients
         self._limits = driver.capabilities.limits
         self._keeps_order = driver.capabilities.ordering != "none"
         self._lock = threading.Lock()
@@ -65,6 +67,7 @@ class Publisher:
         self._opened = False
         self._pumping = False
         self._watching = False
+        self._has_looked = self._is_looking = False  # for the recipients of what was sent first
         self.closed = False
 
     def open(self) -> None:
@@ -100,9 +103,11 @@ class Publisher:
         if self._options.publish_on_limit == "error":
             self._refuse_beyond_bounds(len(sizes), sum(sizes))
         try:
-            return step(self._driver.publish(messages))
+            results = step(self._driver.publish(messages))
         except BrokerError as error:
             return [error] * len(messages)
+        self._look_once()
+        return results
 
     async def outcome(self, call: AnyCall[Waiter], *, has_waited: bool = False) -> Sequence[str | BrokerError]:
         """Wait until the fate of every message of *call* is known: at the latest when its time is up.
@@ -284,6 +289,7 @@ class Publisher:
                     self._settle(sendable, [error] * len(sendable))
             else:
                 self._link.up()
+                self._look_once()
                 self._settle(sendable, results)
 
     async def _request(self, entries: Sequence[Entry]) -> Sequence[str | BrokerError]:
@@ -302,6 +308,21 @@ class Publisher:
                 ErrorCode.INTERNAL,
             )
         return results
+
+    def _look_once(self) -> None:
+        if not self._has_looked:
+            self._has_looked = self._is_looking = True
+            self._home.spawn(self._look())
+
+    async def _look(self) -> None:
+        """Warn if nobody receives what was sent; a close waits for that."""
+        try:
+            await self._recipients.check()
+        finally:
+            with self._lock:
+                self._is_looking = False
+                if self._drained is not None:
+                    self._drained.wake()
 
     def _sendable(self, entries: Iterable[Entry]) -> list[Entry]:
         now = time.monotonic()
@@ -372,6 +393,6 @@ class Publisher:
     def _undrained(self) -> Waiter | None:
         """Who is woken when nothing is pending; ``None`` where nothing is, or the time is up."""
         with self._lock:
-            over = not self._calls or time.monotonic() >= self._flush_by
+            over = not (self._calls or self._is_looking) or time.monotonic() >= self._flush_by
             self._drained = None if over else Waiter()
             return self._drained

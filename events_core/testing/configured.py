@@ -50,6 +50,9 @@ class ConfiguredHarness(Harness):
     def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
         """The configuration of *topic_name*, which is remembered."""
         self._topics.add(topic_name)
+        if dead := options.get("dead_letter_topic"):
+            self._topics.add(dead)
+            self._names.add(options.get("dead_letter_subscription") or f"{dead}-letters")  # made by a receiver (R12)
         options = {**self._options, "create": "all", **options}
         return attrs.evolve(self._config, topic_name=topic_name, options=options, origins={})
 

@@ -218,6 +218,18 @@ class Redelivering:
         await stage.silence(receiver, dead)
 
     @rule("R12")
+    async def test_a_dead_letter_waits_for_its_reader(self, stage: Stage) -> None:
+        """A letter is kept in a new subscription if the dead-letter topic had none when the receiver joined."""
+        stage.require("dead_letter")
+        letters = stage.name("letters")
+        client, receiver = await stage.open(dead_letter_subscription=letters, **self._dead_letters(stage))
+        await client.send_message(EventMessage(b"x"))
+        for _ in range(stage.harness.dead_letter_attempts):
+            await receiver.nack(await stage.receive(receiver))
+        reader = await stage.client(stage.name("dead")).subscribe(letters)
+        assert (await stage.receive(reader)).data == b"x"
+
+    @rule("R12")
     async def test_a_dead_letter_frees_its_key(self, stage: Stage) -> None:
         """When a keyed message is dead-lettered its successors come; asking for both may be a wrong configuration."""
         stage.require("dead_letter")

@@ -190,6 +190,7 @@ def test_the_common_options_are_those_of_the_contract() -> None:
         "max_lease_duration",
         "max_delivery_attempts",
         "dead_letter_topic",
+        "dead_letter_subscription",
         "send_timeout",
         "ack_timeout",
         "connect_timeout",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from google.api_core.exceptions import NotFound
 from google.pubsub_v1.types import Subscription
 
 from events_core import (
@@ -148,3 +149,37 @@ def test_a_subscription_that_went_is_an_error_where_none_may_be_made(console: Co
     with pytest.raises(ReceiveError) as caught:
         asyncio.run(receive())
     assert caught.value.code is ErrorCode.NOT_FOUND
+
+
+def test_dead_letters_get_a_subscription_that_never_expires(console: Console) -> None:
+    """R12: a receiver creates it if the dead-letter topic has none, and the next receiver leaves it as it is."""
+    letters, other = f"{console.topic_name}-letters", f"{console.topic_name}-other"
+
+    async def subscribe() -> None:
+        options = {"dead_letter_topic": f"{console.topic_name}-dead", "max_delivery_attempts": "5"}
+        async with console.client(**options, dead_letter_subscription=letters) as subscriber:
+            await subscriber.subscribe(f"{console.topic_name}-s")
+        async with console.client(**options, dead_letter_subscription=other) as subscriber:
+            await subscriber.subscribe(f"{console.topic_name}-s")
+
+    asyncio.run(subscribe())
+    made = console.find(letters)
+    assert made.topic == f"{console.topic}-dead"
+    assert made.enable_message_ordering
+    assert not made.expiration_policy.ttl
+    with pytest.raises(NotFound):
+        console.find(other)
+
+
+def test_a_send_that_reaches_nobody_is_told(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """P1: the first send to a topic without a subscription logs one warning."""
+
+    async def send() -> None:
+        async with console.client() as client:
+            await client.send_message(EventMessage(b"x"))
+            await client.send_message(EventMessage(b"y"))
+
+    asyncio.run(send())
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert f"{console.topic_name!r} has no subscription" in warnings[0]

@@ -82,6 +82,12 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         self.sources.add(source)
         return source
 
+    async def has_subscription(self) -> bool:
+        return await self.run(lambda store: store.is_heard())
+
+    async def keep_dead_letters(self, subscription: str) -> bool:
+        return await self.write(lambda store: store.keep_dead_letters(subscription), self.options.connect_timeout)
+
     async def delete_subscription(self, subscription: str) -> None:
         await self.write(lambda store: store.delete_subscription(subscription), self.options.connect_timeout)
 
@@ -217,6 +223,7 @@ def _check(topic_name: str, options: SQLiteOptions) -> None:
         "option 'path'": options.path,
         "option 'subscription'": options.subscription or "",
         "option 'dead_letter_topic'": options.dead_letter_topic or "",
+        "option 'dead_letter_subscription'": options.dead_letter_subscription or "",
     }
     for what, text in names.items():
         if not _is_text(text):
@@ -293,12 +300,15 @@ class SQLiteSource(Source):
                 await self._driver.watch.changed(min(wait, UPKEEP))
                 continue
             deliveries = await self._driver.write(lambda store: self._take(store, limit))
+            self._subscription.log_buried()
             if deliveries:
                 return deliveries
             await asyncio.sleep(0)
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-        return await self._driver.write(lambda store: self.on(store).settle(settlements))
+        results = await self._driver.write(lambda store: self.on(store).settle(settlements))
+        self._subscription.log_buried()
+        return results
 
     async def withheld(self) -> Collection[str]:
         return await self._driver.run(lambda store: self.on(store).withheld())

@@ -230,9 +230,12 @@ class Store:
                 ErrorCode.NOT_FOUND,
             )
         cursor = 0 if self.options.start == "earliest" else self._last_id()
+        return self._create_subscription(self.topic_id, name, cursor=cursor, expires_at=expires_at)
+
+    def _create_subscription(self, topic_id: int, name: str, *, cursor: int, expires_at: float | None = None) -> int:
         created = self.connection.execute(
             "INSERT INTO subscriptions (topic_id, name, cursor, expires_at) VALUES (?, ?, ?, ?)",
-            (self.topic_id, name, cursor, expires_at),
+            (topic_id, name, cursor, expires_at),
         )
         return created.lastrowid or 0
 
@@ -272,6 +275,10 @@ class Store:
         ):
             self.connection.execute(statement, (subscription_id,))
 
+    def has_subscription(self, topic_id: int) -> bool:
+        """Return whether the topic of that id has a subscription."""
+        return self._value("SELECT 1 FROM subscriptions WHERE topic_id = ?", (topic_id,)) is not None
+
     def _subscription_id(self, name: str) -> int | None:
         found: int | None = self._value(
             "SELECT id FROM subscriptions WHERE topic_id = ? AND name = ?", (self.topic_id, name)
@@ -295,6 +302,21 @@ class Store:
         rows = [(message.ordering_key, message.attributes, message.data) for message in messages]
         with self.transaction() if len(rows) > ROWS else nullcontext():
             return [str(number) for number in self.insert(self.topic_id, rows, time.time())]
+
+    def is_heard(self) -> bool:
+        """Return whether what is published reaches a subscription, or is kept for one yet to come."""
+        return self.has_subscription(self.topic_id) or self._retention() > 0
+
+    def keep_dead_letters(self, subscription: str) -> bool:
+        """Create *subscription* of the dead-letter topic unless it has one; return whether it has one now."""
+        with self.transaction():
+            topic_id = self.find_topic(self.options.dead_letter_topic or "")
+            if self.has_subscription(topic_id):
+                return True
+            if self.options.create == "never":
+                return False
+            self._create_subscription(topic_id, subscription, cursor=0)
+            return True
 
     def delete_subscription(self, name: str) -> None:
         """Delete the subscription *name*."""

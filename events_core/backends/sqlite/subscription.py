@@ -24,6 +24,7 @@ from events_core.engine import (
     Outcome,
     Settlement,
     dead_letter_attributes,
+    log_dead_letter,
     redelivery_delay,
     uptime,
 )
@@ -157,6 +158,7 @@ class Subscription:
         self._patient_until = -math.inf
         self.safe_until = -math.inf
         """The :func:`uptime` until which nobody takes this session for dead."""
+        self._buried: list[tuple[int, int]] = []  # by the last transaction: message and failed attempts
         self._use(store)
 
     def on(self, store: Store) -> Subscription:
@@ -218,6 +220,7 @@ class Subscription:
 
     def take(self, limit: int) -> list[Delivery]:
         """Lease up to *limit* messages: what is due again, then new ones, in order per key."""
+        self._buried.clear()
         with self._bookkeeping() as now:
             self._take_over(now)
             taking = _Taking(limit)
@@ -356,6 +359,7 @@ class Subscription:
         results: list[BrokerError | None] = []
         done: list[int] = []
         keys: dict[str, None] = {}
+        self._buried.clear()
         with self._store.transaction():
             for settlement in settlements:
                 delivery = settlement.delivery
@@ -407,8 +411,19 @@ class Subscription:
             attempts=failed,
         )
         self._store.insert(self._dead_letters, [(key, told, data)], now)
+        self._buried.append((message_id, failed))
         self._execute("DELETE FROM deliveries WHERE subscription_id = ? AND message_id = ?", (self._id, message_id))
         self._store.reclaim([message_id])
+
+    def log_buried(self) -> None:
+        """Log the letters that the last transaction has moved, once that is committed."""
+        for message_id, failed in self._buried:
+            log_dead_letter(
+                str(message_id),
+                attempts=failed,
+                subscription=self.name,
+                dead_letter_topic=self._options.dead_letter_topic or "",
+            )
 
     def _unblock(self, keys: Iterable[str]) -> None:
         """Make ready the first message of each of *keys*, unless another is still leased."""

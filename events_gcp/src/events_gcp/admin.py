@@ -72,6 +72,29 @@ class Admin:
             if self._dead_letter:
                 await self._api.create_topic(self._dead_letter[0])
 
+    async def keep_dead_letters(self, subscription: str) -> bool:
+        """Create the subscription of this full name on the dead-letter topic, unless that topic has one.
+
+        Return whether the topic has a subscription now.  The new one never expires, keeps the order of keys, and has
+        exactly-once delivery if the options ask for it, so that a client with these options can read it.
+        """
+        assert self._dead_letter is not None
+        topic, _ = self._dead_letter
+        await self.create_topics()
+        if await self._api.has_subscription(topic):
+            return True
+        if self._create == "never":
+            return False
+        wanted = _Subscription(
+            name=subscription,
+            topic=topic,
+            enable_message_ordering=True,
+            enable_exactly_once_delivery=bool(self._options.exactly_once),
+            expiration_policy={},
+        )
+        await self._api.create_subscription(wanted)
+        return True
+
     async def join(self, subscription: str, *, ephemeral: bool = False, trusting: bool = True) -> Joined:
         """See to it that the subscription of this full name exists, and is what the options ask for.
 

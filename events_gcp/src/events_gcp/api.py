@@ -51,6 +51,12 @@ class _Method(NamedTuple):
 
 _GET_TOPIC = _Method("Publisher/GetTopic", types.GetTopicRequest.pb(), types.Topic.pb(), "topic")
 _CREATE_TOPIC = _Method("Publisher/CreateTopic", types.Topic.pb(), types.Topic.pb(), "name")
+_LIST = _Method(
+    "Publisher/ListTopicSubscriptions",
+    types.ListTopicSubscriptionsRequest.pb(),
+    types.ListTopicSubscriptionsResponse.pb(),
+    "topic",
+)
 _DELETE_TOPIC = _Method("Publisher/DeleteTopic", types.DeleteTopicRequest.pb(), field="topic")
 _PUBLISH = _Method("Publisher/Publish", types.PublishRequest.pb(), types.PublishResponse.pb(), "topic")
 _GET = _Method("Subscriber/GetSubscription", types.GetSubscriptionRequest.pb(), types.Subscription.pb())
@@ -116,6 +122,13 @@ class Api:
         made = await self._create(_CREATE_TOPIC, _CREATE_TOPIC.request(name=topic), f"create {topic!r}")
         if made is not None:
             created(topic)
+
+    async def has_subscription(self, topic: str) -> bool:
+        """Return whether *topic* has a subscription; the account needs ``pubsub.topics.listSubscriptions``."""
+        with translated(f"list the subscriptions of {topic!r} at {self._target}"):
+            # One is enough, and a page may be empty although another follows.
+            response = await self._ask(_LIST, _LIST.request(topic=topic, page_size=1))
+            return bool(response.subscriptions or response.next_page_token)
 
     async def delete_topic(self, topic: str) -> None:
         """Delete *topic*."""

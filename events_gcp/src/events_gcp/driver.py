@@ -102,6 +102,12 @@ class GcpDriver(Driver[GcpOptions]):
             raise
         return GcpSource(self, name, joined, ephemeral=ephemeral)
 
+    async def has_subscription(self) -> bool:
+        return await self.api.has_subscription(self._topic)
+
+    async def keep_dead_letters(self, subscription: str) -> bool:
+        return await self.admin.keep_dead_letters(self.subscription_path(subscription))
+
     async def delete_subscription(self, subscription: str) -> None:
         await self.api.delete_subscription(self.subscription_path(subscription))
 
@@ -146,7 +152,12 @@ def _import_google() -> None:
 def _problems(topic_name: str, project_id: str, options: GcpOptions) -> Iterator[str]:
     if not project_id or "/" in project_id:
         yield f"project_id {project_id!r} is no project; give the id of the Google Cloud project, any on an emulator"
-    names = {"topic": topic_name, "subscription": options.subscription, "dead_letter_topic": options.dead_letter_topic}
+    names = {
+        "topic": topic_name,
+        "subscription": options.subscription,
+        "dead_letter_topic": options.dead_letter_topic,
+        "dead_letter_subscription": options.dead_letter_subscription,
+    }
     for what, name in names.items():
         objection = name_objection(what, name) if name else ""
         if objection:
