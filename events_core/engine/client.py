@@ -46,6 +46,9 @@ __all__ = ["EngineClient"]
 T = TypeVar("T")
 _log = logging.getLogger("events_core.engine")
 
+_CONNECT_PAUSE = 2.0
+"""Longest pause, in seconds, before connecting is tried again: it is tried only while a caller waits for it."""
+
 _forks = 0
 """How many forks lie between the first process and this one."""
 
@@ -91,8 +94,10 @@ class EngineClient(EventClient):
             else ThreadHome(private=f"events {name}" if self.driver_class.blocking else None)
         )
         self._link = Link(name)
+        self._driver.connection_restored = self._link.retry
         self._recipients = Recipients(self._driver)
         self._publisher = Publisher(self._driver, self._home, self._link, self._recipients)
+        self._publisher.unreached = BrokerError(f"{self._connecting}: no answer", ErrorCode.TIMEOUT, retryable=True)
         self._receivers: set[EngineReceiver] = set()
         self._opening = SingleFlight(self._home.call)
         self._closing = SingleFlight(self._home.call)
@@ -266,7 +271,8 @@ class EngineClient(EventClient):
 
         :raises BrokerError: when it failed.
         """
-        backoff = Backoff()
+        backoff = Backoff(maximum=_CONNECT_PAUSE)
+        lost: BrokerError | None = None
         while not self._opened:
             self._start()
             try:
@@ -274,7 +280,9 @@ class EngineClient(EventClient):
             except BrokerError as error:
                 pause = next(backoff)
                 if not (patient and error.retryable) or time.monotonic() + pause > ends:
-                    raise
+                    raise _late(error, lost) from error.__cause__
+                self._link.unreachable(error)
+                lost = error
                 await self._pause(pause)
 
     def _start(self) -> None:
@@ -303,10 +311,20 @@ class EngineClient(EventClient):
                 lambda: self._connect(ends), lambda: self._opened or self._closed, ends - time.monotonic()
             )
         except TimeoutError as error:
-            raise BrokerError("connect: no answer in time", ErrorCode.TIMEOUT, retryable=True) from error
+            raise BrokerError(f"{self._connecting}: no answer in time", ErrorCode.TIMEOUT, retryable=True) from error
+
+    @property
+    def _connecting(self) -> str:
+        """What connecting is called in errors."""
+        return f"connect to {self._driver.address}" if self._driver.address else "connect"
 
     async def _connect(self, ends: float) -> None:
-        await self._bounded(self._driver.open, min(ends, time.monotonic() + self._options.connect_timeout), "connect")
+        by = min(ends, time.monotonic() + self._options.connect_timeout)
+        try:
+            await self._bounded(self._driver.open, by, self._connecting)
+        except BrokerError as error:
+            self._publisher.unreached = error
+            raise
         self._opened = True
         self._link.up()
         self._publisher.open()
@@ -393,3 +411,10 @@ class EngineClient(EventClient):
                 backend=self._backend,
                 topic_name=self._topic_name,
             )
+
+
+def _late(error: BrokerError, lost: BrokerError | None) -> BrokerError:
+    """Return *error*, which ended the attempts to connect; if it is a mere timeout, with the failure before it."""
+    if lost is None or error.code is not ErrorCode.TIMEOUT:
+        return error
+    return BrokerError(f"{error}; last: {lost}", error.code, retryable=error.retryable)

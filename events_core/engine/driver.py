@@ -255,6 +255,11 @@ class Driver(ABC, Generic[OptionsT]):
 
     capabilities: Capabilities
     """What this configuration promises."""
+    address: str = ""
+    """Where the broker is, for errors and logs; without secrets."""
+    connection_restored: Callable[[], None] = staticmethod(lambda: None)
+    """Set by the engine.  A driver may call it, at home, when its connection was lost and stands again.  What waits for
+    its next try then tries at once."""
 
     def __init__(self, topic_name: str, project_id: str, options: OptionsT) -> None:
         """Validate; no I/O, no thread, no import of an SDK.

@@ -22,6 +22,7 @@ class Link:
         self._name = name
         self._lock = threading.Lock()
         self._pausing = WaitingRoom()
+        self._is_told = False
         self.is_up = False
         self.outages = 0
 
@@ -33,6 +34,13 @@ class Link:
             self.is_up = True
         _log.info("%s: %s", self._name, "reconnected" if self.outages else "connected")
         self.retry()
+
+    def unreachable(self, error: BaseException) -> None:
+        """The first connection failed, and is tried again."""
+        with self._lock:
+            is_news, self._is_told = not self._is_told, True
+        if is_news:
+            _log.warning("%s: cannot connect, trying again: %s", self._name, error)
 
     def down(self, error: BaseException) -> None:
         """The broker could not be reached."""

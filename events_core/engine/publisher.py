@@ -65,6 +65,8 @@ class Publisher:
         self._drained: Waiter | None = None
         self._flush_by = math.inf
         self._opened = False
+        self.unreached: BrokerError | None = None
+        """Why there is no connection yet."""
         self._pumping = False
         self._watching = False
         self._has_looked = self._is_looking = False  # for the recipients of what was sent first
@@ -359,12 +361,15 @@ class Publisher:
         await place.wait()
 
     def _timed_out(self, last: BaseException | None) -> BrokerError:
-        error = BrokerError(
-            f"no confirmation within send_timeout={self._options.send_timeout:g} s; the message may be stored or not"
-            + (f"; last: {last}" if last and str(last) else ""),
-            ErrorCode.TIMEOUT,
-            retryable=True,
-        )
+        within = f"within send_timeout={self._options.send_timeout:g} s; the message"
+        if self._opened:
+            text = f"no confirmation {within} may be stored or not"
+        else:
+            text = f"no connection {within} was not sent"
+            last = self.unreached
+        if last and str(last):
+            text = f"{text}; last: {last}"
+        error = BrokerError(text, ErrorCode.TIMEOUT, retryable=True)
         error.__cause__ = last.__cause__ if isinstance(last, BrokerError) else last
         return error
 

@@ -151,7 +151,7 @@ _METHODS = {
 async def serving(
     server: ServerT, credentials: Any = None, options: Sequence[tuple[str, int]] = ()
 ) -> AsyncIterator[ServerT]:
-    """Serve *server* at its ``address``, on the running loop; it answers the methods of Pub/Sub that it has.
+    """Serve *server* on the running loop, at its ``address`` if it has one; it answers the methods that it has.
 
     :param credentials: for TLS; without them the server talks in clear.
     :param options: of gRPC's server.
@@ -166,7 +166,7 @@ async def serving(
         running.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(f"google.pubsub.v1.{service}", handlers),)
         )
-    at = "127.0.0.1:0"
+    at = server.address or "127.0.0.1:0"
     port = running.add_secure_port(at, credentials) if credentials else running.add_insecure_port(at)
     server.address = f"localhost:{port}" if credentials else f"127.0.0.1:{port}"
     await running.start()

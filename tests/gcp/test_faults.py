@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 
 import grpc
 import pytest
 
-from events_core import AcknowledgeError, ErrorCode, EventReceiver, ReceiveError
+from events_core import AcknowledgeError, ErrorCode, EventConnectionError, EventReceiver, ReceiveError
+from events_core.engine import feed
+from events_core.engine.backoff import Backoff
 from events_gcp import channels, stream
 
 from .console import client
 from .faults import FaultyServer, never, serving
+from .servers import free_address
 from .waiting import until
 
 
@@ -291,3 +295,60 @@ def test_requests_say_where_they_belong_and_who_asks() -> None:
         assert server.metadata["x-goog-api-client"].startswith("gl-python/")
 
     play(server, test)
+
+
+def test_an_endpoint_that_refuses_is_named_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """V1: without its emulator a receiver warns once, long before it gives up, and both say where and why."""
+    address = free_address()
+
+    async def subscribe() -> None:
+        async with client(emulator_host=address, connect_timeout="3") as receiving:
+            subscribing = asyncio.ensure_future(receiving.subscribe("billing"))
+            await until(lambda: bool(caplog.records))
+            assert not subscribing.done()
+            with pytest.raises(EventConnectionError, match=rf"{address}.*refused"):
+                await subscribing
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(subscribe())
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert f"cannot connect, trying again: connect to '{address}'" in told
+    assert "refused" in told
+
+
+def test_a_server_that_comes_late_is_found() -> None:
+    """F1: a program may start before its server."""
+    server = FaultyServer()
+
+    async def receive() -> None:
+        server.address = free_address()
+        async with client(emulator_host=server.address, create="never") as receiving:
+            subscribing = asyncio.ensure_future(receiving.subscribe("billing"))
+            await asyncio.wait([subscribing], timeout=1)
+            assert not subscribing.done()
+            async with serving(server):
+                receiver = await subscribing
+                assert await receiver.receive_message(30)
+                await receiver.close(timeout=0)
+
+    asyncio.run(asyncio.wait_for(receive(), 60))
+
+
+def test_a_receiver_sees_its_server_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F1: the connection wakes it, whatever its backoff, though nothing else of its client speaks to the server."""
+    monkeypatch.setattr(feed, "Backoff", lambda: Backoff(3600, 3600, uniform=lambda low, high: high))
+    server = FaultyServer()
+    server.responses = [[b"0"], [b"1"]]
+
+    async def receive() -> None:
+        server.address = free_address()
+        async with client(emulator_host=server.address, create="never") as receiving:
+            async with serving(server):
+                receiver = await receiving.subscribe("billing")
+                assert await receiver.receive_message(30)
+            await until(lambda: not receiving.is_connected)
+            async with serving(server):
+                assert await receiver.receive_message(30)
+                await receiver.close(timeout=0)
+
+    asyncio.run(asyncio.wait_for(receive(), 60))

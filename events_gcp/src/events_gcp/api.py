@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -74,16 +74,20 @@ class Api:
     Every failure is a :class:`~events_core.engine.BrokerError`.
     """
 
-    def __init__(self, pool: Pool, *, compress: bool) -> None:
+    def __init__(self, pool: Pool, restored: Callable[[], None], *, compress: bool) -> None:
         self._pool = pool
+        self._restored = restored
         self._channel = pool.main.grpc
         self._compression = grpc.Compression.Gzip if compress else None
         self._methods: dict[str, Any] = {}
 
     @classmethod
-    async def open(cls, endpoint: Endpoint, *, compress: bool) -> Api:
-        """Connect, on a channel that is shared with other clients of *endpoint*."""
-        return cls(await Pool.join(endpoint), compress=compress)
+    async def open(cls, endpoint: Endpoint, restored: Callable[[], None], *, compress: bool) -> Api:
+        """Connect, on a channel that is shared with other clients of *endpoint*.
+
+        :param restored: called when the channel was disconnected and is connected again.
+        """
+        return cls(await Pool.join(endpoint, restored), restored, compress=compress)
 
     @property
     def is_connected(self) -> bool:
@@ -92,11 +96,15 @@ class Api:
 
     async def close(self) -> None:
         """Let go of the channel."""
-        await self._pool.leave()
+        await self._pool.leave(self._restored)
 
     def renew_credentials(self) -> bool:
         """Have the next request get a new token, where there are tokens."""
         return self._pool.renew_credentials()
+
+    def look_out(self) -> None:
+        """Reconnect after a failure, and tell everybody on the channel when it is connected again."""
+        self._pool.look_out()
 
     async def _ask(self, method: _Method, request: Any, timeout: float = _TIMEOUT, compression: Any = None) -> Any:
         call = self._methods.get(method.path)
@@ -106,6 +114,7 @@ class Api:
         try:
             return await call(request, **settings)
         except grpc.aio.AioRpcError as error:
+            self.look_out()
             if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not self.renew_credentials():
                 raise
         return await call(request, **settings)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Any
 
 import grpc.aio  # type: ignore[import-untyped]
@@ -22,6 +23,13 @@ __all__ = ["Channel", "Pool"]
 
 _CONNECT_TIMEOUT = 5.0
 """Seconds."""
+
+_PROBE = "/grpc.health.v1.Health/Check"
+_PROBE_TIMEOUT = 1.0
+"""A request, and its seconds, to learn from gRPC why there is no connection.  What the server answers is not read."""
+
+_LOOKING_INTERVAL = 0.1
+"""Seconds between two looks for a lost connection."""
 
 _MAX_STREAMS = 80
 """Streams on one channel: HTTP/2 servers allow 100 requests at once on a connection, and more would wait, unseen."""
@@ -77,15 +85,18 @@ class Pool:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self._users = 0
+        self._users: list[Callable[[], None]] = []
+        """What to call when the connection stands again, for each user."""
         self._credentials: Any = None
         self._channels: list[Channel] = []
         self._connecting = asyncio.Lock()
+        self._looking_out: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def join(cls, endpoint: Endpoint) -> Pool:
-        """The pool of *endpoint*, connected.
+    async def join(cls, endpoint: Endpoint, restored: Callable[[], None]) -> Pool:
+        """Return the pool of *endpoint*, connected.
 
+        :param restored: called when the connection was lost and stands again; :meth:`leave` takes the same.
         :raises BrokerError: when nobody answers in time, or there are no credentials; ``WRONG_PROCESS`` where gRPC
             would hang.
         """
@@ -96,20 +107,22 @@ class Pool:
                 ErrorCode.WRONG_PROCESS,
             )
         pool = _pools.setdefault((endpoint, asyncio.get_running_loop()), cls(endpoint))
-        pool._users += 1
+        pool._users.append(restored)
         try:
             with translated(f"connect to {endpoint.target!r}"):
                 await pool._connect()
         except BaseException:
-            await pool.leave()
+            await pool.leave(restored)
             raise
         return pool
 
-    async def leave(self) -> None:
+    async def leave(self, restored: Callable[[], None]) -> None:
         """Use it no more; the last one closes what is open."""
-        self._users -= 1
+        self._users.remove(restored)
         if not self._users:
             del _pools[self.endpoint, asyncio.get_running_loop()]
+            if self._looking_out is not None:
+                self._looking_out.cancel()
             for channel in self._channels:
                 await channel.grpc.close()
 
@@ -121,7 +134,21 @@ class Pool:
                 _grpc.is_used = True
                 self._channels.append(Channel(self.endpoint, self._credentials))
         async with asyncio.timeout(_CONNECT_TIMEOUT):
-            await self.main.grpc.channel_ready()
+            await _reached(self.main.grpc)
+
+    def look_out(self) -> None:
+        """Reconnect after a failure, and tell the users when the connection stands again."""
+        if self._looking_out is None and not _is_ready(self.main.grpc):
+            self._look()
+
+    def _look(self) -> None:
+        # gRPC can call back at the next change, but cannot be told to forget that when the channel closes.
+        if not _is_ready(self.main.grpc):
+            self._looking_out = asyncio.get_running_loop().call_later(_LOOKING_INTERVAL, self._look)
+            return
+        self._looking_out = None
+        for restored in tuple(self._users):
+            restored()
 
     def renew_credentials(self) -> bool:
         """Have the next request get a new token, since the service took the last one for none; whether there is one."""
@@ -142,6 +169,33 @@ class Pool:
                 return channel
         self._channels.append(Channel(self.endpoint, self._credentials))
         return self._channels[-1]
+
+
+def _is_ready(channel: Any) -> bool:
+    """Return whether *channel* is connected; if it is not, it begins to connect."""
+    return bool(channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY)
+
+
+async def _reached(channel: Any) -> None:
+    """Return when *channel* is connected.
+
+    :raises grpc.aio.AioRpcError: with the reason, as soon as an attempt to connect has failed.
+    """
+    state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            await _probe(channel)
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+
+
+async def _probe(channel: Any) -> None:
+    """Raise the reason why *channel* is not connected; return if it is by now."""
+    try:
+        await channel.unary_unary(_PROBE)(b"", timeout=_PROBE_TIMEOUT)
+    except grpc.aio.AioRpcError:
+        if channel.get_state() is not grpc.ChannelConnectivity.READY:
+            raise
 
 
 # Keyed by loop too: a forked child has another, and must not let go of its parent's channels, which would close them.

@@ -43,6 +43,7 @@ class GcpDriver(Driver[GcpOptions]):
         if problems:
             raise ConfigurationError("; ".join(problems))
         self._endpoint = Endpoint.of(options)
+        self.address = self._endpoint.target
         self._create = options.create or ("all" if self._endpoint.is_emulator else "never")
         self._topic = self._path("topics", topic_name)
         self.capabilities = _capabilities(options, is_emulator=self._endpoint.is_emulator)
@@ -53,7 +54,9 @@ class GcpDriver(Driver[GcpOptions]):
         from events_gcp.admin import Admin
         from events_gcp.api import Api
 
-        self._api = api = await Api.open(self._endpoint, compress=self.options.compression == "gzip")
+        self._api = api = await Api.open(
+            self._endpoint, self.connection_restored, compress=self.options.compression == "gzip"
+        )
         self._admin = Admin(api, self._topic, self._dead_letter, self.options, self._create, self.capabilities)
         try:
             await self._create_all()

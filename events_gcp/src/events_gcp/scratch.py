@@ -41,7 +41,7 @@ async def delete_topics(endpoint: Endpoint, topics: Collection[str]) -> None:
     if not topics:
         return
     try:
-        api = await Api.open(endpoint, compress=False)
+        api = await Api.open(endpoint, lambda: None, compress=False)
     except BrokerError as error:
         _log.warning("the topics of the trial are left: %s: %s", ", ".join(topics), error)
         return

@@ -123,6 +123,7 @@ class GcpSource(Source):
                 self._arrived += inlet.take()
                 self._learn(inlet.properties)
             except BrokerError as error:
+                self._driver.api.look_out()
                 await self._restart()
                 if error.code is ErrorCode.NOT_FOUND:
                     await self._recreate(error)

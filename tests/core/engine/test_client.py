@@ -41,6 +41,7 @@ class ScriptedDriver(Driver[CommonOptions]):
     def __init__(self, topic_name: str, project_id: str, options: CommonOptions) -> None:
         super().__init__(topic_name, project_id, options)
         self.capabilities = CAPABILITIES
+        self.address = "broker:1"
         self.requests: list[list[bytes]] = []
         self.publish_errors: list[BaseException | None] = []
         self.open_errors: list[BaseException] = []
@@ -289,6 +290,56 @@ def test_connecting_is_retried_by_a_send() -> None:
         assert await client.send_message(message("1")) == "id-1"
 
     run(test)
+
+
+def test_a_broker_that_cannot_be_reached_is_named_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """V1: the first failure to connect is a WARNING, the next ones are not; the error says the same in the end."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.open_errors = [UNAVAILABLE] * 100
+        with pytest.raises(PublishError, match="the broker is away"):
+            await client.send_message(message("1"))
+        assert len(client.broker.open_errors) < 98
+
+    with caplog.at_level(logging.WARNING, "events_core.engine"):
+        run(test, send_timeout="1")
+    assert [record.getMessage() for record in caplog.records] == [
+        "scripted topic: cannot connect, trying again: the broker is away"
+    ]
+
+
+def test_a_broker_that_falls_silent_is_named() -> None:
+    """Q1: when connecting took too long, the error has the address, and what went wrong before."""
+
+    async def test(client: ScriptedClient) -> None:
+        tries = 0
+
+        async def connect() -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise UNAVAILABLE
+            await asyncio.get_running_loop().create_future()
+
+        client.broker.open = connect  # type: ignore[method-assign]
+        with pytest.raises(
+            EventConnectionError, match="connect to broker:1: no answer in time; last: the broker is away"
+        ):
+            await client.subscribe("s")
+
+    run(test, connect_timeout="0.5")
+
+
+def test_a_send_that_could_not_connect_says_so() -> None:
+    """P7: where there was no answer, and that nothing was sent."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.open_gate = asyncio.Event()
+        with pytest.raises(PublishError, match="connect to broker:1: no answer") as caught:
+            await client.send_message(message("1"))
+        assert (caught.value.code, caught.value.retryable) == (ErrorCode.TIMEOUT, True)
+
+    run(test, send_timeout="0.5")
 
 
 def test_a_send_ends_when_its_time_is_up() -> None:
