@@ -32,6 +32,9 @@ _log = logging.getLogger("events_core.receiver")
 HAND_BACK_TIMEOUT = 5.0
 """Seconds for which a cancelled :meth:`EventReceiver.processing` waits to hand its message back."""
 
+CLOSE_TIMEOUT_AFTER_ERROR = 2.0
+"""Seconds for which a client closes when the body of its ``async with`` has raised: nobody settles what is held."""
+
 API_VERSION = 1
 """Version of this interface.  A backend states the one it was written for as
 :attr:`~events_core.EventClient.api_version`."""
@@ -72,7 +75,7 @@ class EventClient(ABC):
     """A client of one topic.
 
     It connects on first use.  Leaving ``async with`` is ``close()``, which waits up to 15 seconds for what is held to
-    be settled.
+    be settled.  If the body raised, it is ``close(timeout=2)``.
     """
 
     api_version: ClassVar[int]
@@ -205,9 +208,10 @@ class EventClient(ABC):
     async def close(self, timeout: float = 15.0) -> None:
         """Close the receivers, flush what was accepted for sending, then the transport, within *timeout* (C2).
 
-        A broker that does not answer may keep it a few seconds more.  What is unfinished by then fails with ``CLOSED``,
-        and every later call raises it (C3).  May be called again, and concurrently.  Cancelled, it finishes in the
-        background within its bound.
+        A quarter of *timeout*, 2 seconds at most, is kept for giving back what is not settled.  A *timeout* of less
+        than 2 seconds is a bound of 2 seconds.  What is unfinished by then fails with ``CLOSED``, and every later call
+        raises it (C3).  May be called again, and concurrently.  Cancelled, it finishes in the background within its
+        bound.
         """
 
     async def __aenter__(self) -> Self:
@@ -216,7 +220,10 @@ class EventClient(ABC):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        if kind is None:
+            await self.close()
+        else:
+            await self.close(timeout=CLOSE_TIMEOUT_AFTER_ERROR)
 
 
 class EventReceiver(ABC):
@@ -309,8 +316,10 @@ class EventReceiver(ABC):
     async def close(self, timeout: float = 15.0) -> None:
         """Stop receiving, wait up to *timeout* seconds for what is held to be settled, hand the rest back (C1).
 
-        Waiting receives raise ``CLOSED`` and iteration ends at once; settling works until nothing is held or
-        *timeout* passes.  May be called again, and concurrently.  Cancelled, it finishes within its bound.
+        Waiting receives raise ``CLOSED`` and iteration ends at once.  Settling works until nothing is held or
+        *timeout* passes, less a reserve for handing back: a quarter, 2 seconds at most.  A *timeout* of less than 2
+        seconds is a bound of 2 seconds.  May be called again, and concurrently.  Cancelled, it finishes within its
+        bound.
         """
 
     async def hand_back(self, message: ReceivedMessage) -> None:

@@ -8,12 +8,13 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from events_core.capabilities import Capabilities
 from events_core.engine.backoff import Backoff
 from events_core.engine.batching import AnyCall
+from events_core.engine.closing import SHORTEST_CLOSE, CloseTime
 from events_core.engine.driver import BrokerError, Driver
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, InlineHome
@@ -48,6 +49,9 @@ _log = logging.getLogger("events_core.engine")
 
 _CONNECT_PAUSE = 2.0
 """Longest pause, in seconds, before connecting is tried again: it is tried only while a caller waits for it."""
+
+_HOMEWARD = 0.25
+"""Seconds for which a call waits for the home longer than for the broker: the home can say why there is no answer."""
 
 _forks = 0
 """How many forks lie between the first process and this one."""
@@ -105,6 +109,8 @@ class EngineClient(EventClient):
         self._pausing = WaitingRoom()
         self._process: int | None = None
         self._opened = False
+        self._close_time = CloseTime()
+        self._ending = False
         self._closed = False
 
     def __repr__(self) -> str:
@@ -210,7 +216,7 @@ class EngineClient(EventClient):
         ends = time.monotonic() + self._options.connect_timeout
         try:
             await self._open(ends)
-            return await self._home.call(self._subscribe(name, ends), orphaned=self._discard)
+            return await self._ask(self._subscribe(name, ends), ends, "subscribe", orphaned=self._discard)
         except BrokerError as error:
             raise self._translated(error, ReceiveError, connecting=True) from error.__cause__
 
@@ -231,7 +237,8 @@ class EngineClient(EventClient):
         )
         self._receivers.add(receiver)
         if self._publisher.closed:  # looked for after adding: a close that has not found the receiver is seen here
-            await receiver.close(timeout=0)
+            receiver.hasten_close(0)
+            await receiver.end()
             raise BrokerError("the client was closed meanwhile", ErrorCode.CLOSED)
         return receiver
 
@@ -244,8 +251,9 @@ class EngineClient(EventClient):
         ends = time.monotonic() + self._options.connect_timeout
         try:
             await self._open(ends)
-            await self._home.call(
-                self._bounded(lambda: self._driver.delete_subscription(subscription), ends, "delete_subscription")
+            what = "delete_subscription"
+            await self._ask(
+                self._bounded(lambda: self._driver.delete_subscription(subscription), ends, what), ends, what
             )
         except BrokerError as error:
             raise self._translated(error, ReceiveError, connecting=True) from error.__cause__
@@ -256,7 +264,7 @@ class EngineClient(EventClient):
         ends = began + timeout
         try:
             await self._open(ends, patient=False)
-            await self._home.call(self._bounded(self._driver.ping, ends, "ping"))
+            await self._ask(self._bounded(self._driver.ping, ends, "ping"), ends, "ping")
         except BrokerError as error:
             if error.retryable:
                 self._link.down(error)
@@ -301,17 +309,21 @@ class EngineClient(EventClient):
             return
         try:
             await waiter.wait(seconds)
-        finally:
+        except asyncio.CancelledError:
             self._pausing.leave(waiter)
+            raise
+        self._pausing.leave(waiter)
 
     async def _connected(self, ends: float) -> None:
         """Connect, or wait for whoever does."""
         try:
             await self._opening.run(
-                lambda: self._connect(ends), lambda: self._opened or self._closed, ends - time.monotonic()
+                lambda: self._connect(ends),
+                lambda: self._opened or self._closed,
+                ends - time.monotonic() + _HOMEWARD,
             )
         except TimeoutError as error:
-            raise BrokerError(f"{self._connecting}: no answer in time", ErrorCode.TIMEOUT, retryable=True) from error
+            raise _unanswered(self._connecting) from error
 
     @property
     def _connecting(self) -> str:
@@ -329,6 +341,19 @@ class EngineClient(EventClient):
         self._link.up()
         self._publisher.open()
 
+    async def _ask(
+        self,
+        operation: Coroutine[Any, Any, T],
+        ends: float,
+        what: str,
+        orphaned: Callable[[T], None] | None = None,
+    ) -> T:
+        """Run *operation*, which is bounded, at home, which is not: its thread may hang."""
+        try:
+            return await self._home.call(operation, orphaned, timeout=ends - time.monotonic() + _HOMEWARD)
+        except TimeoutError as error:
+            raise _unanswered(what) from error
+
     async def _bounded(self, operation: Callable[[], Awaitable[T]], ends: float, what: str) -> T:
         """Await a driver's *operation* until *ends*; everything it raises becomes a :class:`BrokerError`."""
         try:
@@ -337,7 +362,7 @@ class EngineClient(EventClient):
             async with asyncio.timeout(ends - time.monotonic()):
                 return await operation()
         except TimeoutError as error:
-            raise BrokerError(f"{what}: no answer in time", ErrorCode.TIMEOUT, retryable=True) from error
+            raise _unanswered(what) from error
         except BrokerError:
             raise
         except UNFORESEEN as error:
@@ -360,39 +385,65 @@ class EngineClient(EventClient):
     def _translated(self, error: BrokerError, kind: type[EventError], *, connecting: bool = False) -> EventError:
         return translate(error, kind, connecting=connecting).located(self._backend, self._topic_name)
 
-    # Closing
+    # Closing (closing.py)
 
     async def close(self, timeout: float = 15.0) -> None:
         self._check_process()
+        ends = time.monotonic() + max(timeout, SHORTEST_CLOSE)
         with self._starting:
+            self._close_time.hasten(timeout)
             self._closed = self._closed or self._process is None
         if self._process is None:
             await self._publisher.flush(0)
-        else:
-            # Another close may have told these to wait for longer.
-            self._publisher.hasten_flush(timeout)
-            for receiver in tuple(self._receivers):
-                receiver.hasten_close(timeout)
-            with suppress(BrokerError):  # another caller has closed it meanwhile
-                await self._closing.run(lambda: self._shut(timeout), lambda: self._closed)
-            self._home.join()
+            return
+        # Another close may have told these to wait for longer.
+        self._publisher.hasten_flush(self._close_time.patience())
+        for receiver in tuple(self._receivers):
+            receiver.hasten_close(timeout)
+        try:
+            await self._closing.run(lambda: self._shut(timeout), lambda: self._closed, ends - time.monotonic())
+        except TimeoutError:
+            await self._home.overdue(self._end, repr(self))
+            await self._give_up()
+        except BrokerError:
+            pass  # another caller has closed it meanwhile
+        await self._home.ended(ends - time.monotonic())
 
     async def _shut(self, timeout: float) -> None:
-        """C2: receivers and sends at once, then the transport; also when cancelled, which only ends the patience."""
+        """Flush, close the receivers, end."""
         closing = [receiver.close(timeout) for receiver in tuple(self._receivers)]
+        flushing = self._publisher.flush(self._close_time.patience())
         try:
-            await asyncio.gather(self._publisher.flush(timeout), *closing, return_exceptions=True)
-        finally:
-            # Cancelled before they had begun, none of these has closed anything.
-            await self._publisher.flush(0)
-            for receiver in tuple(self._receivers):
-                await receiver.close(timeout=0)
-            await self._home.end_tasks()
-            await self._home.release(self._driver.close(), repr(self))
-            self._link.closed()
-            await self._home.stop()
-            self._closed = True  # last: whoever sees it finds nothing left to stop
-            self._pausing.wake_all()
+            await asyncio.gather(flushing, *closing, return_exceptions=True)
+        except asyncio.CancelledError:  # which only ends the patience
+            await self._end()
+            raise
+        await self._end()
+
+    async def _end(self) -> None:
+        """Close whatever is still open, once; at home."""
+        with self._starting:
+            if self._ending:
+                return
+            self._ending = True
+            self._close_time.begin()
+        await self._publisher.flush(0)
+        for receiver in tuple(self._receivers):
+            receiver.hasten_close(0)
+            await receiver.end()
+        await self._home.end_tasks(self._close_time.step())
+        await self._home.release(self._driver.close(), repr(self), self._close_time.step())
+        self._link.closed()
+        await self._home.stop(self._close_time.step())
+        await self._give_up()  # last: whoever sees that it is closed finds nothing left to stop
+
+    async def _give_up(self) -> None:
+        """Refuse every call from now on, and fail those that wait; in any thread."""
+        await self._publisher.flush(0)
+        for receiver in tuple(self._receivers):
+            receiver.give_up()
+        self._closed = True
+        self._pausing.wake_all()
 
     # Being used where it can be
 
@@ -418,3 +469,7 @@ def _late(error: BrokerError, lost: BrokerError | None) -> BrokerError:
     if lost is None or error.code is not ErrorCode.TIMEOUT:
         return error
     return BrokerError(f"{error}; last: {lost}", error.code, retryable=error.retryable)
+
+
+def _unanswered(what: str) -> BrokerError:
+    return BrokerError(f"{what}: no answer in time", ErrorCode.TIMEOUT, retryable=True)

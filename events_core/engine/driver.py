@@ -186,8 +186,8 @@ class Source(ABC):
         Returns at most *limit*, except that one response of the broker may overshoot.  An inline source never waits:
         it returns what is ready, which may be nothing.
 
-        Called by one task at a time.  Cancelled when the receiver closes: what was fetched and not returned must go
-        back with :meth:`close`.
+        Called by one task at a time.  Cancelled when the receiver closes, and once more when it goes on: what was
+        fetched and not returned must go back with :meth:`close`.
 
         :raises BrokerError: retryable ones make the engine wait and call again, which reconnects.
         """
@@ -200,7 +200,8 @@ class Source(ABC):
         receiver is ``EXPIRED`` and changes nothing.
 
         Called concurrently with :meth:`fetch`; calls of :meth:`settle` do not overlap.  Cancelled after
-        ``ack_timeout``, and when the client is torn down: outcomes may then be applied or not, and be told again.
+        ``ack_timeout``, and when the receiver has no more time to close: outcomes may then be applied or not, and be
+        told again.
 
         :raises BrokerError: when the whole request failed.
         """
@@ -228,7 +229,9 @@ class Source(ABC):
     async def close(self) -> None:
         """Give back what was fetched and never returned, delete what is ephemeral, release everything.
 
-        Called once, after the engine has settled all it had.  An error is logged and ignored.
+        Called once, after the engine has settled all it had, and after :meth:`fetch`, :meth:`settle` and
+        :meth:`extend` have ended, unless they ignore cancellation.  Cancelled when the receiver has no more time to
+        close.  An error is logged and ignored.
         """
 
 
@@ -348,4 +351,7 @@ class Driver(ABC, Generic[OptionsT]):
 
     @abstractmethod
     async def close(self) -> None:
-        """Release everything; its sources have been closed.  Called once, also after a failed :meth:`open`."""
+        """Release everything; its sources have been closed.  Called once, also after a failed :meth:`open`.
+
+        Cancelled when the client has no more time to close.
+        """

@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.clock import uptime
+from events_core.engine.closing import cancelled
 from events_core.engine.driver import BrokerError, Delivery, Source
 from events_core.engine.failure import UNFORESEEN, internal, is_meant
-from events_core.engine.home import CLOSE_GRACE, Home, step
+from events_core.engine.home import Home, step
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
 from events_core.engine.settler import Settler
@@ -53,10 +54,10 @@ class Feed(ABC):
     def refill(self) -> None:
         """There may be room again."""
 
-    async def stop_fetching(self) -> None:
-        """Fetch nothing more; at home."""
+    async def stop_fetching(self, within: float) -> None:
+        """Fetch nothing more; at home.  It takes *within* seconds at most, and may be called again."""
 
-    async def stop(self) -> None:
+    async def stop(self, within: float) -> None:
         """Let go of leases too; at home, after :meth:`stop_fetching`."""
 
 
@@ -113,11 +114,13 @@ class PrefetchingFeed(Feed):
         self._failure: BrokerError | None = None
         self._outage = outage
         self._starving = False
+        self._stopping = False
+        self._stopped = False
         self._go_on = asyncio.Event()
         source._tell_lost = self._lose
         self._now = asyncio.get_running_loop().time  # time.monotonic, but for a loop with a clock of its own
-        self._fetching = asyncio.ensure_future(self._fetch_forever())
-        self._keeping = asyncio.ensure_future(self._keep_leases())
+        self._fetching = home.spawn(self._fetch_until_stopped(), f"fetching from {source.subscription!r}")
+        self._keeping = home.spawn(self._keep_leases(), f"keeping leases of {source.subscription!r}")
 
     def take(self, limit: int, now: float) -> Sequence[Delivery]:
         taken = self._ledger.take(limit, now) if self._is_safe() else []
@@ -153,8 +156,8 @@ class PrefetchingFeed(Feed):
 
     # At home
 
-    async def _fetch_forever(self) -> None:
-        while True:
+    async def _fetch_until_stopped(self) -> None:
+        while not self._stopping:  # a cancellation may get lost in the driver
             try:
                 self._arrived(await self._fetch())
             except BrokerError as error:
@@ -179,7 +182,7 @@ class PrefetchingFeed(Feed):
     async def _reconnect(self, lost: BrokerError) -> Sequence[Delivery]:
         """Try again until the broker answers, or says what retrying cannot mend (F1)."""
         pauses = self._link.pauses(Backoff())
-        while True:
+        while not self._stopping:
             self._link.down(lost)
             await pauses.next()
             try:
@@ -188,6 +191,7 @@ class PrefetchingFeed(Feed):
                 if not error.retryable:
                     raise
                 lost = error
+        return ()
 
     async def _room(self) -> int:
         """Wait until there is room; how much."""
@@ -222,7 +226,7 @@ class PrefetchingFeed(Feed):
         """Renew what the broker would deliver again, give back what is held too long (R6)."""
         lease = self._source.lease
         pause = min(self._max_lease / 8, 5.0 if lease is None else lease / 6)
-        while True:
+        while not self._stopped:
             await asyncio.sleep(pause)
             now = self._now()
             with self._lock:
@@ -255,15 +259,16 @@ class PrefetchingFeed(Feed):
             self._settler.pump()
             self._settler.on_progress()
 
-    async def stop_fetching(self) -> None:
-        await _cancelled(self._fetching)
+    async def stop_fetching(self, within: float) -> None:
+        if not self._stopping:
+            self._stopping = True
+            await self._end(self._fetching, within)
 
-    async def stop(self) -> None:
-        await _cancelled(self._keeping)
+    async def stop(self, within: float) -> None:
+        self._stopped = True
+        await self._end(self._keeping, within)
 
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task], timeout=CLOSE_GRACE)
-    if task.done() and not task.cancelled() and task.exception() is not None:
-        _log.error("a task of the receiver had died: %r", task.exception())
+    async def _end(self, task: asyncio.Task[None] | None, within: float) -> None:
+        await cancelled([task], within)
+        if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
+            _log.error("%s had died: %r", task.get_name(), task.exception())

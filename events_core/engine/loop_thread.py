@@ -10,15 +10,17 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from events_core.engine.closing import cancelled
 from events_core.engine.driver import BrokerError
 from events_core.engine.failure import UNFORESEEN, is_meant
-from events_core.engine.home import CLOSE_GRACE, Home
+from events_core.engine.home import Home
 from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode
 
@@ -28,35 +30,56 @@ T = TypeVar("T")
 _log = logging.getLogger("events_core.engine")
 
 
+_ORPHAN_PAUSE = 0.5
+"""Seconds between two looks whether somebody still waits for a result that nobody has taken."""
+
+
 class LoopThread:
     """A daemon thread with a running event loop, from its creation until :meth:`stop`."""
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
-        self._ends = False
-        self._woken: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        self._finish_within = 0.0
+        self._woken: deque[Callable[[], object]] = deque()
         self._is_waking = False
+        # Guards _ended: what is posted while that is false, the loop still runs.  Reentrant, because the garbage
+        # collector may run code that posts while this thread is posting.
+        self._posting = threading.RLock()
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+
+    @property
+    def name(self) -> str:
+        """The thread's name."""
+        return self._thread.name
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self._thread.is_alive()
 
     def _run(self) -> None:
         loop = self.loop
         asyncio.set_event_loop(loop)
         try:
-            while not self._ends:
-                self._run_until_stopped()
-            loop.run_until_complete(_finish(loop))
+            while not self._stopping:
+                self._run_until_it_leaves(loop.run_forever)
+            with self._posting:
+                self._ended = True
+            self._run_until_it_leaves(lambda: loop.run_until_complete(_finish(self._finish_within)))
         finally:
             asyncio.set_event_loop(None)
             loop.close()
 
-    def _run_until_stopped(self) -> None:
+    def _run_until_it_leaves(self, run: Callable[[], None]) -> None:
         try:
-            self.loop.run_forever()
+            run()
         except BaseException:  # SystemExit and KeyboardInterrupt leave a loop, and this one is everybody's
-            _log.exception("what ran on the thread %r wanted to end it", threading.current_thread().name)
+            _log.exception("what ran on the thread %r wanted to end it", self.name)
 
-    def wake(self, callback: Callable[[], None]) -> None:
+    def wake(self, callback: Callable[[], object]) -> None:
         """Run *callback* on the loop, soon; from any thread."""
         self._woken.append(callback)
         if not self._is_waking:  # else whoever set it crosses into the loop for this one too
@@ -69,33 +92,30 @@ class LoopThread:
             self.loop.call_soon(self._woken.popleft())
 
     def post(self, callback: Callable[[], object]) -> bool:
-        """The same, with a crossing of its own; False where the thread has ended."""
-        try:
-            self.loop.call_soon_threadsafe(callback)
-        except RuntimeError:
-            return False  # the loop is closed
-        return True
+        """The same, with a crossing of its own; False where the thread ends."""
+        with self._posting:
+            if not self._ended:
+                self.loop.call_soon_threadsafe(callback)
+            return not self._ended
 
-    def stop(self) -> None:
-        """End, soon, with every task that is left."""
+    def stop(self, within: float) -> None:
+        """End, soon; the tasks that are left have *within* seconds to end too."""
+        self._finish_within = within
         self.post(self._stop)
 
     def _stop(self) -> None:
-        self._ends = True
+        self._stopping = True
         self.loop.stop()
 
-    def join(self) -> None:
-        """Return when it has ended."""
-        self._thread.join()
 
-
-async def _finish(loop: asyncio.AbstractEventLoop) -> None:
+async def _finish(within: float) -> None:
     """Let cancelled tasks end, so that none is destroyed while pending."""
-    tasks = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    await loop.shutdown_asyncgens()
+    for _ in range(3):  # what was posted just before the end begins, so that whoever waits for it is told
+        await asyncio.sleep(0)
+    await cancelled(asyncio.all_tasks() - {asyncio.current_task()}, within)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 async def off_loop(work: Callable[[], T]) -> T:
@@ -143,14 +163,14 @@ class _IOThread:
             self._users += 1
             return self._thread
 
-    def release(self) -> bool:
-        """Let go of it; whether it ends, since this was its last user."""
+    def release(self, within: float) -> bool:
+        """Let go of it; whether it ends, *within* seconds, since this was its last user."""
         with self._lock:
             self._users -= 1
             if self._users:
                 return False
             assert self._thread is not None
-            self._thread.stop()
+            self._thread.stop(within)
             self._thread = None
             return True
 
@@ -183,101 +203,147 @@ class ThreadHome(Home):
         self._stopped = False
         self._ends = False
 
-    async def release(self, closing: Coroutine[Any, Any, None], what: str) -> None:
-        try:
-            async with asyncio.timeout(CLOSE_GRACE):
-                await closing
-        except UNFORESEEN as error:
-            if is_meant(error):
-                raise
-            _log.warning("closing %s failed: %r", what, error)
-
     def start(self) -> None:
         with self._lock:
             if self._thread is None:
                 self._thread = LoopThread(self._private) if self._private else _io_thread.acquire()
 
-    async def call(self, coroutine: Coroutine[Any, Any, T], orphaned: Callable[[T], None] | None = None) -> T:
+    async def call(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        orphaned: Callable[[T], None] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> T:
         waiter = Waiter()
         errand = _Errand(waiter, orphaned)
         if not self._post(lambda: self._start_task(coroutine).add_done_callback(errand.done)):
             coroutine.close()
             raise _closed()
         try:
-            await waiter.wait()
+            await waiter.wait(timeout)
         except asyncio.CancelledError:
             self._post(errand.abandon)
             raise
+        if not errand.is_done:
+            self._post(errand.abandon)
+            raise TimeoutError
         return errand.result()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._start_task(coroutine)
+    def spawn(self, coroutine: Coroutine[Any, Any, None], name: str = "") -> asyncio.Task[None]:
+        return self._start_task(coroutine, name)
 
-    def _start_task(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        assert self._thread is not None
-        task = self._thread.loop.create_task(coroutine)
+    def _start_task(self, coroutine: Coroutine[Any, Any, T], name: str = "") -> asyncio.Task[T]:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(coroutine, name=name or None)
         self._tasks.add(task)  # a loop keeps only weak references to its tasks
         task.add_done_callback(self._tasks.discard)
         if self._stopped:
-            self._thread.loop.call_soon(task.cancel)  # once it has begun, so that its clauses ``finally`` count
+            loop.call_soon(task.cancel)  # once it has begun, so that its clauses ``finally`` count
         return task
 
-    def wake(self, callback: Callable[[], None]) -> None:
+    def wake(self, callback: Callable[[], object]) -> None:
         if self._thread is not None:
             self._thread.wake(callback)
 
     def _post(self, callback: Callable[[], object]) -> bool:
         return self._thread is not None and not self._stopped and self._thread.post(callback)
 
-    async def end_tasks(self) -> None:
+    async def release(self, closing: Coroutine[Any, Any, None], what: str, within: float) -> None:
+        # A task of its own, so that this one goes on whatever the closing does.
+        task = asyncio.get_running_loop().create_task(_logged(closing, what), name=f"closing {what}")
+        await asyncio.wait([task], timeout=within / 2)
+        if not task.done():
+            _log.warning("closing %s failed: no answer in %.3g s", what, within / 2)
+            await cancelled([task], within / 2)
+
+    async def overdue(self, end: Callable[[], Coroutine[Any, Any, None]], what: str) -> None:
+        assert self._thread is not None
+        _log.warning(
+            "closing %s: the thread %r does not answer; what is open ends when it goes on, or with the process",
+            what,
+            self._thread.name,
+        )
+
+    async def end_tasks(self, within: float) -> None:
         self._stopped = True
         await asyncio.sleep(0)  # what has been started begins, so that its clauses ``finally`` count
-        rest = self._tasks - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        if rest:
-            await asyncio.wait(rest, timeout=CLOSE_GRACE)
+        await cancelled(self._tasks - {asyncio.current_task()}, within)
 
-    async def stop(self) -> None:
+    async def stop(self, within: float) -> None:
         assert self._thread is not None
         if self._private:
-            self._thread.stop()
+            self._thread.stop(within)
             self._ends = True
         else:
-            self._ends = _io_thread.release()
+            self._ends = _io_thread.release(within)
 
-    def join(self) -> None:
-        if self._ends and self._thread is not None:
-            self._thread.join()
+    async def ended(self, within: float) -> None:
+        # Joining the thread would block the caller's loop, and no thread can tell that it has ended.  So look.
+        if not self._ends or self._thread is None:
+            return
+        ends, pause = time.monotonic() + within, 0.0005
+        while self._thread.is_alive:
+            if time.monotonic() >= ends:
+                _log.warning("the thread %r still runs, although its last client was closed", self._thread.name)
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+
+async def _logged(closing: Coroutine[Any, Any, None], what: str) -> None:
+    try:
+        await closing
+    except UNFORESEEN as error:
+        if is_meant(error):
+            raise
+        _log.warning("closing %s failed: %r", what, error)
 
 
 class _Errand(Generic[T]):
-    """A task on the thread's loop and whoever waits for it elsewhere; only that loop changes it."""
+    """A task on the thread's loop and whoever waits for it elsewhere.
+
+    The thread's loop runs the methods and alone changes it, but for ``result``, which the waiting task calls.
+    """
 
     def __init__(self, waiter: Waiter, orphaned: Callable[[T], None] | None) -> None:
         self._waiter = waiter
         self._orphaned = orphaned
         self._task: asyncio.Task[T] | None = None
         self._abandoned = False
+        self._taken = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a result."""
+        return self._task is not None
 
     def done(self, task: asyncio.Task[T]) -> None:
         self._task = task
         self._waiter.wake()
-        self._bequeath()
+        self._look()
 
     def abandon(self) -> None:
         self._abandoned = True
-        self._bequeath()
+        self._look()
 
-    def _bequeath(self) -> None:
-        task = self._task
-        if not self._abandoned or task is None or task.cancelled() or task.exception() is not None:
+    def _look(self) -> None:
+        """See to it that somebody takes the result: whoever waits for it, or else whoever takes orphans."""
+        # The loop first: until it is closed, the waiting task may still come and take the result.
+        is_gone = self._abandoned or self._waiter.loop.is_closed()
+        task, orphaned = self._task, self._orphaned
+        if self._taken or orphaned is None or task is None or task.cancelled() or task.exception() is not None:
             return
-        if self._orphaned is not None:
-            self._orphaned(task.result())
+        if is_gone:
+            self._orphaned = None
+            orphaned(task.result())
+        else:
+            asyncio.get_running_loop().call_later(_ORPHAN_PAUSE, self._look)
 
     def result(self) -> T:
+        """Take the result."""
         assert self._task is not None
+        self._taken = True
         if self._task.cancelled():
             raise _closed()
         return self._task.result()

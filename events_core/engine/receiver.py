@@ -8,14 +8,15 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 
 from events_core.capabilities import Capabilities
+from events_core.engine.closing import SHORTEST_CLOSE, CloseTime
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Source
 from events_core.engine.failure import UNFORESEEN, is_meant
 from events_core.engine.feed import Feed, InlineFeed, PrefetchingFeed
-from events_core.engine.home import CLOSE_GRACE, Home
+from events_core.engine.home import Home
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
 from events_core.engine.settler import Settler
@@ -101,7 +102,8 @@ class EngineReceiver(EventReceiver):
         )
         self._closing = False
         self._closed = False
-        self._close_by = math.inf
+        self._ending = False
+        self._close_time = CloseTime()
         self._shutting = SingleFlight(home.call)
         self._empty: Waiter | None = None
 
@@ -316,7 +318,7 @@ class EngineReceiver(EventReceiver):
         error.__cause__ = first.__cause__
         return self._locate(error)
 
-    # Closing
+    # Closing (closing.py)
 
     async def close(self, timeout: float = 15.0) -> None:
         self._check()
@@ -324,46 +326,73 @@ class EngineReceiver(EventReceiver):
             self._closing = True
         self.hasten_close(timeout)
         self._waiting.wake_all()
-        with suppress(BrokerError):  # its client has closed it meanwhile
-            await self._shutting.run(self._shut, lambda: self._closed)
+        try:
+            await self._shutting.run(self._shut, lambda: self._closed, max(timeout, SHORTEST_CLOSE))
+        except TimeoutError:
+            await self._home.overdue(self.end, f"the receiver of {self.subscription!r}")
+            self.give_up()
+        except BrokerError:
+            pass  # its client has closed it meanwhile
 
     def hasten_close(self, timeout: float) -> None:
-        """Let a close that is under way wait for *timeout* seconds more at most: the least patient caller decides."""
+        """Let a close take *timeout* seconds from now at most: the least patient caller decides."""
         with self._lock:
-            self._close_by = min(self._close_by, time.monotonic() + timeout)
+            self._close_time.hasten(timeout)
             waiter = self._empty
         if waiter is not None:
             waiter.wake()
 
     async def _shut(self) -> None:
-        """C1, in order: stop fetching, give back what is free, wait for what is held, give back the rest."""
-        await self._feed.stop_fetching()
-        with self._lock:
-            self._settler.enqueue(self._ledger.close())
-        self._settler.pump()
+        """Stop fetching, give back what is free, wait for what is held, end."""
         try:
-            await self._until(lambda: not self._ledger.held)
-        finally:  # also when cancelled, which only ends the patience
             with self._lock:
-                self._settler.enqueue(self._ledger.surrender())
+                self._close_time.begin()
+            await self._feed.stop_fetching(self._close_time.step())
+            with self._lock:
+                self._settler.enqueue(self._ledger.close())
             self._settler.pump()
-            await self._until(lambda: self._settler.idle, at_least=CLOSE_GRACE)
-            await self._feed.stop()
-            await self._home.release(self._source.close(), self.subscription)
-            self._closed = True
-            self._settler.close()
-            self._forget(self)
+            await self._until(lambda: not self._ledger.held, self._close_time.patience)
+        except asyncio.CancelledError:  # which only ends the patience
+            await self.end()
+            raise
+        await self.end()
 
-    async def _until(self, done: Callable[[], bool], at_least: float = 0.0) -> None:
-        least = time.monotonic() + at_least
+    async def end(self) -> None:
+        """Give back everything and close the source, once; at home, after :meth:`hasten_close`."""
+        with self._lock:
+            if self._ending:
+                return
+            self._ending = self._closing = True
+            self._close_time.begin()
+        self._waiting.wake_all()
+        await self._feed.stop_fetching(self._close_time.step())
+        with self._lock:
+            self._settler.enqueue((*self._ledger.close(), *self._ledger.surrender()))
+        self._settler.pump()
+        await self._until(lambda: self._settler.idle, self._close_time.flush)
+        await self._settler.stop(self._close_time.step())
+        await self._feed.stop(self._close_time.step())
+        await self._home.release(self._source.close(), repr(self.subscription), self._close_time.step())
+        self.give_up()
+        self._forget(self)
+
+    def give_up(self) -> None:
+        """Refuse every call from now on, and fail those that wait; in any thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closing = self._closed = True
+        self._waiting.wake_all()
+        self._settler.close()
+
+    async def _until(self, done: Callable[[], bool], seconds: Callable[[], float]) -> None:
+        """Wait until *done*, or until *seconds* are over, which another caller may shorten meanwhile."""
         while True:
             with self._lock:
-                if done():
+                patience = seconds()
+                if done() or patience <= 0:
                     return
                 waiter = self._empty = Waiter()
-                patience = max(self._close_by, least) - time.monotonic()
-            if patience <= 0:
-                return
             await waiter.wait(patience)
 
 

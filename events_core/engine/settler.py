@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from events_core.engine.backoff import Backoff
+from events_core.engine.closing import cancelled
 from events_core.engine.driver import BrokerError, Outcome, Settlement, Source
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, step
@@ -72,6 +73,8 @@ class Settler:
         self._deferred: list[Settlement] = []
         self._patience = Backoff(maximum=1.0)
         self._busy = False
+        self._running: asyncio.Task[None] | None = None
+        self._stopped = False
         self._last_error: BrokerError | None = None
         self.on_progress: Callable[[], None] = lambda: None
 
@@ -147,6 +150,11 @@ class Settler:
                 settlement.given_up = True
                 self._end(settlement, timed_out)
 
+    async def stop(self, within: float) -> None:
+        """Ask for nothing more, and cancel the request that is out, for *within* seconds at most; at home."""
+        self._stopped = True
+        await cancelled([self._running], within)
+
     def close(self) -> None:
         """Ask for nothing more; whoever still waits is told so (C2)."""
         closed = BrokerError(
@@ -163,7 +171,7 @@ class Settler:
             if self._busy or not self._queue:
                 return
             self._busy = True
-        self._home.spawn(self._run())
+        self._running = self._home.spawn(self._run(), f"settling for {self._source.subscription!r}")
 
     async def _run(self) -> None:
         pauses = self._link.pauses(Backoff(maximum=min(10.0, self._timeout / 4)))
@@ -208,7 +216,7 @@ class Settler:
             if self._queue:
                 self._resume()
             batch: list[Settlement] = []
-            while self._queue and len(batch) < self._limit:
+            while self._queue and not self._stopped and len(batch) < self._limit:
                 settlement = self._queue.popleft()
                 if not settlement.given_up:
                     settlement.delivery.is_out = True

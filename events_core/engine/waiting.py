@@ -7,6 +7,7 @@ call and a lock, which would dominate a message's cost.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
 from collections import deque
@@ -226,39 +227,37 @@ class SingleFlight:
     it run themselves where the first one failed.
     """
 
-    def __init__(self, call: Callable[[Coroutine[Any, Any, None]], Awaitable[None]]) -> None:
-        """*call* runs the operation, to its end even when its caller is cancelled."""
+    def __init__(self, call: Callable[..., Awaitable[None]]) -> None:
+        """*call* is :meth:`Home.call`: it runs the operation, to its end even when its caller is cancelled."""
         self._call = call
         self._lock = threading.Lock()
         self._running = False
         self._waiters: list[Waiter] = []
 
     async def run(
-        self,
-        operation: Callable[[], Coroutine[Any, Any, None]],
-        done: Callable[[], bool],
-        timeout: float | None = None,
+        self, operation: Callable[[], Coroutine[Any, Any, None]], done: Callable[[], bool], timeout: float
     ) -> None:
         """Return once *done*; an error of *operation* reaches only the caller that had it run.
 
-        :param timeout: seconds to wait for an operation that another caller has run.
-        :raises TimeoutError: when that is up.
+        :param timeout: seconds to wait, whoever has it run.
+        :raises TimeoutError: when they are over; the operation goes on.
         """
-        ends = None if timeout is None else time.monotonic() + timeout
+        ends = time.monotonic() + timeout
         while not done():
             with self._lock:
                 waiter = Waiter() if self._running else None
                 if waiter:
+                    self._waiters = [other for other in self._waiters if not other.done]  # those that gave up
                     self._waiters.append(waiter)
                 self._running = True
             if not waiter:
-                await self._run(operation)
+                await self._run(operation, ends - time.monotonic())
                 return
-            await waiter.wait(None if ends is None else ends - time.monotonic())
-            if ends is not None and time.monotonic() >= ends and not done():
+            await waiter.wait(ends - time.monotonic())
+            if time.monotonic() >= ends and not done():
                 raise TimeoutError
 
-    async def _run(self, operation: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _run(self, operation: Callable[[], Coroutine[Any, Any, None]], timeout: float) -> None:
         begun = False
 
         async def guarded() -> None:
@@ -266,13 +265,19 @@ class SingleFlight:
             begun = True
             try:
                 await operation()
-            finally:
+            except GeneratorExit:
+                self._running = False  # all that the garbage collector may do here, in a thread that may hold the lock
+                raise
+            except BaseException:
                 self._ended()
+                raise
+            self._ended()
 
+        flight = guarded()
         try:
-            await self._call(guarded())
-        except Exception:  # a caller that was cancelled leaves the operation to run, or to begin yet
-            if not begun:
+            await self._call(flight, timeout=timeout)
+        except Exception:  # a caller that gives up leaves the operation to run, or to begin yet
+            if not begun and inspect.getcoroutinestate(flight) == inspect.CORO_CLOSED:
                 self._ended()
             raise
 

@@ -138,3 +138,32 @@ class SessionClient(NetworkClient):
 
     full_capabilities = attrs.evolve(MemoryClient.full_capabilities, redelivery="disconnect")
     driver_class = SessionDriver
+
+
+class SwallowingSource(NetworkSource):
+    """Goes on fetching at its first cancellation, as a client library may that catches too much."""
+
+    _swallowed = False
+
+    async def fetch(self, limit: int) -> Sequence[Delivery]:
+        try:
+            return await super().fetch(limit)
+        except asyncio.CancelledError:
+            if self._swallowed:
+                raise
+            self._swallowed = True
+        return await super().fetch(limit)
+
+
+class SwallowingDriver(NetworkDriver):
+    """The driver of such a library."""
+
+    async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> Source:  # type: ignore[override]
+        await _travel()
+        return SwallowingSource(await MemoryDriver.subscribe(self, subscription, wake))
+
+
+class SwallowingClient(NetworkClient):
+    """Its client."""
+
+    driver_class = SwallowingDriver

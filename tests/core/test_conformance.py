@@ -10,6 +10,7 @@ import pytest
 
 from events_core import EventConfig, EventMessage
 from events_core.testing import ConformanceSuite, Harness
+from events_core.testing.closing import Closing
 from events_core.testing.outages import Outages
 
 
@@ -69,6 +70,21 @@ class TestSessions(Outages):
     def harness(self, monkeypatch: pytest.MonkeyPatch) -> Harness:
         monkeypatch.syspath_prepend(Path(__file__).parent)
         return SessionHarness()
+
+
+class SwallowingHarness(NetworkHarness):
+    """The same over a library that swallows a cancellation."""
+
+    backend = "network_memory:SwallowingClient"
+
+
+class TestSwallowing(Closing):
+    """What the engine does when a fetch goes on although it was cancelled."""
+
+    @pytest.fixture
+    def harness(self, monkeypatch: pytest.MonkeyPatch) -> Harness:
+        monkeypatch.syspath_prepend(Path(__file__).parent)
+        return SwallowingHarness()
 
 
 class SQLiteHarness(Harness):

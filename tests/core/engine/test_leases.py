@@ -96,8 +96,8 @@ class Receiving:
 
     async def stop(self) -> None:
         """End its tasks."""
-        await self.feed.stop_fetching()
-        await self.feed.stop()
+        await self.feed.stop_fetching(1)
+        await self.feed.stop(1)
 
 
 @pytest.fixture

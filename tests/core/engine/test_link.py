@@ -75,8 +75,8 @@ def test_the_first_receiver_that_reconnects_wakes_all() -> None:
         for source in sources:
             await source.answered.wait()
         for each in feeds:
-            await each.stop_fetching()
-            await each.stop()
+            await each.stop_fetching(1)
+            await each.stop(1)
         return sorted(source.answered_at for source in sources)
 
     first, *_, last = simulate(test())

@@ -70,7 +70,7 @@ def test_an_operation_runs_once_for_all_who_ask() -> None:
     async def main() -> None:
         runs: list[int] = []
 
-        async def call(work: object) -> None:
+        async def call(work: object, timeout: float) -> None:
             await work  # type: ignore[misc]  # whatever the operation is
 
         flight = SingleFlight(call)
@@ -81,7 +81,7 @@ def test_an_operation_runs_once_for_all_who_ask() -> None:
             if len(runs) == 1:
                 raise LookupError
 
-        asked = [flight.run(operation, lambda: len(runs) == 2) for _ in range(3)]
+        asked = [flight.run(operation, lambda: len(runs) == 2, 60) for _ in range(3)]
         results = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(result) for result in results] == [LookupError, type(None), type(None)]
         assert len(runs) == 2
@@ -97,7 +97,7 @@ def test_an_operation_whose_caller_was_cancelled_before_it_began_runs_alone() ->
         running: list[int] = []
         done = False
 
-        async def call(work: Coroutine[Any, Any, None]) -> None:
+        async def call(work: Coroutine[Any, Any, None], timeout: float) -> None:
             async def later() -> None:
                 await free.wait()
                 await work
@@ -111,10 +111,10 @@ def test_an_operation_whose_caller_was_cancelled_before_it_began_runs_alone() ->
             done = True
 
         flight = SingleFlight(call)
-        first = asyncio.create_task(flight.run(operation, lambda: done))
+        first = asyncio.create_task(flight.run(operation, lambda: done, 60))
         await asyncio.sleep(0)
         first.cancel()
-        second = asyncio.create_task(flight.run(operation, lambda: done))
+        second = asyncio.create_task(flight.run(operation, lambda: done, 60))
         await asyncio.wait([first])
         free.set()
         await asyncio.wait_for(second, 10)
@@ -136,19 +136,20 @@ def test_an_operation_that_a_stopping_home_had_started_is_over_for_all() -> None
             await asyncio.sleep(60)
 
         async def end() -> None:
-            await home.end_tasks()
-            await home.stop()
+            await home.end_tasks(1)
+            await home.stop(1)
 
         thread.post(busy.wait)
         thread.post(lambda: thread.loop.create_task(end()))
         flight = SingleFlight(home.call)
-        first = asyncio.create_task(flight.run(operation, lambda: False))
+        first = asyncio.create_task(flight.run(operation, lambda: False, 60))
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.wait([first])
         busy.set()
         with pytest.raises(BrokerError, match="closed"):
-            await flight.run(operation, lambda: False, timeout=10)
+            await flight.run(operation, lambda: False, 10)
 
     asyncio.run(main())
-    home.join()
+    asyncio.run(home.ended(10))
+    assert not thread.is_alive

@@ -1,0 +1,119 @@
+"""Closing: who calls whom, in which order, on which thread, and in what time (C1 to C3).
+
+Closing goes from the outside in, so that nothing opens what has been closed already.
+
+``EngineClient.close`` runs in the loop of its caller:
+
+1. it tells the publisher and the receivers how much time there is (:class:`CloseTime`);
+2. it has ``EngineClient._shut`` run at home, once for all callers, and waits for the end of it;
+3. it waits until the home's thread has ended, if this client was the last one on it.
+
+``EngineClient._shut`` runs at home:
+
+1. flush the publisher and close all receivers, at the same time;
+2. ``Home.end_tasks``: cancel what is left: requests, attempts to connect and to subscribe;
+3. ``Driver.close``;
+4. ``Home.stop``: let the thread end.
+
+``EngineReceiver.close`` has ``EngineReceiver._shut`` run at home in the same way:
+
+1. ``Feed.stop_fetching``; then what was never handed out goes back;
+2. wait until nothing is held, or until the patience of the callers is over;
+3. give back the rest, and wait until the settlements are told;
+4. cancel the settler's request and the keeping of leases, if they go on;
+5. ``Source.close``.
+
+Home is the engine's thread; for an inline driver, it is the loop of the first caller.  Three things keep a close from
+waiting for what never comes:
+
+* Each caller has a timer in its own loop.  If the home's thread hangs, perhaps in the kernel, the caller logs the
+  thread's name and returns; what is open ends when the thread goes on.  If the loop of the first caller stands still,
+  the next caller ends what is open itself.
+* Each step at home has a share of the time that is left.
+* A task is cancelled again and again (:func:`cancelled`): a library may swallow a cancellation.
+
+No step is in a clause ``finally``: when a loop was closed without ending its tasks, the garbage collector runs those
+clauses later, in any thread, also while that thread holds the lock that they ask for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["SHORTEST_CLOSE", "CloseTime", "cancelled"]
+
+_log = logging.getLogger("events_core.engine")
+
+SHORTEST_CLOSE = 2.0
+"""Seconds that a close may take at most when its timeout is shorter than that."""
+RESERVE = 2.0
+"""Seconds of a close's timeout, at most, that are kept for telling the broker what was settled and giving back the
+rest."""
+STEP = 2.0
+"""Seconds that one step at home may take at most, such as the closing of a source."""
+
+
+class CloseTime:
+    """The time that one close has; of several callers the least patient one decides.
+
+    Its owner's lock guards :meth:`hasten` and :meth:`begin`.
+    """
+
+    def __init__(self) -> None:
+        self._gives_up = math.inf
+        self._ends = math.inf
+
+    def hasten(self, timeout: float) -> None:
+        """Take no longer than *timeout* from now."""
+        now = time.monotonic()
+        self._gives_up = min(self._gives_up, now + timeout - min(RESERVE, timeout / 4))
+        self._ends = min(self._ends, now + max(timeout, SHORTEST_CLOSE))
+
+    def begin(self) -> None:
+        """Begin at home.  If the time is over, because the thread was hanging, nobody waits: take the shortest time."""
+        if time.monotonic() >= self._ends:
+            self._gives_up = self._ends = math.inf
+            self.hasten(0)
+
+    def patience(self) -> float:
+        """Return the seconds that are left to wait for others: for held messages to be settled, for sends."""
+        return self._gives_up - time.monotonic()
+
+    def flush(self) -> float:
+        """Return the seconds that are left to tell the broker of settlements: a quarter of the reserve is kept."""
+        return (self._gives_up + 3 * self._ends) / 4 - time.monotonic()
+
+    def step(self) -> float:
+        """Return the seconds that the next step may take: half of what is left, so that others follow."""
+        return min(STEP, (self._ends - time.monotonic()) / 2)
+
+
+async def cancelled(tasks: Iterable[asyncio.Task[Any] | None], within: float) -> None:
+    """Cancel *tasks* of the running loop and wait until they have ended, for *within* seconds at most.
+
+    A library may swallow a cancellation, as redis-py 8.1 does now and then on CPython 3.11, and go on.  So what goes on
+    is cancelled again; but late, because a second cancellation would also interrupt a task that is cleaning up.  A
+    warning names what still runs in the end.
+    """
+    now = asyncio.get_running_loop().time
+    ends = now() + within
+    pause = within * 7 / 8
+    while running := [task for task in tasks if task is not None and not task.done()]:
+        left = ends - now()
+        if left <= 0:
+            for task in running:
+                _log.warning("%s still runs, although it was cancelled again and again", _described(task))
+            return
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=min(left, pause))
+        pause = within / 32
+
+
+def _described(task: asyncio.Task[Any]) -> str:
+    return f"{task.get_name()} ({getattr(task.get_coro(), '__qualname__', task.get_coro())})"
