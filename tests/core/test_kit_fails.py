@@ -31,7 +31,7 @@ def _run(folder: Path) -> str:
         [
             *(sys.executable, "-m", "pytest", str(Path(__file__).with_name("broken_backends.py"))),
             *("-c", os.devnull, "--rootdir", str(folder), "-n", "2"),
-            *("-p", "no:cacheprovider", "-p", "events_core.testing.plugin", "--tb=short"),
+            *("--noconftest", "-p", "no:cacheprovider", "-p", "events_core.testing.plugin", "--tb=short"),
         ],
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
