@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import stat
 import sys
 from collections.abc import AsyncIterator
@@ -77,8 +78,17 @@ class Lines:
 
     async def _read(self) -> bytes:
         try:
-            chunk = await in_daemon_thread(lambda: self._stream.read(_READ_BYTES))
+            chunk = await in_daemon_thread(self._read_some)
         except OSError as error:
             raise CommandError(f"cannot read {self.name}: {error.strerror}") from error
-        self.bytes_read += len(chunk or b"")
-        return chunk or b""
+        self.bytes_read += len(chunk)
+        return chunk
+
+    def _read_some(self) -> bytes:
+        """Return what there is, as soon as there is some; ``b""`` at the end."""
+        # None is not the end: another program has set the stream not to block, and nothing is there yet.
+        while (chunk := self._stream.read(_READ_BYTES)) is None:
+            poll = select.poll()
+            poll.register(self._stream, select.POLLIN)
+            poll.poll()
+        return chunk
