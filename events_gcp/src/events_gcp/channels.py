@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc.aio  # type: ignore[import-untyped]
-from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError, off_loop
-from events_gcp.credentials import load_credentials
+from events_gcp.credentials import channel_credentials, load_credentials
 from events_gcp.endpoint import Endpoint
 from events_gcp.errors import translated
 
@@ -74,9 +73,7 @@ class Channel:
         self.grpc = (
             grpc.aio.insecure_channel(endpoint.target, options=_OPTIONS)
             if endpoint.is_emulator
-            else PublisherGrpcAsyncIOTransport.create_channel(
-                endpoint.target, credentials=credentials, options=_SERVICE_OPTIONS
-            )
+            else grpc.aio.secure_channel(endpoint.target, channel_credentials(credentials), options=_SERVICE_OPTIONS)
         )
 
 

@@ -5,20 +5,31 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import google.auth
+import grpc  # type: ignore[import-untyped]
 from google.auth import impersonated_credentials, load_credentials_from_dict, load_credentials_from_file
+from google.auth.credentials import with_scopes_if_required
 from google.auth.environment_vars import CREDENTIALS
 from google.auth.exceptions import DefaultCredentialsError
+from google.auth.transport.grpc import AuthMetadataPlugin
+from google.auth.transport.requests import Request
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
 
 from events_gcp.endpoint import Endpoint
 from events_gcp.options import is_content
 
-__all__ = ["load_credentials"]
+__all__ = ["channel_credentials", "load_credentials"]
 
 _SCOPES = PublisherGrpcAsyncIOTransport.AUTH_SCOPES
+
+_AUDIENCE = PublisherGrpcAsyncIOTransport.DEFAULT_HOST
+"""For whom the key of a service account signs tokens."""
+
+_AGENT = "x-goog-api-client"
+"""A header that a request has already.  Google's packages would add one that counts kinds of credentials."""
 
 
 def load_credentials(endpoint: Endpoint) -> Any:
@@ -36,7 +47,20 @@ def load_credentials(endpoint: Endpoint) -> Any:
         )
     if endpoint.quota_project_id:
         credentials = credentials.with_quota_project(endpoint.quota_project_id)
-    return credentials
+    return with_scopes_if_required(credentials, None, default_scopes=_SCOPES)  # type: ignore[no-untyped-call]
+
+
+def channel_credentials(credentials: Any) -> Any:
+    """Return what gRPC needs to encrypt a channel and to have each request carry a token of *credentials*.
+
+    ``create_channel`` of Google's packages does the same with a copy of *credentials*, whose token nobody can renew.
+    """
+    plugin = AuthMetadataPlugin(credentials, Request(), default_host=_AUDIENCE)  # type: ignore[no-untyped-call]
+
+    def authorize(context: Any, callback: Callable[[Any, Exception | None], None]) -> None:
+        plugin(context, lambda headers, error: callback([pair for pair in headers if pair[0] != _AGENT], error))
+
+    return grpc.compute_engine_channel_credentials(grpc.metadata_call_credentials(authorize))
 
 
 def _own(endpoint: Endpoint) -> Any:
