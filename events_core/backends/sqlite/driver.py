@@ -150,6 +150,8 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         return self._store or self._reopen()
 
     def _reopen(self) -> Store:
+        if self._failed is not None and not self._failed.place.is_current:
+            self._let_go()
         self._known = self._known and os.path.exists(self.options.path)  # a missing one may be made anew
         self._store = Store(self.project_id, self.topic_name, self.options, restored=self._known)
         self._known = True
@@ -171,6 +173,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
             self._known = True
             for source in self.sources:
                 source.forget()
+        if lost.has_changed or lost.is_in_the_way:
             self._let_go()
 
     def _let_go(self) -> None:

@@ -191,7 +191,7 @@ class Store:
 
     def _close(self) -> None:
         if not self.place.is_deserted:
-            self.connection.close()
+            self._leave()
             return
         folded = False
         with suppress(sqlite3.Error):  # what was moved away keeps all that is in it
@@ -199,6 +199,15 @@ class Store:
             folded = pages == done
         self.connection.close()
         self.place.clear(folded=folded)
+
+    def _leave(self) -> None:
+        if self.place.has_another_log:
+            self.place.close_leaving_log(self.connection)
+            return
+        if not self.place.is_current:  # no other process can read the log any more: bring it into the file
+            with suppress(sqlite3.Error):
+                self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        self.connection.close()
 
     # Inside a transaction
 

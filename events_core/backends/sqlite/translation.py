@@ -46,6 +46,8 @@ class Lost(BrokerError):
 
     has_changed = False
     """Whether the file, when it can be used again, may be another one or an older copy."""
+    is_in_the_way = False
+    """Whether the connection must be closed before the file can be opened again."""
 
 
 class Unusable(Lost):

@@ -1,0 +1,155 @@
+"""The log of a file removed or replaced by another program while it is in use: no process loses what it confirmed."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from events_core import EventMessage
+from events_core.backends.sqlite import SQLiteClient
+
+Clients = Callable[..., SQLiteClient]
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed")
+
+SENDER = """
+import asyncio, sys
+from events_core import EventConfig, EventMessage
+from events_core.backends.sqlite import SQLiteClient
+
+async def main(path, prefix):
+    async with SQLiteClient(EventConfig("orders", options={"path": path})) as client:
+        for number in range(50):
+            await client.send_message(EventMessage(f"{prefix}{number}".encode()))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def another_process_sends(file: Path, prefix: str) -> None:
+    """50 messages, all confirmed, and it ends; meanwhile this process goes on."""
+    command = sys.executable, "-c", SENDER, str(file), prefix
+    sender = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE)
+    _, complaints = await asyncio.wait_for(sender.communicate(), 60)
+    assert sender.returncode == 0, complaints.decode()
+
+
+async def send(client: SQLiteClient, prefix: str, count: int = 50) -> None:
+    for number in range(count):
+        await asyncio.wait_for(client.send_message(EventMessage(f"{prefix}{number}".encode())), 60)
+
+
+def sent(*prefixes: str, count: int = 50) -> list[str]:
+    return sorted(f"{prefix}{number}" for prefix in prefixes for number in range(count))
+
+
+def stored(file: Path) -> list[str]:
+    """What is in the whole file, in any order."""
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return sorted(data.decode() for (data,) in connection.execute("SELECT data FROM messages"))
+
+
+def remove(file: Path, *endings: str) -> None:
+    for ending in endings:
+        file.with_name(file.name + ending).unlink()
+
+
+REMOVED = pytest.mark.parametrize("endings", [["-shm"], ["-wal"], ["-wal", "-shm"]], ids=" ".join)
+
+
+@REMOVED
+def test_removed_log_costs_nothing_that_was_confirmed(client: Clients, file: Path, endings: list[str]) -> None:
+    """Not even what was only in it, where the processes that have it open are the first to notice."""
+
+    async def run() -> None:
+        async with client(subscription="s") as working, client() as idle:
+            await idle.ping()
+            await send(working, "before")
+            remove(file, *endings)
+            await send(working, "after")
+            await another_process_sends(file, "other")
+            await send(working, "last")
+            await send(idle, "idle")
+
+    asyncio.run(run())
+    assert stored(file) == sent("before", "after", "other", "last", "idle")
+
+
+def test_process_that_comes_after_the_index_was_removed_loses_nothing(client: Clients, file: Path) -> None:
+    """It reads the log anew; the others then write where it has written, unless they look."""
+
+    async def run() -> None:
+        async with client(subscription="s") as working:
+            await send(working, "before")
+            remove(file, "-shm")
+            await another_process_sends(file, "other")
+            await send(working, "after")
+
+    asyncio.run(run())
+    assert stored(file) == sent("before", "other", "after")
+
+
+def test_process_that_does_nothing_more_takes_nothing_from_others(client: Clients, file: Path) -> None:
+    """Closing, it must not write its old view of the log into the file, nor remove the log."""
+
+    async def run() -> None:
+        async with client(subscription="s") as working:
+            await send(working, "before")
+            remove(file, "-shm")
+            await another_process_sends(file, "other")
+
+    asyncio.run(run())
+    assert stored(file) == sent("before", "other")
+
+
+def test_clients_of_one_process_let_go_of_the_removed_index_together(client: Clients, file: Path) -> None:
+    """SQLite keeps one index for all connections of a process; while any has the old one, so would a new one."""
+
+    async def run() -> None:
+        async with (
+            client(subscription="s", session_timeout="1") as first,
+            client(session_timeout="1") as second,
+            client(session_timeout="1") as third,
+        ):
+            await asyncio.gather(first.ping(), third.ping())
+            await send(second, "before")
+            await send(first, "also-before")
+            remove(file, "-shm")
+            await another_process_sends(file, "other")
+            await asyncio.gather(send(first, "first"), send(second, "second"))
+            await another_process_sends(file, "another")
+            await send(third, "third")
+
+    asyncio.run(run())
+    assert stored(file) == sent("before", "also-before", "other", "first", "second", "another", "third")
+
+
+def test_receiver_keeps_what_it_holds_when_the_index_was_removed(client: Clients, file: Path) -> None:
+    """The file is the same; what another process sends arrives too."""
+
+    async def run() -> list[str]:
+        async with client() as working, await working.subscribe("s") as receiver:
+            await send(working, "before", 1)
+            held = await receiver.receive_message(30)
+            assert held is not None
+            remove(file, "-shm")
+            await another_process_sends(file, "other")
+            await receiver.acknowledge(held)
+            received: list[str] = []
+            while len(received) < 50:
+                messages = await receiver.receive_messages(50, 30)
+                assert messages
+                await receiver.acknowledge_messages(messages)
+                received += [each.data_as_string() for each in messages]
+            return sorted(received)
+
+    assert asyncio.run(run()) == sent("other")
+    assert stored(file) == []
