@@ -329,11 +329,20 @@ class EventReceiver(ABC):
         """
         await self.nack(message, delay=0)
 
+    def abandon(self, message: ReceivedMessage) -> None:
+        """Note that nobody will settle *message*; the receiver hands it back as soon as something else calls it.
+
+        :meth:`processing` calls this when the garbage collector ends its body: in any thread, at any moment, perhaps
+        under a lock of the receiver's own.  So an implementation may do no more than append to a ``deque``: it takes no
+        lock, does no I/O and logs nothing.  This default does nothing: the message comes again when its lease is over.
+        """
+
     @asynccontextmanager
     async def processing(self, message: ReceivedMessage) -> AsyncIterator[ReceivedMessage]:
         """Settle *message* by how the body of ``async with`` ends (H1).
 
-        Success acknowledges it, an exception nacks it and goes on, cancellation hands it back.  A delivery that had
+        Success acknowledges it, an exception nacks it and goes on, cancellation hands it back.  So does the garbage
+        collector, when a loop was closed without cancelling its tasks (:meth:`abandon`).  A delivery that had
         expired meanwhile is logged, and so is a failure to settle after an exception: the body's own exception is
         what goes on.
 
@@ -344,6 +353,9 @@ class EventReceiver(ABC):
         except asyncio.CancelledError:
             with _logged(message):
                 await _finished(self.hand_back(message))
+            raise
+        except GeneratorExit:
+            self.abandon(message)
             raise
         except BaseException:
             with _logged(message):

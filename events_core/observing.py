@@ -46,7 +46,10 @@ class Observer(Protocol):
         """*operation* begins."""
 
     def end(self, operation: Operation, error: BaseException | None) -> None:
-        """*operation* has ended; *error* is what it raised, cancellation included."""
+        """*operation* has ended; *error* is what it raised, cancellation included.
+
+        Not called where a loop was closed without cancelling its tasks, and the garbage collector ended the operation.
+        """
 
 
 class _Observed:
@@ -68,6 +71,8 @@ class _Observed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is GeneratorExit:
+            return  # the garbage collector runs this, perhaps while the observer's own lock is held
         try:
             self._observer.end(self._operation, error)
         except Exception:

@@ -307,12 +307,7 @@ class EngineClient(EventClient):
         waiter = self._pausing.enter(0)  # its one event is the end of the client
         if waiter is None:
             return
-        try:
-            await waiter.wait(seconds)
-        except asyncio.CancelledError:
-            self._pausing.leave(waiter)
-            raise
-        self._pausing.leave(waiter)
+        await self._pausing.wait(waiter, seconds)
 
     async def _connected(self, ends: float) -> None:
         """Connect, or wait for whoever does."""

@@ -229,8 +229,9 @@ class PrefetchingFeed(Feed):
         while not self._stopped:
             await asyncio.sleep(pause)
             now = self._now()
+            self._waiting.drop_the_dead()
             with self._lock:
-                self._settler.enqueue(self._ledger.expire(now))
+                self._settler.give_back_overdue(now)
                 renewals = self._ledger.renewals(now + lease / 2) if lease is not None else []
             self._settler.pump()
             if renewals and lease is not None:

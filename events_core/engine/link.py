@@ -90,8 +90,5 @@ class Pauses:
             self._was_cut_short = False
             await asyncio.sleep(seconds)
             return
-        try:
-            await waiter.wait(seconds)
-        finally:
-            self._room.leave(waiter)
+        await self._room.wait(waiter, seconds)
         self._was_cut_short = self._room.events != events

@@ -160,12 +160,10 @@ class EngineReceiver(EventReceiver):
             if waiter is None:
                 continue
             try:
-                await waiter.wait(self._patience(min(ends, warns)))
-            except BaseException:
-                self._waiting.leave(waiter)
+                await self._waiting.wait(waiter, self._patience(min(ends, warns)))
+            except asyncio.CancelledError:
                 self._waiting.wake()  # what this wake-up was for is still there
                 raise
-            self._waiting.leave(waiter)
             if time.monotonic() >= warns:
                 warns = math.inf
                 self._warn_if_blocked()
@@ -177,7 +175,7 @@ class EngineReceiver(EventReceiver):
             if self._closing:
                 raise self._locate(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
             now = time.monotonic()
-            self._settler.enqueue(self._ledger.expire(now))
+            self._settler.give_back_overdue(now)
             try:
                 taken = self._feed.take(limit, now)
             except BrokerError as error:
@@ -247,6 +245,9 @@ class EngineReceiver(EventReceiver):
     async def hand_back(self, message: ReceivedMessage) -> None:
         await self._settle([message], Outcome.RETURN, None, single=True)
 
+    def abandon(self, message: ReceivedMessage) -> None:
+        self._settler.abandoned.append(message)
+
     def _checked(self, delay: float | None) -> float | None:
         if delay is None:
             return None
@@ -285,7 +286,7 @@ class EngineReceiver(EventReceiver):
             if self._closed:
                 raise self._locate(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
             now = time.monotonic()
-            self._settler.enqueue(self._ledger.expire(now))
+            self._settler.give_back_overdue(now)
             begun = self._ledger.begin(targets, outcome, delay, now)
             ticket = self._settler.settle(begun)
         await self._settler.finished(ticket)
@@ -349,6 +350,7 @@ class EngineReceiver(EventReceiver):
                 self._close_time.begin()
             await self._feed.stop_fetching(self._close_time.step())
             with self._lock:
+                self._settler.give_back_overdue(time.monotonic())
                 self._settler.enqueue(self._ledger.close())
             self._settler.pump()
             await self._until(lambda: not self._ledger.held, self._close_time.patience)

@@ -16,6 +16,7 @@ from events_core.engine.ledger import Begun, Ledger
 from events_core.engine.link import Link, Pauses
 from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode
+from events_core.message import ReceivedMessage
 
 __all__ = ["Settler"]
 
@@ -76,6 +77,8 @@ class Settler:
         self._running: asyncio.Task[None] | None = None
         self._stopped = False
         self._last_error: BrokerError | None = None
+        self.abandoned: deque[ReceivedMessage] = deque()
+        """Messages whose processing the garbage collector has ended, in any thread; appended without the lock."""
         self.on_progress: Callable[[], None] = lambda: None
 
     @property
@@ -88,6 +91,12 @@ class Settler:
         for settlement in settlements:
             settlement.delivery.settlement = settlement
             self._queue.append(settlement)
+
+    def give_back_overdue(self, now: float) -> None:
+        """Give back what is past its deadline (R6), and what was abandoned.  Under the lock."""
+        while self.abandoned:
+            self.enqueue(self._ledger.begin([self.abandoned.popleft()], Outcome.RETURN, None, now).asked)
+        self.enqueue(self._ledger.expire(now))
 
     def settle(self, begun: Begun) -> Ticket:
         """Let the broker be told what was *begun*; inline it has been on return.  Under the lock."""

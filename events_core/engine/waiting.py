@@ -173,12 +173,18 @@ class WaitingRoom:
 
     Wake-ups are hints: who is woken looks for himself.  One waiter of *each* loop is woken, in order of arrival, since
     a loop may be blocked or have stopped, and must hinder no other.
+
+    A loop may be closed without cancelling its tasks.  Its waiters are dropped when somebody looks again.  The garbage
+    collector then ends their coroutines: in any thread, also in one that holds the lock below.  So a wait that ends
+    with ``GeneratorExit`` takes no lock.
     """
 
     def __init__(self) -> None:
         # A leaf lock: nothing else is locked while it is held, so that a wake-up may come from under any lock.
         self._lock = threading.Lock()
         self._waiters: dict[asyncio.AbstractEventLoop, deque[Waiter]] = {}
+        self._collected: deque[Waiter] = deque()
+        """Waiters whose coroutines the garbage collector has ended; appended without the lock."""
         self.events = 0
 
     def enter(self, events: int) -> Waiter | None:
@@ -186,24 +192,55 @@ class WaitingRoom:
         with self._lock:
             if self.events != events:
                 return None
+            if self._waiters:
+                self._drop_the_dead()
             waiter = Waiter()
             self._waiters.setdefault(waiter.loop, deque()).append(waiter)
             return waiter
 
+    async def wait(self, waiter: Waiter, timeout: float | None) -> None:
+        """Let *waiter* wait, for *timeout* seconds at most, and leave."""
+        try:
+            await waiter.wait(timeout)
+        except GeneratorExit:
+            self._collected.append(waiter)
+            raise
+        except BaseException:
+            self.leave(waiter)
+            raise
+        self.leave(waiter)
+
     def leave(self, waiter: Waiter) -> None:
         """The wait is over, for whatever reason."""
         with self._lock:
-            waiters = self._waiters.get(waiter.loop)
-            if waiters is not None:
-                if waiter in waiters:
-                    waiters.remove(waiter)
-                if not waiters:
-                    del self._waiters[waiter.loop]
+            self._remove(waiter)
+
+    def drop_the_dead(self) -> None:
+        """Let go of those whose loop is closed: they keep their tasks, and what these hold, from being collected."""
+        with self._lock:
+            self._drop_the_dead()
+
+    def _remove(self, waiter: Waiter) -> None:
+        waiters = self._waiters.get(waiter.loop)
+        if waiters is not None:
+            if waiter in waiters:
+                waiters.remove(waiter)
+            if not waiters:
+                del self._waiters[waiter.loop]
+
+    def _drop_the_dead(self) -> None:
+        """The same, and of those that the garbage collector has ended; under the lock."""
+        while self._collected:
+            self._remove(self._collected.popleft())
+        for loop in [loop for loop in self._waiters if loop.is_closed()]:
+            del self._waiters[loop]
 
     def wake(self) -> None:
         """Something has happened: wake one waiter of each loop."""
         with self._lock:
             self.events += 1
+            if self._waiters:
+                self._drop_the_dead()
             for waiters in self._waiters.values():
                 while waiters:
                     waiter = waiters.popleft()
@@ -215,6 +252,7 @@ class WaitingRoom:
         """Something has happened that concerns everybody."""
         with self._lock:
             self.events += 1
+            self._drop_the_dead()
             for waiters in self._waiters.values():
                 while waiters:
                     waiters.popleft().wake()

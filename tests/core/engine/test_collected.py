@@ -1,0 +1,256 @@
+"""What the garbage collector may run: coroutines of loops that were closed, in any thread, which may hold a lock."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+import threading
+import types
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from events_core import EventClient, EventConfig, EventMessage, EventReceiver, ReceivedMessage, consume
+from events_core.backends.memory import MemoryClient
+from events_core.engine import receiver as receiver_module
+from events_core.engine import waiting as waiting_module
+from events_core.engine.waiting import WaitingRoom
+from events_core.observing import Operation
+
+from ..network_memory import NetworkClient
+
+_topics = itertools.count()
+
+
+class CollectingLock:
+    """A lock whose holder collects garbage at once, and who takes it twice is found instead of waiting for ever."""
+
+    is_armed = False
+    taken_twice = 0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holder: int | None = None
+
+    def __enter__(self) -> None:
+        if self._holder == threading.get_ident():
+            CollectingLock.taken_twice += 1
+            raise RuntimeError("a thread waits for a lock that it holds")
+        self._lock.acquire()
+        self._holder = threading.get_ident()
+        if CollectingLock.is_armed:
+            gc.collect()
+
+    def __exit__(self, *_: object) -> None:
+        self._holder = None
+        self._lock.release()
+
+
+@pytest.fixture(autouse=True)
+def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Garbage is collected where a test says so, and under each lock of a receiver."""
+    locks = types.SimpleNamespace(Lock=CollectingLock)
+    monkeypatch.setattr(receiver_module, "threading", locks)
+    monkeypatch.setattr(waiting_module, "threading", locks)
+    monkeypatch.setattr(CollectingLock, "is_armed", False)
+    monkeypatch.setattr(CollectingLock, "taken_twice", 0)
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def leave_behind(*coroutines: Coroutine[Any, Any, Any], until: Callable[[], bool] = lambda: True) -> None:
+    """Run *coroutines* until they wait, and *until* that, in a loop that is then closed without cancelling them."""
+    loop = asyncio.new_event_loop()
+    tasks = [loop.create_task(coroutine) for coroutine in coroutines]
+
+    async def wait() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            while not until():
+                await asyncio.sleep(0.001)
+
+    loop.run_until_complete(wait())
+    del tasks
+    loop.close()
+
+
+@pytest.fixture(params=[MemoryClient, NetworkClient], ids=["inline", "thread"])
+def client(request: pytest.FixtureRequest) -> Iterator[EventClient]:
+    made: EventClient = request.param(EventConfig(f"topic-{next(_topics)}"))
+    yield made
+    CollectingLock.is_armed = False
+    asyncio.run(made.close(timeout=0))
+
+
+async def _receiver(client: EventClient, *messages: bytes) -> tuple[EventReceiver, list[ReceivedMessage]]:
+    """A receiver that holds *messages*."""
+    receiver = await client.subscribe("s")
+    await client.send_messages([EventMessage(data) for data in messages])
+    held: list[ReceivedMessage] = []
+    while len(held) < len(messages):
+        held += await receiver.receive_messages(10, 30)
+    return receiver, held
+
+
+async def _process(receiver: EventReceiver, message: ReceivedMessage) -> None:
+    async with receiver.processing(message):
+        await asyncio.get_running_loop().create_future()
+
+
+def test_a_collected_processing_hands_its_message_back(client: EventClient, caplog: pytest.LogCaptureFixture) -> None:
+    """H1: by the next turn of the engine, uncounted; what the collector runs takes no lock and logs nothing."""
+    receiver, (held,) = asyncio.run(_receiver(client, b"x"))
+    with caplog.at_level(logging.DEBUG, "events_core"):
+        leave_behind(_process(receiver, held))
+        CollectingLock.is_armed = True
+
+        async def again() -> ReceivedMessage | None:
+            return await receiver.receive_message(30)
+
+        came = asyncio.run(again())
+    assert CollectingLock.taken_twice == 0
+    assert [record for record in caplog.records if "given back" in record.getMessage()] == []
+    assert came is not None
+    assert (came.message_id, came.delivery_attempt) == (held.message_id, 1)
+
+
+async def _iterate(receiver: EventReceiver) -> None:
+    async for _ in receiver:
+        pass
+
+
+async def _receive(receiver: EventReceiver) -> None:
+    await receiver.receive_message()
+
+
+@pytest.mark.parametrize("waits", [_receive, _iterate])
+def test_a_collected_receive_hinders_no_other(
+    client: EventClient, waits: Callable[[EventReceiver], Coroutine[Any, Any, Any]]
+) -> None:
+    """R3: its loop is closed, and the next message wakes who waits elsewhere."""
+    receiver, _ = asyncio.run(_receiver(client))
+    leave_behind(*(waits(receiver) for _ in range(3)))
+    CollectingLock.is_armed = True
+
+    async def send_and_receive() -> bytes | None:
+        receiving = asyncio.create_task(receiver.receive_message(30))
+        await asyncio.sleep(0)
+        await client.send_message(EventMessage(b"x"))
+        message = await receiving
+        return None if message is None else message.data
+
+    assert asyncio.run(send_and_receive()) == b"x"
+    assert CollectingLock.taken_twice == 0
+
+
+def test_a_collected_settlement_is_still_applied(client: EventClient) -> None:
+    """S5: or not; the receiver goes on."""
+    receiver, (held,) = asyncio.run(_receiver(client, b"x"))
+    leave_behind(receiver.acknowledge(held))
+    CollectingLock.is_armed = True
+
+    async def again() -> None:
+        await receiver.acknowledge(held)
+
+    asyncio.run(again())
+    assert CollectingLock.taken_twice == 0
+    assert receiver.stats.held == 0
+
+
+def test_an_observer_is_not_told_by_the_collector(client: EventClient) -> None:
+    """V1: it may take locks of its own, so what was collected has no end."""
+    receiver, _ = asyncio.run(_receiver(client))
+    ended: list[BaseException | None] = []
+
+    class Observing:
+        def start(self, operation: Operation) -> None: ...
+
+        def end(self, operation: Operation, error: BaseException | None) -> None:
+            ended.append(error)
+
+    client.observer = Observing()
+    leave_behind(receiver.receive_message())
+    receiver._waiting.wake()  # type: ignore[attr-defined]  # nobody knows the waiter any more
+    gc.collect()
+    assert ended == []
+
+
+async def _handle(message: ReceivedMessage) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+def test_what_a_collected_consumer_handled_comes_again(client: EventClient) -> None:
+    """H2: whether it was waiting for messages or handling one."""
+    receiver, _ = asyncio.run(_receiver(client))
+    asyncio.run(client.send_message(EventMessage(b"x")))  # type: ignore[arg-type]  # a coroutine, as an awaitable
+    leave_behind(consume(receiver, _handle, concurrency=3), until=lambda: receiver.stats.held == 1)
+    CollectingLock.is_armed = True
+
+    async def again() -> bytes:
+        async with asyncio.timeout(60):
+            while (message := await receiver.receive_message(0.1)) is None:
+                pass
+        return message.data
+
+    assert asyncio.run(again()) == b"x"
+    assert CollectingLock.taken_twice == 0
+
+
+def test_a_close_does_not_wait_for_what_was_abandoned(client: EventClient) -> None:
+    """C1: nobody will settle it, so it goes back at once."""
+    receiver, (held,) = asyncio.run(_receiver(client, b"x"))
+    leave_behind(_process(receiver, held))
+    gc.collect()
+
+    async def close_and_receive() -> ReceivedMessage | None:
+        await asyncio.wait_for(receiver.close(timeout=3600), 60)
+        return await (await client.subscribe("s")).receive_message(30)
+
+    again = asyncio.run(close_and_receive())
+    assert again is not None
+    assert (again.message_id, again.delivery_attempt) == (held.message_id, 1)
+
+
+@pytest.mark.parametrize("happen", [WaitingRoom.wake, WaitingRoom.wake_all])
+def test_a_waiting_room_forgets_waiters_of_closed_loops(happen: Callable[[WaitingRoom], None]) -> None:
+    """With the next event, whether it wakes one or all of them."""
+    room = WaitingRoom()
+
+    async def wait() -> None:
+        waiter = room.enter(room.events)
+        assert waiter is not None
+        await room.wait(waiter, None)
+
+    leave_behind(wait(), wait())
+    assert len(room._waiters) == 1
+    happen(room)
+    assert room._waiters == {}
+
+
+def test_a_waiter_that_was_collected_is_not_woken_in_place_of_another() -> None:
+    """Whoever ends a coroutine while its loop runs, and under the lock: the next event is for those who wait."""
+    room = WaitingRoom()
+
+    async def wait() -> None:
+        waiter = room.enter(room.events)
+        assert waiter is not None
+        await room.wait(waiter, None)
+
+    async def test() -> None:
+        ended = wait()
+        ended.send(None)  # waits
+        with room._lock:
+            ended.close()
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        room.wake()
+        await asyncio.wait_for(waiting, 30)
+
+    asyncio.run(test())
+    assert CollectingLock.taken_twice == 0
