@@ -32,7 +32,7 @@ from events_core.engine import (
     message_size,
     redelivery_delay,
 )
-from events_core.options import CommonOptions, option
+from events_core.options import CommonOptions, did_you_mean, option
 
 __all__ = ["MemoryClient", "MemoryOptions"]
 
@@ -134,6 +134,7 @@ class _Topic:
         return [source for subscription in self.subscriptions.values() for source in subscription.sources]
 
 
+_EPHEMERAL = "ephemeral-"
 _ids = itertools.count(1)
 _topics: dict[tuple[str, str], _Topic] = {}
 # Guards every topic.  Wake-ups are called without it, since a receiver fetches under a lock of its own.
@@ -184,13 +185,18 @@ class MemoryDriver(Driver[MemoryOptions]):
         if subscription is None:
             if self.options.create == "never" and not ephemeral:
                 raise BrokerError(
-                    f"topic {self.topic_name!r} has no subscription {name!r}; create it with create=subscription",
+                    f"topic {self.topic_name!r} has no subscription {name!r}; create it with create=subscription"
+                    f"{self._nearest(name)}",
                     ErrorCode.NOT_FOUND,
                 )
             kept = self._topic.kept if self.options.start == "earliest" else ()
             self._topic.prune(time.monotonic())
             subscription = self._topic.subscriptions[name] = _Subscription(name, kept)
         return subscription
+
+    def _nearest(self, name: str) -> str:
+        named = [known for known in self._topic.subscriptions if not known.startswith(_EPHEMERAL)]
+        return did_you_mean(name, named)
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         now, when = time.monotonic(), datetime.now(UTC)
@@ -233,7 +239,7 @@ class MemoryDriver(Driver[MemoryOptions]):
         with _lock:
             if self.options.dead_letter_topic is not None:
                 self._find_topic(self.options.dead_letter_topic)
-            name = subscription or f"ephemeral-{next(_ids)}"
+            name = subscription or f"{_EPHEMERAL}{next(_ids)}"
             return MemorySource(self, name, subscription is None, wake)
 
     async def has_subscription(self) -> bool:
@@ -252,7 +258,8 @@ class MemoryDriver(Driver[MemoryOptions]):
             gone = self._topic.subscriptions.pop(subscription, None)
             if gone is None:
                 raise BrokerError(
-                    f"topic {self.topic_name!r} has no subscription {subscription!r}; nothing was deleted",
+                    f"topic {self.topic_name!r} has no subscription {subscription!r}; nothing was deleted"
+                    f"{self._nearest(subscription)}",
                     ErrorCode.NOT_FOUND,
                 )
             gone.deleted = True

@@ -13,11 +13,12 @@ import attrs
 import click
 import rich  # not needed before the tables, but its absence must show before anything is done
 
-from events_core import EventError, EventMessage, ReceivedMessage
+from events_core import ErrorCode, EventError, EventMessage, ReceivedMessage, ReceiveError
 from events_core.cli import ending, ndjson
 from events_core.cli.lines import Lines
 from events_core.cli.outcome import HOW_TO_TRACE, CommandError, ExitCode, exit_code, log_to_stderr, say
 from events_core.cli.output import Output
+from events_core.cli.receiving import joining
 from events_core.cli.receiving import receive as receive_messages
 from events_core.cli.sending import Parse, Report, send_data, send_lines
 from events_core.cli.target import configured, read_config, usage_error
@@ -162,7 +163,8 @@ def _lines(path: str | None, *, dash: bool) -> Lines:
 @events.command()
 @click.argument("target", required=False)
 @configured
-@click.option("-s", "--subscription", metavar="NAME", help="Join this subscription.")
+@click.option("-s", "--subscription", metavar="NAME", help="Join this subscription, which must exist.")
+@click.option("--create", is_flag=True, help="With --subscription: create it if it does not exist.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), help="End after so many messages.")
 @click.option("-t", "--timeout", type=float, callback=_seconds, help="End after so many seconds without a message.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object for each message, instead of its data.")
@@ -172,6 +174,7 @@ def receive(
     file: str | None,
     client: str | None,
     subscription: str | None,
+    create: bool,
     limit: int | None,
     timeout: float | None,
     as_json: bool,
@@ -188,10 +191,19 @@ def receive(
         raise usage_error("--raw and --json exclude each other")
     if subscription == "":
         raise usage_error("--subscription must not be empty; leave it out for an ephemeral one")
+    if create and subscription is None:
+        raise usage_error("--create goes with --subscription; that of the target follows the option 'create'")
     config = read_config(target, file, client)
+    if subscription is not None:
+        config = joining(config, subscription, create=create)
     render = ndjson.dump_message if as_json else _data_line
-    command = partial(receive_messages, subscription=subscription, limit=limit, timeout=timeout, render=render, raw=raw)
-    ending.run(partial(command, config))
+    command = partial(receive_messages, limit=limit, timeout=timeout, render=render, raw=raw)
+    try:
+        ending.run(partial(command, config))
+    except ReceiveError as error:
+        if error.code is not ErrorCode.NOT_FOUND or subscription is None or create:
+            raise
+        raise CommandError(f"{error}; to have it created, give --create") from error
 
 
 def _data_line(message: ReceivedMessage) -> bytes:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from events_core import EventConfig, EventReceiver, ReceivedMessage
+from events_core import EventConfig, EventReceiver, ReceivedMessage, load_backend
 from events_core.cli.ending import Ending, finish, opened
 from events_core.cli.outcome import CommandError, ExitCode
 from events_core.cli.output import Output
+from events_core.options import describe_options
 
-__all__ = ["receive"]
+__all__ = ["joining", "receive"]
 
 Render = Callable[[ReceivedMessage], bytes]
 
@@ -19,11 +20,29 @@ _LARGEST_BATCH = 100
 _DEFAULT_OUTSTANDING = 1000
 
 
+def joining(config: EventConfig, subscription: str, *, create: bool) -> EventConfig:
+    """Return *config* with *subscription* in place of its own; a mistyped name must not become a subscription.
+
+    :param create: whether the subscription is created if it is missing.  Otherwise nothing is created.
+    """
+    allowed = "never"
+    if create:
+        given = config.options.get("create", _default_create(config.backend) if config.backend else "")
+        allowed = "subscription" if given in ("", "never") else given
+    options = {"subscription": subscription, "create": allowed}
+    origins = {"subscription": "--subscription", "create": "--create" if create else "--subscription"}
+    return attrs.evolve(config, options={**config.options, **options}, origins={**config.origins, **origins})
+
+
+def _default_create(backend: str) -> str:
+    options = describe_options(load_backend(backend).options_class)
+    return next((info.default or "" for info in options if info.name == "create"), "")
+
+
 async def receive(
     config: EventConfig,
     ending: Ending,
     *,
-    subscription: str | None,
     limit: int | None,
     timeout: float | None,
     render: Render,
@@ -37,7 +56,7 @@ async def receive(
     :raises CommandError: ``NOTHING`` when no message came; ``READER_GONE``.
     """
     output = Output(raw=raw)
-    async with opened(_bounded(config, limit)) as client, await client.subscribe(subscription) as receiver:
+    async with opened(_bounded(config, limit)) as client, await client.subscribe() as receiver:
         output.watch(ending)
         received = 0
         while limit is None or received < limit:

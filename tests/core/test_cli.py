@@ -385,10 +385,46 @@ def test_receive_that_times_out_with_nothing_has_its_own_code(shell: Shell) -> N
 def test_subscription_option_joins_that_subscription(shell: Shell) -> None:
     """--subscription goes before the one in TARGET."""
     for name in ("one", "two"):
-        shell.run("receive", URL, "--subscription", name, "--timeout", "0.1", code=3)
+        shell.run("receive", URL, "--subscription", name, "--create", "--timeout", "0.1", code=3)
     shell.run("send", URL, "x")
     for name in ("one", "two"):
         assert shell.run("receive", URL, "-s", name, "-n", "1").stdout == b"x\n"
+
+
+def test_a_mistyped_subscription_is_not_created(shell: Shell) -> None:
+    """--subscription alone joins what there is, and the error names the nearest and how to create one."""
+    shell.run("send", URL, "x")
+    for target in (URL, URL + "&create=all", "sqlite:events.db/orders"):
+        line = shell.fail("receive", target, "-s", "biling")
+        assert "has no subscription 'biling'" in line
+        assert "did you mean 'billing'?" in line
+        assert "--create" in line
+    shell.run("send", URL, "y")
+    assert "no subscription 'biling'" in shell.fail("receive", URL, "-s", "biling")
+    assert "does not exist" in shell.fail("receive", "sqlite:typo.db/orders", "-s", "billing")
+    assert [path.name for path in shell.folder.glob("typo*")] == []
+
+
+@pytest.mark.parametrize("options", ["", "?create=never", "?create=subscription"])
+def test_create_lets_the_subscription_be_created(shell: Shell, options: str) -> None:
+    """Whatever the target allows; of the target's own subscription nothing is made."""
+    shell.run("send", "sqlite:events.db/orders", "before")
+    target = f"sqlite:events.db/orders{options}{'&' if options else '?'}subscription=other"
+    shell.run("receive", target, "-s", "new", "--create", "-t", "0.1", code=3)
+    shell.run("send", "sqlite:events.db/orders", "after")
+    assert shell.run("receive", target, "-s", "new", "-n", "1").stdout == b"after\n"
+    assert "no subscription 'other'" in shell.fail("receive", target, "-s", "other")
+
+
+def test_create_with_a_new_file(shell: Shell) -> None:
+    """Where the target may create everything, --create does not take that back."""
+    shell.run("receive", "sqlite:new.db/orders", "-s", "new", "--create", "-t", "0.1", code=3)
+
+
+def test_a_subscription_of_the_target_follows_its_option(shell: Shell) -> None:
+    """TARGET says itself whether its subscription is created."""
+    shell.run("receive", URL, "-t", "0.1", code=3)
+    assert "no subscription 'other'" in shell.fail("receive", "sqlite:events.db/orders?subscription=other&create=never")
 
 
 def test_what_could_not_be_written_is_not_acknowledged(shell: Shell) -> None:
@@ -505,6 +541,7 @@ BAD = {
     "no time": (["receive", URL, "--timeout", "0"], 2, "positive number of seconds"),
     "no number": (["receive", URL, "--timeout", "nan"], 2, "positive number of seconds"),
     "endless ping": (["ping", URL, "--timeout", "inf"], 2, "positive number of seconds"),
+    "create without a name": (["receive", URL, "--create"], 2, "--create goes with --subscription"),
     "empty subscription": (["receive", URL, "--subscription", ""], 2, "must not be empty"),
     "no such folder": (["ping", "sqlite:none/events.db/orders"], 1, "none/events.db"),
     "no database": (["receive", "sqlite:c.toml/orders"], 1, "c.toml"),

@@ -140,3 +140,23 @@ def test_a_mistake_of_an_inline_driver_is_a_failure_of_the_call() -> None:
             assert {each.value.code for each in (sending, receiving, settling)} == {ErrorCode.INTERNAL}
 
     asyncio.run(scenario())
+
+
+def test_a_missing_subscription_is_told_with_the_nearest() -> None:
+    """A mistyped name is found at once, in joining and in deleting."""
+
+    async def scenario() -> None:
+        config = EventConfig("mistyped", backend="memory")
+        strict = EventConfig("mistyped", options={"create": "never"}, backend="memory")
+        async with create_client(config) as client, create_client(strict) as other:
+            await client.subscribe("billing")
+            await client.subscribe()
+            for joins in (other.subscribe("biling"), client.delete_subscription("biling")):
+                with pytest.raises(ReceiveError, match=r"no subscription 'biling'.*; did you mean 'billing'") as caught:
+                    await joins
+                assert caught.value.code is ErrorCode.NOT_FOUND
+            with pytest.raises(ReceiveError) as caught:
+                await other.subscribe("ephemeral-1")
+            assert "did you mean" not in str(caught.value)
+
+    asyncio.run(scenario())

@@ -183,3 +183,16 @@ def test_a_send_that_reaches_nobody_is_told(console: Console, caplog: pytest.Log
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1
     assert f"{console.topic_name!r} has no subscription" in warnings[0]
+
+
+def test_a_missing_subscription_is_told_with_the_nearest(console: Console) -> None:
+    """NOT_FOUND has the nearest name of the topic's subscriptions, where the account may list them."""
+    console.create(f"{console.topic_name}-billing")
+
+    async def subscribe() -> None:
+        async with console.client(create="never") as subscriber:
+            await subscriber.subscribe(f"{console.topic_name}-biling")
+
+    with pytest.raises(ReceiveError, match=f"; did you mean '{console.topic_name}-billing'\\?") as caught:
+        asyncio.run(subscribe())
+    assert caught.value.code is ErrorCode.NOT_FOUND

@@ -18,6 +18,7 @@ from events_core.backends.sqlite.options import SQLiteOptions
 from events_core.backends.sqlite.place import Place
 from events_core.backends.sqlite.schema import VERSION, check_version, next_id, open_file
 from events_core.engine import BrokerError
+from events_core.options import did_you_mean
 
 __all__ = ["Store"]
 
@@ -235,11 +236,18 @@ class Store:
             return found
         if self.options.create == "never" and expires_at is None:
             raise BrokerError(
-                f"topic {self.topic_name!r} has no subscription {name!r}; create it with create=subscription",
+                f"topic {self.topic_name!r} has no subscription {name!r}; create it with create=subscription"
+                f"{self._nearest(name)}",
                 ErrorCode.NOT_FOUND,
             )
         cursor = 0 if self.options.start == "earliest" else self._last_id()
         return self._create_subscription(self.topic_id, name, cursor=cursor, expires_at=expires_at)
+
+    def _nearest(self, name: str) -> str:
+        rows = self.connection.execute(
+            "SELECT name FROM subscriptions WHERE topic_id = ? AND expires_at IS NULL", (self.topic_id,)
+        )
+        return did_you_mean(name, [known for (known,) in rows])
 
     def _create_subscription(self, topic_id: int, name: str, *, cursor: int, expires_at: float | None = None) -> int:
         created = self.connection.execute(
@@ -333,7 +341,8 @@ class Store:
             found = self._subscription_id(name)
             if found is None:
                 raise BrokerError(
-                    f"topic {self.topic_name!r} has no subscription {name!r}; nothing was deleted", ErrorCode.NOT_FOUND
+                    f"topic {self.topic_name!r} has no subscription {name!r}; nothing was deleted{self._nearest(name)}",
+                    ErrorCode.NOT_FOUND,
                 )
             self.drop_subscription(found)
 

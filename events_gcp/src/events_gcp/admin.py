@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -10,6 +12,7 @@ from google.pubsub_v1 import types
 
 from events_core import Capabilities, ErrorCode
 from events_core.engine import BrokerError
+from events_core.options import did_you_mean
 
 if TYPE_CHECKING:
     from events_gcp.api import Api
@@ -23,6 +26,9 @@ _Subscription = types.Subscription.pb()
 
 _EPHEMERAL_TTL = 86_400
 """Seconds without use after which Pub/Sub deletes an ephemeral subscription; the fewest that it allows."""
+
+_LOOK_TIMEOUT = 2.0
+"""Seconds to look for a name that is nearest to one that does not exist."""
 
 _SHORTEST_LEASE = 10
 """Seconds (Subscription.ack_deadline_seconds in types/pubsub.py)."""
@@ -138,8 +144,11 @@ class Admin:
         try:
             return await self._api.get_subscription(subscription)
         except BrokerError as error:
-            if error.code is ErrorCode.NOT_FOUND and self._create != "never":
-                return None
+            if error.code is ErrorCode.NOT_FOUND:
+                if self._create != "never":
+                    return None
+                text = f"{error}{await self._nearest(subscription)}"
+                raise BrokerError(text, error.code) from error.__cause__
             if error.code is not ErrorCode.PERMISSION_DENIED or not trusting:
                 raise
             # roles/pubsub.subscriber suffices to receive, and does not let one look.
@@ -147,6 +156,14 @@ class Admin:
             wanted = self._wanted(subscription, ephemeral=False)
             wanted.ack_deadline_seconds = _SHORTEST_LEASE
             return wanted
+
+    async def _nearest(self, subscription: str) -> str:
+        """Name the nearest subscription of the topic, where the account may list them."""
+        with suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(_LOOK_TIMEOUT):
+                names = [name.rpartition("/")[2] for name in await self._api.subscriptions(self._topic)]
+            return did_you_mean(subscription.rpartition("/")[2], names)
+        return ""
 
     @property
     def _is_ordered(self) -> bool:

@@ -139,6 +139,12 @@ class Api:
             response = await self._ask(_LIST, _LIST.request(topic=topic, page_size=1))
             return bool(response.subscriptions or response.next_page_token)
 
+    async def subscriptions(self, topic: str) -> Sequence[str]:
+        """Return the full names of subscriptions of *topic*, 1,000 at most; needs the same permission."""
+        with translated(f"list the subscriptions of {topic!r} at {self._target}"):
+            response = await self._ask(_LIST, _LIST.request(topic=topic, page_size=1000))
+            return list(response.subscriptions)
+
     async def delete_topic(self, topic: str) -> None:
         """Delete *topic*."""
         with translated(f"delete {topic!r} at {self._target}"):
