@@ -1,16 +1,22 @@
 """When a request to publish leaves, and with which messages; pure.
 
-A request leaves at once while fewer than ``max_inflight`` are out; what gathers meanwhile is the next batch (P5).  So
-a lone send waits for no timer, and a busy client fills its batches by itself.
+A request leaves at once while it finds a place; what gathers meanwhile is the next batch (P5).  So a lone send waits
+for no timer, and a busy client fills its batches by itself.  Requests without a key have ``max_inflight`` places.
+Requests with one have ``max_keys`` places of their own, because each key has only one request out at a time: with many
+keys and few places, the time of a round trip would bound the rate.
+
+A :class:`~events_core.engine.pace.Pace`, where there is one, also bounds the bytes that are out.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from events_core.engine.driver import BrokerError
+from events_core.engine.pace import Pace, Trip
 from events_core.engine.turns import Turns
 from events_core.errors import ErrorCode
 from events_core.message import EventMessage
@@ -179,13 +185,26 @@ class Line(deque[Entry]):
             self.extend(waiting)
 
 
+class _Places:
+    """The places for requests that may be out at once, and what waits for one."""
+
+    __slots__ = ("claims", "free", "ready", "total")
+
+    def __init__(self, total: int) -> None:
+        self.total = self.free = total
+        self.ready: deque[_Lane] = deque()
+        self.claims: deque[tuple[Batch, Wakeable]] = deque()
+        """Paused requests that would leave again, before those that have not left yet."""
+
+
 class _Lane:
     """Entries that leave in order: of one key, or all."""
 
-    __slots__ = ("entries", "exclusive", "failing", "key", "out", "queued")
+    __slots__ = ("entries", "exclusive", "failing", "key", "out", "places", "queued")
 
-    def __init__(self, key: str | None, exclusive: bool) -> None:
+    def __init__(self, key: str | None, places: _Places, exclusive: bool) -> None:
         self.key = key
+        self.places = places
         self.exclusive = exclusive
         self.entries = Line()
         self.out = 0
@@ -194,31 +213,48 @@ class _Lane:
 
 
 class Batch:
-    """Entries of one request."""
+    """Entries that leave in one request, or in several, one after the other, if the line is too narrow for one."""
 
-    __slots__ = ("began", "entries", "failing", "lane")
+    __slots__ = ("began", "entries", "failing", "lane", "size", "trip")
 
-    def __init__(self, lane: _Lane, entries: list[Entry], began: float) -> None:
+    def __init__(self, lane: _Lane, entries: list[Entry], size: int, began: float) -> None:
         self.lane = lane
         self.entries = entries
+        self.size = size
+        """In bytes."""
         self.began = began
         self.failing = False
+        self.trip: Trip | None = None
+        """Its request, where there is a pace."""
 
 
 class Batcher:
     """Gathers entries into requests.
 
+    :param max_keys: how many requests with a key may be out; ``None`` where they share ``max_inflight``.
     :param mixed_keys: whether one request may carry several keys; then requests leave one at a time.
+    :param pace: bounds the bytes that are out.
     """
 
-    def __init__(self, *, max_messages: int, max_bytes: int | None, max_inflight: int, mixed_keys: bool) -> None:
+    def __init__(
+        self,
+        *,
+        max_messages: int,
+        max_bytes: int | None,
+        max_inflight: int,
+        mixed_keys: bool,
+        max_keys: int | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         self._max_messages = max_messages
-        self._max_bytes = max_bytes
-        self._places = self._free = 1 if mixed_keys else max_inflight
+        self._max_bytes = math.inf if max_bytes is None else max_bytes
+        self._places = _Places(1 if mixed_keys else max_inflight)
+        self._keyed_places = self._places if mixed_keys or max_keys is None else _Places(max_keys)
+        self._turn = deque({id(each): each for each in (self._places, self._keyed_places)}.values())
+        """Whose requests leave next, so that those of one kind do not use up all the bytes."""
         self._mixed = mixed_keys
+        self._pace = pace
         self._lanes: dict[str | None, _Lane] = {}
-        self._ready: deque[_Lane] = deque()
-        self._claims: deque[Wakeable] = deque()
         self._turns = Turns() if mixed_keys else None
 
     def add(self, entry: Entry) -> None:
@@ -226,7 +262,9 @@ class Batcher:
         key = None if self._mixed else entry.message.ordering_key
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(key, exclusive=self._mixed or key is not None)
+            lane = self._lanes[key] = _Lane(
+                key, self._places if key is None else self._keyed_places, exclusive=self._mixed or key is not None
+            )
         lane.entries.append(entry)
         self._offer(lane)
 
@@ -239,79 +277,140 @@ class Batcher:
     @property
     def is_ready(self) -> bool:
         """Whether a request may leave now."""
-        return self._free > 0 and bool(self._ready)
+        places, keyed = self._places, self._keyed_places
+        waiting = (places.free > 0 and places.ready) or (keyed.free > 0 and keyed.ready)
+        return bool(waiting) and self._has_room
+
+    @property
+    def _has_room(self) -> bool:
+        return self._pace is None or self._pace.has_room
 
     def next(self, now: float) -> Batch | None:
         """The next request that may leave, *now* in seconds of any clock; :meth:`release` must follow."""
-        while self._free > 0 and self._ready:
-            lane = self._ready.popleft()
+        if not self._has_room:
+            return None
+        for places in tuple(self._turn):
+            self._turn.rotate(-1)
+            batch = self._next_at(places, now)
+            if batch is not None:
+                return batch
+        return None
+
+    def _next_at(self, places: _Places, now: float) -> Batch | None:
+        while places.free > 0 and places.ready:
+            lane = places.ready.popleft()
             lane.queued = False
-            if lane.failing >= self._places:
+            if lane.failing >= places.total:
                 continue  # until one of them is over
             queued = len(lane.entries)
-            entries = self._gather(lane, self._turns.take(queued, now) if self._turns else queued)
+            entries, size = self._gather(lane, self._turns.take(queued, now) if self._turns else queued)
             if entries:
-                self._free -= 1
+                places.free -= 1
                 lane.out += 1
                 self._offer(lane)
-                return Batch(lane, entries, now)
+                batch = Batch(lane, entries, size, now)
+                if self._pace is not None:
+                    batch.trip = self._pace.leave(size, now)
+                return batch
             self._forget(lane)
         return None
 
+    def depart(self, batch: Batch, entries: list[Entry], now: float) -> list[Entry]:
+        """Begin a request of *batch*; return those of *entries*, from the first on, that the line has room for."""
+        pace = self._pace
+        if pace is None:
+            return entries
+        count, size = len(entries), batch.size
+        if size > pace.request_size:
+            count, size = _fitting(entries, pace.request_size)
+        if batch.trip is not None:
+            pace.end(batch.trip)
+        batch.trip = pace.leave(size, now)
+        return entries[:count]
+
+    def confirm(self, batch: Batch, now: float) -> None:
+        """The broker has answered the request; its bytes are no longer out."""
+        if self._pace is not None and batch.trip is not None:
+            self._pace.confirm(batch.trip, now)
+            batch.trip = None
+
     def release(self, batch: Batch, now: float) -> None:
         """The request is no longer out."""
-        self._vacate()
-        batch.lane.out -= 1
-        batch.lane.failing -= batch.failing
+        lane = batch.lane
+        lane.out -= 1
+        lane.failing -= batch.failing
         if self._turns:
-            self._turns.over(len(batch.entries), batch.began, now, waiting=bool(batch.lane.entries))
-        self._offer(batch.lane)
-        self._forget(batch.lane)
+            self._turns.over(len(batch.entries), batch.began, now, waiting=bool(lane.entries))
+        self._vacate(batch)
+        self._offer(lane)
+        self._forget(lane)
 
-    def pause(self, batch: Batch) -> None:
+    def pause(self, batch: Batch, now: float = 0.0, *, timed_out: bool = False) -> None:
         """The request waits before it is tried again: its place goes to another, its key stays taken.
 
         Where as many without a key have paused as may be out, others would fail one by one: they gather.
         """
         batch.lane.failing += not batch.failing
         batch.failing = True
-        self._vacate()
+        if timed_out and self._pace is not None and batch.trip is not None:
+            self._pace.time_out(batch.trip, now)
+            batch.trip = None
+        self._vacate(batch)
 
-    def resume(self, claim: Wakeable) -> None:
+    def resume(self, batch: Batch, claim: Wakeable) -> None:
         """A paused request would leave again; *claim* is woken when it has a place, before others get one."""
-        if self._free > 0:
-            self._free -= 1
-            claim.wake()
-        else:
-            self._claims.append(claim)
+        batch.lane.places.claims.append((batch, claim))
+        self._grant()
 
-    def _vacate(self) -> None:
-        if self._claims:
-            self._claims.popleft().wake()
-        else:
-            self._free += 1
+    def _vacate(self, batch: Batch) -> None:
+        batch.lane.places.free += 1
+        if self._pace is not None and batch.trip is not None:
+            self._pace.end(batch.trip)
+            batch.trip = None
+        self._grant()
 
-    def _gather(self, lane: _Lane, enough: int) -> list[Entry]:
-        """So many entries of *lane*, or a few more to divide no call."""
+    def _grant(self) -> None:
+        """Give places to paused requests."""
+        for places in self._turn:
+            while places.claims and places.free > 0 and self._has_room:
+                batch, claim = places.claims.popleft()
+                places.free -= 1
+                if self._pace is not None:
+                    batch.trip = self._pace.leave(min(batch.size, self._pace.request_size), batch.began)
+                claim.wake()
+
+    def _gather(self, lane: _Lane, enough: int) -> tuple[list[Entry], int]:
+        """So many entries of *lane*, or a few more to divide no call; and their size."""
+        largest = self._max_bytes if self._pace is None else min(self._max_bytes, self._pace.request_size)
         gathered: list[Entry] = []
         size = 0
         while lane.entries and len(gathered) < self._max_messages:
             entry = lane.entries[0]
-            size += entry.size
-            if gathered and self._max_bytes is not None and size > self._max_bytes:
+            if gathered and size + entry.size > largest:
                 break
             if len(gathered) >= enough and entry.call is not gathered[-1].call:
                 break
             lane.entries.popleft()
             if entry.result is None:
                 gathered.append(entry)
-        return gathered
+                size += entry.size
+        return gathered, size
 
     def _offer(self, lane: _Lane) -> None:
         if lane.entries and not lane.queued and not (lane.exclusive and lane.out):
             lane.queued = True
-            self._ready.append(lane)
+            lane.places.ready.append(lane)
 
     def _forget(self, lane: _Lane) -> None:
         if not lane.entries and not lane.out:
             self._lanes.pop(lane.key, None)
+
+
+def _fitting(entries: Sequence[Entry], largest: int) -> tuple[int, int]:
+    """How many of *entries*, at least one, have no more than *largest* bytes together; and how many they have."""
+    size = entries[0].size
+    for count, entry in enumerate(entries[1:], 1):
+        if size + entry.size > largest:
+            return count, size
+        size += entry.size
+    return len(entries), size

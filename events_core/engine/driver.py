@@ -255,6 +255,10 @@ class Driver(ABC, Generic[OptionsT]):
     """Most settlements in one request."""
     publish_max_inflight: int = 4
     """Requests to publish that are out at once (P5)."""
+    publish_max_keys: int | None = None
+    """Requests with an ordering key that are out at once, each of another key; ``None`` where they share
+    :attr:`publish_max_inflight`.  If a request carries one key, their number divided by the time of a round trip is the
+    rate at which messages leave that all have different keys."""
 
     capabilities: Capabilities
     """What this configuration promises."""

@@ -17,6 +17,7 @@ from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, step
 from events_core.engine.limits import measure
 from events_core.engine.link import Link, Pauses
+from events_core.engine.pace import Pace
 from events_core.engine.recipients import Recipients
 from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode, EventRuntimeError, PublishError
@@ -51,11 +52,14 @@ class Publisher:
         self._limits = driver.capabilities.limits
         self._keeps_order = driver.capabilities.ordering != "none"
         self._lock = threading.Lock()
+        paced = not (driver.inline or driver.blocking)
         self._batcher = Batcher(
             max_messages=driver.max_batch_messages,
             max_bytes=driver.max_batch_bytes,
             max_inflight=driver.publish_max_inflight,
             mixed_keys=driver.mixed_keys,
+            max_keys=driver.publish_max_keys,
+            pace=Pace(1 if driver.mixed_keys else driver.publish_max_inflight) if paced else None,
         )
         self._arriving = Line()
         self._calls: dict[AnyCall[Waiter], None] = {}
@@ -270,13 +274,14 @@ class Publisher:
                     with self._lock:
                         self._batcher.release(batch, time.monotonic())
                 following = self._next()
+                self.pump()  # a large request that is over makes room for several
         finally:
             self._pump()
 
     async def _publish(self, batch: Batch, entries: Iterable[Entry]) -> None:
         """Send *entries* of *batch* until each has its outcome, or nobody waits for it."""
         pauses = self._link.pauses(Backoff(maximum=10.0))
-        while sendable := self._sendable(entries):
+        while sendable := self._sendable(batch, entries):
             try:
                 results = await self._request(sendable)
             except BrokerError as error:
@@ -292,7 +297,7 @@ class Publisher:
             else:
                 self._link.up()
                 self._look_once()
-                self._settle(sendable, results)
+                self._settle(sendable, results, batch)
 
     async def _request(self, entries: Sequence[Entry]) -> Sequence[str | BrokerError]:
         try:
@@ -326,7 +331,8 @@ class Publisher:
                 if self._drained is not None:
                     self._drained.wake()
 
-    def _sendable(self, entries: Iterable[Entry]) -> list[Entry]:
+    def _sendable(self, batch: Batch, entries: Iterable[Entry]) -> list[Entry]:
+        """Return those of *entries* that leave in the next request; the others have their outcome, or follow."""
         now = time.monotonic()
         with self._lock:
             sendable = []
@@ -339,10 +345,14 @@ class Publisher:
                     self._finish(entry, hindrance)
                 else:
                     sendable.append(entry)
-            return sendable
+            return self._batcher.depart(batch, sendable, now) if sendable else sendable
 
-    def _settle(self, entries: Sequence[Entry], results: Sequence[str | BrokerError]) -> None:
+    def _settle(
+        self, entries: Sequence[Entry], results: Sequence[str | BrokerError], confirmed: Batch | None = None
+    ) -> None:
         with self._lock:
+            if confirmed is not None:
+                self._batcher.confirm(confirmed, time.monotonic())
             for entry, result in zip(entries, results, strict=True):
                 self._finish(entry, result)
 
@@ -351,13 +361,13 @@ class Publisher:
         for entry in entries:
             entry.call.last_error = error
         with self._lock:
-            self._batcher.pause(batch)
+            self._batcher.pause(batch, time.monotonic(), timed_out=error.code is ErrorCode.TIMEOUT)
         self._pump()
         patience = max(entry.call.deadline for entry in entries) - time.monotonic()
         await pauses.next(max(0.0, patience))
         place = Waiter()
         with self._lock:
-            self._batcher.resume(place)
+            self._batcher.resume(batch, place)
         await place.wait()
 
     def _timed_out(self, last: BaseException | None) -> BrokerError:

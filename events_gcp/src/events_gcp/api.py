@@ -18,7 +18,7 @@ from google.pubsub_v1 import types
 
 from events_core import EventMessage
 from events_core.engine import Delivery
-from events_gcp.channels import Pool
+from events_gcp.channels import Channel, Pool
 from events_gcp.codec import decode, encode
 from events_gcp.endpoint import Endpoint
 from events_gcp.errors import translated
@@ -30,6 +30,8 @@ __all__ = ["Api"]
 
 _RECONNECT_TIMEOUT = 1.0
 _PUBLISH_TIMEOUT = 15.0
+_SLOWEST_LINE = 250_000
+"""Bytes per second for which a request to publish has time beyond :data:`_PUBLISH_TIMEOUT`."""
 _PULL_TIMEOUT = 0.8
 _TIMEOUT = 10.0
 """Seconds for one request of each kind.  A pull ends within :data:`~events_gcp.inlet.DRAIN_TIMEOUT`, so that closing
@@ -77,9 +79,8 @@ class Api:
     def __init__(self, pool: Pool, restored: Callable[[], None], *, compress: bool) -> None:
         self._pool = pool
         self._restored = restored
-        self._channel = pool.main.grpc
+        self._channel = pool.main
         self._compression = grpc.Compression.Gzip if compress else None
-        self._methods: dict[str, Any] = {}
 
     @classmethod
     async def open(cls, endpoint: Endpoint, restored: Callable[[], None], *, compress: bool) -> Api:
@@ -92,7 +93,7 @@ class Api:
     @property
     def is_connected(self) -> bool:
         """The channel's last known state."""
-        return bool(self._channel.get_state() is grpc.ChannelConnectivity.READY)
+        return bool(self._channel.grpc.get_state() is grpc.ChannelConnectivity.READY)
 
     async def close(self) -> None:
         """Let go of the channel."""
@@ -106,10 +107,18 @@ class Api:
         """Reconnect after a failure, and tell everybody on the channel when it is connected again."""
         self._pool.look_out()
 
-    async def _ask(self, method: _Method, request: Any, timeout: float = _TIMEOUT, compression: Any = None) -> Any:
-        call = self._methods.get(method.path)
+    async def _ask(
+        self,
+        method: _Method,
+        request: Any,
+        timeout: float = _TIMEOUT,
+        compression: Any = None,
+        channel: Channel | None = None,
+    ) -> Any:
+        channel = channel or self._channel
+        call = channel.methods.get(method.path)
         if call is None:
-            call = self._methods[method.path] = _bound(self._channel.unary_unary, method)
+            call = channel.methods[method.path] = _bound(channel.grpc.unary_unary, method)
         settings = {"timeout": timeout, "metadata": _metadata(method, request), "compression": compression}
         try:
             return await call(request, **settings)
@@ -155,14 +164,21 @@ class Api:
         with translated(f"publish to {topic!r} at {self._target}"):
             if not self.is_connected:
                 await self._reconnected()
-            response = await self._ask(_PUBLISH, encode(topic, messages), _PUBLISH_TIMEOUT, self._compression)
+            # The engine sends smaller requests to a narrow line, but it cannot divide a large message.
+            timeout = _PUBLISH_TIMEOUT + sum(len(message.data) for message in messages) / _SLOWEST_LINE
+            channel = self._pool.for_stream()
+            channel.streams += 1
+            try:
+                response = await self._ask(_PUBLISH, encode(topic, messages), timeout, self._compression, channel)
+            finally:
+                channel.streams -= 1
             return list(response.message_ids)
 
     async def _reconnected(self) -> None:
         """Wait a moment while gRPC connects anew, during which it would fail every request at once."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_RECONNECT_TIMEOUT):
-                await self._channel.channel_ready()
+                await self._channel.grpc.channel_ready()
 
     # Subscriptions
 

@@ -69,7 +69,9 @@ class Channel:
 
     def __init__(self, endpoint: Endpoint, credentials: Any) -> None:
         self.streams = 0
-        """Streams that are open on it."""
+        """Streams and requests to publish that are open on it.  Other requests are few and short."""
+        self.methods: dict[str, Any] = {}
+        """What calls each method, by its path."""
         self.grpc = (
             grpc.aio.insecure_channel(endpoint.target, options=_OPTIONS)
             if endpoint.is_emulator
@@ -160,7 +162,7 @@ class Pool:
         return self._channels[0]
 
     def for_stream(self) -> Channel:
-        """A channel with room for a stream; count it in and out."""
+        """Return a channel with room for a stream, or for a request to publish; count it in and out."""
         for channel in self._channels:
             if channel.streams < _MAX_STREAMS:
                 return channel

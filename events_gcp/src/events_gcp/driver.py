@@ -16,7 +16,14 @@ import attrs
 from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessage
 from events_core.engine import BrokerError, Driver, off_loop
 from events_gcp.endpoint import Endpoint
-from events_gcp.limits import FULL_CAPABILITIES, MAX_ACK_IDS, MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, name_objection
+from events_gcp.limits import (
+    FULL_CAPABILITIES,
+    MAX_ACK_IDS,
+    MAX_BATCH_BYTES,
+    MAX_BATCH_MESSAGES,
+    PUBLISH_MAX_KEYS,
+    name_objection,
+)
 from events_gcp.options import GcpOptions
 from events_gcp.source import GcpSource
 
@@ -36,6 +43,7 @@ class GcpDriver(Driver[GcpOptions]):
     max_batch_messages = MAX_BATCH_MESSAGES
     max_batch_bytes = MAX_BATCH_BYTES
     max_settle_batch = MAX_ACK_IDS
+    publish_max_keys = PUBLISH_MAX_KEYS
 
     def __init__(self, topic_name: str, project_id: str, options: GcpOptions) -> None:
         super().__init__(topic_name, project_id, options)

@@ -17,6 +17,7 @@ __all__ = [
     "MAX_ATTRIBUTES",
     "MAX_BATCH_BYTES",
     "MAX_BATCH_MESSAGES",
+    "PUBLISH_MAX_KEYS",
     "name_objection",
 ]
 
@@ -25,6 +26,10 @@ MAX_BATCH_MESSAGES = 1000
 
 MAX_BATCH_BYTES = 9_000_000
 """Of the 10 MB of a publish request (quotas), leaving 1 MB for what encodes 1000 messages of 100 attributes each."""
+
+PUBLISH_MAX_KEYS = 128
+"""Requests with an ordering key that are out at once.  A request carries one key (``PublishRequest.messages`` in
+``types/pubsub.py``), so at a round trip of 30 ms this allows 4,000 keys a second."""
 
 MAX_ATTRIBUTES = 100
 """Of one message (quotas)."""

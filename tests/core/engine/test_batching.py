@@ -7,6 +7,7 @@ import pytest
 from events_core import ErrorCode, EventMessage
 from events_core.engine import BrokerError
 from events_core.engine.batching import Batch, Batcher, Call, Entry
+from events_core.engine.pace import Pace
 
 
 def batcher(**changes: object) -> Batcher:
@@ -127,7 +128,7 @@ def test_a_paused_request_leaves_again_when_there_is_a_place() -> None:
     assert paused is not None
     target.pause(paused)
     other = target.next(0.0)
-    target.resume(claim)
+    target.resume(paused, claim)
     assert not claim.woken
     assert other is not None
     target.release(other, 0.0)
@@ -148,7 +149,7 @@ def test_what_has_no_key_gathers_while_all_its_requests_are_paused() -> None:
     fill(target, call(""), call(""), call("a"))
     assert keys(target.next(0.0)) == ["a"]
     assert target.next(0.0) is None
-    target.resume(Nobody())
+    target.resume(out, Nobody())
     assert target.next(0.0) is None
     target.release(out, 0.0)
     assert keys(target.next(0.0)) == [None, None]
@@ -171,3 +172,99 @@ def test_a_failed_message_hinders_later_ones_of_its_key_in_its_call_only() -> No
     failed.entries[0].settle(BrokerError("no", ErrorCode.INVALID))
     hindrances: list[Entry] = [*failed.entries[1:], *other.entries]
     assert [entry.hindrance() is not None for entry in hindrances] == [True, False, False]
+
+
+def test_requests_with_a_key_have_places_of_their_own() -> None:
+    """P5: so many keys at once, whatever is out without one."""
+    target = batcher(max_inflight=1, max_keys=3)
+    fill(target, call("", "", "a", "b", "c", "d"))
+    left = [keys(target.next(0.0)) for _ in range(4)]
+    assert sorted(map(str, left)) == ["['a']", "['b']", "['c']", "[None, None]"]
+    fill(target, call(""))
+    assert target.next(0.0) is None
+    assert not target.is_ready
+
+
+def test_a_paused_request_takes_a_place_of_its_kind() -> None:
+    """P5: one with a key does not wait for those without."""
+    target = batcher(max_inflight=1, max_keys=1)
+    fill(target, call("a", "", "b"))
+    paused, other, claim = target.next(0.0), target.next(0.0), Nobody()
+    if keys(paused) != ["a"]:
+        paused, other = other, paused
+    assert paused is not None
+    target.pause(paused)
+    second = target.next(0.0)
+    assert keys(second) == ["b"]
+    assert second is not None
+    target.resume(paused, claim)
+    assert not claim.woken
+    target.release(second, 0.0)
+    assert claim.woken
+
+
+def paced(**changes: object) -> Batcher:
+    """With a window of 400 bytes, 100 in each request."""
+    pace = Pace(4)
+    pace._window = 400
+    return batcher(**{"max_messages": 100, "max_bytes": None, "max_inflight": 9, "max_keys": 100, **changes}, pace=pace)
+
+
+def test_no_more_bytes_are_out_than_the_line_takes() -> None:
+    """P5: a request carries a share of them, and others wait until one is over."""
+    target = paced()
+    fill(target, call(*[""] * 9, size=50))
+    left = [target.next(0.0) for _ in range(5)]
+    assert [len(batch.entries) for batch in left if batch] == [2, 2, 2, 2]
+    assert not target.is_ready
+    assert left[0] is not None
+    target.release(left[0], 0.0)
+    assert len(keys(target.next(0.0))) == 1
+
+
+def test_a_message_beyond_the_window_leaves_alone() -> None:
+    """P5: when nothing else is out that would share the line with it."""
+    target = paced()
+    fill(target, call("", "a", size=1000))
+    assert len(keys(target.next(0.0))) == 1
+    assert target.next(0.0) is None
+
+
+def test_neither_kind_of_request_keeps_the_line_from_the_other() -> None:
+    """P5: they take turns."""
+    target = paced()
+    fill(target, call(*"abcd", size=100), call(*[""] * 4, size=100))
+    assert sum(keys(target.next(0.0)) == [None] for _ in range(4)) == 2
+
+
+def test_a_request_that_timed_out_leaves_again_in_parts() -> None:
+    """P5, P7: at the same size it would fail again."""
+    target = paced()
+    fill(target, call(*"aaaa", size=25))
+    batch, claim = target.next(0.0), Nobody()
+    assert batch is not None
+    assert len(target.depart(batch, batch.entries, 0.0)) == 4
+    assert target._pace is not None
+    target._pace._window = 200
+    target.pause(batch, 15.0)
+    target.resume(batch, claim)
+    assert claim.woken
+    assert len(target.depart(batch, batch.entries, 16.0)) == 2
+    target.confirm(batch, 17.0)
+    assert len(target.depart(batch, batch.entries[2:], 17.0)) == 2
+
+
+def test_a_paused_request_waits_until_the_line_has_room() -> None:
+    """P5: then it leaves before what has not left yet."""
+    target = paced()
+    fill(target, call("a", size=300))
+    paused, claim = target.next(0.0), Nobody()
+    assert paused is not None
+    target.pause(paused)
+    fill(target, call("b", "c", size=500))
+    out = target.next(0.0)
+    assert out is not None
+    target.resume(paused, claim)
+    assert not claim.woken
+    target.release(out, 0.0)
+    assert claim.woken

@@ -146,11 +146,17 @@ class ScriptedClient(EngineClient):
         return self._driver
 
 
-def run(test: Callable[[ScriptedClient], Any], **options: str) -> None:
+def run(
+    test: Callable[[ScriptedClient], Any], *, driver: type[ScriptedDriver] = ScriptedDriver, **options: str
+) -> None:
     """Run *test* with a fresh client, and see that nothing is left of it."""
 
+    class Client(ScriptedClient):
+        api_version = 1
+        driver_class = driver
+
     async def main() -> None:
-        client = ScriptedClient(EventConfig("topic", options=options, backend="scripted"))
+        client = Client(EventConfig("topic", options=options, backend="scripted"))
         async with asyncio.timeout(20), client:
             await test(client)
         assert client.broker.closed or client.broker.thread is None
@@ -216,6 +222,47 @@ def test_concurrent_sends_share_requests() -> None:
             await until(lambda: len(client.broker.requests) >= 2)
         await asyncio.gather(*sends)
         assert len(client.broker.requests) <= 10
+
+    run(test)
+
+
+def test_a_driver_says_how_many_keys_are_out_at_once() -> None:
+    """P5: each in a request of its own, besides the requests without a key."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.gate = asyncio.Event()
+        sends = [asyncio.create_task(client.send_message(message("1", str(key)))) for key in range(60)]
+        await until(lambda: len(client.broker.requests) == 50)
+        other = asyncio.create_task(client.send_message(message("2")))
+        await until(lambda: client.broker.requests[-1] == [b"2"])
+        assert len(client.broker.requests) == 51
+        await client._home.call(_set(client.broker.gate))
+        await asyncio.gather(*sends, other)
+
+    run(test, driver=_ManyKeys)
+
+
+class _ManyKeys(ScriptedDriver):
+    publish_max_keys = 50
+
+
+def test_what_timed_out_is_sent_again_in_smaller_requests() -> None:
+    """P7: at the same size it would time out again, where the line is narrow."""
+
+    async def test(client: ScriptedClient) -> None:
+        lengths = []
+
+        async def publish(messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+            lengths.append(sum(len(each.data) for each in messages))
+            if lengths[-1] > 40_000:
+                raise BrokerError("no answer", ErrorCode.TIMEOUT, retryable=True)
+            return [each.data.decode() for each in messages]
+
+        client.broker.publish = publish  # type: ignore[method-assign]
+        sent = [message(f"{number:90}", "k") for number in range(3_000)]
+        assert await client.send_messages(sent) == [each.data.decode() for each in sent]
+        assert max(lengths) > 40_000
+        assert len(lengths) < 60
 
     run(test)
 
