@@ -129,11 +129,15 @@ class Connection:
         return self.has_lost
 
     def break_off(self) -> None:
-        """End both connections at once, whatever is on the way."""
-        for writer in self.writers:
-            writer.transport.abort()
+        """End both connections at once, whatever is on the way, and their task."""
+        self.abort()
         if self._task is not None:
             self._task.cancel()
+
+    def abort(self) -> None:
+        """End both connections; from their own task, which ends by itself."""
+        for writer in self.writers:
+            writer.transport.abort()
 
 
 class Proxy:
@@ -183,7 +187,7 @@ class Proxy:
                 ):
                     tasks.create_task(coroutine)
         except (OSError, ExceptionGroup, asyncio.CancelledError):
-            connection.break_off()  # one end is gone, and so is the other
+            connection.abort()  # one end is gone, and so is the other
         finally:
             self._connections.discard(connection)
             for each in connection.writers:
