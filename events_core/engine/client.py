@@ -282,8 +282,8 @@ class EngineClient(EventClient):
         backoff = Backoff(maximum=_CONNECT_PAUSE)
         lost: BrokerError | None = None
         while not self._opened:
-            self._start()
             try:
+                self._start()
                 await self._connected(ends)
             except BrokerError as error:
                 pause = next(backoff)

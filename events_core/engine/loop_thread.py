@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import selectors
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -35,10 +37,13 @@ _ORPHAN_PAUSE = 0.5
 
 
 class LoopThread:
-    """A daemon thread with a running event loop, from its creation until :meth:`stop`."""
+    """A daemon thread with a running event loop, from its creation until :meth:`stop`.
+
+    :raises BrokerError: ``EXHAUSTED`` when the process may have no more descriptors or threads.
+    """
 
     def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = _new_loop()
         self._stopping = False
         self._finish_within = 0.0
         self._woken: deque[Callable[[], object]] = deque()
@@ -48,7 +53,11 @@ class LoopThread:
         self._posting = threading.RLock()
         self._ended = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        try:
+            _start(self._thread)
+        except BrokerError:
+            self.loop.close()
+            raise
 
     @property
     def name(self) -> str:
@@ -118,10 +127,39 @@ async def _finish(within: float) -> None:
             await asyncio.get_running_loop().shutdown_asyncgens()
 
 
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        # asyncio prints a traceback when it collects a loop that it could make only in part, so look first.
+        with ExitStack() as needed:
+            needed.enter_context(closing(selectors.DefaultSelector()))
+            for end in socket.socketpair():
+                needed.enter_context(end)
+        return asyncio.new_event_loop()
+    except OSError as error:
+        raise BrokerError(
+            f"cannot make an event loop for the client: {error}; let this process open more files (ulimit -n)",
+            ErrorCode.EXHAUSTED,
+            retryable=True,
+        ) from error
+
+
+def _start(thread: threading.Thread) -> None:
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise BrokerError(
+            f"cannot start the thread {thread.name!r}: {error}; let this process have more threads or memory",
+            ErrorCode.EXHAUSTED,
+            retryable=True,
+        ) from error
+
+
 async def off_loop(work: Callable[[], T]) -> T:
     """Run *work*, which blocks, in a daemon thread of its own: importing an SDK, reading credentials.
 
     Cancelling the wait does not stop it.
+
+    :raises BrokerError: ``EXHAUSTED`` when the process may have no more threads.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -134,7 +172,7 @@ async def off_loop(work: Callable[[], T]) -> T:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle)
 
-    threading.Thread(target=run, name="events off loop", daemon=True).start()
+    _start(threading.Thread(target=run, name="events off loop", daemon=True))
     return await done
 
 

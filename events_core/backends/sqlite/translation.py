@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -111,6 +112,12 @@ def _why_it_failed(file: Path) -> tuple[str, ErrorCode, bool]:
 
 
 def _why_not_opened(file: Path, create: bool) -> tuple[str, ErrorCode, bool]:
+    if _lacks_descriptors():
+        return (
+            "cannot be opened, this process has too many files open; let it open more (ulimit -n)",
+            ErrorCode.EXHAUSTED,
+            True,
+        )
     if file.is_dir():
         return "is a directory; name a file in it", ErrorCode.INVALID, False
     if not file.parent.is_dir():
@@ -123,7 +130,16 @@ def _why_not_opened(file: Path, create: bool) -> tuple[str, ErrorCode, bool]:
             ErrorCode.PERMISSION_DENIED,
             False,
         )
-    return "could not be opened; check the disk, and how many files are open", ErrorCode.UNAVAILABLE, True
+    return "could not be opened; check the disk", ErrorCode.UNAVAILABLE, True
+
+
+def _lacks_descriptors() -> bool:
+    """Return whether this process may not open as many files as a connection needs: file, log and index."""
+    try:
+        with open(os.devnull), open(os.devnull), open(os.devnull):
+            return False
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def _why_not_created(file: Path, create: bool) -> tuple[str, ErrorCode, bool]:

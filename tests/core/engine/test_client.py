@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import threading
@@ -1133,13 +1134,14 @@ def test_an_io_thread_that_could_not_be_made_is_not_counted(monkeypatch: pytest.
     """C3: the next one ends with its last client."""
 
     def fail() -> None:
-        raise OSError("Too many open files")
+        raise OSError(errno.EMFILE, "Too many open files")
 
     async def test(client: ScriptedClient) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(asyncio, "new_event_loop", fail)
-            with pytest.raises(OSError, match="Too many"):
-                await client.send_message(message("1"))
+            with pytest.raises(EventConnectionError, match="Too many") as caught:
+                await client.ping()
+            assert (caught.value.code, caught.value.retryable) == (ErrorCode.EXHAUSTED, True)
         await client.send_message(message("2"))
 
     run(test)
