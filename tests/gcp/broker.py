@@ -76,6 +76,8 @@ class Broker:
         """Message ids, in order."""
         self.modified: list[tuple[str, int]] = []
         """Message ids and the deadlines that they were given."""
+        self.revoked: set[str] = set()
+        """Tokens that are taken for invalid."""
         self.expired: list[str] = []
         """Message ids of leases that ran out."""
         self.largest = 0
@@ -101,6 +103,8 @@ class Broker:
         name = path.rpartition("/")[2]
         self.requests[method, name] += 1
         self.peers.add(context.peer())
+        if dict(context.invocation_metadata()).get("authorization", "").removeprefix("Bearer ") in self.revoked:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not valid")
         fault = self.faults.get((method, name))
         if fault is None:
             return None

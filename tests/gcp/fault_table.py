@@ -6,8 +6,12 @@ Run it as ``python -m tests.gcp.fault_table`` in the folder of the checkout, aft
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from . import calls
@@ -79,6 +83,38 @@ def _is_code(word: str) -> bool:
     return any(mark in word for mark in "_=") or word.rstrip(",") in ("subscribe", "acknowledge", "nack", "ping")
 
 
+CONNECTIONS_TOP = """\
+Connections and credentials
+---------------------------
+
+These faults were tried on a connection like the one to the service: with TLS, with tokens from an authority, and with
+pings.  A client sent and received meanwhile.
+
+"""
+
+
+def connections(outcomes: Mapping[str, str]) -> str:
+    """Return the part of the page that is about what is between a client and Pub/Sub."""
+    return CONNECTIONS_TOP + table(("fault", "outcome"), (45, 55), outcomes.items())
+
+
+def measure_connections() -> Mapping[str, str]:
+    """Run the program that tries faults of connections and of credentials."""
+    root = Path(__file__).parents[2]
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.gcp.connections"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    if ran.returncode:
+        raise RuntimeError(ran.stderr)
+    outcomes: Mapping[str, str] = json.loads(ran.stdout)
+    return outcomes
+
+
 def problems() -> str:
     """Return the part of the page that is about problems of other clients."""
     rows = [
@@ -96,7 +132,7 @@ def problems() -> str:
 async def page() -> str:
     """Measure everything; the text of the page."""
     sections = [section(call, await calls.measure(call)) for call in calls.CALLS]
-    return "\n".join([TOP, *sections, problems()])
+    return "\n".join([TOP, *sections, connections(measure_connections()), problems()])
 
 
 if __name__ == "__main__":

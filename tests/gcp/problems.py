@@ -105,7 +105,7 @@ PROBLEMS = (
         "Without valid credentials, publishing hangs for ever.",
         "python-pubsub#19, #1173, #1318",
         "The send raises ``UNAUTHENTICATED`` or, when its time is up, ``TIMEOUT``.",
-        ("test_a_send_ends_although_nobody_answers",),
+        ("test_faults_of_connections_and_credentials_have_these_outcomes",),
     ),
     Problem(
         "Requests take minutes to fail.",

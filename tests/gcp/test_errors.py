@@ -9,7 +9,7 @@ from events_core import (
     ErrorCode,
 )
 from events_core.engine import BrokerError
-from events_gcp.errors import translated
+from events_gcp.errors import readable, translated
 
 
 @pytest.mark.parametrize("status", [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK])
@@ -19,6 +19,13 @@ def test_every_status_has_a_meaning(status: grpc.StatusCode) -> None:
     with pytest.raises(BrokerError, match=rf"ask: the details \({status.name}\)") as caught, translated("ask"):
         raise native
     assert caught.value.__cause__ is native
+
+
+def test_an_answer_that_cannot_be_read_may_be_asked_for_again() -> None:
+    """It is INTERNAL and retryable, as gRPC's own status for it."""
+    with pytest.raises(BrokerError, match="ask: the answer is damaged") as caught, translated("ask"):
+        readable(None)
+    assert (caught.value.code, caught.value.retryable) == (ErrorCode.INTERNAL, True)
 
 
 def test_what_cannot_be_foreseen_is_internal() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from . import calls
 from .calls import CALLS
-from .fault_table import PAGE, TOP, problems, section
+from .connections import CASES
+from .fault_table import CONNECTIONS_TOP, PAGE, PROBLEMS_TOP, TOP, connections, measure_connections, problems, section
 from .problems import PROBLEMS, Problem
 
 RETRYABLE = {
@@ -36,6 +37,20 @@ def outcomes(call: str) -> calls.Outcomes:
 def test_the_page_of_faults_says_what_happens(call: str) -> None:
     """A page that is out of date is written again by ``python -m tests.gcp.fault_table``."""
     assert section(call, outcomes(call)) in PAGE.read_text()
+
+
+def test_faults_of_connections_and_credentials_have_these_outcomes() -> None:
+    """F1, P7: what the page says of them is what happens."""
+    assert connections(measure_connections()) in PAGE.read_text()
+
+
+def test_only_missing_tokens_are_seen_by_a_program() -> None:
+    """F1: of all faults of connections and of credentials, the page names an error only where no token is to be had."""
+    text = PAGE.read_text()
+    rows = text[text.index(CONNECTIONS_TOP) : text.index(PROBLEMS_TOP)].split("   * - ")[2:]
+    seen = {row.splitlines()[0] for row in rows if "Error" in row}
+    assert len(rows) == len(CASES)
+    assert {row for row in CASES if row.startswith("The authority")} == seen
 
 
 def test_the_page_of_faults_has_nothing_else() -> None:

@@ -21,7 +21,7 @@ from events_core.engine import Delivery
 from events_gcp.channels import Channel, Pool
 from events_gcp.codec import decode, encode
 from events_gcp.endpoint import Endpoint
-from events_gcp.errors import translated
+from events_gcp.errors import readable, translated
 from events_gcp.limits import MAX_ACK_IDS
 from events_gcp.scratch import created
 from events_gcp.stream import Stream
@@ -121,12 +121,12 @@ class Api:
             call = channel.methods[method.path] = _bound(channel.grpc.unary_unary, method)
         settings = {"timeout": timeout, "metadata": _metadata(method, request), "compression": compression}
         try:
-            return await call(request, **settings)
+            return readable(await call(request, **settings))
         except grpc.aio.AioRpcError as error:
             self.look_out()
             if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not self.renew_credentials():
                 raise
-        return await call(request, **settings)
+        return readable(await call(request, **settings))
 
     # Topics
 

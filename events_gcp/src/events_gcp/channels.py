@@ -45,7 +45,12 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 # The emulator would close a connection that is pinged that often (ENHANCE_YOUR_CALM).
-_SERVICE_OPTIONS = [*_OPTIONS, ("grpc.keepalive_time_ms", 30_000)]
+_SERVICE_OPTIONS = [
+    *_OPTIONS,
+    ("grpc.keepalive_time_ms", 30_000),
+    # gRPC 1.85 ignores grpc.keepalive_timeout_ms, and waits a minute for the answer to a ping.
+    ("grpc.http2.ping_timeout_ms", 20_000),
+]
 
 
 class _Grpc:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from google.api_core.exceptions import from_grpc_error
 from google.auth.exceptions import GoogleAuthError, TransportError
+from google.protobuf.message import DecodeError
 from grpc import RpcError, StatusCode  # type: ignore[import-untyped]
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError
 
-__all__ = ["refused_ack_ids", "translated"]
+__all__ = ["readable", "refused_ack_ids", "translated"]
 
 
 class _Meaning(NamedTuple):
@@ -67,6 +68,16 @@ def translated(asked: str) -> Iterator[None]:
         raise BrokerError(f"{asked}: {found}{advice}", meaning.code, retryable=meaning.retryable) from error
 
 
+def readable(answer: Any) -> Any:
+    """Return *answer*, unless it is ``None``, as ``grpc.aio`` has it for one that it could not read.
+
+    :raises DecodeError: for such an answer.  gRPC's synchronous calls give it the status INTERNAL.
+    """
+    if answer is None:
+        raise DecodeError("the answer is damaged, and cannot be read")
+    return answer
+
+
 def refused_ack_ids(error: BrokerError) -> Mapping[str, BrokerError]:
     """What became of each delivery that a request to a subscription with exactly-once delivery could not settle.
 
@@ -104,6 +115,8 @@ def _meaning(error: Exception) -> tuple[_Meaning, str]:
             return _meaning_of(error.code(), error.details() or "")
         case TransportError():
             return _UNREACHABLE, str(error)
+        case DecodeError():
+            return _MEANINGS[StatusCode.INTERNAL], str(error)
         case TimeoutError():
             return _UNREACHABLE, "no answer"
         case GoogleAuthError() | OSError():  # the file that has the credentials, for one

@@ -13,7 +13,7 @@ import grpc.aio  # type: ignore[import-untyped]
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery
 from events_gcp.codec import decode
-from events_gcp.errors import translated
+from events_gcp.errors import readable, translated
 from events_gcp.inlet import DRAIN_TIMEOUT, Inlet
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Stream(Inlet):
     async def _read(self, limit: int) -> Sequence[Delivery]:
         self._reading_since = self._loop.time()
         with translated(self._asked):
-            response = await self._call.read()
+            response = readable(await self._call.read())
         self._heard, self._reading_since = self._loop.time(), math.inf
         if response is grpc.aio.EOF:
             raise BrokerError(f"{self._asked}: the stream ended", ErrorCode.UNAVAILABLE, retryable=True)
