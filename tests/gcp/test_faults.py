@@ -6,15 +6,18 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
+from google.pubsub_v1 import types
 
 from events_core import AcknowledgeError, ErrorCode, EventConnectionError, EventReceiver, ReceiveError
 from events_core.engine import feed
 from events_core.engine.backoff import Backoff
 from events_gcp import channels, stream
 
+from .broker import Broker
 from .console import client
 from .faults import FaultyServer, never, serving
 from .servers import free_address
@@ -352,3 +355,29 @@ def test_a_receiver_sees_its_server_return(monkeypatch: pytest.MonkeyPatch) -> N
                 await receiver.close(timeout=0)
 
     asyncio.run(asyncio.wait_for(receive(), 60))
+
+
+class Hasty(Broker):
+    """Answers every pull at once, with nothing."""
+
+    async def pull(self, request: Any, context: Any) -> Any:
+        self.requests["Pull", "billing"] += 1
+        return types.PullResponse.pb()()
+
+
+def test_a_server_that_does_not_wait_for_messages_is_not_asked_in_a_hot_loop() -> None:
+    """As the emulator, which answers at once to a pull of less than a second."""
+
+    async def receive() -> int:
+        async with serving(Hasty()) as broker:
+            broker.subscription("billing", "orders")
+            async with (
+                client(emulator_host=broker.address, create="never", receive_mode="pull") as receiving,
+                await receiving.subscribe("billing") as receiver,
+            ):
+                await until(lambda: broker.requests["Pull", "billing"] > 2)
+                before = broker.requests["Pull", "billing"]
+                assert await receiver.receive_message(1) is None
+                return broker.requests["Pull", "billing"] - before
+
+    assert asyncio.run(asyncio.wait_for(receive(), 60)) < 40

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 
@@ -396,6 +397,55 @@ def test_every_way_of_receiving_brings_everything_once(console: Console, mode: s
                 await second.acknowledge(last)
 
     asyncio.run(receive())
+
+
+# Slow lines
+
+NO_LETTER = {"receive_mode": "pull", "ack_deadline": "10", "max_delivery_attempts": "5", "ordering": "false"}
+
+
+def test_a_slow_line_brings_everything_at_the_first_attempt(console: Console) -> None:
+    """400 messages of 50 kB at 32 Mbit/s: no pull is cut off, which would count an attempt of all that it brought."""
+    dead = f"{console.topic_name}-dead"
+
+    async def receive() -> None:
+        with TcpProxy(console.emulator) as proxy, proxy.limit(4_000_000):
+            async with (
+                console.client(emulator_host=proxy.address, dead_letter_topic=dead, **NO_LETTER) as slow,
+                console.client() as fast,
+                await slow.subscribe(f"{console.topic_name}-s") as receiver,
+            ):
+                sent = await fast.send_messages([EventMessage(bytes(50_000)) for _ in range(400)])
+                attempts = []
+                while len(attempts) < len(sent):
+                    some = await receiver.receive_messages(100, 60)
+                    assert some, f"{len(attempts)} came"
+                    attempts += [message.delivery_attempt for message in some]
+                    await receiver.acknowledge_messages(some)
+                assert attempts == [1] * len(sent)
+
+    asyncio.run(asyncio.wait_for(receive(), 300))
+
+
+def test_a_message_too_large_for_the_line_is_given_time(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """9 MB at 32 Mbit/s take longer than a pull: the first is cut off, which a warning says, and the next has time."""
+    dead = f"{console.topic_name}-dead"
+
+    async def receive() -> None:
+        with TcpProxy(console.emulator) as proxy, proxy.limit(4_000_000):
+            async with (
+                console.client(emulator_host=proxy.address, dead_letter_topic=dead, **NO_LETTER) as slow,
+                console.client() as fast,
+                await slow.subscribe(f"{console.topic_name}-s") as receiver,
+            ):
+                await fast.send_message(EventMessage(bytes(9_000_000)))
+                (message,) = await gather(receiver, 1, 120)
+                assert message.delivery_attempt == 2
+                await receiver.acknowledge(message)
+
+    with caplog.at_level(logging.WARNING, "events_gcp"):
+        asyncio.run(asyncio.wait_for(receive(), 300))
+    assert [record.getMessage() for record in caplog.records if "given up" in record.getMessage()]
 
 
 # Size

@@ -26,16 +26,14 @@ from events_gcp.limits import MAX_ACK_IDS
 from events_gcp.scratch import created
 from events_gcp.stream import Stream
 
-__all__ = ["Api"]
+__all__ = ["Api", "Pulled"]
 
 _RECONNECT_TIMEOUT = 1.0
 _PUBLISH_TIMEOUT = 15.0
 _SLOWEST_LINE = 250_000
 """Bytes per second for which a request to publish has time beyond :data:`_PUBLISH_TIMEOUT`."""
-_PULL_TIMEOUT = 0.8
 _TIMEOUT = 10.0
-"""Seconds for one request of each kind.  A pull ends within :data:`~events_gcp.inlet.DRAIN_TIMEOUT`, so that closing
-need not cancel it."""
+"""Seconds for one request of each kind."""
 
 _AGENT = ("x-goog-api-client", f"gl-python/{platform.python_version()} grpc/{grpc.__version__}")
 """As every client of Google's says what it is."""
@@ -68,6 +66,16 @@ _PULL = _Method("Subscriber/Pull", types.PullRequest.pb(), types.PullResponse.pb
 _STREAM = _Method("Subscriber/StreamingPull", types.StreamingPullRequest.pb(), types.StreamingPullResponse.pb())
 _ACKNOWLEDGE = _Method("Subscriber/Acknowledge", types.AcknowledgeRequest.pb())
 _MODIFY = _Method("Subscriber/ModifyAckDeadline", types.ModifyAckDeadlineRequest.pb())
+
+
+class Pulled(NamedTuple):
+    """What came of a pull."""
+
+    deliveries: list[Delivery]
+    seconds: float
+    """How long the transfer took."""
+    was_cut_off: bool = False
+    """Whether it was not over at the deadline: what was on its way comes again when its lease is over."""
 
 
 class Api:
@@ -115,10 +123,7 @@ class Api:
         compression: Any = None,
         channel: Channel | None = None,
     ) -> Any:
-        channel = channel or self._channel
-        call = channel.methods.get(method.path)
-        if call is None:
-            call = channel.methods[method.path] = _bound(channel.grpc.unary_unary, method)
+        call = _call(channel or self._channel, method, "unary_unary")
         settings = {"timeout": timeout, "metadata": _metadata(method, request), "compression": compression}
         try:
             return readable(await call(request, **settings))
@@ -219,17 +224,33 @@ class Api:
         call = _bound(channel.grpc.stream_stream, _STREAM)(metadata=_metadata(_STREAM, request))
         return Stream(channel, call, request, f"receive from {subscription!r} at {self._target}")
 
-    async def pull(self, subscription: str, limit: int) -> list[Delivery]:
-        """Wait for messages, for some seconds; not to be cancelled, since the service would go on answering."""
+    async def pull(self, subscription: str, limit: int, timeout: float) -> Pulled:
+        """Wait for up to *limit* messages, for *timeout* seconds with the transfer of the answer.
+
+        It is not to be cancelled, since the service would go on answering.
+        """
         with translated(f"receive from {subscription!r} at {self._target}"):
+            request = _PULL.request(subscription=subscription, max_messages=limit)
+            now = asyncio.get_running_loop().time
+            ends = now() + timeout
+            # As a stream of one response, of which gRPC tells when it begins.
+            call = _call(self._channel, _PULL, "unary_stream")(
+                request, timeout=timeout, metadata=_metadata(_PULL, request)
+            )
+            await call.initial_metadata()
+            began = now()
             try:
-                request = _PULL.request(subscription=subscription, max_messages=limit)
-                response = await self._ask(_PULL, request, _PULL_TIMEOUT)
+                response = await call.read()
+                while await call.read() is not grpc.aio.EOF:
+                    pass  # so that the call ends by itself
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                self.look_out()
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or now() < ends:
                     raise
-                return []
-            return decode(response.received_messages)
+                return Pulled([], 0.0, was_cut_off=began < ends)
+            if response is grpc.aio.EOF:
+                return Pulled([], 0.0)
+            return Pulled(decode(response.received_messages), now() - began)
 
     async def acknowledge(self, subscription: str, ack_ids: Sequence[str]) -> None:
         """Confirm deliveries, no more than fit into one request."""
@@ -253,6 +274,13 @@ class Api:
     @property
     def _target(self) -> str:
         return self._pool.endpoint.target
+
+
+def _call(channel: Channel, method: _Method, kind: str) -> Any:
+    call = channel.methods.get(method.path)
+    if call is None:
+        call = channel.methods[method.path] = _bound(getattr(channel.grpc, kind), method)
+    return call
 
 
 def _bound(kind: Any, method: _Method) -> Any:

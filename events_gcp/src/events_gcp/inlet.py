@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery
+from events_gcp.pace import Pace
+
+if TYPE_CHECKING:
+    from events_gcp.api import Pulled
 
 __all__ = ["DRAIN_TIMEOUT", "Inlet", "Pulls"]
 
 DRAIN_TIMEOUT = 1.0
 """Seconds that the end of an inlet waits for what is on its way: half of what closing has for that and giving back."""
+
+_LEAST_WAIT = 0.05
+"""Seconds between two pulls that bring nothing, where the server does not wait for messages."""
+
+_log = logging.getLogger("events_gcp")
 
 
 class Inlet(ABC):
@@ -62,15 +72,34 @@ class Inlet(ABC):
 class Pulls(Inlet):
     """One request for each batch.
 
-    :param pull: waits for up to so many deliveries, for some seconds.
+    :param pull: waits for up to so many deliveries, for so many seconds.
+    :param pace: says how many, and how long.
+    :param asked: what this is for, for logs.
     """
 
-    def __init__(self, pull: Callable[[int], Awaitable[Sequence[Delivery]]]) -> None:
+    def __init__(self, pull: Callable[[int, float], Awaitable[Pulled]], pace: Pace, asked: str) -> None:
         super().__init__()
         self._pull = pull
+        self._pace = pace
+        self._asked = asked
 
     async def _read(self, limit: int) -> Sequence[Delivery]:
-        return await self._pull(limit)
+        began = self._loop.time()
+        timeout = self._pace.timeout(began)
+        pulled = await self._pull(self._pace.limit(limit), timeout)
+        if pulled.was_cut_off:
+            self._pace.was_cut_off(self._loop.time())
+            _log.warning(
+                "%s: an answer was not here after %g s and is given up; its messages come again when their leases are "
+                "over, and the next pull asks for one message and waits longer",
+                self._asked,
+                timeout,
+            )
+        elif pulled.deliveries:
+            self._pace.arrived(len(pulled.deliveries), pulled.seconds)
+        else:
+            await asyncio.sleep(began + _LEAST_WAIT - self._loop.time())
+        return pulled.deliveries
 
     async def finish(self) -> Sequence[Delivery]:
         if self._task is None:

@@ -9,6 +9,7 @@ import uuid
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -25,6 +26,7 @@ from events_core.engine import (
 )
 from events_gcp.inlet import Inlet, Pulls
 from events_gcp.limits import MAX_ACK_IDS, MAX_ATTRIBUTES
+from events_gcp.pace import Pace
 
 if TYPE_CHECKING:
     from events_gcp.admin import Joined
@@ -66,6 +68,7 @@ class GcpSource(Source):
         self._loop = asyncio.get_running_loop()
         self._client_id = uuid.uuid4().hex
         self._pulls = pulls
+        self._pace = Pace()
         self.pushes = not pulls
         self._inlets: list[Inlet] = []
         self._changing = asyncio.Lock()
@@ -158,7 +161,7 @@ class GcpSource(Source):
         self._budget = limit
         self._patience = _REFUSED_IN
         if self._pulls:
-            return [Pulls(lambda limit: api.pull(self._path, limit)) for _ in range(options.streams)]
+            return [Pulls(partial(api.pull, self._path), self._pace, self.subscription) for _ in range(options.streams)]
         settings = {
             "stream_ack_deadline_seconds": options.ack_deadline,
             # What is more would lie in the streams unread, without anybody renewing its lease.
