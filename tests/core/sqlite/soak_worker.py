@@ -1,11 +1,13 @@
 """One process of the soak: a producer or a consumer that writes down what it does, each line after it was done.
 
-Run as ``soak_worker.py ROLE FILE LEDGER …``; a line that the system call has taken survives ``kill -9``.
+Run as ``soak_worker.py ROLE FILE LEDGER CLOCK …``; a line that the system call has taken survives ``kill -9``.  The
+system's clock is ``CLOCK`` seconds fast, a number in a file that the test changes under all processes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import random
 import sys
@@ -73,7 +75,16 @@ def ids_of(messages: Iterable[ReceivedMessage]) -> list[str]:
     return [each.message_id for each in messages]
 
 
-async def main(role: str, file: str, ledger: str, *rest: str) -> None:
+def follow(clock: str) -> None:
+    """Let :func:`time.time` be that of a system whose clock is set now and then."""
+    with open(clock, "rb") as opened:
+        offset = memoryview(mmap.mmap(opened.fileno(), 8, prot=mmap.PROT_READ)).cast("d")
+    true_time = time.time
+    time.time = lambda: true_time() + offset[0]
+
+
+async def main(role: str, file: str, ledger: str, clock: str, *rest: str) -> None:
+    follow(clock)
     options = {"path": file, "subscription": "soak", "session_timeout": "2"}
     async with SQLiteClient(EventConfig("orders", options=options)) as client:
         await {"produce": produce, "consume": consume}[role](client, Ledger(ledger), *rest)

@@ -1,18 +1,22 @@
-"""Producers and consumers on one file, killed again and again: what they wrote down agrees, and keys keep their order.
+"""Producers and consumers on one file, disturbed again and again: their ledgers agree, and keys keep their order.
 
-``EVENTS_TEST_SOAK=full`` runs it at full length.
+Processes are killed or stopped for a while, another program locks the file, and the system's clock is set.
+``EVENTS_TEST_SOAK=full`` runs it for at least 15 minutes, and ``EVENTS_TEST_SEED`` repeats the faults of a run.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +30,12 @@ WORKER = Path(__file__).with_name("soak_worker.py")
 BATCH = 20
 """Messages that a worker sends, or holds, at a time."""
 FULL = os.environ.get("EVENTS_TEST_SOAK") == "full"
-MESSAGES, KEYS = (50_000, 500) if FULL else (2_000, 100)
-KILL_EVERY = 2.0 if FULL else 0.7
-"""Seconds."""
-DEADLINE = 600.0 if FULL else 60.0
+MESSAGES, KEYS = (120_000, 500) if FULL else (2_000, 100)
+PAUSE = 2.0 if FULL else 0.5
+"""Seconds between two faults."""
+LONGEST = 6.0 if FULL else 3.0
+"""Seconds that a fault lasts at most, longer than a session."""
+DEADLINE = 3600.0 if FULL else 180.0
 
 
 class Line(NamedTuple):
@@ -55,18 +61,21 @@ def read(ledger: Path) -> Iterator[Line]:
 class Worker:
     """A producer or consumer, again after each kill, with a ledger for each life."""
 
-    def __init__(self, file: Path, role: str, name: str) -> None:
+    def __init__(self, file: Path, role: str, name: str, clock: Path) -> None:
         self._file = file
+        self._clock = clock
         self._role = role
         self._name = name
         self.ledgers: list[Path] = []
+        self.stopped: set[str] = set()
+        """Lives that were stopped for a while."""
         self.start()
 
     def start(self) -> None:
         first = sum(line.kind == "sent" for ledger in self.ledgers for line in read(ledger))
         self.ledgers.append(self._file.with_name(f"{self._name}-{len(self.ledgers)}.ledger"))
         share = [self._name, first, MESSAGES // 2, KEYS] if self._role == "produce" else []
-        command = [sys.executable, WORKER, self._role, self._file, self.ledgers[-1], *share]
+        command = [sys.executable, WORKER, self._role, self._file, self.ledgers[-1], self._clock, *share]
         self._process = subprocess.Popen([str(part) for part in command])
 
     @property
@@ -79,16 +88,36 @@ class Worker:
         self._process.kill()
         self._process.wait()
 
+    def stop(self, seconds: float) -> None:
+        """Let it stand still, as a suspended container does."""
+        self.stopped.add(self.ledgers[-1].stem)
+        self._process.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        self._process.send_signal(signal.SIGCONT)
+
 
 @pytest.fixture
-def workers(file: Path) -> Iterator[list[Worker]]:
+def clock(tmp_path: Path) -> Path:
+    """A file with the seconds by which the system's clock is fast."""
+    clock = tmp_path / "clock"
+    set_clock(clock, 0.0)
+    return clock
+
+
+def set_clock(clock: Path, seconds: float) -> None:
+    with clock.open("r+b" if clock.exists() else "w+b") as opened:  # in place: workers have it mapped
+        opened.write(struct.pack("d", seconds))
+
+
+@pytest.fixture
+def workers(file: Path, clock: Path) -> Iterator[list[Worker]]:
     """Two producers and three consumers."""
     Store("", "orders", read_options(SQLiteOptions, {"path": str(file), "subscription": "soak"})).close()
     started: list[Worker] = []
     try:
         for number in range(5):
             role = "produce" if number < 2 else "consume"
-            started.append(Worker(file, role, f"{role}-{number}"))
+            started.append(Worker(file, role, f"{role}-{number}", clock))
         yield started
     finally:
         for each in started:
@@ -102,20 +131,37 @@ def messages_left(file: Path) -> int:
     return left
 
 
-def soak(file: Path, workers: list[Worker]) -> int:
-    """Kill and restart workers until everything was sent and settled; the number of kills."""
+def soak(file: Path, clock: Path, workers: list[Worker], draw: random.Random) -> Counter[str]:
+    """Disturb workers until everything was sent and settled; how often each fault came."""
     ends = time.monotonic() + DEADLINE
-    kills = 0
+    faults: Counter[str] = Counter()
     while not all(each.is_done for each in workers[:2]) or messages_left(file):
         assert time.monotonic() < ends, f"{messages_left(file)} messages are left"
-        time.sleep(KILL_EVERY)
-        doomed = random.choice([each for each in workers if not each.is_done])
-        doomed.kill()
-        doomed.start()
-        kills += 1
+        time.sleep(PAUSE)
+        victim = draw.choice([each for each in workers if not each.is_done])
+        fault = draw.choice(["kill", "kill", "stop", "lock", "clock"])
+        faults[fault] += 1
+        match fault:
+            case "kill":
+                victim.kill()
+                victim.start()
+            case "stop":
+                victim.stop(draw.uniform(0.1, LONGEST))
+            case "lock":
+                lock(file, draw.uniform(0.1, LONGEST))
+            case "clock":
+                set_clock(clock, draw.uniform(0.0, 30.0))
     for each in workers:
         each.kill()
-    return kills
+    return faults
+
+
+def lock(file: Path, seconds: float) -> None:
+    """Write for so long, as another program might."""
+    with closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        time.sleep(seconds)
+        connection.execute("ROLLBACK")
 
 
 class Books:
@@ -123,6 +169,14 @@ class Books:
 
     def __init__(self, workers: list[Worker]) -> None:
         lines = sorted((line for each in workers for path in each.ledgers for line in read(path)), key=lambda e: e.at)
+        # A process that is stopped may write down late what was taken from it meanwhile.  What it settled was its own.
+        stopped = set[str]().union(*(each.stopped for each in workers))
+        own = {(line.process, line.message_id) for line in lines if line.kind == "settled"}
+        lines = [
+            line
+            for line in lines
+            if line.kind != "held" or line.process not in stopped or (line.process, line.message_id) in own
+        ]
         self.lines = lines
         self.sent = {line.message_id: line.rest for line in lines if line.kind == "sent"}
         self.held = {line.message_id: line.rest for line in lines if line.kind == "held"}
@@ -192,9 +246,12 @@ class Books:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a monotonic clock that all processes share")
-def test_ledgers_agree_after_kills(file: Path, workers: list[Worker]) -> None:
-    """Of confirmed sends and settled deliveries, whoever was killed in between."""
-    kills = soak(file, workers)
+def test_ledgers_agree_after_faults(file: Path, clock: Path, workers: list[Worker]) -> None:
+    """Of confirmed sends and settled deliveries, whatever happened in between."""
+    seed = int(os.environ.get("EVENTS_TEST_SEED") or time.time_ns() % 1_000_000)
+    print(f"EVENTS_TEST_SEED={seed}")
+    faults = soak(file, clock, workers, random.Random(seed))
+    kills = faults["kill"]
     books = Books(workers)
     books.check_sends()
     unwritten_settled = books.check_nothing_lost()
@@ -209,7 +266,7 @@ def test_ledgers_agree_after_kills(file: Path, workers: list[Worker]) -> None:
     connection.close()
     redelivered = sum(line.kind == "held" for line in books.lines) - len(books.held)
     print(
-        f"{len(books.sent)} confirmed, {len(books.settled)} settled, {kills} kills, {redelivered} redelivered, "
+        f"{len(books.sent)} confirmed, {len(books.settled)} settled, {dict(faults)}, {redelivered} redelivered, "
         f"{unwritten_settled} settled and {unwritten_sent} sent without being written down, "
         f"{len(books.expired)} expired"
     )
