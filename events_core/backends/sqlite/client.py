@@ -34,9 +34,10 @@ class SQLiteClient(EngineClient):
     def parse_location(cls, authority: str, path: str) -> Location:
         """The path is the file's, then the topic's name."""
         if authority:
+            host = authority.rpartition("@")[2].partition(":")[0]  # what else there is may be a password
             raise ConfigurationError(
-                f"the URL has the authority {authority!r}, and a file has none; write sqlite:///absolute/path/events.db/"
-                "topic with three slashes, or sqlite:relative/path/events.db/topic with none",
+                f"the URL has the host {host!r}, and a file has none; write sqlite:///absolute/path/events.db/topic "
+                "with three slashes, or sqlite:relative/path/events.db/topic with none",
                 backend="sqlite",
             )
         file, _, topic_name = path.rpartition("/")

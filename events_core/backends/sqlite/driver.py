@@ -44,8 +44,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
 
     def __init__(self, topic_name: str, project_id: str, options: SQLiteOptions) -> None:
         _check(topic_name, options)
-        # Absolute, so that a change of directory before the first use leads to no other file.
-        super().__init__(topic_name, project_id, attrs.evolve(options, path=os.path.abspath(options.path)))
+        super().__init__(topic_name, project_id, attrs.evolve(options, path=_absolute(options.path)))
         self.capabilities = capabilities_of(options)
         self.sources: set[SQLiteSource] = set()
         self.watch = Watch(self._version)
@@ -231,6 +230,17 @@ def _check(topic_name: str, options: SQLiteOptions) -> None:
     for what, text in names.items():
         if not _is_text(text):
             raise ConfigurationError(f"the {what} is {text!r}, which cannot be written in UTF-8; choose another")
+
+
+def _absolute(path: str) -> str:
+    """Return *path* made absolute, so that a change of directory before the first use leads to no other file."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"the option 'path' is {path!r}, and the working directory, where that would be, has been deleted; give an "
+            "absolute path"
+        ) from error
 
 
 def _is_text(text: str) -> bool:

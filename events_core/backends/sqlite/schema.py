@@ -9,7 +9,11 @@ BLOCKED.  So a key is with one receiver at a time, and a nacked message holds ba
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import stat
+from contextlib import suppress
+from secrets import token_hex
 from typing import Literal
 from urllib.parse import quote
 
@@ -96,9 +100,12 @@ def open_file(
     """Open *path*, made a broker's file first where it is new and *create* allows.
 
     :param restored: whether it is there and had content: then an empty one is about to be written by somebody else.
-    :raises BrokerError: for a file of another application or a newer version, or an empty one.
+    :raises BrokerError: for a file of another application or a newer version, an empty one, or a device.
     :raises sqlite3.Error: for what SQLite cannot open.
     """
+    _check_kind(path)
+    if create and not restored:
+        _make_private(path)
     uri = f"file://{quote(path)}?mode={'rwc' if create and not restored else 'rw'}"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0.02)
     try:
@@ -118,6 +125,32 @@ def open_file(
         connection.close()
         raise
     return connection
+
+
+def _check_kind(path: str) -> None:
+    """Raise for a device or a pipe, which SQLite takes for an empty file or a full disk."""
+    with suppress(OSError):  # SQLite meets it as well
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise BrokerError(f"the file {path!r} is no regular file; name one", ErrorCode.INVALID)
+
+
+def _make_private(path: str) -> None:
+    """Make an empty file that only this user may use, if there is none: SQLite lets every user read its new files.
+
+    It gets its name when it is closed.  If this process closed a file that another of its connections has open, the
+    system would end the locks of that connection.
+    """
+    real = os.path.realpath(path)
+    if os.path.lexists(real):
+        return
+    passing = os.path.join(os.path.dirname(real), f".{token_hex(8)}")
+    with suppress(OSError):  # SQLite then tries to make it, and it is known how to explain its failures
+        os.close(os.open(passing, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        try:
+            os.link(passing, real)
+        finally:
+            os.unlink(passing)
 
 
 def check_version(connection: sqlite3.Connection, path: str) -> None:

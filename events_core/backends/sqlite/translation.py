@@ -104,8 +104,6 @@ def _explain(file: Path, primary: int | None, create: bool) -> tuple[str, ErrorC
 def _why_it_failed(file: Path) -> tuple[str, ErrorCode, bool]:
     """SQLite tells a full disk from a broken one only where it writes the file itself, not beside it."""
     with suppress(OSError):
-        if file.exists() and not file.is_file():
-            return "is no regular file; name one", ErrorCode.INVALID, False
         if os.statvfs(file.parent).f_bavail == 0:
             return _REASONS[sqlite3.SQLITE_FULL]
     return _REASONS[sqlite3.SQLITE_IOERR]
@@ -118,12 +116,14 @@ def _why_not_opened(file: Path, create: bool) -> tuple[str, ErrorCode, bool]:
             ErrorCode.EXHAUSTED,
             True,
         )
+    with suppress(FileNotFoundError):
+        os.stat(file)  # raises what pathlib takes for a missing file, such as a link that leads to itself
     if file.is_dir():
         return "is a directory; name a file in it", ErrorCode.INVALID, False
     if not file.parent.is_dir():
         return f"cannot be: there is no directory {str(file.parent)!r}; create it", ErrorCode.NOT_FOUND, False
     if not file.exists():
-        return _why_not_created(file, create)
+        return _why_not_created(file.resolve(), create)
     if not (os.access(file, os.R_OK | os.W_OK) and os.access(file.parent, os.W_OK)):
         return (
             "cannot be opened; let this user read and write it, and write its directory, where SQLite keeps its log",
@@ -143,6 +143,12 @@ def _lacks_descriptors() -> bool:
 
 
 def _why_not_created(file: Path, create: bool) -> tuple[str, ErrorCode, bool]:
+    if not file.parent.is_dir():
+        return (
+            f"is a symbolic link to {str(file)!r}, and there is no directory {str(file.parent)!r}; create it",
+            ErrorCode.NOT_FOUND,
+            False,
+        )
     if not create:
         return "does not exist; set create=all to have it created", ErrorCode.NOT_FOUND, False
     if not os.access(file.parent, os.W_OK):

@@ -129,6 +129,100 @@ def test_pipe_is_no_file(client: Clients, file: Path) -> None:
     assert "is no regular file" in str(error)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such devices")
+@pytest.mark.parametrize("create", ["all", "never"])
+@pytest.mark.parametrize("device", ["/dev/full", "/dev/null", "/dev/zero"])
+def test_device_is_no_file(client: Clients, device: str, create: str) -> None:
+    """Even one that says the disk is full, or that reads as an empty file."""
+    if not os.path.exists(device):
+        pytest.skip(f"this system has no {device}")
+    error = refusal(client(path=device, create=create))
+    assert (error.code, error.retryable) == (ErrorCode.INVALID, False)
+    assert "is no regular file" in str(error)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows asks for a privilege to make a link")
+@pytest.mark.parametrize("create", ["all", "never"])
+def test_link_that_leads_to_itself_is_refused(client: Clients, file: Path, create: str) -> None:
+    """At once, also where the link is a directory on the way."""
+    file.symlink_to(file.with_name("other"))
+    file.with_name("other").symlink_to(file)
+    for path in (file, file / "events.db"):
+        error = refusal(client(path=str(path), create=create))
+        assert (error.code, error.retryable) == (ErrorCode.INVALID, False)
+        assert "levels of symbolic links" in str(error)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows asks for a privilege to make a link")
+def test_link_to_a_missing_directory_is_refused(client: Clients, file: Path) -> None:
+    """At once, with the name of the directory."""
+    target = file.parent / "none" / "events.db"
+    file.symlink_to(target)
+    error = refusal(client())
+    assert (error.code, error.retryable) == (ErrorCode.NOT_FOUND, False)
+    assert repr(str(target.parent)) in str(error)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows asks for a privilege to make a link")
+def test_link_to_a_missing_file_creates_it_where_allowed(client: Clients, file: Path) -> None:
+    """As if the link were the file."""
+    target = file.with_name("target.db")
+    file.symlink_to(target)
+    assert refusal(client(create="never")).code is ErrorCode.NOT_FOUND
+    assert not target.exists()
+    send(client())
+    assert file.is_symlink()
+    assert target.is_file()
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="this system has no such permissions")
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+
+
+@posix
+def test_new_file_is_this_users_alone(client: Clients, file: Path) -> None:
+    """And so is what SQLite keeps beside it while it is in use."""
+
+    async def run() -> dict[str, int]:
+        async with client() as working:
+            await working.ping()
+            return modes(file.parent)
+
+    names = [file.name, f"{file.name}-wal", f"{file.name}-shm"]
+    assert asyncio.run(run()) == dict.fromkeys(names, 0o600)
+    assert modes(file.parent) == {file.name: 0o600}
+
+
+@posix
+@pytest.mark.parametrize("content", ["empty", "used"])
+def test_existing_file_keeps_its_mode(client: Clients, file: Path, content: str) -> None:
+    """A group that may use it may use what SQLite keeps beside it."""
+    if content == "empty":
+        file.touch()
+    else:
+        send(client())
+    file.chmod(0o660)
+
+    async def run() -> dict[str, int]:
+        async with client() as working:
+            await working.ping()
+            return modes(file.parent)
+
+    assert set(asyncio.run(run()).values()) == {0o660}
+
+
+@posix
+def test_link_leads_to_a_file_of_this_user_alone(client: Clients, file: Path) -> None:
+    """The mode is that of the file, wherever it is created."""
+    target = file.with_name("target.db")
+    file.symlink_to(target)
+    send(client())
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
 def test_name_that_is_too_long_is_refused(client: Clients, file: Path) -> None:
     """Not tried again."""
     error = refusal(client(path=str(file.with_name("x" * 300))))

@@ -27,8 +27,27 @@ def test_last_part_of_the_path_is_the_topic(path: str, file: str, topic_name: st
 
 def test_authority_is_an_error_that_says_how_to_write_it() -> None:
     """Two slashes make the file's name a host."""
-    with pytest.raises(ConfigurationError, match=r"authority 'events\.db'.*sqlite:///"):
+    with pytest.raises(ConfigurationError, match=r"host 'events\.db'.*sqlite:///"):
         SQLiteClient.parse_location("events.db", "/orders")
+
+
+@pytest.mark.parametrize("authority", ["user:s3cret@host", "user:s3cret@s3cret@host", ":s3cret@", "user:s3cret"])
+def test_password_of_a_url_is_not_shown(authority: str) -> None:
+    """O2: of who and where only the host."""
+    with pytest.raises(ConfigurationError, match="sqlite:///") as caught:
+        EventConfig.from_url(f"sqlite://{authority}/events.db/orders")
+    assert "s3cret" not in f"{caught.value!r} {caught.value}"
+
+
+def test_relative_path_needs_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O1: if the working directory has been deleted, the error says so, and an absolute path works."""
+    folder = tmp_path / "deleted"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(ConfigurationError, match=r"'path' is .*events\.db.*working directory.*absolute path"):
+        SQLiteClient(EventConfig("orders", options={"path": "events.db"}))
+    SQLiteClient(EventConfig("orders", options={"path": str(tmp_path / "events.db")}))
 
 
 @pytest.mark.parametrize("path", ["", "/", "orders", "/orders", "/var/lib/events.db/"])
