@@ -18,6 +18,8 @@ from events_core.errors import ConfigurationError
 __all__ = ["CommonOptions", "OptionInfo", "SecretOrigin", "describe_options", "did_you_mean", "option", "read_options"]
 
 _KEY = "events_core.option"
+_INT64 = 2**63 - 1
+"""The largest number that a broker can be told."""
 _OptionsT = TypeVar("_OptionsT", bound="CommonOptions")
 
 
@@ -106,10 +108,14 @@ class CommonOptions:
         default=None, help="Ask for order per key, or do without it; unset takes what the backend does by itself."
     )
     max_outstanding_messages: int = option(
-        default=1000, minimum=1, help="Messages that one receiver holds or buffers at most."
+        default=1000, minimum=1, maximum=_INT64, help="Messages that one receiver holds or buffers at most."
     )
     max_outstanding_bytes: int = option(
-        default=100 * 2**20, minimum=1, unit="bytes", help="Bytes that one receiver holds or buffers at most."
+        default=100 * 2**20,
+        minimum=1,
+        maximum=_INT64,
+        unit="bytes",
+        help="Bytes that one receiver holds or buffers at most.",
     )
     max_lease_duration: float = option(
         default=3600.0, minimum=0.001, unit="seconds", help="How long a receiver keeps a message that is not settled."

@@ -220,3 +220,10 @@ def test_did_you_mean_is_silent_when_nothing_is_near() -> None:
     """The text is appended to a sentence as it is."""
     assert did_you_mean("memroy", ["memory", "sqlite"]) == "; did you mean 'memory'?"
     assert did_you_mean("kafka", ["memory", "sqlite"]) == ""
+
+
+@pytest.mark.parametrize("name", ["max_outstanding_messages", "max_outstanding_bytes"])
+def test_a_bound_that_no_broker_can_be_told_is_refused(name: str) -> None:
+    """O1: at the configuration, not by the request that would carry it."""
+    assert f"option '{name}'" in refusal(**{name: str(2**63)})
+    assert getattr(read(**{name: str(2**63 - 1)}), name) == 2**63 - 1

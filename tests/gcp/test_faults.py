@@ -12,7 +12,7 @@ import grpc
 import pytest
 from google.pubsub_v1 import types
 
-from events_core import AcknowledgeError, ErrorCode, EventConnectionError, EventReceiver, ReceiveError
+from events_core import AcknowledgeError, ErrorCode, EventConnectionError, EventMessage, EventReceiver, ReceiveError
 from events_core.engine import feed
 from events_core.engine.backoff import Backoff
 from events_gcp import channels, stream
@@ -381,3 +381,51 @@ def test_a_server_that_does_not_wait_for_messages_is_not_asked_in_a_hot_loop() -
                 return broker.requests["Pull", "billing"] - before
 
     assert asyncio.run(asyncio.wait_for(receive(), 60)) < 40
+
+
+class Graveless(Broker):
+    """Never answers a request to publish to the topic for dead letters."""
+
+    unanswered = 0
+
+    async def publish(self, request: Any, context: Any) -> Any:
+        if not request.topic.endswith("/dead"):
+            return await super().publish(request, context)
+        self.unanswered += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.unanswered -= 1
+
+
+def test_a_silent_dead_letter_topic_holds_up_no_acknowledgement() -> None:
+    """R12: while the letter is on its way, other messages of the same receiver are acknowledged."""
+
+    async def scenario() -> None:
+        async with serving(Graveless()) as broker:
+            broker.subscription("billing", "orders", enable_message_ordering=True)
+            letters = {"ordering": "true", "dead_letter_topic": "dead", "max_delivery_attempts": "5"}
+            async with (
+                client(emulator_host=broker.address, create="never", **letters) as both,
+                await both.subscribe("billing") as receiver,
+            ):
+                await both.send_message(EventMessage(b"poison", ordering_key="k"))
+                for _ in range(4):
+                    poison = await receiver.receive_message(30)
+                    assert poison is not None
+                    await receiver.nack(poison, delay=0)
+                last = await receiver.receive_message(30)
+                assert last is not None
+                nacking = asyncio.ensure_future(receiver.nack(last))
+                await until(lambda: broker.unanswered == 1)
+                for number in range(3):
+                    await both.send_message(EventMessage(b"%d" % number))
+                    message = await receiver.receive_message(30)
+                    assert message is not None
+                    await receiver.acknowledge(message)
+                assert broker.unanswered == 1
+                assert not nacking.done()
+                nacking.cancel()
+                await receiver.close(timeout=0)
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))

@@ -25,6 +25,7 @@ from events_core.engine import (
     redelivery_delay,
 )
 from events_gcp.inlet import Inlet, Pulls
+from events_gcp.letters import DeadLetters
 from events_gcp.limits import MAX_ACK_IDS, MAX_ATTRIBUTES
 from events_gcp.pace import Pace
 
@@ -80,7 +81,7 @@ class GcpSource(Source):
         self._arrived: list[Delivery] = []
         self._keyed: list[str] = []
         self._failures: OrderedDict[str, tuple[int, str]] = OrderedDict()
-        self._buried: set[str] = set()
+        self._letters = DeadLetters(self._store_letter)
         self._closing = asyncio.Event()
         self._postponed: set[asyncio.Task[None]] = set()
 
@@ -250,9 +251,9 @@ class GcpSource(Source):
         if not self._fetching and any(settlement.outcome is Outcome.RETURN for settlement in settlements):
             await self._stop()
         failed = [each.delivery for each in settlements if self._has_failed_too_often(each)]
-        graves = dict(zip(failed, await asyncio.gather(*map(self._bury, failed)), strict=True))
-        results = [graves.get(each.delivery) for each in settlements]
-        groups = self._grouped(settlements, graves)
+        letters = {delivery: self._letters.move(delivery) for delivery in failed}
+        results = [letters.get(each.delivery) for each in settlements]
+        groups = self._grouped(settlements, letters)
         lost: list[BrokerError] = []
         for wait, indices in groups.items():
             try:
@@ -262,7 +263,7 @@ class GcpSource(Source):
                 lost.append(error)
             for index, each in zip(indices, errors, strict=True):
                 results[index] = each
-        self._buried.difference_update(
+        self._letters.forget(
             each.delivery.message_id for each, why in zip(settlements, results, strict=True) if why is None
         )
         if lost and len(lost) == len(groups) and None not in results:
@@ -270,14 +271,14 @@ class GcpSource(Source):
         return results
 
     def _grouped(
-        self, settlements: Sequence[Settlement], graves: Mapping[Delivery, BrokerError | None]
+        self, settlements: Sequence[Settlement], letters: Mapping[Delivery, BrokerError | None]
     ) -> Mapping[float | None, list[int]]:
-        """Those that go into one request, by how long it delays them; ``None`` acknowledges, also what was buried."""
+        """Those that go into one request, by how long it delays them; ``None`` acknowledges, also stored letters."""
         groups: defaultdict[float | None, list[int]] = defaultdict(list)
         for index, settlement in enumerate(settlements):
-            if settlement.delivery not in graves:
+            if settlement.delivery not in letters:
                 groups[self._wait(settlement)].append(index)
-            elif graves[settlement.delivery] is None:
+            elif letters[settlement.delivery] is None:
                 groups[None].append(index)
         for indices in groups.values():
             # In order, since exactly-once delivery refuses an acknowledgement before that of a predecessor.
@@ -354,11 +355,8 @@ class GcpSource(Source):
             return False
         return (settlement.delivery.delivery_attempt or 1) >= self.local_attempts
 
-    async def _bury(self, delivery: Delivery) -> BrokerError | None:
-        """Publish to the topic for dead letters, once; the delivery may be acknowledged then."""
+    async def _store_letter(self, delivery: Delivery) -> None:
         assert self._joined.dead_letter is not None
-        if delivery.message_id in self._buried:
-            return None
         topic, _ = self._joined.dead_letter
         attributes = dead_letter_attributes(
             delivery.attributes,
@@ -368,14 +366,9 @@ class GcpSource(Source):
             attempts=delivery.delivery_attempt or 1,
         )
         if len(attributes) > MAX_ATTRIBUTES:
-            attributes = dict(delivery.attributes)  # no room to say whence it came
+            attributes = dict(delivery.attributes)  # no room to say where it came from
         letter = EventMessage(delivery.data, attributes, ordering_key=delivery.ordering_key)
-        try:
-            await self._driver.api.publish(topic, [letter])
-        except BrokerError as error:
-            return error
-        self._buried.add(delivery.message_id)
-        return None
+        await self._driver.api.publish(topic, [letter])
 
     # Leases
 
@@ -399,6 +392,7 @@ class GcpSource(Source):
     async def close(self) -> None:
         self._closing.set()
         async with asyncio.timeout(_CLOSE_TIMEOUT):
+            await self._letters.close()
             await self._restart()
             await asyncio.gather(*self._postponed)
             if self._ephemeral:
