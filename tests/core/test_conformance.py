@@ -14,7 +14,14 @@ from events_core.testing.closing import Closing
 from events_core.testing.outages import Outages
 
 
-class MemoryHarness(Harness):
+class PatientHarness(Harness):
+    """Waits end as soon as what they wait for is there.  Only a failure lasts so long, however busy the machine is."""
+
+    patience = 30.0
+    bound = 120.0
+
+
+class MemoryHarness(PatientHarness):
     """Topics of this process."""
 
     settle_time = 0.15
@@ -87,7 +94,7 @@ class TestSwallowing(Closing):
         return SwallowingHarness()
 
 
-class SQLiteHarness(Harness):
+class SQLiteHarness(PatientHarness):
     """One file for each test."""
 
     settle_time = 0.2

@@ -24,7 +24,8 @@ class GcpHarness(Harness):
     """The emulator; an outage cuts a proxy before it."""
 
     settle_time = 0.5
-    patience = 15.0
+    patience = 30.0
+    bound = 120.0
     lease = 10.0
     lease_options = {"ack_deadline": "10"}
     dead_letter_attempts = 5
