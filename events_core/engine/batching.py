@@ -21,7 +21,7 @@ from events_core.engine.turns import Turns
 from events_core.errors import ErrorCode
 from events_core.message import EventMessage
 
-__all__ = ["AnyCall", "Batch", "Batcher", "Call", "Entry", "Line", "SingleCall", "Wakeable"]
+__all__ = ["AnyCall", "Batch", "Batcher", "Call", "Entry", "Line", "SingleCall", "Wakeable", "not_attempted"]
 
 
 class Wakeable(Protocol):
@@ -159,11 +159,16 @@ class _Part(Entry):
         key = self.message.ordering_key
         if key is None or key not in self._call.failed_keys:
             return None
-        return BrokerError(
-            f"not attempted, because an earlier message of ordering key {key!r} failed in the same call",
-            ErrorCode.NOT_ATTEMPTED,
-            retryable=True,
-        )
+        return not_attempted(key)
+
+
+def not_attempted(key: str) -> BrokerError:
+    """Return the result of a message of *key* after one that failed in the same call (P3)."""
+    return BrokerError(
+        f"not attempted, because an earlier message of ordering key {key!r} failed in the same call",
+        ErrorCode.NOT_ATTEMPTED,
+        retryable=True,
+    )
 
 
 class Line(deque[Entry]):

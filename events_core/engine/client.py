@@ -20,7 +20,7 @@ from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, InlineHome
 from events_core.engine.link import Link
 from events_core.engine.loop_thread import ThreadHome
-from events_core.engine.publisher import Publisher
+from events_core.engine.publisher import AT_ONCE, Publisher
 from events_core.engine.receiver import EngineReceiver
 from events_core.engine.recipients import Recipients
 from events_core.engine.translation import translate
@@ -155,6 +155,8 @@ class EngineClient(EventClient):
     def _send(self, messages: Sequence[EventMessage]) -> Coroutine[Any, Any, Sequence[str | BrokerError]]:
         # No coroutine itself: each one more would be kept, for each of thousands of sends, until its outcome.
         self._check()
+        if len(messages) > AT_ONCE or (self._publisher.order.lines and self._publisher.must_wait(messages)):
+            return self._send_gently(messages)
         if self._home.inline:
             return self._send_inline(messages)
         try:
@@ -164,6 +166,18 @@ class EngineClient(EventClient):
         if self._opened:
             return self._publisher.outcome(call)
         return self._send_connecting(call)
+
+    async def _send_gently(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        async with self._publisher.turn():
+            if self._home.inline:
+                return await self._send_inline(messages, gently=True)
+            try:
+                call = await self._publisher.submit_gently(messages)
+            except EventError as error:
+                raise error.located(self._backend, self._topic_name) from error.__cause__
+        if self._opened:
+            return await self._publisher.outcome(call, has_waited=True)
+        return await self._send_connecting(call)
 
     async def _send_connecting(self, call: AnyCall[Waiter]) -> Sequence[str | BrokerError]:
         try:
@@ -175,13 +189,17 @@ class EngineClient(EventClient):
                 raise
         return await self._publisher.outcome(call, has_waited=True)
 
-    async def _send_inline(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+    async def _send_inline(
+        self, messages: Sequence[EventMessage], *, gently: bool = False
+    ) -> Sequence[str | BrokerError]:
         if not self._opened:
             try:
                 await self._open(time.monotonic() + self._options.send_timeout)
             except BrokerError as error:
                 return [error] * len(messages)
         try:
+            if gently:
+                return await self._publisher.send_inline_gently(messages)
             return self._publisher.send_inline(messages)
         except EventError as error:
             raise error.located(self._backend, self._topic_name) from error.__cause__

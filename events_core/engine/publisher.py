@@ -7,16 +7,18 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
 
 from events_core.engine.backoff import Backoff
-from events_core.engine.batching import AnyCall, Batch, Batcher, Call, Entry, Line, SingleCall
+from events_core.engine.batching import AnyCall, Batch, Batcher, Call, Entry, Line, SingleCall, not_attempted
 from events_core.engine.driver import BrokerError, Driver
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, step
 from events_core.engine.limits import measure
 from events_core.engine.link import Link, Pauses
+from events_core.engine.loop_order import LoopOrder
 from events_core.engine.pace import Pace
 from events_core.engine.recipients import Recipients
 from events_core.engine.waiting import Waiter
@@ -24,17 +26,39 @@ from events_core.errors import ErrorCode, EventRuntimeError, PublishError
 from events_core.message import EventMessage
 from events_core.options import CommonOptions
 
-__all__ = ["Publisher"]
+__all__ = ["AT_ONCE", "Publisher"]
+
+T = TypeVar("T")
+
+AT_ONCE = 500
+"""Messages that are checked, queued or stored before other tasks of the loop have their turn (P6), which takes a few
+milliseconds."""
 
 _ENDED_AT_ONCE = 1000
 """Calls that are ended at their deadline before the home turns to other things."""
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), AT_ONCE):
+        yield items[start : start + AT_ONCE]
+
+
+def _failed_keys(messages: Iterable[EventMessage], results: Iterable[str | BrokerError]) -> Iterator[str]:
+    for message, result in zip(messages, results, strict=True):
+        if isinstance(result, BrokerError) and message.ordering_key is not None:
+            yield message.ordering_key
+
+
+def _unconfirmed() -> BrokerError:
+    return BrokerError("the client was closed before the broker confirmed", ErrorCode.CLOSED, retryable=True)
 
 
 class Publisher:
     """The sending side of one client.
 
     A call is checked and queued in the thread that makes it, before anything is awaited: that fixes its place among
-    the sends of its key (P4).
+    the sends of its key (P4).  A large call, of more than :data:`AT_ONCE` messages, gives way to other tasks meanwhile,
+    and what follows it in the same loop waits its turn (``loop_order.py``).
 
     Every call ends at its deadline, twice (P7).  The home ends it there, and sends nothing of it afterwards, since the
     caller's loop may be blocked or closed.  The caller keeps a timer of its own and never waits for the home, since a
@@ -46,6 +70,7 @@ class Publisher:
         self._options: CommonOptions = driver.options
         self._max_messages = self._options.publish_max_messages
         self._max_bytes = self._options.publish_max_bytes
+        self._is_strict = self._options.publish_on_limit == "error"
         self._home = home
         self._link = link
         self._recipients = recipients
@@ -62,6 +87,7 @@ class Publisher:
             pace=Pace(1 if driver.mixed_keys else driver.publish_max_inflight) if paced else None,
         )
         self._arriving = Line()
+        self.order = LoopOrder()
         self._calls: dict[AnyCall[Waiter], None] = {}
         """Without an outcome, in the order in which they were made: so they reach their deadlines too."""
         self._messages = 0
@@ -74,6 +100,9 @@ class Publisher:
         self._pumping = False
         self._watching = False
         self._has_looked = self._is_looking = False  # for the recipients of what was sent first
+        self._storing: set[object] = set()
+        """One for each send that :meth:`send_inline_gently` has begun; adding and discarding are atomic."""
+        self._flushed = False
         self.closed = False
 
     def open(self) -> None:
@@ -91,29 +120,94 @@ class Publisher:
         """
         call = self._call(messages)
         with self._lock:
-            if self.closed:
-                raise EventRuntimeError("the client is closed", code=ErrorCode.CLOSED)
-            if self._options.publish_on_limit == "error":
-                self._refuse_beyond_bounds(len(call.entries), sum(entry.size for entry in call.entries))
-            self._calls[call] = None
-            for entry in call.entries:
-                if self._arriving or not self._admit(entry):
-                    self._arriving.append(entry)
+            self._accept(call)
+            self._queue(call.entries)
+        return call
+
+    def must_wait(self, messages: Sequence[EventMessage]) -> bool:
+        """Return whether *messages* would overtake a large send that is being queued in the running loop (P4)."""
+        return self.order.is_here and any(getattr(message, "ordering_key", None) is not None for message in messages)
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait until what began earlier in the running loop is queued; then it is the turn of whoever enters."""
+        return self.order.turn()
+
+    async def submit_gently(self, messages: Sequence[EventMessage]) -> AnyCall[Waiter]:
+        """Do what :meth:`submit` does, in its :meth:`turn`, and give way to other tasks meanwhile."""
+        sizes = await self._sizes(messages)
+        call = Call(time.monotonic() + self._options.send_timeout, Waiter())
+        for index, message in enumerate(messages):
+            if index % AT_ONCE == 0:
+                await asyncio.sleep(0)
+            call.add(message, sizes[index])
+        with self._lock:
+            self._accept(call)
+        try:
+            for part in _parts(call.entries):
+                with self._lock:
+                    if not call.pending:
+                        break  # its time is up, or the client was closed
+                    self._queue(part)
+                self.pump()
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.abandon(call, self._timed_out(None))
+            raise
         return call
 
     def send_inline(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         """Check and send *messages* at once: an inline driver has nothing to gather, retry or wait for."""
         sizes = [self._measured(index, message) for index, message in enumerate(messages)]
-        if self.closed:
-            raise EventRuntimeError("the client is closed", code=ErrorCode.CLOSED)
-        if self._options.publish_on_limit == "error":
-            self._refuse_beyond_bounds(len(sizes), sum(sizes))
+        if self.closed or self._is_strict:
+            self._refuse_unacceptable(sizes)
+        return self._send_checked(messages)
+
+    def _send_checked(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         try:
             results = step(self._driver.publish(messages))
         except BrokerError as error:
             return [error] * len(messages)
         self._look_once()
         return results
+
+    async def send_inline_gently(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        """Do what :meth:`send_inline` does, in its :meth:`turn`, and give way to other tasks meanwhile."""
+        sizes = await self._sizes(messages)
+        loop, storing = asyncio.get_running_loop(), object()
+        with self._lock:
+            self._refuse_unacceptable(sizes)
+            self._storing.add(storing)
+        try:
+            return await self._store(messages)
+        finally:
+            self._storing.discard(storing)
+            if not loop.is_closed():  # otherwise this is the garbage collector, which must not take the lock
+                with self._lock:
+                    self._wake_drained()
+
+    async def _store(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        results: list[str | BrokerError] = []
+        failed_keys: set[str] = set()
+        for part in _parts(messages):
+            if self._flushed:
+                results += [_unconfirmed()] * len(part)
+            elif failed_keys:
+                results += [self._store_unless_hindered(message, failed_keys) for message in part]
+            else:
+                stored = self._send_checked(part)
+                results += stored
+                failed_keys.update(_failed_keys(part, stored))
+            await asyncio.sleep(0)
+        return results
+
+    def _store_unless_hindered(self, message: EventMessage, failed_keys: set[str]) -> str | BrokerError:
+        """Store one message after a failure, as P3 has it."""
+        key = message.ordering_key
+        if key in failed_keys:
+            return not_attempted(key)
+        stored = self._send_checked([message])
+        failed_keys.update(_failed_keys([message], stored))
+        return stored[0]
 
     async def outcome(self, call: AnyCall[Waiter], *, has_waited: bool = False) -> Sequence[str | BrokerError]:
         """Wait until the fate of every message of *call* is known: at the latest when its time is up.
@@ -161,6 +255,15 @@ class Publisher:
             call.add(message, self._measured(index, message))
         return call
 
+    async def _sizes(self, messages: Sequence[EventMessage]) -> list[int]:
+        """Check *messages*, giving way to other tasks meanwhile; return their sizes."""
+        sizes = []
+        for index, message in enumerate(messages):
+            if index % AT_ONCE == 0:
+                await asyncio.sleep(0)
+            sizes.append(self._measured(index, message))
+        return sizes
+
     def _measured(self, index: int, message: EventMessage) -> int:
         if not isinstance(message, EventMessage):
             raise TypeError(f"message {index} is a {type(message).__name__}, not an EventMessage")
@@ -179,6 +282,13 @@ class Publisher:
             raise PublishError(f"message {index} cannot be sent: {objection}", code=ErrorCode.INVALID)
         return size
 
+    def _refuse_unacceptable(self, sizes: Iterable[int]) -> None:
+        if self.closed:
+            raise EventRuntimeError("the client is closed", code=ErrorCode.CLOSED)
+        if self._is_strict:
+            refused = [*sizes]
+            self._refuse_beyond_bounds(len(refused), sum(refused))
+
     def _refuse_beyond_bounds(self, messages: int, size: int) -> None:
         fits = self._messages + messages <= self._max_messages and self._bytes + size <= self._max_bytes
         alone = messages == 1 and not self._messages
@@ -193,6 +303,16 @@ class Publisher:
             )
 
     # Under the lock
+
+    def _accept(self, call: AnyCall[Waiter]) -> None:
+        """Take in a call that has been checked; its entries can be queued."""
+        self._refuse_unacceptable(entry.size for entry in call.entries)
+        self._calls[call] = None
+
+    def _queue(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            if self._arriving or not self._admit(entry):
+                self._arriving.append(entry)
 
     def _admit(self, entry: Entry) -> bool:
         """Let a message in, if there is room; one that is larger than the bound is admitted alone."""
@@ -219,11 +339,25 @@ class Publisher:
         if entry.settle(result):
             self._calls.pop(entry.call, None)
             entry.call.waiter.wake()
-            if not self._calls and self._drained is not None:
-                self._drained.wake()
+            if not self._calls:
+                self._wake_drained()
         if self._arriving:
             self._admit_arriving()
             self.pump()
+
+    def _unsent(self, entries: Iterable[Entry], now: float) -> list[Entry]:
+        """Return those of *entries* that may be sent *now*; the others have their outcome."""
+        unsent = []
+        for entry in entries:
+            if entry.result is not None:
+                continue
+            if entry.call.deadline <= now:
+                self._finish(entry, self._timed_out(entry.call.last_error))
+            elif (hindrance := entry.hindrance()) is not None:
+                self._finish(entry, hindrance)
+            else:
+                unsent.append(entry)
+        return unsent
 
     # At home
 
@@ -328,23 +462,13 @@ class Publisher:
         finally:
             with self._lock:
                 self._is_looking = False
-                if self._drained is not None:
-                    self._drained.wake()
+                self._wake_drained()
 
     def _sendable(self, batch: Batch, entries: Iterable[Entry]) -> list[Entry]:
         """Return those of *entries* that leave in the next request; the others have their outcome, or follow."""
         now = time.monotonic()
         with self._lock:
-            sendable = []
-            for entry in entries:
-                if entry.result is not None:
-                    continue
-                if entry.call.deadline <= now:
-                    self._finish(entry, self._timed_out(entry.call.last_error))
-                elif (hindrance := entry.hindrance()) is not None:
-                    self._finish(entry, hindrance)
-                else:
-                    sendable.append(entry)
+            sendable = self._unsent(entries, now)
             return self._batcher.depart(batch, sendable, now) if sendable else sendable
 
     def _settle(
@@ -394,7 +518,8 @@ class Publisher:
             while (drained := self._undrained()) is not None:
                 await drained.wait(self._flush_by - time.monotonic())
         finally:
-            closed = BrokerError("the client was closed before the broker confirmed", ErrorCode.CLOSED, retryable=True)
+            self._flushed = True
+            closed = _unconfirmed()
             for call in list(self._calls):
                 self.abandon(call, closed)
 
@@ -402,12 +527,15 @@ class Publisher:
         """Let a flush that is under way wait for *timeout* seconds more at most: the least patient caller decides."""
         with self._lock:
             self._flush_by = min(self._flush_by, time.monotonic() + timeout)
-            if self._drained is not None:
-                self._drained.wake()
+            self._wake_drained()
+
+    def _wake_drained(self) -> None:
+        if self._drained is not None:
+            self._drained.wake()
 
     def _undrained(self) -> Waiter | None:
         """Who is woken when nothing is pending; ``None`` where nothing is, or the time is up."""
         with self._lock:
-            over = not (self._calls or self._is_looking) or time.monotonic() >= self._flush_by
+            over = not (self._calls or self._storing or self._is_looking) or time.monotonic() >= self._flush_by
             self._drained = None if over else Waiter()
             return self._drained
