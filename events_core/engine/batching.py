@@ -37,13 +37,15 @@ WakeableT = TypeVar("WakeableT", bound=Wakeable)
 class Entry:
     """One message on its way."""
 
-    __slots__ = ("admitted", "message", "result", "size")
+    __slots__ = ("admitted", "deadline", "message", "result", "size")
 
     message: EventMessage
     size: int
     """In bytes."""
     admitted: bool
     """Whether it counts among what is in flight."""
+    deadline: float
+    """Its call's."""
     result: str | BrokerError | None
     """``None`` while somebody waits for it."""
 
@@ -64,7 +66,7 @@ class Entry:
 class SingleCall(Entry, Generic[WakeableT]):
     """One ``send_message``, and its message: one object instead of three for what is done most."""
 
-    __slots__ = ("deadline", "last_error", "waiter")
+    __slots__ = ("last_error", "waiter")
 
     def __init__(self, message: EventMessage, size: int, deadline: float, waiter: WakeableT) -> None:
         self.message = message
@@ -140,6 +142,7 @@ class _Part(Entry):
         self.size = size
         self.admitted = False
         self.result = None
+        self.deadline = call.deadline
         self._call = call
 
     @property
@@ -282,9 +285,12 @@ class Batcher:
     @property
     def is_ready(self) -> bool:
         """Whether a request may leave now."""
-        places, keyed = self._places, self._keyed_places
-        waiting = (places.free > 0 and places.ready) or (keyed.free > 0 and keyed.ready)
-        return bool(waiting) and self._has_room
+        places = self._places
+        if not places.ready or places.free <= 0:
+            places = self._keyed_places
+            if not places.ready or places.free <= 0:
+                return False
+        return self._has_room
 
     @property
     def _has_room(self) -> bool:

@@ -242,7 +242,7 @@ class Publisher:
     def pump(self) -> None:
         """Let leave what may leave."""
         # Not where nothing can leave: whatever ends then looks again.  Nor where somebody is about to pump anyway.
-        if self._opened and self._batcher.is_ready and not self._pumping:
+        if not self._pumping and self._opened and self._batcher.is_ready:
             self._pumping = True
             self._home.wake(self._pump)
 
@@ -282,12 +282,11 @@ class Publisher:
             raise PublishError(f"message {index} cannot be sent: {objection}", code=ErrorCode.INVALID)
         return size
 
-    def _refuse_unacceptable(self, sizes: Iterable[int]) -> None:
+    def _refuse_unacceptable(self, sizes: Sequence[int]) -> None:
         if self.closed:
             raise EventRuntimeError("the client is closed", code=ErrorCode.CLOSED)
         if self._is_strict:
-            refused = [*sizes]
-            self._refuse_beyond_bounds(len(refused), sum(refused))
+            self._refuse_beyond_bounds(len(sizes), sum(sizes))
 
     def _refuse_beyond_bounds(self, messages: int, size: int) -> None:
         fits = self._messages + messages <= self._max_messages and self._bytes + size <= self._max_bytes
@@ -306,7 +305,8 @@ class Publisher:
 
     def _accept(self, call: AnyCall[Waiter]) -> None:
         """Take in a call that has been checked; its entries can be queued."""
-        self._refuse_unacceptable(entry.size for entry in call.entries)
+        if self.closed or self._is_strict:
+            self._refuse_unacceptable([entry.size for entry in call.entries])
         self._calls[call] = None
 
     def _queue(self, entries: Iterable[Entry]) -> None:
@@ -339,8 +339,8 @@ class Publisher:
         if entry.settle(result):
             self._calls.pop(entry.call, None)
             entry.call.waiter.wake()
-            if not self._calls:
-                self._wake_drained()
+            if self._drained is not None and not self._calls:
+                self._drained.wake()
         if self._arriving:
             self._admit_arriving()
             self.pump()
@@ -351,7 +351,7 @@ class Publisher:
         for entry in entries:
             if entry.result is not None:
                 continue
-            if entry.call.deadline <= now:
+            if entry.deadline <= now:
                 self._finish(entry, self._timed_out(entry.call.last_error))
             elif (hindrance := entry.hindrance()) is not None:
                 self._finish(entry, hindrance)
@@ -435,7 +435,7 @@ class Publisher:
 
     async def _request(self, entries: Sequence[Entry]) -> Sequence[str | BrokerError]:
         try:
-            async with asyncio.timeout(entries[-1].call.deadline - time.monotonic()):  # the last one's is the latest
+            async with asyncio.timeout(entries[-1].deadline - time.monotonic()):  # the last one's is the latest
                 results = await self._driver.publish([entry.message for entry in entries])
         except TimeoutError as error:
             raise self._timed_out(error) from error
@@ -487,7 +487,7 @@ class Publisher:
         with self._lock:
             self._batcher.pause(batch, time.monotonic(), timed_out=error.code is ErrorCode.TIMEOUT)
         self._pump()
-        patience = max(entry.call.deadline for entry in entries) - time.monotonic()
+        patience = max(entry.deadline for entry in entries) - time.monotonic()
         await pauses.next(max(0.0, patience))
         place = Waiter()
         with self._lock:
