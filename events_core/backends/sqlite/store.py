@@ -240,7 +240,7 @@ class Store:
                 f"{self._nearest(name)}",
                 ErrorCode.NOT_FOUND,
             )
-        cursor = 0 if self.options.start == "earliest" else self._last_id()
+        cursor = self._oldest_kept() if self.options.start == "earliest" else self._last_id()
         return self._create_subscription(self.topic_id, name, cursor=cursor, expires_at=expires_at)
 
     def _nearest(self, name: str) -> str:
@@ -304,6 +304,14 @@ class Store:
 
     def _last_id(self) -> int:
         return int(self._value("SELECT seq FROM sqlite_sequence WHERE name = 'messages'") or 0)
+
+    def _oldest_kept(self) -> int:
+        """Return a cursor before all that is there, but behind what is past the retention and not yet swept away.
+
+        The id of a message is the time of its insertion, in microseconds.
+        """
+        retention = self._retention()
+        return int((time.time() - retention) * 1e6) if retention else 0
 
     def _retention(self) -> float:
         return float(self._value("SELECT retention FROM topics WHERE id = ?", (self.topic_id,)))
