@@ -47,7 +47,8 @@ class Capabilities:
     """
 
     durable: Literal["none", "process_crash", "power_loss"] = "none"
-    """What a confirmed message survives (F3)."""
+    """What a confirmed message survives (F3): the crash of a process, the application's and the broker's, or a power
+    loss."""
     ordering: Literal["none", "receiver", "subscription"] = "none"
     """Over what the order of a key holds (R8): not at all, one receiver, or all receivers of a subscription."""
     replay: bool = False

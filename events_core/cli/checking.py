@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
+_CAPABILITIES = "§6"
 _STYLES = {"broken": "red", "kept": "green"}
 
 
@@ -49,7 +50,7 @@ def check(
     if trial.complaint:
         raise usage_error(trial.complaint)
     lines = b"".join(map(dump, _as_json(trial)))
-    output.put(lines if json_path == "-" else printed(_table(trial), *_notes(trial)))
+    output.put(lines if json_path == "-" else printed(_table(trial), *_notes(trial), *_unproven(trial)))
     if file:
         _write(file, lines)
     broken = [rule for rule in trial.verdicts if _outcome(trial, rule) == "broken"]
@@ -118,13 +119,18 @@ def _outcome(trial: Trial, rule: str) -> str:
 
 
 def _as_json(trial: Trial) -> Iterator[dict[str, object]]:
+    from events_core.testing.plugin import unproven
+
     for rule, promise in trial.promises.items():
         if rule in trial.verdicts:
             tests = [
                 {"name": name, "outcome": verdict.outcome, "message": verdict.message}
                 for name, verdict in trial.verdicts[rule].items()
             ]
-            yield {"rule": rule, "title": promise, "outcome": _outcome(trial, rule), "tests": tests}
+            line: dict[str, object] = {"rule": rule, "title": promise, "outcome": _outcome(trial, rule), "tests": tests}
+            if rule == _CAPABILITIES:
+                line["unproven"] = dict(unproven(trial.claims))
+            yield line
 
 
 def _table(trial: Trial) -> Table:
@@ -145,6 +151,13 @@ def _notes(trial: Trial) -> Iterator[Text]:
                 concerned[verdict.outcome, _said(name, verdict)][rule] = None
     for (outcome, said), rules in sorted(concerned.items()):
         yield Text(f"\n{', '.join(rules)} {outcome}: {said}")
+
+
+def _unproven(trial: Trial) -> Iterator[Text]:
+    from events_core.testing.plugin import UNPROVEN, unproven
+
+    for claim, why in unproven(trial.claims):
+        yield Text(f"\n{claim} {UNPROVEN}: {why}")
 
 
 def _said(name: str, verdict: Verdict) -> str:

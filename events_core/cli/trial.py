@@ -22,6 +22,7 @@ from events_core.options import did_you_mean
 
 if TYPE_CHECKING:
     from events_core.testing.configured import ConfiguredHarness
+    from events_core.testing.plugin import Claim
 
 __all__ = ["Trial", "Verdict"]
 
@@ -51,6 +52,8 @@ class Trial:
         """The rules that are looked at, with what they promise."""
         self.verdicts: dict[str, dict[str, Verdict]] = {}
         """For each rule, what came of each of its tests."""
+        self.claims: list[Claim] = []
+        """What came of each test that would prove a declared capability."""
         self.harness: ConfiguredHarness | None = None
         self._make_harness = make_harness
         self._rules = rules
@@ -143,10 +146,11 @@ class Trial:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what *report* says of each rule."""
-        from events_core.testing.plugin import results_of
+        from events_core.testing.plugin import claims_of, results_of
 
         if report.when != "call" and report.passed:
             return
+        self.claims += claims_of(report)
         for result in results_of(report):
             self._outcomes.append(result.state)
             if result.rule in self.promises:

@@ -39,6 +39,7 @@ pytest.register_assert_rewrite(
             "closing",
             "interruption",
             "cancelling",
+            "lapsing",
             "outages",
             "threads",
             "failing",
@@ -49,8 +50,8 @@ pytest.register_assert_rewrite(
 
 from events_core.testing.harness import Harness  # noqa: E402
 from events_core.testing.proxy import TcpProxy  # noqa: E402
-from events_core.testing.rules import RULES, rule  # noqa: E402
+from events_core.testing.rules import CLAIMS, RULES, rule  # noqa: E402
 from events_core.testing.stage import Stage  # noqa: E402
 from events_core.testing.suite import ConformanceSuite  # noqa: E402
 
-__all__ = ["RULES", "ConformanceSuite", "Harness", "Stage", "TcpProxy", "rule"]
+__all__ = ["CLAIMS", "RULES", "ConformanceSuite", "Harness", "Stage", "TcpProxy", "rule"]

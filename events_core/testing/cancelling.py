@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import pytest
@@ -24,6 +25,7 @@ from events_core import (
     ReceiveError,
     consume,
 )
+from events_core.testing.explaining import described, explained
 from events_core.testing.interruption import Interruption
 from events_core.testing.rules import rule
 from events_core.testing.stage import Stage, numbered, texts
@@ -40,10 +42,10 @@ class _Scene:
     receiver: EventReceiver
     held: list[ReceivedMessage]
 
-    def __init__(self, stage: Stage, number: int, where: str, *, connected: bool = False) -> None:
+    def __init__(self, stage: Stage, number: int, where: object, *, connected: bool = False) -> None:
         self.stage = stage
         self.number = number
-        self.where = where
+        self._where = where
         self._connected = connected
         self.topic_name = stage.name(f"run-{number}")
         self.subscription = stage.name(f"shared-{number}")
@@ -55,6 +57,11 @@ class _Scene:
         """What must come in the end."""
         self.doubtful: list[str] = []
         """What may come or not: sent, or settled, by a call that was cancelled."""
+
+    def explained(self) -> AbstractContextManager[None]:
+        """Explain what fails inside: where a call was cancelled, on which topic, and what its receiver has."""
+        topic = f"topic: {self.topic_name!r}"
+        return explained(lambda: f"point: {self._where}", lambda: topic, lambda: described(self.receiver))
 
     @property
     def caller(self) -> EventClient:
@@ -94,16 +101,21 @@ class _Scene:
 
     async def check(self) -> None:
         """What is not settled comes, once and in order, and nothing else does."""
+        with self.explained():
+            await self._check()
+
+    async def _check(self) -> None:
         await self.receiver.close(timeout=0)
         other = await self.stage.client(self.topic_name, **self.options).subscribe(self.subscription)
         received = [*await self.stage.drain(other, len(self.due)), *await self.stage.rest(other)]
         came = texts(received)
         doubtful = [text for text in came if text in self.doubtful]
-        assert sorted(text for text in came if text not in doubtful) == sorted(self.due), self.where
+        due = sorted(text for text in came if text not in doubtful)
+        assert due == sorted(self.due), "what came is not what is due"
         for key in (self.key, self.new_key):
             queue = texts(message for message in received if key and message.ordering_key == key)
-            assert queue == sorted(queue), self.where
-        assert doubtful == self.doubtful[: len(doubtful)], self.where
+            assert queue == sorted(queue), f"the messages of key {key!r} came out of order"
+        assert doubtful == self.doubtful[: len(doubtful)], "of what was cancelled the first messages were not stored"
 
 
 async def _sweep(stage: Stage, act: _Act, *, connected: bool = False) -> None:
@@ -116,11 +128,11 @@ async def _sweep(stage: Stage, act: _Act, *, connected: bool = False) -> None:
     for late in (False, True):
         for point in itertools.count(1):
             cut = Interruption(point, late=late)
-            where = f"cancelled {'late' if late else 'early'} at suspension {point}"
-            scene = _Scene(stage, len(scenes), where, connected=connected)
+            scene = _Scene(stage, len(scenes), cut, connected=connected)
             scenes.append(scene)
             await scene.open()
-            await act(scene, cut)
+            with scene.explained():
+                await act(scene, cut)
             if not cut.happened:
                 break
             points += 1
@@ -393,7 +405,8 @@ class Cancelling:
                 scene = _Scene(stage, len(scenes), f"cancelled {turns} turns after step {step}")
                 scenes.append(scene)
                 await scene.open()
-                await _consume(scene, step, turns)
+                with scene.explained():
+                    await _consume(scene, step, turns)
         await asyncio.gather(*(scene.check() for scene in scenes))
 
 
@@ -423,7 +436,7 @@ async def _consume(scene: _Scene, step: int, turns: int) -> None:
     await asyncio.wait([consuming])
     assert consuming.cancelled()
     await scene.stage.until(lambda: not scene.receiver.stats.held)  # an acknowledgement may be under way
-    assert scene.receiver.stats.held == 0, scene.where
+    assert scene.receiver.stats.held == 0
     # What is handled next shows that the one before is acknowledged; cancelled in between, nobody knows.
     scene.settled(handled[:-1])
     scene.doubt(handled[-1:])

@@ -1,7 +1,7 @@
 """What the kit runs in processes of their own: they die, or fork.
 
-``python -m events_core.testing.child ACTION PATIENCE`` reads a configuration from standard input, as JSON, and reports
-on standard output, as JSON.
+``python -m events_core.testing.child ACTION PATIENCE`` reads a configuration from the first line of standard input, as
+JSON, and reports on standard output, as JSON.
 """
 
 from __future__ import annotations
@@ -55,6 +55,38 @@ async def acknowledge_and_die(config: EventConfig, patience: float) -> None:
     await receiver.acknowledge(message)
     _report(received=message.message_id)
     _die()
+
+
+async def receive_run_and_die(config: EventConfig, patience: float) -> None:
+    """Receive as many messages of a key as one call returns, tell what they are, and die holding them."""
+    receiver = await create_client(config).subscribe()
+    run = await receiver.receive_messages(2, patience)
+    _report(received=[message.data_as_string() for message in run])
+    _die()
+
+
+async def hold(config: EventConfig, patience: float) -> None:
+    """Receive one message, tell its id, and then do with it what each line of standard input says."""
+    async with create_client(config) as client:
+        receiver = await client.subscribe()
+        message = await _receive(receiver, patience)
+        _report(received=message.message_id)
+        calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+            "acknowledge": lambda: receiver.acknowledge(message),
+            "nack": lambda: receiver.nack(message, delay=0),
+            "close": lambda: receiver.close(timeout=0),
+        }
+        while word := await asyncio.to_thread(sys.stdin.readline):
+            _report(outcome=await _outcome(calls[word.strip()]()))
+
+
+async def _outcome(call: Coroutine[Any, Any, object]) -> str:
+    """Return the code of what *call* raises, or that it was done."""
+    try:
+        await call
+    except EventError as error:
+        return error.code.value
+    return "done"
 
 
 async def _receive(receiver: EventReceiver, patience: float) -> ReceivedMessage:
@@ -183,7 +215,9 @@ _ACTIONS: dict[str, Callable[[EventConfig, float], Coroutine[Any, Any, None] | N
     for action in (
         send_and_die,
         receive_and_die,
+        receive_run_and_die,
         acknowledge_and_die,
+        hold,
         fork_fresh,
         fork_connected,
         fork_beside_connected,
@@ -192,8 +226,8 @@ _ACTIONS: dict[str, Callable[[EventConfig, float], Coroutine[Any, Any, None] | N
 
 
 def main(action: str, patience: str) -> None:
-    """Run *action* with the configuration on standard input."""
-    work = _ACTIONS[action](EventConfig(**json.load(sys.stdin)), float(patience))
+    """Run *action* with the configuration on the first line of standard input."""
+    work = _ACTIONS[action](EventConfig(**json.loads(sys.stdin.readline())), float(patience))
     if work is not None:
         asyncio.run(work)
 

@@ -33,6 +33,9 @@ class Harness(ABC):
     """A message that the broker refuses for good although the limits allow it; ``None`` where none is known."""
     sdk_modules: Collection[str] = ()
     """Modules that must not be imported before a connection opens (B1), such as ``"google.cloud.pubsub"``."""
+    give_up_after: float = 60.0
+    """Seconds that failing tests may take together.  The kit then leaves out the rest: what keeps messages from coming
+    makes nearly every test wait in vain."""
     exceptions: Mapping[str, str] = {}
     """What the *environment* does wrong, an emulator for one: a rule or a test's name, to the reason.
 
@@ -55,5 +58,26 @@ class Harness(ABC):
         return f"{topic_name}-{word}"
 
     def outage(self) -> AbstractContextManager[None] | None:
-        """While this is entered the broker cannot be reached; ``None`` where the harness cannot do that."""
+        """Return a context in which the broker cannot be reached, or ``None`` where the harness cannot do that.
+
+        The kit calls it before the test makes its clients, and enters it later:
+        :meth:`TcpProxy.cut() <events_core.testing.TcpProxy.cut>` is such a context.
+        """
         return None
+
+    def lost_answers(self) -> AbstractContextManager[None] | None:
+        """Return a context in which requests reach the broker and its answers are lost, or ``None`` likewise.
+
+        Otherwise the kit cannot prove ``idempotent_publish``.
+        :meth:`TcpProxy.lose_answers() <events_core.testing.TcpProxy.lose_answers>` is such a context.
+        """
+        return None
+
+    def restart(self) -> bool:
+        """Kill the process of the broker, start it again on what it has stored, and return True.
+
+        Return False, as here, where the harness cannot do that.  Otherwise the kit cannot prove ``durable``.  A broker
+        without a process of its own, such as a file, is restarted when its last client has died: there is nothing to
+        do, so return True.  The kit calls this in a thread, while clients may be connected.
+        """
+        return False

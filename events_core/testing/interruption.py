@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Coroutine, Generator
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Interruption"]
@@ -22,6 +23,12 @@ class Interruption:
         self.point = point
         self.late = late
         self.suspensions = 0
+        self.place = ""
+        """The line at which it waited."""
+
+    def __str__(self) -> str:
+        when = "when what it waited for had come" if self.late else "as it began to wait"
+        return f"cancelled at suspension {self.point}, {when}{self.place and ', in '}{self.place}"
 
     @property
     def happened(self) -> bool:
@@ -34,17 +41,16 @@ class Interruption:
         await asyncio.wait([task])
         if not self.happened:
             return task.result()
-        assert task.cancelled(), (
-            f"it was cancelled at suspension {self.point} ({'late' if self.late else 'early'}): {task}"
-        )
+        assert task.cancelled(), f"{self}; that was swallowed: {task}"
         return None
 
-    def suspended(self, future: asyncio.Future[Any] | None) -> None:
-        """The coroutine waits, for *future* or merely for its next turn."""
+    def suspended(self, coroutine: Coroutine[Any, Any, Any], future: asyncio.Future[Any] | None) -> None:
+        """The *coroutine* waits, for *future* or merely for its next turn."""
         self.suspensions += 1
         task = asyncio.current_task()
         if self.suspensions != self.point or task is None:
             return
+        self.place = _place(coroutine)
         if future is None or not self.late:
             task.cancel()
         else:
@@ -54,6 +60,17 @@ class Interruption:
 
 async def _awaiting(awaitable: Awaitable[T]) -> T:
     return await awaitable
+
+
+def _place(coroutine: object) -> str:
+    """The innermost line at which *coroutine* waits, outside asyncio."""
+    place = ""
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+        if frame is not None and not frame.f_globals.get("__name__", "").startswith("asyncio"):
+            place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_qualname})"
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
+    return place
 
 
 class _Watched(Generic[T]):
@@ -71,7 +88,7 @@ class _Watched(Generic[T]):
             except StopIteration as stop:
                 result: T = stop.value
                 return result
-            self._interruption.suspended(future)
+            self._interruption.suspended(self._coroutine, future)
             try:
                 yield future
             except BaseException as error:

@@ -29,7 +29,7 @@ class Ordering:
             await client.send_messages([EventMessage(b"x"), EventMessage(b"y", ordering_key="k")])
         assert caught.value.code is ErrorCode.UNSUPPORTED
 
-    @rule("R8")
+    @rule("R8", proves=["ordering=receiver", "ordering=subscription"])
     async def test_each_key_is_received_in_order(self, stage: Stage) -> None:
         """Two receivers take 10 keys of 20 messages: order holds over the declared scope."""
         client, first = await stage.open_ordered()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -26,11 +26,7 @@ from events_core.testing.stage import Stage, numbered, texts
 __all__ = ["Outages"]
 
 
-def _outage(stage: Stage) -> AbstractContextManager[None]:
-    outage = stage.harness.outage()
-    if outage is None:
-        pytest.skip("not shown: taking the broker away, as only a backend's own tests can")
-    return outage
+_outage = Stage.require_outage
 
 
 async def _noticed(stage: Stage, client: EventClient) -> None:
@@ -275,10 +271,98 @@ class Outages:
             async with asyncio.timeout(stage.harness.patience):
                 await client.subscribe(stage.subscription)
 
-    @rule("F3")
+    @rule("P7", proves=["idempotent_publish"])
+    async def test_a_retried_send_is_stored_once(self, stage: Stage) -> None:
+        """Where ``idempotent_publish``, messages whose ids were lost on the way are sent again, and each comes once."""
+        lost = stage.require_lost_answers()
+        stage.require("idempotent_publish")
+        ids, came = await self._sent_again(stage, lost)
+        assert sorted(came) == sorted(ids), "a retried send was stored again, which idempotent_publish excludes"
+
+    @rule("P7")
+    async def test_a_send_whose_answer_is_lost_ends(self, stage: Stage) -> None:
+        """It is sent again, and everything comes at least once, under the id that is returned."""
+        ids, came = await self._sent_again(stage, stage.require_lost_answers())
+        assert len(set(ids)) == len(ids)
+        assert set(ids) <= set(came)
+
+    async def _sent_again(
+        self, stage: Stage, lost: AbstractContextManager[None]
+    ) -> tuple[Sequence[str], Sequence[str]]:
+        """The ids of messages sent while answers were lost, and those of all that came."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"connected"))
+        (first,) = await stage.drain(receiver, 1)
+        with lost:
+            sending = asyncio.create_task(client.send_messages(numbered(3)))
+            done, _ = await asyncio.wait([sending], timeout=stage.harness.settle_time)
+            assert not done, f"it returned before any answer could have come: {sending}"
+        ids = await sending
+        came = [*await stage.drain(receiver, len(ids)), *await stage.rest(receiver)]
+        return ids, [message.message_id for message in came if message.message_id != first.message_id]
+
+    @rule("S5", "S1")
+    async def test_an_acknowledgement_whose_answer_is_lost_ends(self, stage: Stage) -> None:
+        """Asked again it is confirmed, or EXPIRED where the broker knows no more of it; confirmed it stays away."""
+        lost = stage.require_lost_answers()
+        client, receiver = await stage.open(**stage.harness.lease_options)
+        await client.send_message(EventMessage(b"x"))
+        message = await stage.receive(receiver)
+        with lost:
+            settling = asyncio.create_task(receiver.acknowledge(message))
+            await asyncio.wait([settling], timeout=stage.harness.settle_time)
+        (error,) = await asyncio.gather(settling, return_exceptions=True)
+        if isinstance(error, AcknowledgeError):
+            assert error.code is ErrorCode.EXPIRED
+        elif receiver.capabilities.exactly_once:
+            await stage.silence(receiver, seconds=stage.harness.lease)
+        await client.send_message(EventMessage(b"later"))
+        assert "later" in texts([*await stage.drain(receiver, 1), *await stage.rest(receiver)])
+
+    @rule("F3", proves=["durable=process_crash", "durable=power_loss"])
     async def test_a_confirmed_message_survives_its_sender(self, stage: Stage) -> None:
         """A process sends and is killed as soon as it has the id; the message comes."""
         stage.require("durable")
         _, receiver = await stage.open()
         report = await stage.child("send_and_die")
         assert (await stage.receive(receiver)).message_id == report["sent"]
+
+    @rule("F3", proves=["durable=process_crash", "durable=power_loss"])
+    async def test_a_confirmed_message_survives_the_broker(self, stage: Stage) -> None:
+        """A process sends and is killed, then so is the broker; started again that delivers the message."""
+        stage.require("durable")
+        client, receiver = await stage.open()
+        await receiver.close()
+        await client.close()
+        report = await stage.child("send_and_die")
+        await stage.restart()
+        _, receiver = await stage.open()
+        assert (await stage.receive(receiver)).message_id == report["sent"]
+
+    @rule("S1", "F3", proves=["exactly_once"])
+    async def test_a_confirmed_acknowledgement_survives_the_broker(self, stage: Stage) -> None:
+        """Where ``exactly_once``, what was acknowledged does not come from a broker that is started again."""
+        stage.require("durable")
+        stage.require("exactly_once")
+        client, receiver = await stage.open()
+        await client.send_messages(numbered(2))
+        done, held = await stage.receive_all(receiver, 2)
+        await receiver.acknowledge(done)
+        await client.close(timeout=0)
+        await stage.restart()
+        _, receiver = await stage.open()
+        assert texts(await stage.drain(receiver, 1)) == texts([held])
+        await stage.silence(receiver, seconds=stage.harness.lease)
+
+    @rule("F1")
+    async def test_a_receiver_outlives_a_restart(self, stage: Stage) -> None:
+        """It goes on waiting while the broker is killed and started again, and messages come afterwards."""
+        stage.require("durable")
+        client, receiver = await stage.open()
+        waiting = asyncio.create_task(receiver.receive_message())
+        await stage.restart()
+        await client.send_message(EventMessage(b"x"))
+        async with asyncio.timeout(stage.harness.patience):
+            message = await waiting
+        assert message is not None
+        assert message.data == b"x"

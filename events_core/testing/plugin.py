@@ -6,16 +6,31 @@ Enable it in the topmost ``conftest.py``: ``pytest_plugins = ["events_core.testi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import pytest
 
-from events_core.testing.rules import RULES
+from events_core.testing.rules import BEYOND_TESTS, CLAIMS, RULES
 
-__all__ = ["Result", "overall", "pytest_itemcollected", "pytest_terminal_summary", "results_of"]
+__all__ = [
+    "UNPROVEN",
+    "Claim",
+    "Result",
+    "claims_of",
+    "overall",
+    "pytest_itemcollected",
+    "pytest_terminal_summary",
+    "results_of",
+    "unproven",
+]
+
+T = TypeVar("T")
 
 _PROPERTY = "rule"
+_CLAIM = "claim"
+UNPROVEN = "declared, not proven"
+"""What a capability is that a backend declares and for which no test could vouch."""
 
 
 class Result(NamedTuple):
@@ -24,6 +39,15 @@ class Result(NamedTuple):
     suite: str
     test: str
     rule: str
+    state: str
+    detail: str
+
+
+class Claim(NamedTuple):
+    """One test's outcome, for one of the capabilities that it proves."""
+
+    suite: str
+    claim: str
     state: str
     detail: str
 
@@ -37,6 +61,21 @@ def overall(states: Collection[str]) -> str:
     return "partly" if worst == "kept" and "not shown" in states else worst
 
 
+def unproven(found: Collection[Claim]) -> Iterator[tuple[str, str]]:
+    """Each claim that not every test of it has proven, and why, unless it is broken, which its rule says."""
+    for claim in CLAIMS:
+        details: dict[str, set[str]] = defaultdict(set)
+        for each in found:
+            if each.claim == claim:
+                details[each.state].add(each.detail)
+        if "broken" in details or not details:
+            continue
+        if claim in BEYOND_TESTS:
+            yield claim, BEYOND_TESTS[claim]
+        elif "kept" not in details or details.keys() & {"not shown", "excepted"}:
+            yield claim, "; ".join(sorted(details["not shown"] | details["excepted"] or details["not declared"]))
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let each report carry its test's rules, also to another process."""
     for rule in getattr(getattr(item, "function", None), "rules", ()):
@@ -45,11 +84,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what was kept, wholly or partly, what was not declared, what is broken, and what is excepted and why."""
-    results = list(_results(terminalreporter))
+    results = list(_each(terminalreporter, results_of))
     if not results:
         return
     terminalreporter.section("rules of the contract")
-    for line in [*_table(results), *_notes(results)]:
+    for line in [*_table(results), *_notes(results), *_unproven(list(_each(terminalreporter, claims_of)))]:
         terminalreporter.write_line(line)
 
 
@@ -61,10 +100,18 @@ def results_of(report: pytest.TestReport) -> Iterator[Result]:
             yield Result(suite, test, str(rule), *_state(report, test))
 
 
-def _results(reporter: pytest.TerminalReporter) -> Iterator[Result]:
+def claims_of(report: pytest.TestReport) -> Iterator[Claim]:
+    """What *report* says of each capability that is declared, and that its test would prove."""
+    for name, claim in getattr(report, "user_properties", ()):
+        if name == _CLAIM:
+            _, suite, test = report.nodeid.rsplit("::", 2)
+            yield Claim(suite, str(claim), *_state(report, test))
+
+
+def _each(reporter: pytest.TerminalReporter, found_in: Callable[[pytest.TestReport], Iterator[T]]) -> Iterator[T]:
     for outcome in ("passed", "failed", "error", "skipped", "xfailed"):
         for report in reporter.stats.get(outcome, ()):
-            yield from results_of(report)
+            yield from found_in(report)
 
 
 def _state(report: pytest.TestReport, test: str) -> tuple[str, str]:
@@ -104,6 +151,12 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
         yield ""
     for (suite, state, detail), concerned in sorted(rules.items()):
         yield f"{suite} {', '.join(concerned)} {_marked(state)}: {detail}"
+
+
+def _unproven(found: Sequence[Claim]) -> Iterator[str]:
+    for suite in dict.fromkeys(each.suite for each in found):
+        for claim, why in unproven([each for each in found if each.suite == suite]):
+            yield f"{suite} {claim} {UNPROVEN}: {why}"
 
 
 def _marked(state: str) -> str:

@@ -86,7 +86,7 @@ class Redelivering:
         await receiver.acknowledge(new)
         await stage.silence(receiver, seconds=1)
 
-    @rule("R9")
+    @rule("R9", proves=["delivery_attempts"])
     async def test_a_nacked_message_comes_again_the_same(self, stage: Stage) -> None:
         """Same id, data and attributes; the attempt is counted where declared."""
         client, receiver = await stage.open()
@@ -196,7 +196,7 @@ class Redelivering:
         attempts = stage.harness.dead_letter_attempts
         return {"dead_letter_topic": stage.name("dead"), "max_delivery_attempts": str(attempts)}
 
-    @rule("R12")
+    @rule("R12", proves=["dead_letter"])
     async def test_a_message_that_failed_too_often_is_dead_lettered(self, stage: Stage) -> None:
         """After the last attempt it goes to the dead letter topic, saying whence, and only there."""
         options = self._dead_letters(stage)

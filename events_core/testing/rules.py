@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
+import time
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from typing import Any, Concatenate, ParamSpec
 
 import pytest
 
+from events_core import Capabilities, load_backend
+from events_core.testing.explaining import Log, explained, logged
 from events_core.testing.harness import Harness
 from events_core.testing.stage import Stage
 
-__all__ = ["RULES", "rule"]
+__all__ = ["CLAIMS", "RULES", "claims", "rule"]
 
 P = ParamSpec("P")
 
@@ -70,39 +74,128 @@ RULES: Mapping[str, str] = {
 """Every rule that has a test here, in the order of the contract, as one line."""
 
 
+CLAIMS: Mapping[str, str] = {
+    "durable=process_crash": "what was confirmed survives the crash of a process that stores it",
+    "durable=power_loss": "what was confirmed survives a power loss",
+    "ordering=receiver": "a receiver gets the messages of a key in order",
+    "ordering=subscription": "all receivers of a subscription get the messages of a key in order",
+    "replay": "a new subscription may begin with the oldest message kept",
+    "dead_letter": "what failed too often goes to another topic",
+    "delivery_attempts": "deliveries are counted",
+    "ack_confirmed": "acknowledging ends with the broker's confirmation",
+    "exactly_once": "what was confirmed as acknowledged never comes again",
+    "idempotent_publish": "a retried send is stored once",
+}
+"""What a backend may declare, as one line each; each stronger value of a capability is a claim of its own."""
+
+BEYOND_TESTS: Mapping[str, str] = {"durable=power_loss": "no test makes a power loss"}
+"""What may be declared and is never proven, and why."""
+
+_WEAKER = {"durable=power_loss": "durable=process_crash", "ordering=subscription": "ordering=receiver"}
+
+
+def claims(capabilities: Capabilities) -> Iterator[str]:
+    """What *capabilities* declare."""
+    for claim in CLAIMS:
+        name = claim.partition("=")[0]
+        declared = getattr(capabilities, name)
+        if declared is True or f"{name}={declared}" == claim or _WEAKER.get(f"{name}={declared}") == claim:
+            yield claim
+
+
 def rule(
-    *names: str,
+    *names: str, proves: Collection[str] = ()
 ) -> Callable[[Callable[Concatenate[Any, Stage, P], Coroutine[Any, Any, None] | None]], Callable[..., None]]:
     """Make a test of a function of a :class:`Stage`, about the rules *names*.
 
     A coroutine function runs on an event loop of its own, within the harness's bound, and must leave no task.  A plain
     one gives :meth:`Stage.run <events_core.testing.Stage.run>` what may take its time.
+
+    :param proves: claims of the backend, each as in ``CLAIMS``, that are proven only when this test passes.
     """
 
     def decorate(test: Callable[Concatenate[Any, Stage, P], Coroutine[Any, Any, None] | None]) -> Callable[..., None]:
         @functools.wraps(test)
-        def run(self: object, harness: Harness, *args: P.args, **params: P.kwargs) -> None:
+        def run(self: object, harness: Harness, request: pytest.FixtureRequest, **params: Any) -> None:
             _check_exceptions(self, harness)
+            losses = _losses.setdefault(type(self), Losses())
+            losses.check(harness.give_up_after)
+            stage = Stage(harness)
+            _claim(request.node, stage, proves)
+            began = time.monotonic()
             try:
-                _play(harness, lambda stage: test(self, stage, *args, **params))
+                _play(stage, functools.partial(test, self, stage, **_taken(params, request)))
             except (Exception, pytest.fail.Exception) as error:
                 reason = _exception(harness, test.__name__, names)
                 if reason:
                     pytest.xfail(reason)
+                losses.failed(request.node.name, time.monotonic() - began)
                 for name in names:
                     error.add_note(f"breaks {name}: {RULES.get(name, '')}")
                 raise
+            losses.closed(stage.closing)
 
-        signature = inspect.signature(test)
-        parameters = [
-            parameter.replace(name="harness", annotation=Harness) if parameter.name == "stage" else parameter
-            for parameter in signature.parameters.values()
-        ]
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # pytest reads it
+        given = inspect.signature(test)
+        takes_request = "request" in given.parameters
+
+        def _taken(params: Mapping[str, Any], request: pytest.FixtureRequest) -> Mapping[str, Any]:
+            return {**params, "request": request} if takes_request else params
+
+        run.__signature__ = given.replace(parameters=[*_fixtures(given)])  # type: ignore[attr-defined]  # pytest reads it
         run.rules = names  # type: ignore[attr-defined]  # for the plugin's table
+        run.proves = proves  # type: ignore[attr-defined]
         return run
 
     return decorate
+
+
+def _fixtures(signature: inspect.Signature) -> Iterator[inspect.Parameter]:
+    """What pytest must give to a test: a harness where the test has a stage, and the request."""
+    for parameter in signature.parameters.values():
+        if parameter.name == "stage":
+            yield parameter.replace(name="harness", annotation=Harness)
+        elif parameter.name != "request":
+            yield parameter
+    yield inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)
+
+
+class Losses:
+    """The time that a suite has lost with what is broken."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._failed: list[str] = []
+
+    def failed(self, test: str, seconds: float) -> None:
+        """*test* has failed."""
+        self._failed.append(test)
+        self._seconds += seconds
+
+    def closed(self, seconds: float) -> None:
+        """A test that passed has closed its clients."""
+        self._seconds += seconds
+
+    def check(self, limit: float) -> None:
+        """Leave out the next test when that is enough; as long as nothing has failed, a slow broker is only slow."""
+        if self._failed and self._seconds > limit:
+            pytest.skip(
+                f"not shown: the kit gave up after {self._seconds:.0f} s in failing tests and in closing (Harness."
+                f"give_up_after); mend what broke first: {', '.join(self._failed[:3])}"
+            )
+
+
+_losses: dict[type, Losses] = {}
+
+
+def _claim(item: pytest.Item, stage: Stage, proves: Collection[str]) -> None:
+    """Let the report of *item* carry what is declared and not proven without it."""
+    if not proves:
+        return
+    try:
+        declared = set(claims(stage.capabilities))
+    except Exception:  # a broken backend's may be any; what it breaks is for its tests to say
+        return
+    item.user_properties += [("claim", claim) for claim in proves if claim in declared]
 
 
 def _check_exceptions(suite: object, harness: Harness) -> None:
@@ -116,14 +209,21 @@ def _exception(harness: Harness, test: str, rules: tuple[str, ...]) -> str:
     return reasons[0] if reasons else ""
 
 
-def _play(harness: Harness, test: Callable[[Stage], Coroutine[Any, Any, None] | None]) -> None:
-    stage = Stage(harness)
-    try:
-        scene = test(stage)
-        if scene is not None:
-            asyncio.run(_watch(scene, stage))
-    finally:
-        asyncio.run(stage.close())  # for a test that ran loops of its own
+def _play(stage: Stage, test: Callable[[], Coroutine[Any, Any, None] | None]) -> None:
+    log = Log()
+    with log.of("events_core", *_package(stage)), logged(log), explained(stage.where, stage.waited_on):
+        try:
+            scene = test()
+            if scene is not None:
+                asyncio.run(_watch(scene, stage))
+        finally:
+            asyncio.run(stage.close())  # for a test that ran loops of its own
+
+
+def _package(stage: Stage) -> Iterator[str]:
+    """The name under which the backend logs."""
+    with contextlib.suppress(Exception):  # what is wrong with the backend is for its tests to say
+        yield load_backend(stage.config().backend).__module__.partition(".")[0]
 
 
 async def _watch(scene: Coroutine[Any, Any, None], stage: Stage) -> None:

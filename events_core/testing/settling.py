@@ -19,7 +19,7 @@ _SETTLED = ErrorCode.ALREADY_SETTLED
 class Settling:
     """What settling does, once, twice, too late and in batches."""
 
-    @rule("S1")
+    @rule("S1", proves=["exactly_once", "ack_confirmed"])
     async def test_an_acknowledged_message_does_not_come_again(self, stage: Stage) -> None:
         """Neither to its receiver nor, when the lease is over, to a new one."""
         client, receiver = await stage.open(**stage.harness.lease_options)
@@ -30,7 +30,7 @@ class Settling:
         _, receiver = await stage.open(**stage.harness.lease_options)
         await stage.silence(receiver, seconds=stage.harness.lease)
 
-    @rule("S1")
+    @rule("S1", proves=["ack_confirmed"])
     async def test_a_confirmed_acknowledgement_outlives_its_process(self, stage: Stage) -> None:
         """A process acknowledges and is killed at once: where ``ack_confirmed``, the message does not come again."""
         stage.require("ack_confirmed")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractContextManager
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -25,7 +27,9 @@ from events_core import (
     ReceivedMessage,
     create_client,
 )
+from events_core.testing.explaining import described
 from events_core.testing.harness import Harness
+from events_core.testing.processes import Child, environment, order
 
 __all__ = ["Stage", "numbered", "texts"]
 
@@ -42,6 +46,14 @@ def texts(messages: Iterable[EventMessage]) -> list[str]:
     return [message.data_as_string() for message in messages]
 
 
+def _place(error: BaseException) -> str:
+    """Where a test waited when its time was up: its own line, and the innermost one."""
+    cause = error.__cause__ or error
+    frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if "asyncio" not in frame.filename]
+    outer, inner = (frames[1:] or frames)[0], frames[-1]
+    return f"waiting in {Path(outer.filename).name}:{outer.lineno}, there in {Path(inner.filename).name}:{inner.lineno}"
+
+
 class Stage:
     """One test's topic and everything it opens, closed afterwards."""
 
@@ -50,7 +62,11 @@ class Stage:
         self.topic_name = harness.topic_name()
         self.subscription = self.name("shared")
         self._clients: list[EventClient] = []
+        self._children: list[Child] = []
+        self._waited_on: EventReceiver | None = None
         self._ends = time.monotonic() + harness.bound
+        self.closing = 0.0
+        """Seconds that closing the clients took."""
 
     def name(self, word: str) -> str:
         """A name for a subscription or another topic that no other test uses."""
@@ -64,7 +80,10 @@ class Stage:
 
     def client(self, topic_name: str | None = None, **options: str) -> EventClient:
         """A new client, not yet connected."""
-        client = create_client(self.config(topic_name, **options))
+        return self.added(create_client(self.config(topic_name, **options)))
+
+    def added(self, client: EventClient) -> EventClient:
+        """Close *client* with the others; returns it."""
         self._clients.append(client)
         return client
 
@@ -88,11 +107,15 @@ class Stage:
 
         :raises AssertionError: when one takes longer than a test may.
         """
+        while self._children:
+            self._children.pop().end()
         closing = [asyncio.create_task(client.close(timeout=0)) for client in self._clients]
         self._clients.clear()
         if not closing:
             return
+        began = time.monotonic()
         done, pending = await asyncio.wait(closing, timeout=self.harness.bound)
+        self.closing += time.monotonic() - began
         for task in pending:
             task.cancel()
         assert not pending, f"{len(pending)} of {len(closing)} clients did not close within {self.harness.bound} s (C2)"
@@ -107,8 +130,13 @@ class Stage:
 
     async def bounded(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """What *coroutine* returns before the test's time is up."""
-        async with asyncio.timeout(self._ends - time.monotonic()):
-            return await coroutine
+        try:
+            async with asyncio.timeout(self._ends - time.monotonic()) as timeout:
+                return await coroutine
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            raise TimeoutError(f"the test was not over within its {self.harness.bound:g} s, {_place(error)}") from error
 
     # Capabilities
 
@@ -153,12 +181,14 @@ class Stage:
 
     async def receive(self, receiver: EventReceiver) -> ReceivedMessage:
         """The next message, which must come."""
+        self._waited_on = receiver
         message = await receiver.receive_message(self.harness.patience)
         assert message is not None, f"no message within {self.harness.patience} s"
         return message
 
     async def receive_all(self, receiver: EventReceiver, count: int) -> list[ReceivedMessage]:
         """The next *count* messages, all held."""
+        self._waited_on = receiver
         messages: list[ReceivedMessage] = []
         while len(messages) < count:
             more = await receiver.receive_messages(count - len(messages), self.harness.patience)
@@ -168,6 +198,7 @@ class Stage:
 
     async def drain(self, receiver: EventReceiver, count: int) -> list[ReceivedMessage]:
         """The next *count* messages, each acknowledged as it came."""
+        self._waited_on = receiver
         messages: list[ReceivedMessage] = []
         while len(messages) < count:
             more = await receiver.receive_messages(count - len(messages), self.harness.patience)
@@ -192,6 +223,7 @@ class Stage:
 
     async def rest(self, receiver: EventReceiver) -> list[ReceivedMessage]:
         """Everything that still comes, each acknowledged as it came."""
+        self._waited_on = receiver
         messages: list[ReceivedMessage] = []
         while more := await receiver.receive_messages(100, 2 * self.harness.settle_time):
             await receiver.acknowledge_messages(more)
@@ -201,7 +233,9 @@ class Stage:
     async def silence(self, *receivers: EventReceiver, seconds: float = 0.0) -> None:
         """Nothing comes for the time in which it would have, or for *seconds* more."""
         listened = self.harness.settle_time + seconds
+        self._waited_on = receivers[0]
         heard = await asyncio.gather(*(receiver.receive_message(listened) for receiver in receivers))
+        self._waited_on = next((each for each, found in zip(receivers, heard, strict=True) if found), receivers[0])
         assert not any(heard), f"nothing was to come, and this came: {[message for message in heard if message]}"
 
     async def prefetched(self, receiver: EventReceiver, count: int) -> None:
@@ -221,26 +255,56 @@ class Stage:
         return await asyncio.to_thread(self._run_child, action, self.config(**options))
 
     def _run_child(self, action: str, config: EventConfig) -> dict[str, Any]:
-        plain = {
-            "topic_name": config.topic_name,
-            "project_id": config.project_id,
-            "backend": config.backend,
-            "options": dict(config.options),
-        }
-        output = self.python(["-m", "events_core.testing.child", action, str(self.harness.patience)], json.dumps(plain))
+        output = self.python(["-m", "events_core.testing.child", action, str(self.harness.patience)], order(config))
         report: dict[str, Any] = json.loads(output)
         return report
 
+    def start(self, action: str, **options: str) -> Child:
+        """Start an action of :mod:`events_core.testing.child` that goes on; it is ended with the test."""
+        child = Child(action, self.config(**options), self.harness.patience, self.harness.bound)
+        self._children.append(child)
+        return child
+
     def python(self, arguments: Sequence[str], standard_input: str = "") -> str:
         """Run an interpreter like this one; what it printed."""
-        environment: Mapping[str, str] = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         done = subprocess.run(
             [sys.executable, *arguments],
             input=standard_input,
             capture_output=True,
             text=True,
             timeout=self.harness.bound,
-            env=environment,
+            env=environment(),
         )
         assert done.stdout, f"the process ended with {done.returncode} and said nothing: {done.stderr}"
         return done.stdout
+
+    # Faults of the broker
+
+    def require_outage(self) -> AbstractContextManager[None]:
+        """While it is entered the broker cannot be reached; where the harness cannot do that the test ends here."""
+        return _shown(self.harness.outage(), "taking the broker away")
+
+    def require_lost_answers(self) -> AbstractContextManager[None]:
+        """While it is entered answers of the broker are lost; where the harness cannot do that the test ends here."""
+        return _shown(self.harness.lost_answers(), "losing the broker's answers")
+
+    async def restart(self) -> None:
+        """Restart the broker; where the harness cannot do that the test ends here."""
+        if not await asyncio.to_thread(self.harness.restart):
+            pytest.skip("not shown: restarting the broker, as only a backend's own tests can")
+
+    # Explaining a failure
+
+    def where(self) -> str:
+        """The topic, in a line."""
+        return f"topic: {self.topic_name!r}"
+
+    def waited_on(self) -> str:
+        """The receiver that the test waited for last, in a line; empty where it waited for none."""
+        return described(self._waited_on) if self._waited_on else ""
+
+
+def _shown(fault: AbstractContextManager[None] | None, what: str) -> AbstractContextManager[None]:
+    if fault is None:
+        pytest.skip(f"not shown: {what}, as only a backend's own tests can")
+    return fault

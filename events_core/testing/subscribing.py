@@ -8,6 +8,7 @@ import contextlib
 import pytest
 
 from events_core import ErrorCode, EventClient, EventMessage, EventReceiver, ReceiveError
+from events_core.options import describe_options
 from events_core.testing.rules import rule
 from events_core.testing.stage import Stage, numbered, texts
 
@@ -193,7 +194,7 @@ class Subscribing:
             return
         await stage.receive(receiver)
 
-    @rule("Q3")
+    @rule("Q3", proves=["replay"])
     async def test_start_earliest_begins_with_the_oldest_message(self, stage: Stage) -> None:
         """Where replay is declared a new subscription gets what was kept; elsewhere the option is UNSUPPORTED."""
         if not stage.capabilities.replay:
@@ -217,3 +218,21 @@ class Subscribing:
         _, other = await stage.open(**options)
         await receiver.close()
         await stage.silence(other)
+
+    @rule("Q3", proves=["replay"])
+    async def test_what_is_older_than_its_retention_is_gone(self, stage: Stage) -> None:
+        """A new subscription does not begin with messages that were to be kept for a shorter time."""
+        stage.require("replay")
+        options_class = type(stage.client()).options_class
+        shortest = next(info.minimum for info in describe_options(options_class) if info.name == "retention")
+        retention = max(1.0, float(shortest or 0))
+        if retention > stage.harness.patience:
+            pytest.skip(f"not shown: that messages are gone after their retention, here at least {retention:g} s")
+        options = {"retention": str(retention)}
+        sender = stage.client(**options)
+        await sender.send_message(EventMessage(b"old"))
+        await asyncio.sleep(retention + stage.harness.settle_time)
+        receiver = await stage.client(start="earliest", **options).subscribe(stage.subscription)
+        await sender.send_message(EventMessage(b"new"))
+        assert texts(await stage.drain(receiver, 1)) == ["new"]
+        await stage.silence(receiver)

@@ -9,6 +9,7 @@ from events_core.testing.closing import Closing
 from events_core.testing.configuring import Configuring
 from events_core.testing.failing import Failing
 from events_core.testing.harness import Harness
+from events_core.testing.lapsing import Lapsing
 from events_core.testing.loading import Loading
 from events_core.testing.observing import Observing
 from events_core.testing.ordering import Ordering
@@ -25,23 +26,26 @@ from events_core.testing.values import Values
 __all__ = ["ConformanceSuite"]
 
 
+# Pytest runs the tests of the last base first.  So what every test relies on comes first, closing above all, and what
+# takes long comes last.
 class ConformanceSuite(
-    Configuring,
-    Loading,
-    Values,
-    Publishing,
+    Cancelling,
+    Lapsing,
+    Threads,
+    Outages,
+    Observing,
+    Failing,
+    Processing,
+    Redelivering,
+    Ordering,
+    Settling,
     Subscribing,
     Receiving,
-    Ordering,
-    Redelivering,
-    Settling,
-    Processing,
+    Publishing,
+    Values,
     Closing,
-    Cancelling,
-    Outages,
-    Threads,
-    Failing,
-    Observing,
+    Loading,
+    Configuring,
 ):
     """Every test of the kit: subclass it, call the class ``Test…``, and give it a harness."""
 

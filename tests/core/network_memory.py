@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import attrs
@@ -17,22 +18,37 @@ from events_core.backends.memory import MemoryClient, MemoryDriver, MemoryOption
 from events_core.engine import BrokerError, Delivery, Outcome, Settlement, Source
 
 _cut = threading.Event()
+_deaf = threading.Event()
+
+
+def outage() -> AbstractContextManager[None]:
+    """The network is down while this is entered."""
+    return _while(_cut)
+
+
+def lost_answers() -> AbstractContextManager[None]:
+    """What the broker answers is lost while this is entered."""
+    return _while(_deaf)
 
 
 @contextlib.contextmanager
-def outage() -> Iterator[None]:
-    """The network is down while this is entered."""
-    _cut.set()
+def _while(fault: threading.Event) -> Iterator[None]:
+    fault.set()
     try:
         yield
     finally:
-        _cut.clear()
+        fault.clear()
 
 
 async def _travel(seconds: float = 0.001) -> None:
     await asyncio.sleep(seconds)
     if _cut.is_set():
         raise BrokerError("the network is down", ErrorCode.UNAVAILABLE, retryable=True)
+
+
+def _travel_back() -> None:
+    if _deaf.is_set():
+        raise BrokerError("the answer was lost", ErrorCode.UNAVAILABLE, retryable=True)
 
 
 class NetworkSource(Source):
@@ -52,7 +68,9 @@ class NetworkSource(Source):
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         await _travel()
-        return await self._inline.settle(settlements)
+        results = await self._inline.settle(settlements)
+        _travel_back()
+        return results
 
     async def withheld(self) -> Collection[str]:
         return await self._inline.withheld()
@@ -73,12 +91,15 @@ class NetworkDriver(MemoryDriver):
         # Who holds a message keeps its time; the broker waits for longer.
         patient = attrs.evolve(options, max_lease_duration=options.max_lease_duration + 10)
         super().__init__(topic_name, project_id, patient)
+        self.capabilities = attrs.evolve(self.capabilities, idempotent_publish=False)  # it knows no request again
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         await _travel()
         if any("refused" in message.attributes for message in messages):
             raise BrokerError("the request is refused for one of its messages", ErrorCode.INVALID)
-        return await super().publish(messages)
+        results = await super().publish(messages)
+        _travel_back()
+        return results
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> Source:  # type: ignore[override]
         await _travel()

@@ -53,6 +53,11 @@ class NetworkHarness(MemoryHarness):
 
         return outage()
 
+    def lost_answers(self) -> AbstractContextManager[None]:
+        from network_memory import lost_answers
+
+        return lost_answers()
+
 
 class TestNetwork(ConformanceSuite):
     """What the engine does on its own thread: buffering, renewing, reconnecting."""
@@ -106,6 +111,9 @@ class SQLiteHarness(PatientHarness):
 
     def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
         return EventConfig(topic_name, options={"path": str(self._path), **options}, backend="sqlite")
+
+    def restart(self) -> bool:
+        return True  # it runs in those processes alone that use it
 
 
 class TestSQLite(ConformanceSuite):

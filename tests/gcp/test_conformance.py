@@ -56,8 +56,14 @@ class GcpHarness(Harness):
         return EventConfig(topic_name, "events-test", {**reached, **self._options, **options}, "gcp")
 
     def outage(self) -> AbstractContextManager[None]:
-        self.proxy = TcpProxy(self._emulator)
-        return self.proxy.cut()
+        return self._behind_a_proxy().cut()
+
+    def lost_answers(self) -> AbstractContextManager[None]:
+        return self._behind_a_proxy().lose_answers()
+
+    def _behind_a_proxy(self) -> TcpProxy:
+        self.proxy = self.proxy or TcpProxy(self._emulator)
+        return self.proxy
 
 
 class TestGcp(ConformanceSuite):

@@ -1,0 +1,190 @@
+"""R6, R10, S1, S3: receivers that were away for longer than their lease, stopped, held back or dead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import attrs
+import pytest
+
+from events_core import AcknowledgeError, ErrorCode, EventClient, EventMessage, EventReceiver, ReceivedMessage
+from events_core.engine import Delivery, EngineClient, Source
+from events_core.testing.processes import Child
+from events_core.testing.rules import rule
+from events_core.testing.stage import Stage, texts
+
+__all__ = ["Lapsing"]
+
+
+class _Absence:
+    """Keeps receivers from renewing their leases, as if their process stood still, until it is over."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self.source: Source | None = None
+
+    def client(self, stage: Stage, **options: str) -> EventClient:
+        """A client with receivers that are held back; where its driver has no part in leases the test ends here."""
+        present = type(stage.client())
+        if not issubclass(present, EngineClient):
+            pytest.skip("not shown: holding back a client that is not built on the engine")
+        return stage.added(self._held_back(present)(stage.config(**options)))
+
+    def _held_back(self, present: type[EngineClient]) -> type[EngineClient]:
+        driver: Any = present.driver_class
+
+        class HeldBackDriver(driver):  # type: ignore[misc]
+            async def subscribe(_, subscription: str | None, wake: Callable[[], None]) -> Source:
+                source: Source = await super().subscribe(subscription, wake)
+                self.source = source
+                self._hold_back(source)
+                return source
+
+        return type(f"HeldBack{present.__name__}", (present,), {"driver_class": HeldBackDriver})
+
+    def _hold_back(self, source: Any) -> None:
+        extend = source.extend
+
+        async def extend_unless_away(deliveries: Sequence[Delivery]) -> Collection[Delivery]:
+            return await extend(deliveries) if self.is_over else ()
+
+        source.extend = extend_unless_away
+
+
+@attrs.frozen
+class _Overtaken:
+    """A receiver that was away, and another one that has got its message."""
+
+    late: EventReceiver
+    held: ReceivedMessage
+    """As the late one holds it."""
+    other: EventReceiver
+    again: ReceivedMessage
+    """As the other one holds it."""
+
+
+async def _overtaken(stage: Stage, absence: _Absence) -> _Overtaken:
+    options = stage.harness.lease_options
+    # With room for one message it does not fetch that message again.
+    client = absence.client(stage, max_outstanding_messages="1", **options)
+    late = await client.subscribe(stage.subscription)
+    if absence.source is None or absence.source.lease is None:
+        pytest.skip("not declared: Source.lease, so that nothing but stopping the whole process holds a receiver back")
+    stage.require_lease()
+    await client.send_message(EventMessage(b"x"))
+    held = await stage.receive(late)
+    _, other = await stage.open(**options)
+    return _Overtaken(late, held, other, await _received_again(stage, other, held.message_id))
+
+
+async def _received_again(stage: Stage, other: EventReceiver, message_id: str) -> ReceivedMessage:
+    lease, patience = stage.harness.lease, stage.harness.patience
+    again = await other.receive_message(lease + patience)
+    assert again is not None, f"not within its lease, {lease:g} s, and {patience:g} s more; is the lease right?"
+    assert again.message_id == message_id
+    return again
+
+
+async def _assert_with(stage: Stage, receiver: EventReceiver, message: ReceivedMessage) -> None:
+    """*receiver* still has *message*: nacked it comes again, and acknowledged then it is gone."""
+    await receiver.nack(message, delay=0)
+    assert texts(await stage.drain(receiver, 1)) == texts([message])
+    await stage.silence(receiver)
+
+
+async def _stop(stage: Stage, child: Child) -> None:
+    """Stop *child* at a moment when it has no lock on the broker, as in a file: that would keep everybody out."""
+    for seconds in (1, 2, 4, 8):
+        child.stop()
+        joining = asyncio.create_task(stage.client().subscribe())
+        done, _ = await asyncio.wait([joining], timeout=seconds)
+        if not done:
+            child.go_on()
+        await (await joining).close(timeout=0)
+        if done:
+            return
+    raise AssertionError("as long as a process is stopped, no other one can subscribe")
+
+
+class Lapsing:
+    """The lease is over, the message is with somebody else, and then the first one comes back."""
+
+    @pytest.mark.parametrize("settle", ["acknowledge", "nack"])
+    @rule("S3", "S1", "R9", proves=["exactly_once"])
+    async def test_settling_after_the_lease_changes_nothing(self, stage: Stage, settle: str) -> None:
+        """Acknowledging is EXPIRED, nacking a no-op, and the message stays with the receiver that has it now."""
+        stage.require("ack_confirmed")
+        found = await _overtaken(stage, _Absence())
+        if settle == "nack":
+            await found.late.nack(found.held, delay=0)
+        else:
+            with pytest.raises(AcknowledgeError) as caught:
+                await found.late.acknowledge(found.held)
+            assert caught.value.code is ErrorCode.EXPIRED
+        await stage.silence(found.late)
+        await found.late.close(timeout=0)
+        await _assert_with(stage, found.other, found.again)
+
+    @rule("R6", "S3", proves=["exactly_once"])
+    async def test_extending_after_the_lease_takes_nothing_from_others(self, stage: Stage) -> None:
+        """A receiver that comes back and extends gets nothing back, and keeps nothing from anybody."""
+        absence = _Absence()
+        found = await _overtaken(stage, absence)
+        absence.is_over = True
+        lease = stage.harness.lease
+        await stage.silence(found.other, seconds=1.5 * lease)
+        longest = found.other.capabilities.limits.max_nack_delay
+        # Meanwhile the late one extends once more, if it still believes that it has the message.
+        await found.other.nack(found.again, delay=lease if longest is None else min(lease, longest))
+        received = await stage.drain_together([found.late, found.other], 1)
+        assert [message.message_id for part in received for message in part] == [found.held.message_id]
+
+    @rule("S3", "R6", proves=["exactly_once"])
+    async def test_a_process_that_was_stopped_has_lost_its_messages(self, stage: Stage) -> None:
+        """Stopped for longer than its lease, it cannot acknowledge what another receiver has, and changes nothing."""
+        stage.require("durable")
+        stage.require("ack_confirmed")
+        stage.require_lease()
+        options = stage.harness.lease_options
+        client, other = await stage.open(**options)
+        await other.close()
+        message_id = await client.send_message(EventMessage(b"x"))
+        child = stage.start("hold", subscription=stage.subscription, max_outstanding_messages="1", **options)
+        assert await child.report() == {"received": message_id}
+        await _stop(stage, child)
+        other = await client.subscribe(stage.subscription)
+        again = await _received_again(stage, other, message_id)
+        child.go_on()
+        assert await child.tell("acknowledge") == {"outcome": "EXPIRED"}
+        assert await child.tell("close") == {"outcome": "done"}
+        await _assert_with(stage, other, again)
+
+    @rule("R10", "R9", proves=["ordering=subscription"])
+    async def test_a_run_of_a_dead_process_comes_again_in_order(self, stage: Stage) -> None:
+        """A process is killed while it holds the first messages of a key: they come again, and then the others."""
+        await stage.require_ordering()
+        stage.require("durable")
+        options = stage.harness.lease_options
+        if stage.capabilities.redelivery == "lease":
+            stage.require_lease()
+        client, receiver = await stage.open_ordered(**options)
+        if receiver.capabilities.ordering != "subscription":
+            pytest.skip("not declared: ordering over a subscription")
+        await receiver.close()
+        sent = [EventMessage(data, ordering_key="k") for data in (b"k1", b"k2", b"k3", b"k4")]
+        await client.send_messages(sent)
+        options = {**options, "ordering": "true"}
+        # With room for the run alone: the broker itself must keep the others behind it.
+        bounded = {"subscription": stage.subscription, "max_outstanding_messages": "2", **options}
+        report = await stage.child("receive_run_and_die", **bounded)
+        assert report["received"] in (["k1"], ["k1", "k2"])
+        _, receiver = await stage.open(**options)
+        received: list[ReceivedMessage] = []
+        while len(received) < len(sent):
+            more = await receiver.receive_messages(4, stage.harness.lease + stage.harness.patience)
+            assert more, f"only {texts(received)} came"
+            received += more
+            await receiver.acknowledge_messages(more)
+        assert texts(received) == texts(sent)
