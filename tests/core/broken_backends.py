@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import time
@@ -1385,6 +1386,44 @@ class TestUnending:
     async def test_that_leaves_a_task(self, stage: Stage) -> None:
         """As a backend might."""
         self.task = asyncio.create_task(asyncio.sleep(60))
+
+
+class ExhaustedHarness(ImpatientHarness):
+    """Has no time to lose."""
+
+    give_up_after = 0.0
+
+
+class TestGivesUp:
+    """What fails first is told, and the rest left out."""
+
+    test_first = ConformanceSuite.test_a_nacked_message_comes_again_the_same
+    test_second = ConformanceSuite.test_a_timeout_gives_none
+
+    @pytest.fixture
+    def harness(self) -> Harness:
+        return ExhaustedHarness(f"{__name__}:LosesNacks")
+
+
+class Complains(MemoryClient):
+    """Loses what is nacked, and logs what it does."""
+
+    class driver_class(TwistedDriver):
+        """Its driver."""
+
+        def settled(self, settlements: Iterable[Settlement]) -> Iterable[Settlement]:
+            logging.getLogger("broken_backends.driver").warning("a settlement\nof two lines")
+            return [attrs.evolve(settlement, outcome=Outcome.ACK) for settlement in settlements]
+
+
+class TestComplains:
+    """A backend that knows what is wrong with it."""
+
+    test_nack = ConformanceSuite.test_a_nacked_message_comes_again_the_same
+
+    @pytest.fixture
+    def harness(self) -> Harness:
+        return ImpatientHarness(f"{__name__}:Complains")
 
 
 class TestNeverCloses:

@@ -9,9 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 
-from events_core.testing import RULES, ConformanceSuite
+from events_core import Capabilities
+from events_core.testing import CLAIMS, RULES, ConformanceSuite
+
+BROKEN = ["broken_backends.py", "broken_brokers.py"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
 def _run(folder: Path) -> str:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", str(Path(__file__).with_name("broken_backends.py"))),
+            *(sys.executable, "-m", "pytest", *map(str, map(Path(__file__).with_name, BROKEN))),
             *("-c", os.devnull, "--rootdir", str(folder), "-n", "2"),
             *("--noconftest", "-p", "no:cacheprovider", "-p", "events_core.testing.plugin", "--tb=short"),
         ],
@@ -43,7 +47,7 @@ def _run(folder: Path) -> str:
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     return done.stdout
@@ -144,6 +148,20 @@ FOUND_OUT = [
     ("TestWorksAfterAFork", "T2", "test_a_connected_client_refuses_to_work_in_a_forked_child"),
     ("TestClosesAfterAFork", "T2", "test_a_connected_client_refuses_to_work_in_a_forked_child"),
     ("TestLosesWhatAChildSends", "T2", "test_a_new_client_in_a_forked_child_stores_what_it_confirms_or_refuses"),
+    ("TestLosesItsMemory", "F3", "test_a_confirmed_message_survives_the_broker"),
+    ("TestForgetsWhatItConfirmed", "S1", "test_a_confirmed_acknowledgement_survives_the_broker"),
+    ("TestStoresAgain", "P7", "test_a_retried_send_is_stored_once"),
+    ("TestSettlesForOthers", "S3", "test_settling_after_the_lease_changes_nothing[acknowledge]"),
+    ("TestSettlesForOthers", "R9", "test_settling_after_the_lease_changes_nothing[nack]"),
+    ("TestConfirmsTooLate", "S1", "test_settling_after_the_lease_changes_nothing[acknowledge]"),
+    ("TestStealsByExtending", "R6", "test_extending_after_the_lease_takes_nothing_from_others"),
+    ("TestHidesByExtending", "R6", "test_extending_after_the_lease_takes_nothing_from_others"),
+    ("TestPutsLapsedRunsBehind", "R10", "test_a_run_of_a_dead_process_comes_again_in_order"),
+    ("TestForgetsKeysOfTheDead", "R10", "test_a_run_of_a_dead_process_comes_again_in_order"),
+    ("TestKeepsEverything", "Q3", "test_what_is_older_than_its_retention_is_gone"),
+    ("TestGivesNothingBack", "C1", "test_what_was_never_handed_out_goes_back_at_once"),
+    ("TestTrimsWhatNobodyHas", "P5", "test_concurrent_sends_lose_nothing"),
+    ("TestClosesBeforeItSettles", "C2", "test_closing_a_client_closes_its_receivers"),
     ("TestNamesNoPlace", "§5", "test_the_class_says_which_operation_failed"),
     ("TestSwallowsFailures", "H1", "test_what_failed_is_nacked"),
     ("TestLeavesFailuresHeld", "H1", "test_what_failed_is_nacked"),
@@ -237,3 +255,71 @@ def test_an_error_on_closing_keeps_no_other_client_open(output: str) -> None:
 def test_a_test_must_leave_no_task(output: str) -> None:
     """A task that outlives its clients is a failure."""
     assert "TestUnending C3 BROKEN: test_that_leaves_a_task" in output
+
+
+def unproven(output: str, suite: str) -> dict[str, str]:
+    """What *suite* declares and nobody has proven, and why."""
+    return dict(re.findall(rf"^{suite} (\S+) declared, not proven: (.+)$", output, re.MULTILINE))
+
+
+def test_what_was_proven_is_not_said_to_be_unproven(output: str) -> None:
+    """Where the harness can do everything, all that can be proven was."""
+    assert states(output, "TestProvable").keys() >= {"F3", "R10"}
+    assert unproven(output, "TestProvable") == {}
+
+
+def test_what_nothing_could_prove_is_said_to_be_unproven(output: str) -> None:
+    """Without a restart, an outage or a known lease it is printed, with the reason."""
+    found = unproven(output, "TestUnprovable")
+    assert set(found) == {"durable=process_crash", "ordering=subscription", "exactly_once", "idempotent_publish"}
+    assert "restarting the broker" in found["durable=process_crash"]
+    assert "how long a lease is" in found["ordering=subscription"]
+
+
+def test_every_capability_has_a_test_that_proves_it() -> None:
+    """A claim without a test would be called neither proven nor unproven."""
+    tests = [getattr(ConformanceSuite, name) for name in dir(ConformanceSuite) if name.startswith("test_")]
+    proven = {claim for test in tests for claim in test.proves}
+    assert proven == set(CLAIMS)
+    told = {"handback_counts", "redelivery", "limits"}  # what a backend does, or cannot do, and no promise
+    fields = {field.name for field in attrs.fields(Capabilities)}
+    assert {claim.partition("=")[0] for claim in proven} == fields - told
+
+
+def test_the_kit_gives_up(output: str) -> None:
+    """When failing tests have taken long enough the rest is left out, which says what failed."""
+    assert "TestGivesUp R9 BROKEN: test_first" in output
+    assert re.search(
+        r"^TestGivesUp R1 not shown: the kit gave up after .* mend what broke first: test_first$", output, re.M
+    )
+
+
+def test_a_failure_begins_with_what_it_is_about(output: str) -> None:
+    """Behind its first line it names topic, receiver and the newest records of the backend's log, a line each."""
+    assert re.search(
+        r"^E   AssertionError: no message within 0.5 s\n"
+        r"E   topic: 'kit-.+'\n"
+        r"E   receiver: of subscription '.+-shared', 0 held, .*\n"
+        r"E   log: \S+ s WARNING broken_backends.driver: a settlement of two lines\n",
+        output,
+        re.MULTILINE,
+    )
+
+
+def test_a_failure_names_the_point_of_cancellation(output: str) -> None:
+    """With the line at which the call waited, the topic of that run, and its receiver."""
+    assert re.search(
+        r"^E   AssertionError: no message within 0.5 s\n"
+        r"E   point: cancelled at suspension 2, as it began to wait, in broken_backends.py:\d+ \(.+receive_messages\)\n"
+        r"E   topic: 'kit-.+-run-1'\n"
+        r"E   receiver: of subscription '.+-shared-1', ",
+        output,
+        re.MULTILINE,
+    )
+
+
+def test_a_test_that_takes_too_long_says_where_it_waits(output: str) -> None:
+    """The line of the test itself."""
+    assert re.search(
+        r"^E   TimeoutError: the test was not over within its 0.1 s, waiting in broken_backends.py:\d+, ", output, re.M
+    )
