@@ -21,7 +21,7 @@ class Harness(ABC):
     patience: float = 10.0
     """Seconds within which whatever must come does come."""
     bound: float = 30.0
-    """Seconds that one test may take."""
+    """Seconds that one test may take, beside waiting for leases to be over."""
     lease: float = 0.0
     """Seconds after which the broker delivers again what no receiver keeps alive, under :attr:`lease_options`; 0 where
     there is no such time."""

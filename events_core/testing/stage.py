@@ -64,7 +64,8 @@ class Stage:
         self._clients: list[EventClient] = []
         self._children: list[Child] = []
         self._waited_on: EventReceiver | None = None
-        self._ends = time.monotonic() + harness.bound
+        self._bound = harness.bound + 4 * harness.lease  # a test may wait for several leases to be over
+        self._ends = time.monotonic() + self._bound
         self.closing = 0.0
         """Seconds that closing the clients took."""
 
@@ -136,7 +137,7 @@ class Stage:
         except TimeoutError as error:
             if not timeout.expired():
                 raise
-            raise TimeoutError(f"the test was not over within its {self.harness.bound:g} s, {_place(error)}") from error
+            raise TimeoutError(f"the test was not over within its {self._bound:g} s, {_place(error)}") from error
 
     # Capabilities
 
@@ -261,7 +262,7 @@ class Stage:
 
     def start(self, action: str, **options: str) -> Child:
         """Start an action of :mod:`events_core.testing.child` that goes on; it is ended with the test."""
-        child = Child(action, self.config(**options), self.harness.patience, self.harness.bound)
+        child = Child(action, self.config(**options), self.harness.patience, self._bound)
         self._children.append(child)
         return child
 
@@ -272,7 +273,7 @@ class Stage:
             input=standard_input,
             capture_output=True,
             text=True,
-            timeout=self.harness.bound,
+            timeout=self._bound,
             env=environment(),
         )
         assert done.stdout, f"the process ended with {done.returncode} and said nothing: {done.stderr}"

@@ -94,8 +94,10 @@ def breaks(
 
 
 class UnknownHarness(PatientHarness):
-    """Says no more than it must."""
+    """Says no more than it must, and waits as long as a busy machine needs."""
 
+    patience = 10.0
+    bound = 60.0
     lease = 0.0
     sdk_modules = ()
 
