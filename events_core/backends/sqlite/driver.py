@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from typing import ClassVar, TypeVar
 import attrs
 
 from events_core import ConfigurationError, ErrorCode, EventMessage
+from events_core.backends.sqlite.forks import await_calls, forget_calls
 from events_core.backends.sqlite.options import SQLiteOptions, capabilities_of
 from events_core.backends.sqlite.store import Store
 from events_core.backends.sqlite.subscription import Subscription
@@ -48,6 +50,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         self.capabilities = capabilities_of(options)
         self.sources: set[SQLiteSource] = set()
         self.watch = Watch(self._version)
+        self._calling = threading.RLock()  # see forks.py
         self._store: Store | None = None
         self._failed: Store | None = None
         self._known = False  # whether there has been something else than an empty file
@@ -62,6 +65,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         return self._store
 
     async def open(self) -> None:
+        await_calls(self._calling)
         with _saying_what_for():
             await self.run(lambda store: None)
         self._upkeep = [asyncio.create_task(self._repeat(work)) for work in (self._renew, self._sweep)]
@@ -99,16 +103,19 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         self.watch.stop()
         for task in self._upkeep:
             task.cancel()
-        self._let_go()
-        if self._store is not None:
-            with translated(self.options.path, create=False):
-                self._store.close()
+        try:
+            self._let_go()
+            if self._store is not None:
+                with self._calling, translated(self.options.path, create=False):
+                    self._store.close()
+        finally:
+            forget_calls(self._calling)
 
     async def write(self, work: Callable[[Store], T], timeout: float = math.inf) -> T:
         """Do *work*, one transaction, and wake this client's own receivers."""
         result = await self.run(work, timeout)
         self.watch.stir()
-        with suppress(sqlite3.Error):
+        with self._calling, suppress(sqlite3.Error):
             self.store.bound_log()
         return result
 
@@ -131,9 +138,10 @@ class SQLiteDriver(Driver[SQLiteOptions]):
                 await asyncio.sleep(0)  # SQLite itself has slept meanwhile
 
     def _do(self, work: Callable[[Store], T]) -> T:
-        store = self._current()
-        result = work(store)
-        store.place.check()  # else it may be in a file that nobody finds again
+        with self._calling:
+            store = self._current()
+            result = work(store)
+            store.place.check()  # else it may be in a file that nobody finds again
         return result
 
     def _current(self) -> Store:
@@ -179,13 +187,14 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         """Close a connection that failed."""
         store, self._failed = self._failed, None
         if store is not None:
-            with suppress(sqlite3.Error):
+            with self._calling, suppress(sqlite3.Error):
                 store.close()
 
     def _version(self) -> int:
         """A number that changes with the file, negative while nobody knows."""
-        store = self._store
-        return store.version() if store is not None and store.place.is_current else -1
+        with self._calling:
+            store = self._store
+            return store.version() if store is not None and store.place.is_current else -1
 
     async def _repeat(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         pause = min(UPKEEP, self.options.session_timeout / 4)

@@ -60,7 +60,7 @@ def run(program: str, file: Path) -> object:
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + program, str(file), f"{file}.other"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -136,3 +136,76 @@ client = connected()
 print(json.dumps(forked(other)))
 """
     assert run(program, file) == ["sent"]
+
+
+def test_fork_waits_for_calls_of_sqlite(file: Path) -> None:
+    """Otherwise a lock of SQLite's library may stay taken in the child, which then hangs whatever file it opens."""
+    program = """
+import time
+client = connected()
+seen = []
+def work(store):
+    seen.append("begun")
+    time.sleep(0.3)
+    seen.append("done")
+async def use():
+    working = asyncio.create_task(client._home.call(client._driver.run(work)))
+    while not seen:
+        await asyncio.sleep(0)
+    child = os.fork()
+    if not child:
+        print(json.dumps(seen), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    await working
+asyncio.run(use())
+"""
+    assert run(program, file) == ["begun", "done"]
+
+
+def test_fork_does_not_wait_for_a_call_that_hangs(file: Path) -> None:
+    """For longer than a second, that is: the disk may never answer."""
+    program = """
+import threading
+client = connected()
+begun, ends = threading.Event(), threading.Event()
+def work(store):
+    begun.set()
+    assert ends.wait(30)
+async def use():
+    working = asyncio.create_task(client._home.call(client._driver.run(work)))
+    while not begun.is_set():
+        await asyncio.sleep(0)
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    print(json.dumps(not ends.is_set()), flush=True)
+    ends.set()
+    assert os.waitpid(child, 0)[1] == 0
+    await working
+    assert await client.ping() >= 0
+asyncio.run(use())
+"""
+    assert run(program, file) is True
+
+
+def test_children_of_a_busy_parent_use_other_files(file: Path) -> None:
+    """None of thirty hangs."""
+    program = """
+import threading
+busy, stopped, answers = made(), threading.Event(), []
+async def send():
+    while not stopped.is_set():
+        await asyncio.gather(*(busy.send_message(EventMessage(b"x")) for _ in range(50)))
+asyncio.run(busy.ping())
+sending = threading.Thread(target=lambda: asyncio.run(send()))
+sending.start()
+try:
+    for number in range(30):
+        answers += forked(f"{other}-{number}")
+finally:
+    stopped.set()
+    sending.join()
+print(json.dumps(answers))
+"""
+    assert run(program, file) == ["sent"] * 30
