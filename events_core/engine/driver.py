@@ -100,6 +100,8 @@ class Delivery:
     """When it may be handed out."""
     deadline: float = attrs.field(default=0.0, init=False)
     """When the receiver gives it up (R6)."""
+    kept_until: float = attrs.field(default=0.0, init=False)
+    """Until when it waits here in any case: for its delay, and then to be handed out (R11)."""
     lease_until: float = attrs.field(default=0.0, init=False)
     """When the broker would deliver it again."""
     is_out: bool = attrs.field(default=False, init=False)
@@ -149,9 +151,10 @@ class Source(ABC):
     """Whether the broker sends by itself, up to the bounds that it was told.  The engine then fetches while there is
     any room, since what is not fetched lies where nobody keeps it safe; else it waits until a request is worth it."""
     redelivers_locally: bool = False
-    """Whether the engine keeps a nacked keyed delivery and its successors, and hands them out again itself, because
-    the broker would lose their order.  Otherwise it settles the run in one call: the nacked delivery first, then its
-    successors as RETURN, in order, and the broker must keep that order."""
+    """Whether the engine keeps a nacked or expired keyed delivery and its successors, and hands them out again itself,
+    because the broker would lose their order.  Otherwise it settles the run in one call: the nacked delivery first,
+    then its successors as RETURN, in order, and the broker must keep that order.  Without meaning where
+    ``capabilities.ordering`` is ``none``: the engine then settles each delivery alone, whatever its key."""
     local_attempts: int | None = None
     """Where :attr:`redelivers_locally`: at which ``delivery_attempt`` a nacked keyed delivery comes to
     :meth:`settle` all the same, as NACK, to be dead-lettered there while its successors wait.  The driver numbers first

@@ -211,6 +211,7 @@ class PrefetchingFeed(Feed):
             return
         self.last_message = now
         with self._lock:
+            self._ledger.keep_order(self._source.capabilities.ordering != "none")
             self._ledger.arrive(deliveries, now, math.inf if self._source.lease is None else now + self._source.lease)
         self._waiting.wake()
 
@@ -231,8 +232,12 @@ class PrefetchingFeed(Feed):
             now = self._now()
             self._waiting.drop_the_dead()
             with self._lock:
+                held = self._ledger.held
                 self._settler.give_back_overdue(now)
+                has_expired = self._ledger.held < held
                 renewals = self._ledger.renewals(now + lease / 2) if lease is not None else []
+            if has_expired:
+                self._waiting.wake()  # it may fall due here again, of which whoever waits does not know
             self._settler.pump()
             if renewals and lease is not None:
                 await self._renew(renewals, lease)

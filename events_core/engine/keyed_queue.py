@@ -56,6 +56,8 @@ class KeyedQueue(Generic[ItemT]):
         self._size = 0
         self.blocked_size = 0
         """Items that wait behind busy ones of their key."""
+        self.keeps_order = True
+        """Whether keys count; else every item is one without a key.  Changes only while nothing waits or is busy."""
 
     def __len__(self) -> int:
         """Items that wait, whether ready or not."""
@@ -66,7 +68,7 @@ class KeyedQueue(Generic[ItemT]):
         item.order = next(self._order)
         self._size += 1
         key = item.ordering_key
-        if key is None:
+        if key is None or not self.keeps_order:
             self._ready.append(item)
             return
         lane = self._lanes.get(key)
@@ -103,7 +105,7 @@ class KeyedQueue(Generic[ItemT]):
     def release(self, item: ItemT) -> None:
         """A popped item is done with."""
         key = item.ordering_key
-        if key is not None:
+        if key is not None and self.keeps_order:
             self._idle(key, self._lanes[key])
 
     def restore(self, items: Sequence[ItemT], due: float = 0.0) -> None:
@@ -111,7 +113,7 @@ class KeyedQueue(Generic[ItemT]):
         items[0].due = due
         self._size += len(items)
         key = items[0].ordering_key
-        if key is None:
+        if key is None or not self.keeps_order:
             for item in items:
                 self._delay(item.due, item) if item.due else self._ready.appendleft(item)
             return
@@ -129,7 +131,7 @@ class KeyedQueue(Generic[ItemT]):
         for item in items:
             self._size -= 1
             key = item.ordering_key
-            if key is not None:
+            if key is not None and self.keeps_order:
                 lane = self._lanes[key]
                 lane.waiting.remove(item)
                 self.blocked_size -= lane.busy > 0
@@ -145,6 +147,11 @@ class KeyedQueue(Generic[ItemT]):
         """The waiting items of *key*, in order."""
         lane = self._lanes.get(key)
         return list(lane.waiting) if lane else []
+
+    def first(self, key: str) -> ItemT | None:
+        """The first waiting item of *key*."""
+        lane = self._lanes.get(key)
+        return lane.waiting[0] if lane and lane.waiting else None
 
     def blocked(self) -> Iterator[str]:
         """Busy keys of which items wait."""

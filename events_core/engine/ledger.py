@@ -61,14 +61,21 @@ class Ledger:
         redelivers_locally: bool = False,
         local_attempts: int | None = None,
         eager: bool = False,
+        keeps_order: bool = True,
     ) -> None:
+        """Begin empty.
+
+        :param keeps_order: whether the subscription keeps the order of keys; otherwise they mean nothing here.
+        """
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._max_lease = max_lease_duration
         self._local = redelivers_locally
         self._local_attempts = local_attempts
         self._eager = eager
+        self._keeps_order = keeps_order
         self._buffer: KeyedQueue[Delivery] = KeyedQueue()
+        self._buffer.keeps_order = keeps_order
         # By id and, since each entry moves to the end when its deadline is set anew, by deadline.
         self._live: OrderedDict[str, Delivery] = OrderedDict()
         self._over: OrderedDict[str, State] = OrderedDict()
@@ -77,6 +84,11 @@ class Ledger:
         self.held = 0
         self.duplicates = 0
         self.closing = False
+
+    def keep_order(self, keeps_order: bool) -> None:
+        """Follow what the broker has told of the subscription, from when nothing is here that came before."""
+        if keeps_order is not self._keeps_order and not self._live:
+            self._keeps_order = self._buffer.keeps_order = keeps_order
 
     @property
     def buffered(self) -> int:
@@ -112,12 +124,13 @@ class Ledger:
         """Buffer what was fetched; a redelivery of what is here already only brings a newer token (R7).
 
         A redelivery of a message that is being given back is the broker's answer to that, whatever its confirmation
-        says.
+        says.  A message that is being dead-lettered is not given back: a redelivery takes that outcome too, since else
+        it would stand behind its successors.
         """
         for delivery in deliveries:
             delivery.lease_until = lease_until
             known = self._live.get(delivery.message_id)
-            if known is not None and known.settlement is not None and known.settlement.outcome is not ACK:
+            if known is not None and known.settlement is not None and not self.is_last(known.settlement):
                 self._retire(known, _done(known.settlement.outcome))
                 known = None
             if known is None:
@@ -130,6 +143,11 @@ class Ledger:
                     known.newer_token = (delivery.token,)
                 else:
                     known.token = delivery.token
+
+    def is_last(self, settlement: Settlement) -> bool:
+        """Return whether the message leaves the subscription: it is acknowledged, or dead-lettered by the source."""
+        outcome = settlement.outcome
+        return outcome is ACK or (outcome is NACK and self._local and self._has_failed_too_often(settlement.delivery))
 
     @staticmethod
     def came_again(delivery: Delivery) -> bool:
@@ -182,7 +200,7 @@ class Ledger:
     def _hand_out(self, delivery: Delivery) -> None:
         delivery.state = HELD
         self.held += 1
-        if delivery.ordering_key is not None:
+        if delivery.ordering_key is not None and self._keeps_order:
             self._held_by_key.setdefault(delivery.ordering_key, {})[delivery] = None
 
     # Settling
@@ -199,13 +217,17 @@ class Ledger:
                 if refusal is not None:
                     begun.refused[_id(target)] = refusal
                     continue
-            elif outcome is ACK or delivery.ordering_key is None:
+            elif outcome is ACK or self._key(delivery) is None:
                 begun.asked.append(_begin(delivery, outcome, delay))
             else:
                 begun.asked += self._begin_run(delivery, outcome, delay, now)
             if delivery is not None and delivery.settlement is not None:
                 begun.awaited.append(delivery.settlement)
         return begun
+
+    def _key(self, delivery: Delivery) -> str | None:
+        """What orders it: its key, where the subscription keeps order."""
+        return delivery.ordering_key if self._keeps_order else None
 
     def _find(self, target: ReceivedMessage | str) -> Delivery | None:
         """The delivery that *target* names: a message's own, or the one of an id that is handed out now (S2)."""
@@ -263,7 +285,9 @@ class Ledger:
         self._drop(buffered)
         return [Settlement(delivery, RETURN) for delivery in (*held, *buffered)]
 
-    def _redeliver(self, run: Sequence[Delivery], outcome: Outcome, delay: float | None, now: float) -> None:
+    def _redeliver(
+        self, run: Sequence[Delivery], outcome: Outcome, delay: float | None, now: float, *, expired: bool = False
+    ) -> None:
         """Put a run back into the buffer as new deliveries; the old ones are over."""
         again = [_copy(delivery) for delivery in run]
         if outcome is NACK:
@@ -272,10 +296,12 @@ class Ledger:
                 again[0].delivery_attempt += 1
         elif delay is None:
             delay = 0.0
+        due = now + (redelivery_delay(again[0].nacks) if delay is None else delay)
+        again[0].kept_until = due + self._max_lease
         for old, new in zip(run, again, strict=True):
-            self._retire(old, _done(outcome) if old is run[0] else RETURNED, release=False)
+            self._retire(old, _done(outcome) if old is run[0] and not expired else RETURNED, release=False)
             self._admit(new, now)
-        self._buffer.restore(again, now + (redelivery_delay(again[0].nacks) if delay is None else delay))
+        self._buffer.restore(again, due)
 
     def finish(self, settlement: Settlement, error: BrokerError | None) -> Sequence[Settlement]:
         """The broker has answered: settled, gone, or as before.
@@ -300,7 +326,7 @@ class Ledger:
 
     def _return(self, delivery: Delivery) -> list[Settlement]:
         """A handed-out delivery is over, and its message comes again; what goes back behind it (R10)."""
-        key = delivery.ordering_key
+        key = self._key(delivery)
         later = self._successors(delivery, key) if key is not None else []
         self._retire(delivery, RETURNED)
         return self._give_back(later, key) if key is not None else []
@@ -311,7 +337,7 @@ class Ledger:
         self.held -= 1
         self._leave(delivery)
         key = delivery.ordering_key
-        if key is not None:
+        if key is not None and self._keeps_order:
             held = self._held_by_key[key]
             del held[delivery]
             if not held:
@@ -339,13 +365,35 @@ class Ledger:
     # Leases
 
     def expire(self, now: float) -> list[Settlement]:
-        """Give back what is past its deadline (R6); keyed, with all its successors (R10)."""
+        """Give back what is past its deadline (R6); keyed, with all its successors (R10).
+
+        Where the broker would lose the order of keys, a run stays here instead, and comes again as after a nack.
+        """
         over = []
         for delivery in self._live.values():
             if delivery.deadline > now:
                 break
             over.append(delivery)
+        if over and self._local and self._keeps_order and not self.closing:
+            over = [delivery for delivery in over if not self._stays(delivery, now)]
         return self._expelled(over, NACK) if over else []
+
+    def _stays(self, delivery: Delivery, now: float) -> bool:
+        """Return whether an overdue delivery stays here: its run comes again, or waits for the delay of a nack."""
+        key = delivery.ordering_key
+        if key is None:
+            return False
+        if delivery.state is BUFFERED:
+            first = self._buffer.first(key)
+            if first is None or first.kept_until <= now:
+                return False
+            delivery.deadline = now + self._max_lease
+            self._live.move_to_end(delivery.message_id)
+            return True
+        if delivery.state is not HELD or self._has_failed_too_often(delivery):
+            return False
+        self._redeliver([delivery, *self._successors(delivery, key)], NACK, None, now, expired=True)
+        return True
 
     def lose(self, deliveries: Collection[Delivery]) -> list[Settlement]:
         """The broker has taken *deliveries* back; what must go back with them, behind them (R10)."""
@@ -390,7 +438,7 @@ class Ledger:
         """Settlements that return *deliveries* and the successors of each, with *outcome* for those handed out."""
         settlements: list[Settlement] = []
         for delivery in deliveries:
-            key = delivery.ordering_key
+            key = self._key(delivery)
             if delivery.state is BUFFERED:
                 run = [other for other in self._buffer.waiting(key) if other.order >= delivery.order] if key else []
                 self._drop(run or [delivery])

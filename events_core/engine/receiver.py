@@ -80,6 +80,7 @@ class EngineReceiver(EventReceiver):
             redelivers_locally=source.redelivers_locally,
             local_attempts=source.local_attempts,
             eager=source.pushes,
+            keeps_order=source.capabilities.ordering != "none",
         )
         self._settler = Settler(
             source, self._ledger, home, link, self._lock, limit=settle_limit, timeout=options.ack_timeout

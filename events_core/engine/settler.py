@@ -72,6 +72,8 @@ class Settler:
         self._queue: deque[Settlement] = deque()
         self._out: Sequence[Settlement] = ()
         self._deferred: list[Settlement] = []
+        self._retrying: asyncio.TimerHandle | None = None
+        """The one timer that ends the pause of what is deferred."""
         self._patience = Backoff(maximum=1.0)
         self._busy = False
         self._running: asyncio.Task[None] | None = None
@@ -222,8 +224,6 @@ class Settler:
 
     def _next(self) -> list[Settlement]:
         with self._lock:
-            if self._queue:
-                self._resume()
             batch: list[Settlement] = []
             while self._queue and not self._stopped and len(batch) < self._limit:
                 settlement = self._queue.popleft()
@@ -262,30 +262,31 @@ class Settler:
                     self._end(settlement, error)
             if not self._deferred:
                 self._patience.reset()
-            elif not self._queue:
-                asyncio.get_running_loop().call_later(next(self._patience), self._retry)
+            elif self._retrying is None:
+                self._retrying = asyncio.get_running_loop().call_later(next(self._patience), self._retry)
 
     def _must_repeat(self, settlement: Settlement, error: BrokerError | None) -> bool:
         """Return whether the newer token of a message that came again decides; it takes the same outcome (S2)."""
         delivery = settlement.delivery
         self._ledger.came_again(delivery)
-        if settlement.outcome is not Outcome.ACK:
+        if not self._ledger.is_last(settlement):
             return False
         if error is None:
             delivery.was_acknowledged = True
+            if settlement.outcome is Outcome.NACK:  # dead-lettered: there is no second letter of the newer copy
+                self._queue.append(Settlement(delivery, Outcome.ACK))
+                return False
             # Where nobody asks again after a timeout, a late success is the last word.
             return not settlement.given_up or delivery.settlement is not None
         return error.code is ErrorCode.EXPIRED
 
     def _retry(self) -> None:
+        """Ask for what was deferred with the next request, behind what may have hindered it."""
         with self._lock:
-            self._resume()
+            self._retrying = None
+            self._queue += self._deferred
+            self._deferred.clear()
         self._start()
-
-    def _resume(self) -> None:
-        """Ask for what was deferred with the next request, behind what may have hindered it.  Under the lock."""
-        self._queue += self._deferred
-        self._deferred.clear()
 
     def _end(self, settlement: Settlement, error: BrokerError | None) -> None:
         delivery = settlement.delivery

@@ -163,6 +163,44 @@ def test_a_nacked_key_goes_on_where_it_failed(console: Console) -> None:
     asyncio.run(receive())
 
 
+@pytest.mark.parametrize("options", [{}, {"max_outstanding_messages": "1"}, {"receive_mode": "pull"}], ids=str)
+def test_an_expired_key_goes_on_where_it_expired(console: Console, options: dict[str, str]) -> None:
+    """R6, R10: no successor is handed out before the expired message, however few of them the receiver had fetched."""
+
+    async def receive() -> list[bytes]:
+        async with console.client(max_lease_duration="1", **options) as both:
+            receiver = await both.subscribe(f"{console.topic_name}-s")
+            await both.send_messages(keyed(4))
+            (first,) = await gather(receiver, 1)
+            received = [first.data]
+            while len(received) < 5:
+                message = await receiver.receive_message(30)
+                assert message is not None
+                await receiver.acknowledge(message)
+                received.append(message.data)
+            return received
+
+    assert asyncio.run(receive()) == [b"0", b"0", b"1", b"2", b"3"]
+
+
+def test_the_delay_of_a_keyed_nack_may_be_longer_than_a_lease(console: Console) -> None:
+    """R11: the receiver holds the message itself, for as long as it was asked to."""
+
+    async def receive() -> None:
+        async with console.client(max_lease_duration="0.5") as both:
+            receiver = await both.subscribe(f"{console.topic_name}-s")
+            await both.send_messages(keyed(2))
+            (first,) = await gather(receiver, 1)
+            nacked = time.monotonic()
+            await receiver.nack(first, delay=2)
+            run = await gather(receiver, 2)
+            assert time.monotonic() - nacked >= 2
+            assert data(run) == [b"0", b"1"]
+            await receiver.acknowledge_messages(run)
+
+    asyncio.run(receive())
+
+
 def test_what_a_closing_receiver_held_of_a_key_goes_back_in_order(console: Console) -> None:
     """C1, R8: to the next receiver, which gets it before what is sent afterwards."""
     name = f"{console.topic_name}-s"
@@ -301,6 +339,51 @@ def test_pubsub_moves_dead_letters_where_there_is_no_order(console: Console) -> 
             assert letter.data == b"x"
             assert letter.attributes["CloudPubSubDeadLetterSourceSubscription"] == receiver.subscription
             await letters.acknowledge(letter)
+
+    asyncio.run(receive())
+
+
+def test_keyed_messages_without_order_become_dead_letters_too(console: Console) -> None:
+    """R12: Pub/Sub sees each failure and moves the message, since this subscription keeps no order for the receiver."""
+    dead = f"{console.topic_name}-dead"
+    options = {"dead_letter_topic": dead, "max_delivery_attempts": "5"}
+
+    async def receive() -> None:
+        async with console.client(**options) as unordered, console.of(dead).client() as undertaker:
+            letters = await undertaker.subscribe(f"{dead}-s")
+            receiver = await unordered.subscribe(f"{console.topic_name}-s")
+            assert receiver.capabilities.ordering == "none"
+            async with console.client() as sender:
+                await sender.send_messages(keyed(2))
+            attempts = []
+            while len(attempts) < 5:
+                message = await receiver.receive_message(30)
+                assert message is not None
+                if message.data == b"0":
+                    attempts.append(message.delivery_attempt)
+                    await receiver.nack(message, delay=0)
+                else:
+                    await receiver.acknowledge(message)
+            assert attempts == [1, 2, 3, 4, 5]
+            (letter,) = await gather(letters, 1, 30)
+            assert letter.data == b"0"
+            await letters.acknowledge(letter)
+
+    asyncio.run(receive())
+
+
+def test_keys_without_order_do_not_wait_for_each_other(console: Console) -> None:
+    """R8: it promises nothing here, so a message that is held keeps no other of its key back."""
+    name = f"{console.topic_name}-s"
+    console.create(name)
+
+    async def receive() -> None:
+        async with console.client() as both:
+            receiver = await both.subscribe(name)
+            await both.send_messages(keyed(3))
+            held = [(await gather(receiver, 1))[0] for _ in range(3)]
+            assert sorted(data(held)) == [b"0", b"1", b"2"]
+            await receiver.acknowledge_messages(held)
 
     asyncio.run(receive())
 

@@ -54,7 +54,8 @@ class GcpSource(Source):
 
     redelivers_locally = True
     """Pub/Sub would deliver a nacked key again in the order of the requests, and count an attempt of each message that
-    goes back, so a run stays here; it goes back as a whole, in one request, when the receiver closes."""
+    goes back, so a run stays here; it goes back as a whole, in one request, when the receiver closes.  A subscription
+    without order has no runs: Pub/Sub sees each failure, and moves dead letters itself."""
 
     def __init__(self, driver: GcpDriver, name: str, joined: Joined, *, ephemeral: bool) -> None:
         self.subscription = name
@@ -232,8 +233,12 @@ class GcpSource(Source):
         unread, self._arrived = self._arrived, []
         for late in await asyncio.gather(*(inlet.finish() for inlet in inlets)):
             unread += late
-        self._keyed += [delivery.token for delivery in unread if delivery.ordering_key]
-        await self._give_back([delivery.token for delivery in unread if not delivery.ordering_key])
+        self._keyed += [delivery.token for delivery in unread if self._is_ordered(delivery)]
+        await self._give_back([delivery.token for delivery in unread if not self._is_ordered(delivery)])
+
+    def _is_ordered(self, delivery: Delivery) -> bool:
+        """Return whether Pub/Sub keeps it behind others of its key; a key alone, without order, means nothing."""
+        return bool(delivery.ordering_key) and self.capabilities.ordering != "none"
 
     async def _give_back_keyed(self) -> None:
         keyed, self._keyed = self._keyed, []
@@ -295,7 +300,7 @@ class GcpSource(Source):
         if outcome is Outcome.RETURN:
             return 0.0
         failures = self._fail(delivery)
-        if delivery.ordering_key:
+        if self._is_ordered(delivery):
             return 0.0  # all of a key in one request, whose order is that of redelivery
         if delay is None:
             delay = 0.0 if self._joined.has_backoff else redelivery_delay(failures)

@@ -1355,6 +1355,51 @@ def test_uptime_counts_the_time_in_which_the_machine_was_suspended() -> None:
         assert first <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def test_what_expires_here_comes_again_to_a_receive_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R6, R10: nothing else wakes it, since the broker is not told."""
+    monkeypatch.setattr(ScriptedSource, "redelivers_locally", True)
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            await client.send_message(message("1", "k"))
+            held = await receiver.receive_message(10)
+            assert held is not None
+            again = await asyncio.wait_for(receiver.receive_message(), 60)
+            assert again is not None
+            assert again.message_id == held.message_id
+            await receiver.acknowledge(again)
+
+    run(test, max_lease_duration="0.5")
+
+
+def test_a_redelivery_during_a_burial_is_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R12: there is one dead letter, and neither copy is handed out again."""
+    monkeypatch.setattr(ScriptedSource, "redelivers_locally", True)
+    monkeypatch.setattr(ScriptedSource, "local_attempts", 1)
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            source = client.broker.sources[0]
+            copy = EventMessage(b"1", {"id": "same"}, ordering_key="k")
+            await client.send_message(copy)
+            held = await receiver.receive_message(10)
+            assert held is not None
+            source.settle_gate = asyncio.Event()
+            nacking = asyncio.create_task(receiver.nack(held))
+            await until(lambda: bool(source.settled))
+            await client.send_message(copy)
+            await until(lambda: receiver.stats.duplicates == 1)
+            gate, source.settle_gate = source.settle_gate, None
+            await client._home.call(_set(gate), timeout=30)
+            await nacking
+            await until(lambda: len(source.tokens) == 2)
+            assert source.tokens == [1, 2]
+            assert [each.outcome for each in source.settled] == [Outcome.NACK, Outcome.ACK]
+            assert await receiver.receive_message(0) is None
+
+    run(test)
+
+
 def test_a_redelivery_during_an_acknowledgement_takes_its_outcome() -> None:
     """S2: both copies are acknowledged, and neither is handed out again."""
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 import pytest
 
 from events_core import Capabilities
+from events_core.engine.backoff import Backoff
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Settlement, Source
 from events_core.engine.feed import PrefetchingFeed
 from events_core.engine.ledger import Ledger
@@ -192,6 +193,40 @@ def test_what_the_broker_has_taken_back_is_expired() -> None:
         assert not isinstance(begin(ledger, kept, Outcome.ACK, now=60.0), BrokerError)
 
     simulate(keep())
+
+
+def test_a_settlement_that_fails_for_a_while_is_retried_with_backoff() -> None:
+    """S5: however many others succeed meanwhile, and however often it fails, there is one retry at a time."""
+
+    class Refusing(Broker):
+        """Confirms everything but message 0."""
+
+        asked = 0
+
+        async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+            ids = [settlement.delivery.message_id for settlement in settlements]
+            self.asked += ids.count("0")
+            away = BrokerError("not now", ErrorCode.UNAVAILABLE, retryable=True)
+            return [away if each == "0" else None for each in ids]
+
+    broker = Refusing(600, 3600.0)
+
+    async def settle() -> None:
+        receiving = Receiving(broker, 1000)
+        home, settler = receiving.feed._home, receiving.feed._settler
+        home.wake = lambda callback: asyncio.get_running_loop().call_soon(callback)  # type: ignore[method-assign]
+        home.spawn = lambda work, *_: asyncio.ensure_future(work)  # type: ignore[assignment, method-assign]
+        settler._patience = Backoff(maximum=1.0, uniform=lambda least, most: most)
+        for delivery in await receiving.hold(600):
+            begun = begin(receiving.ledger, delivery, Outcome.ACK)
+            assert not isinstance(begun, BrokerError)
+            settler.enqueue(begun)
+            settler.pump()
+            await asyncio.sleep(0.1)
+        await receiving.stop()
+
+    simulate(settle())
+    assert 60 <= broker.asked <= 66
 
 
 def test_what_came_again_while_its_lease_was_renewed_is_still_held() -> None:

@@ -255,6 +255,72 @@ def test_a_message_that_failed_too_often_goes_to_the_source_with_its_data() -> N
     assert (expired.outcome, expired.delivery.data) == (Outcome.NACK, b"x")
 
 
+def test_a_run_that_is_kept_here_expires_here() -> None:
+    """R6, R10: where the broker would lose its order; the old deliveries are over, and only the first has failed."""
+    target = ledger(redelivers_locally=True)
+    first, second = held(target, "a1", "a2")
+    target.arrive([delivery("a3")], 50.0)
+    assert target.expire(60.0) == []
+    assert code(begin(target, first, Outcome.ACK, now=60.0)) is ErrorCode.EXPIRED
+    assert begin(target, second, Outcome.NACK, now=60.0) == []
+    assert ids(target.take(10, 60.0)) == []  # as after a nack, it comes again later each time
+    assert ids(target.take(10, 61.0)) == ["a1", "a2", "a3"]
+
+
+def test_a_delay_may_be_longer_than_a_lease() -> None:
+    """R11, R6: what waits for it stays here, also behind it, and then has a lease's time to be handed out."""
+    target = ledger(redelivers_locally=True, max_lease_duration=5.0)
+    (first,) = held(target, "a1")
+    target.arrive([delivery("a2")], 0.0)
+    begin(target, first, Outcome.NACK, 100.0)
+    for now in (5.0, 50.0, 99.0, 104.0):
+        assert target.expire(now) == []
+    assert ids(target.take(10, 104.0)) == ["a1", "a2"]
+    begin(target, "a1", Outcome.NACK, 100.0, 104.0)
+    assert target.expire(208.0) == []
+    assert begun(target.expire(213.0)) == [("a1", Outcome.RETURN), ("a2", Outcome.RETURN)]
+
+
+@pytest.mark.parametrize("outcome", [Outcome.NACK, Outcome.RETURN])
+def test_without_order_keys_mean_nothing(outcome: Outcome) -> None:
+    """R8, R10, R12: none waits for another, none goes back with another, and the broker sees each failure."""
+    target = ledger(redelivers_locally=True, keeps_order=False)
+    target.arrive([delivery("a1"), delivery("a2"), delivery("a3")], 0.0)
+    (first,) = target.take(1, 0.0)
+    (second,) = target.take(1, 0.0)
+    assert begun(begin(target, first, outcome)) == [("a1", outcome)]
+    assert second.state is State.HELD
+    assert begun(target.close()) == [("a3", Outcome.RETURN)]
+    assert begun(target.surrender()) == [("a2", Outcome.RETURN)]
+
+
+def test_order_is_learned_when_nothing_is_here() -> None:
+    """A broker may tell only with its messages whether it keeps order."""
+    target = ledger()
+    (first,) = held(target, "a1")
+    target.keep_order(False)
+    target.arrive([delivery("a2")], 0.0)
+    assert target.take(1, 0.0) == []
+    settle(target, first, Outcome.ACK)
+    settle(target, *target.take(1, 0.0), Outcome.ACK)
+    target.keep_order(False)
+    target.arrive([delivery("a3"), delivery("a4")], 0.0)
+    assert [ids(target.take(1, 0.0)), ids(target.take(1, 0.0))] == [["a3"], ["a4"]]
+
+
+def test_what_comes_again_while_it_is_dead_lettered_stays_before_its_successors() -> None:
+    """R10, R12: it takes that outcome; if it fails, the message is still held."""
+    target = ledger(redelivers_locally=True, local_attempts=1)
+    first, _ = held(target, "a1", "a2")
+    (asked,) = begin(target, first, Outcome.NACK)  # type: ignore[misc]  # no error
+    target.arrive([delivery("a1", token="newer")], 0.0)
+    assert target.take(10, 1.0) == []
+    target.finish(asked, BrokerError("no topic", ErrorCode.NOT_FOUND))
+    assert (first.state, first.token, target.duplicates) == (State.HELD, "newer", 1)
+    settle(target, first, Outcome.ACK)
+    assert ids(target.take(10, 1.0)) == ["a2"]
+
+
 def test_what_the_broker_took_back_is_not_given_back() -> None:
     """R10: only what was behind it; also where attempts are counted here."""
     target = ledger(redelivers_locally=True, local_attempts=3)

@@ -24,9 +24,10 @@ ATTEMPTS = 2
 
 
 class Broker:
-    """Keeps messages in order per key; what goes back goes to its place."""
+    """Keeps messages in order per key; what goes back goes to its place, or is buried after so many attempts."""
 
-    def __init__(self) -> None:
+    def __init__(self, attempts: int) -> None:
+        self.attempts = attempts
         self.sent = 0
         self.waiting: list[tuple[str, int]] = []
         self.out: set[tuple[str, int]] = set()
@@ -47,7 +48,7 @@ class Broker:
         self.out.discard(message)
         if settlement.outcome is Outcome.ACK:
             self.acknowledged.add(message)
-        elif settlement.outcome is Outcome.NACK and (settlement.delivery.delivery_attempt or 1) >= ATTEMPTS:
+        elif settlement.outcome is Outcome.NACK and (settlement.delivery.delivery_attempt or 1) >= self.attempts:
             self.buried.add(message)
         else:
             self.waiting = sorted([*self.waiting, message], key=lambda each: each[1])
@@ -65,7 +66,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.broker = Broker()
+        self.broker = Broker(int(str(self.settings_of_ledger.get("local_attempts", ATTEMPTS))))
         self.requests: deque[Settlement] = deque()
         self.held: list[Delivery] = []
         self.ledger = Ledger(
@@ -143,6 +144,29 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.broker.answer(settlement)
                 self.ledger.finish(settlement, None)
 
+    @precondition(lambda self: self._leaving())
+    @rule(data=st.data())
+    def redeliver(self, data: st.DataObject) -> None:
+        """The broker delivers a message again of which it has not answered yet that it leaves the subscription."""
+        delivery = data.draw(st.sampled_from(self._leaving())).delivery
+        key, number = delivery.token
+        copy = Delivery(delivery.message_id, b"x", {}, key, None, 1, (key, number))
+        before = self.ledger.duplicates
+        self.ledger.arrive([copy], self.now)
+        assert self.ledger.duplicates == before + 1, "it takes the outcome that is under way"
+
+    def _leaving(self) -> list[Settlement]:
+        """Requests to acknowledge a message, or to bury it."""
+        return [
+            each
+            for each in self.requests
+            if each.delivery.state is State.SETTLING
+            and (each.outcome is Outcome.ACK or (each.outcome is Outcome.NACK and self._is_buried(each.delivery)))
+        ]
+
+    def _is_buried(self, delivery: Delivery) -> bool:
+        return "local_attempts" in self.settings_of_ledger and (delivery.delivery_attempt or 1) >= self.broker.attempts
+
     @rule(seconds=st.sampled_from([1.0, 2.0, 3.0, 6.0, 60.0]))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -184,6 +208,12 @@ class LocalLedgerMachine(LedgerMachine):
     settings_of_ledger: ClassVar[dict[str, object]] = {"redelivers_locally": True, "local_attempts": ATTEMPTS}
 
 
+class BuryingLedgerMachine(LocalLedgerMachine):
+    """The first failure is the last."""
+
+    settings_of_ledger: ClassVar[dict[str, object]] = {"redelivers_locally": True, "local_attempts": 1}
+
+
 def _follows(later: Delivery, delivery: Delivery) -> bool:
     return later.ordering_key == delivery.ordering_key and later.token > delivery.token and later.order > delivery.order
 
@@ -195,3 +225,5 @@ TestLedger = LedgerMachine.TestCase
 TestLedger.settings = _SETTINGS
 TestLocalLedger = LocalLedgerMachine.TestCase
 TestLocalLedger.settings = _SETTINGS
+TestBuryingLedger = BuryingLedgerMachine.TestCase
+TestBuryingLedger.settings = _SETTINGS
