@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +15,11 @@ import pytest
 from google.pubsub_v1 import types
 
 from events_core import AcknowledgeError, ErrorCode, EventConnectionError, EventMessage, EventReceiver, ReceiveError
-from events_core.engine import feed
+from events_core.engine import Delivery, feed
 from events_core.engine.backoff import Backoff
 from events_gcp import channels, stream
 
-from .broker import Broker
+from .broker import Broker, Subscription
 from .console import client
 from .faults import FaultyServer, never, serving
 from .servers import free_address
@@ -427,5 +429,48 @@ def test_a_silent_dead_letter_topic_holds_up_no_acknowledgement() -> None:
                 assert not nacking.done()
                 nacking.cancel()
                 await receiver.close(timeout=0)
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+class Forgetful(Broker):
+    """Keeps what has lapsed to itself until it is told to deliver it again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lapsed: list[tuple[Subscription, Any]] = []
+
+    def _expire(self, found: Subscription, ack_id: str) -> None:
+        del found.timers[ack_id]
+        self.lapsed.append((found, found.out.pop(ack_id)))
+
+    def redeliver(self) -> None:
+        for found, message in self.lapsed:
+            found.add(message)
+
+
+@pytest.mark.parametrize("mode", ["pull", "stream"])
+def test_what_was_acknowledged_too_late_is_acknowledged_again(mode: str) -> None:
+    """S1: Pub/Sub confirms it and delivers it again; the receiver knows, and does not hand it out."""
+
+    async def scenario() -> None:
+        async with serving(Forgetful()) as broker:
+            broker.subscription("billing", "orders")
+            broker.fail("ModifyAckDeadline", "billing", grpc.StatusCode.UNAVAILABLE, left=math.inf)
+            async with (
+                client(emulator_host=broker.address, create="never", receive_mode=mode, ack_deadline="10") as both,
+                await both.subscribe("billing") as receiver,
+            ):
+                sent = await both.send_message(EventMessage(b"x"))
+                message = await receiver.receive_message(30)
+                assert message is not None
+                delivery = message.delivery
+                assert isinstance(delivery, Delivery)
+                await until(lambda: bool(broker.lapsed) and delivery.lease_until < time.monotonic())
+                await receiver.acknowledge(message)
+                assert not broker.acknowledged
+                broker.redeliver()
+                await until(lambda: broker.acknowledged == [sent])
+                assert await receiver.receive_message(0.2) is None
 
     asyncio.run(asyncio.wait_for(scenario(), 120))

@@ -25,6 +25,7 @@ from events_core.engine import (
     redelivery_delay,
 )
 from events_gcp.inlet import Inlet, Pulls
+from events_gcp.late import LateAcknowledgements
 from events_gcp.letters import DeadLetters
 from events_gcp.limits import MAX_ACK_IDS, MAX_ATTRIBUTES
 from events_gcp.pace import Pace
@@ -83,6 +84,7 @@ class GcpSource(Source):
         self._keyed: list[str] = []
         self._failures: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self._letters = DeadLetters(self._store_letter)
+        self._late = LateAcknowledgements(patience=3 * self.lease)
         self._closing = asyncio.Event()
         self._postponed: set[asyncio.Task[None]] = set()
 
@@ -142,6 +144,8 @@ class GcpSource(Source):
         self._has_renewed = False
         if self.capabilities.exactly_once:
             await self._confirm_receipt()
+        elif self._late:
+            await self._acknowledge_again()
         self._number(self._arrived)
 
     def _learn(self, found: Any) -> None:
@@ -173,6 +177,21 @@ class GcpSource(Source):
             "protocol_version": 1,  # the service answers pings
         }
         return [api.stream(self._path, **settings) for _ in range(options.streams)]
+
+    async def _acknowledge_again(self) -> None:
+        """Acknowledge what has been acknowledged too late and came again, instead of handing it out."""
+        again = self._late.came_again(self._arrived, self._loop.time())
+        if not again:
+            return
+        try:
+            for start in range(0, len(again), MAX_ACK_IDS):
+                tokens = [delivery.token for delivery in again[start : start + MAX_ACK_IDS]]
+                await self._driver.api.acknowledge(self._path, tokens)
+        except BrokerError:
+            await self._restart()
+            raise
+        known = set(again)
+        self._arrived = [delivery for delivery in self._arrived if delivery not in known]
 
     async def _confirm_receipt(self) -> None:
         """Start the leases anew, and drop what is not ours any more: with exactly-once delivery nothing else counts."""
@@ -255,6 +274,7 @@ class GcpSource(Source):
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         if not self._fetching and any(settlement.outcome is Outcome.RETURN for settlement in settlements):
             await self._stop()
+        asked = self._loop.time()
         failed = [each.delivery for each in settlements if self._has_failed_too_often(each)]
         letters = {delivery: self._letters.move(delivery) for delivery in failed}
         results = [letters.get(each.delivery) for each in settlements]
@@ -268,9 +288,10 @@ class GcpSource(Source):
                 lost.append(error)
             for index, each in zip(indices, errors, strict=True):
                 results[index] = each
-        self._letters.forget(
-            each.delivery.message_id for each, why in zip(settlements, results, strict=True) if why is None
-        )
+        ended = [each for each, why in zip(settlements, results, strict=True) if why is None]
+        self._letters.forget(each.delivery.message_id for each in ended)
+        if not self.capabilities.exactly_once:
+            self._late.note((each.delivery for each in ended if each.outcome is Outcome.ACK), asked)
         if lost and len(lost) == len(groups) and None not in results:
             raise lost[0]
         return results

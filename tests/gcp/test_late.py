@@ -1,0 +1,29 @@
+"""Which acknowledgements came too late, in simulated time."""
+
+from __future__ import annotations
+
+from events_core.engine import Delivery
+from events_gcp.late import LateAcknowledgements
+
+
+def delivery(message_id: str, lease_until: float = 0.0) -> Delivery:
+    made = Delivery(message_id, b"", {})
+    made.lease_until = lease_until
+    return made
+
+
+def test_only_what_lapsed_is_expected_again() -> None:
+    """An acknowledgement within the lease counts; the message comes again only if somebody seeks it back."""
+    late = LateAcknowledgements(patience=10)
+    late.note([delivery("in time", lease_until=5), delivery("late", lease_until=3)], asked=4)
+    came = [delivery("in time"), delivery("late"), delivery("new")]
+    assert [each.message_id for each in late.came_again(came, now=5)] == ["late"]
+
+
+def test_a_message_is_not_expected_for_ever() -> None:
+    """After the patience it is handed out again, and nothing is remembered."""
+    late = LateAcknowledgements(patience=10)
+    late.note([delivery("late")], asked=1)
+    assert late.came_again([delivery("late")], now=10.9)
+    assert not late.came_again([delivery("late")], now=11)
+    assert not late
