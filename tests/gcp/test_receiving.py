@@ -297,8 +297,8 @@ def test_a_dead_letter_without_a_topic_stays_held(console: Console) -> None:
     asyncio.run(receive())
 
 
-def test_a_last_attempt_that_expires_is_a_dead_letter_too(console: Console) -> None:
-    """R12, R6: with all that was sent; the next of its key goes on."""
+def test_a_last_attempt_that_expires_is_a_dead_letter_too(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """R12, R6: with all that was sent, and a line in the log; the next of its key goes on."""
     dead = f"{console.topic_name}-dead"
     options = {"ordering": "true", "dead_letter_topic": dead, "max_delivery_attempts": "5", "max_lease_duration": "1"}
 
@@ -319,6 +319,8 @@ def test_a_last_attempt_that_expires_is_a_dead_letter_too(console: Console) -> N
             await receiver.acknowledge(following)
 
     asyncio.run(receive())
+    moved = [record.getMessage() for record in caplog.records if dead in record.getMessage()]
+    assert [text for text in moved if f"failed 5 times in subscription '{console.topic_name}-s'" in text]
 
 
 def test_pubsub_moves_dead_letters_where_there_is_no_order(console: Console) -> None:

@@ -22,6 +22,7 @@ from events_core.engine import (
     Settlement,
     Source,
     dead_letter_attributes,
+    log_dead_letter,
     redelivery_delay,
 )
 from events_gcp.inlet import Inlet, Pulls
@@ -384,17 +385,24 @@ class GcpSource(Source):
     async def _store_letter(self, delivery: Delivery) -> None:
         assert self._joined.dead_letter is not None
         topic, _ = self._joined.dead_letter
+        attempts = delivery.delivery_attempt or 1
         attributes = dead_letter_attributes(
             delivery.attributes,
             topic_name=self._driver.topic_name,
             subscription=self.subscription,
             message_id=delivery.message_id,
-            attempts=delivery.delivery_attempt or 1,
+            attempts=attempts,
         )
         if len(attributes) > MAX_ATTRIBUTES:
             attributes = dict(delivery.attributes)  # no room to say where it came from
         letter = EventMessage(delivery.data, attributes, ordering_key=delivery.ordering_key)
         await self._driver.api.publish(topic, [letter])
+        log_dead_letter(
+            delivery.message_id,
+            attempts=attempts,
+            subscription=self.subscription,
+            dead_letter_topic=topic.rpartition("/")[2],
+        )
 
     # Leases
 
