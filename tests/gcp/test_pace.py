@@ -6,12 +6,12 @@ from events_gcp.pace import Pace
 
 
 def test_a_fast_line_is_used_after_a_few_answers() -> None:
-    """From one message to a thousand."""
+    """From ten messages to a thousand."""
     pace, asked = Pace(), []
-    for _ in range(7):
+    for _ in range(6):
         asked.append(pace.limit(5000))
         pace.arrived(asked[-1], 0.001)
-    assert asked == [1, 4, 16, 64, 256, 1000, 1000]
+    assert asked == [10, 40, 160, 640, 1000, 1000]
 
 
 def test_a_slow_line_is_asked_for_what_it_can_bring() -> None:
@@ -34,10 +34,9 @@ def test_a_line_that_becomes_slow_is_asked_for_less() -> None:
 def test_answers_that_are_not_full_say_nothing_of_the_line() -> None:
     """A pull brought what there was, not what it might have brought."""
     pace = Pace()
-    pace.arrived(pace.limit(1000), 0.001)
     for _ in range(7):
         pace.arrived(1, 0.09)
-    assert pace.limit(1000) == 4
+    assert pace.limit(1000) == 10
 
 
 def test_nobody_is_asked_for_more_than_there_is_room_for() -> None:
