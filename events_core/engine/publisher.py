@@ -30,7 +30,7 @@ __all__ = ["AT_ONCE", "Publisher"]
 
 T = TypeVar("T")
 
-AT_ONCE = 500
+AT_ONCE = 1000
 """Messages that are checked, queued or stored before other tasks of the loop have their turn (P6), which takes a few
 milliseconds."""
 
