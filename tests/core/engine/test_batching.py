@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from events_core import ErrorCode, EventMessage
 from events_core.engine import BrokerError
@@ -268,3 +272,112 @@ def test_a_paused_request_waits_until_the_line_has_room() -> None:
     assert not claim.woken
     target.release(out, 0.0)
     assert claim.woken
+
+
+class Sender:
+    """Sends as the publisher does, one step at a time, and checks what must hold after each."""
+
+    def __init__(self) -> None:
+        self.target = paced(max_inflight=2, max_keys=2)
+        assert self.target._pace is not None
+        self.pace = self.target._pace
+        self.out: list[Batch] = []
+        self.paused: list[Batch] = []
+        self.claims: list[tuple[Batch, Nobody]] = []
+        self.added: list[Entry] = []
+        self.sent: list[Entry] = []
+        self.now = 0.0
+
+    def add(self, key: str, size: int) -> None:
+        made = call(key, size=size)
+        fill(self.target, made)
+        self.added += made.entries
+
+    def begin(self) -> None:
+        batch = self.target.next(self.now)
+        if batch is not None:
+            self._depart(batch)
+
+    def _depart(self, batch: Batch) -> None:
+        if self.target.depart(batch, [each for each in batch.entries if each.result is None], self.now):
+            self.out.append(batch)
+
+    def succeed(self, number: int) -> None:
+        batch = self.out.pop(number % len(self.out))
+        unsent = [each for each in batch.entries if each.result is None]
+        sent = self.target.depart(batch, unsent, self.now)
+        for entry in sent:
+            entry.settle("id")
+        self.sent += sent
+        self.target.confirm(batch, self.now)
+        if len(sent) < len(unsent):
+            self._depart(batch)
+        else:
+            self.target.release(batch, self.now)
+
+    def fail(self, number: int, *, timed_out: bool) -> None:
+        batch = self.out.pop(number % len(self.out))
+        self.target.pause(batch, self.now, timed_out=timed_out)
+        self.paused.append(batch)
+
+    def resume(self, number: int) -> None:
+        batch, claim = self.paused.pop(number % len(self.paused)), Nobody()
+        self.claims.append((batch, claim))
+        self.target.resume(batch, claim)
+
+    def check(self) -> None:
+        for batch, claim in [*self.claims]:
+            if claim.woken:
+                self.claims.remove((batch, claim))
+                self._depart(batch)
+        for keyed in (False, True):
+            assert sum((batch.lane.key is not None) is keyed for batch in self.out) <= 2
+        busy = [batch.lane.key for batch in [*self.out, *self.paused] if batch.lane.key is not None]
+        assert len(busy) == len(set(busy))
+        assert self.pace._out == sum(batch.trip.size for batch in self.out if batch.trip)
+        if not self.out:
+            assert self.target.is_ready or not self.claims
+
+
+moves = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.sampled_from(["", "a", "b", "c"]), st.sampled_from([10, 90, 500])),
+        st.tuples(st.sampled_from(["begin", "succeed", "fail", "time out", "resume"]), st.integers(0, 9)),
+    ),
+    max_size=80,
+)
+
+
+@given(moves)
+def test_whatever_fails_everything_is_sent_once_and_in_order_per_key(todo: list[tuple[str, Any, Any]]) -> None:
+    """P4, P5, P7: places and bytes that are out are counted, and come back."""
+    sender = Sender()
+    for what, argument, *more in todo:
+        sender.now += 1
+        if what == "add":
+            sender.add(argument, *more)
+        elif what == "begin":
+            sender.begin()
+        elif what == "resume" and sender.paused:
+            sender.resume(argument)
+        elif what in ("fail", "time out") and sender.out:
+            sender.fail(argument, timed_out=what == "time out")
+        elif what == "succeed" and sender.out:
+            sender.succeed(argument)
+        sender.check()
+    for _ in range(1000):
+        sender.now += 1
+        if sender.paused:
+            sender.resume(0)
+        sender.check()
+        sender.begin()
+        sender.check()
+        if sender.out:
+            sender.succeed(0)
+    assert sorted(map(id, sender.sent)) == sorted(map(id, sender.added))
+    for key in "abc":
+        mine = [entry for entry in sender.added if entry.message.ordering_key == key]
+        assert [entry for entry in sender.sent if entry.message.ordering_key == key] == mine
+    assert sender.pace._out == 0
+    assert not sender.target._lanes
+    assert {places.free for places in sender.target._turn} == {2}
