@@ -69,8 +69,13 @@ def container(image: str, command: str, port: int) -> Iterator[str]:
 
 
 @contextmanager
-def program(command: Sequence[str], address: str, log: Path) -> Iterator[str]:
-    """A program of this machine that serves *address*, in a process group of its own, which is ended as a whole."""
+def program(
+    command: Sequence[str], address: str, log: Path, ends: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGKILL)
+) -> Iterator[str]:
+    """A program of this machine that serves *address*, in a process group of its own, which is ended as a whole.
+
+    :param ends: signals that end it, sent in turn until one has.
+    """
     if shutil.which(command[0]) is None:
         raise Missing(f"no program {command[0]!r}")
     with log.open("wb") as output:
@@ -83,7 +88,7 @@ def program(command: Sequence[str], address: str, log: Path) -> Iterator[str]:
     except Missing as reason:
         raise Missing(f"{command[0]}: {reason}: {log.read_text()[-500:]}") from None
     finally:
-        _end_group(process)
+        _end_group(process, ends)
 
 
 def free_address() -> str:
@@ -136,8 +141,8 @@ def _exit_code(running: DockerContainer) -> int | None:
     return None if state["Running"] else int(state["ExitCode"])
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
+def _end_group(process: subprocess.Popen[bytes], ends: Sequence[signal.Signals]) -> None:
+    for number in ends:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         ends = time.monotonic() + 5

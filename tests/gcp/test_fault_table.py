@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import grpc
@@ -12,7 +13,18 @@ import pytest
 from . import calls
 from .calls import CALLS
 from .connections import CASES
-from .fault_table import CONNECTIONS_TOP, PAGE, PROBLEMS_TOP, TOP, connections, measure_connections, problems, section
+from .fault_table import (
+    CONNECTIONS_TOP,
+    OFFICIAL,
+    OFFICIAL_TOP,
+    PAGE,
+    TOP,
+    connections,
+    measured,
+    official,
+    problems,
+    section,
+)
 from .problems import PROBLEMS, Problem
 
 RETRYABLE = {
@@ -41,16 +53,22 @@ def test_the_page_of_faults_says_what_happens(call: str) -> None:
 
 def test_faults_of_connections_and_credentials_have_these_outcomes() -> None:
     """F1, P7: what the page says of them is what happens."""
-    assert connections(measure_connections()) in PAGE.read_text()
+    assert connections(measured("connections")) in PAGE.read_text()
 
 
 def test_only_missing_tokens_are_seen_by_a_program() -> None:
     """F1: of all faults of connections and of credentials, the page names an error only where no token is to be had."""
     text = PAGE.read_text()
-    rows = text[text.index(CONNECTIONS_TOP) : text.index(PROBLEMS_TOP)].split("   * - ")[2:]
+    rows = text[text.index(CONNECTIONS_TOP) : text.index(OFFICIAL_TOP)].split("   * - ")[2:]
     seen = {row.splitlines()[0] for row in rows if "Error" in row}
     assert len(rows) == len(CASES)
     assert {row for row in CASES if row.startswith("The authority")} == seen
+
+
+@pytest.mark.skipif(version("google-cloud-pubsub") != OFFICIAL, reason=f"the page is about version {OFFICIAL}")
+def test_the_page_compares_with_googles_client_as_measured() -> None:
+    """What both clients come to on the same server, for ten faults."""
+    assert official(measured("official")) in PAGE.read_text()
 
 
 def test_the_page_of_faults_has_nothing_else() -> None:
