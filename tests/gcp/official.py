@@ -27,16 +27,18 @@ from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransp
 from events_core import EventError, EventMessage
 from events_gcp import GcpPubSubClient
 
-from .broker import Broker
+from .broker import Broker, Fault
 from .calls import told
 from .console import PROJECT, client
 from .faults import serving
 from .waiting import until
 
 TIMEOUT = 2.0
-"""Seconds that a send or an acknowledgement may take."""
+"""Seconds that a send or an acknowledgement may take that meets a fault for longer."""
 PATIENCE = 6.0
-"""Seconds after which a send that may take TIMEOUT is said to have no outcome."""
+"""Seconds after which a send with a key that may take TIMEOUT is said to have no outcome."""
+BUSY = 60.0
+"""Seconds for what ends by itself, however busy the machine is."""
 FOREVER = float("inf")
 
 
@@ -46,12 +48,13 @@ class Place:
     def __init__(self, broker: Broker, name: str) -> None:
         self.broker = broker
         self.name = name
+        self.timeout = BUSY
         self.topic = f"projects/{PROJECT}/topics/{name}"
         self.path = f"projects/{PROJECT}/subscriptions/{name}"
         self.subscription = broker.subscription(name, name, enable_message_ordering=True)
 
     def ours(self) -> GcpPubSubClient:
-        timeouts = dict.fromkeys(("send_timeout", "ack_timeout"), f"{TIMEOUT:g}")
+        timeouts = dict.fromkeys(("send_timeout", "ack_timeout"), f"{self.timeout:g}")
         return client(self.name, emulator_host=self.broker.address, create="never", **timeouts)
 
     def deliver(self, count: int = 1, key: str = "") -> None:
@@ -67,8 +70,9 @@ class Place:
 
         def send(key: str = "") -> str:
             try:
-                sent = publisher.publish(self.topic, b"x", key, retry=_retry(), timeout=TIMEOUT)
-                sent.result(PATIENCE)
+                retry = Retry(_MAY_PASS, initial=0.1, maximum=1.0, timeout=self.timeout)
+                sent = publisher.publish(self.topic, b"x", key, retry=retry, timeout=self.timeout)
+                sent.result(PATIENCE if key and self.timeout == TIMEOUT else BUSY)
             except NotDone:
                 return f"no outcome within {PATIENCE:g} s"
             except (GoogleAPIError, PublishToPausedOrderingKeyException) as error:
@@ -99,13 +103,12 @@ class Place:
             channel.close()
 
 
-def _retry() -> Any:
-    return Retry(if_exception_type(InternalServerError, ServiceUnavailable), initial=0.1, maximum=1.0, timeout=TIMEOUT)
+_MAY_PASS = if_exception_type(InternalServerError, ServiceUnavailable)
 
 
 def _ended(future: Any) -> str:
     try:
-        future.result(timeout=30)
+        future.result(timeout=BUSY)
     except NotDone:
         return "nothing, and hangs"
     except GoogleAPIError as error:
@@ -159,7 +162,7 @@ def _their_send_next(place: Place) -> str:
 async def _acknowledge(place: Place) -> str:
     place.deliver()
     async with place.ours() as both, await both.subscribe(place.name) as receiver:
-        message = await receiver.receive_message(30)
+        message = await receiver.receive_message(BUSY)
         assert message is not None
         return await _attempt(receiver.acknowledge(message))
 
@@ -167,17 +170,17 @@ async def _acknowledge(place: Place) -> str:
 def _their_acknowledge(place: Place) -> str:
     place.deliver()
     with place.subscriber() as (_, messages):
-        outcome = messages.get(timeout=30).ack_with_response().result(timeout=PATIENCE)
+        outcome = messages.get(timeout=BUSY).ack_with_response().result(timeout=BUSY)
         return f"reports ``{outcome.name}``"
 
 
 async def _receive(place: Place) -> str:
     place.deliver()
     async with place.ours() as both, await both.subscribe(place.name) as receiver:
-        outcome = await _attempt(receiver.receive_message(30))
+        outcome = await _attempt(receiver.receive_message(BUSY))
         if outcome == "succeeds":
             return "the message comes"
-        return f"{outcome}; the next receive {await _attempt(receiver.receive_message(30))}"
+        return f"{outcome}; the next receive {await _attempt(receiver.receive_message(BUSY))}"
 
 
 def _their_receive(place: Place) -> str:
@@ -195,7 +198,7 @@ def _their_receive(place: Place) -> str:
 async def _close(place: Place) -> str:
     place.deliver(5, "k")
     async with place.ours() as both, await both.subscribe(place.name) as receiver:
-        assert await receiver.receive_message(30)
+        assert await receiver.receive_message(BUSY)
         await until(lambda: receiver.stats.buffered == 4)
     return _given_back(place)
 
@@ -203,7 +206,7 @@ async def _close(place: Place) -> str:
 def _their_close(place: Place) -> str:
     place.deliver(5, "k")
     with place.subscriber(flow_control=FlowControl(max_messages=10)) as (_, messages):
-        messages.get(timeout=30)
+        messages.get(timeout=BUSY)
     return _given_back(place)
 
 
@@ -213,7 +216,7 @@ def _given_back(place: Place) -> str:
     return f"{len(back)} of 5 go back at once"
 
 
-def _fails(method: str, *statuses: grpc.StatusCode, **settings: Any) -> Callable[[Place], object]:
+def _fails(method: str, *statuses: grpc.StatusCode, **settings: Any) -> Callable[[Place], Fault | None]:
     return lambda place: place.broker.fail(method, place.name, *statuses, **settings)
 
 
@@ -221,7 +224,7 @@ _UNAVAILABLE, _DENIED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.PERMISSION_
 _Ours = Callable[[Place], Awaitable[str]]
 _Theirs = Callable[[Place], str]
 
-TRIALS: Mapping[str, tuple[Callable[[Place], object], _Ours, _Theirs]] = {
+TRIALS: Mapping[str, tuple[Callable[[Place], Fault | None], _Ours, _Theirs]] = {
     "A send gets ``UNAVAILABLE`` once": (_fails("Publish", _UNAVAILABLE), _send, _their_send),
     "A send gets ``UNAVAILABLE`` for longer than its timeout": (
         _fails("Publish", _UNAVAILABLE, left=FOREVER),
@@ -264,11 +267,13 @@ async def measure() -> Mapping[str, tuple[str, str]]:
 
 
 async def _measured(
-    broker: Broker, number: int, begin: Callable[[Place], object], ours: _Ours, theirs: _Theirs
+    broker: Broker, number: int, begin: Callable[[Place], Fault | None], ours: _Ours, theirs: _Theirs
 ) -> tuple[str, str]:
     place, other = Place(broker, f"ours-{number}"), Place(broker, f"theirs-{number}")
-    begin(place)
-    begin(other)
+    for each in (place, other):
+        fault = begin(each)
+        if fault is not None and fault.left == FOREVER:
+            each.timeout = TIMEOUT
     return await ours(place), await asyncio.to_thread(theirs, other)
 
 

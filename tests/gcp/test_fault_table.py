@@ -53,7 +53,8 @@ def test_the_page_of_faults_says_what_happens(call: str) -> None:
 
 def test_faults_of_connections_and_credentials_have_these_outcomes() -> None:
     """F1, P7: what the page says of them is what happens."""
-    assert connections(measured("connections")) in PAGE.read_text()
+    text = PAGE.read_text()
+    assert [row for row in connections(measured("connections")).split("   * - ") if row not in text] == []
 
 
 def test_only_missing_tokens_are_seen_by_a_program() -> None:
@@ -68,7 +69,8 @@ def test_only_missing_tokens_are_seen_by_a_program() -> None:
 @pytest.mark.skipif(version("google-cloud-pubsub") != OFFICIAL, reason=f"the page is about version {OFFICIAL}")
 def test_the_page_compares_with_googles_client_as_measured() -> None:
     """What both clients come to on the same server, for ten faults."""
-    assert official(measured("official")) in PAGE.read_text()
+    text = PAGE.read_text()
+    assert [row for row in official(measured("official")).split("   * - ") if row not in text] == []
 
 
 def test_the_page_of_faults_has_nothing_else() -> None:
