@@ -11,6 +11,7 @@ from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import attrs
 
+from events_core.bounded_file import read_bounded
 from events_core.errors import ConfigurationError
 from events_core.options import SecretOrigin, did_you_mean, iterate_text
 
@@ -153,12 +154,13 @@ def _client_table(path: str, name: str) -> Mapping[str, Any]:
     import tomllib  # here, like all that only some programs need: importing events_core must not pay for it
 
     try:
-        with open(path, "rb") as file:
-            document = tomllib.load(file)
+        document = tomllib.loads(read_bounded(path).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"cannot read configuration file '{path}': {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # TOML that is malformed, text that is no UTF-8, an integer of thousands of digits
         raise ConfigurationError(f"configuration file '{path}' is no TOML: {error}") from error
+    except RecursionError:
+        raise ConfigurationError(f"configuration file '{path}' is no usable TOML: nested too deeply") from None
     clients = document.get("clients", {})
     if not isinstance(clients, dict) or not isinstance(clients.get(name), dict):
         known = ", ".join(map(repr, clients)) if isinstance(clients, dict) and clients else "none"
@@ -220,16 +222,24 @@ def _resolved(name: str, value: object, where: str, folder: str, environ: Mappin
                 raise ConfigurationError(f"{where}: option {name!r}: environment variable {variable} is not set")
             return environ[variable]
         case {"file": str(path), **rest} if not rest:
-            whole = os.path.abspath(os.path.join(folder, path))
+            whole = _whole(os.path.join(folder, path))
             try:
-                with open(whole, encoding="utf-8") as file:
-                    return file.read().rstrip("\r\n")
+                return read_bounded(whole).decode().rstrip("\r\n")
             except (OSError, UnicodeDecodeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
-                raise ConfigurationError(f"{where}: option {name!r}: cannot read file '{whole}': {reason}") from error
+                # Not chained where it would show the content.
+                cause = error if isinstance(error, OSError) else None
+                raise ConfigurationError(f"{where}: option {name!r}: cannot read file '{whole}': {reason}") from cause
         case Mapping():
             raise ConfigurationError(f"{where}: option {name!r} is neither text, {{ env = … }} nor {{ file = … }}")
     return value
+
+
+def _whole(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError:  # the working directory has been deleted
+        return path
 
 
 def _from_url(cls: type[ConfigT], url: str, where: str) -> ConfigT:

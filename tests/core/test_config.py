@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,58 @@ def test_what_a_reference_points_at_is_never_shown(write: Any, tmp_path: Path, o
         with pytest.raises(ConfigurationError, match=rf"'{option}' \(from {path} \[clients.a\]\): its value") as caught:
             create_client(same)
         assert "hunter2" not in str(caught.value)
+
+
+REFERENCE = '[clients.a]\ntopic_name = "t"\noptions.token = { file = "token" }'
+
+
+def test_a_file_without_an_end_is_refused(write: Any, tmp_path: Path) -> None:
+    """Neither a configuration file nor one that it points at may fill the memory."""
+    (tmp_path / "token").symlink_to("/dev/zero")
+    with pytest.raises(ConfigurationError, match=r"option 'token': cannot read file '.*token': it has more than 1 MiB"):
+        EventConfig.from_file(write(REFERENCE), "a", environ=NOTHING)
+    with pytest.raises(ConfigurationError, match="cannot read configuration file '/dev/zero': it has more than 1 MiB"):
+        EventConfig.from_file("/dev/zero", "a")
+
+
+def test_a_file_of_the_largest_size_is_read(write: Any, tmp_path: Path) -> None:
+    """1 MiB is allowed, one byte more is not."""
+    (tmp_path / "token").write_bytes(b"x" * 2**20)
+    path = write(REFERENCE)
+    assert len(EventConfig.from_file(path, "a", environ=NOTHING).options["token"]) == 2**20
+    (tmp_path / "token").write_bytes(b"x" * (2**20 + 1))
+    with pytest.raises(ConfigurationError, match="1 MiB"):
+        EventConfig.from_file(path, "a", environ=NOTHING)
+
+
+def test_a_file_that_nobody_writes_is_given_up(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FIFO without a writer, or whose writer says nothing, does not keep the program waiting for ever."""
+    monkeypatch.setattr("events_core.bounded_file.PATIENCE", 0.2)
+    os.mkfifo(tmp_path / "token")
+    path = write(REFERENCE)
+    with pytest.raises(ConfigurationError, match=r"option 'token': cannot read file '.*token': it did not end within"):
+        EventConfig.from_file(path, "a", environ=NOTHING)
+    with pytest.raises(ConfigurationError, match=r"cannot read configuration file '.*token': it did not end within"):
+        EventConfig.from_file(tmp_path / "token", "a", environ=NOTHING)
+    reader = os.open(tmp_path / "token", os.O_RDWR)  # lets go of the threads that wait to open it
+    with pytest.raises(ConfigurationError, match="it did not end within"):
+        EventConfig.from_file(path, "a", environ=NOTHING)
+    os.write(reader, b"x")
+    os.close(reader)
+
+
+def test_a_pipe_is_read_to_its_end() -> None:
+    """What a shell writes as <(…) is a configuration file, also when its writer has already ended."""
+    reader, writer = os.pipe()
+    os.write(writer, ORDERS.encode())
+    os.close(writer)
+    assert EventConfig.from_file(f"/dev/fd/{reader}", "orders", environ=NOTHING).project_id == "acme-prod"
+    os.close(reader)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(write: Any) -> None:
+    """Some editors write one."""
+    assert EventConfig.from_file(write("\ufeff" + ORDERS), "orders", environ=NOTHING).topic_name == "orders"
 
 
 # From a URL

@@ -189,6 +189,55 @@ def test_the_content_of_a_key_in_googles_variable_is_not_shown(monkeypatch: pyte
     assert "hunter2" not in str(caught.value)
 
 
+CREDENTIALS = {
+    "credentials_file": "user.json",
+    "credentials": json.dumps(USER),
+    "impersonate_service_account": "worker@acme.iam.gserviceaccount.com",
+}
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_an_emulator_with_credentials_is_a_contradiction(name: str) -> None:
+    """Who gives both in one place would send to an emulator what was meant for the service, or the reverse."""
+    with pytest.raises(ConfigurationError, match=f"'emulator_host' and '{name}' contradict each other") as caught:
+        client(emulator_host="localhost:1", **{name: CREDENTIALS[name]})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["argument", "variable"])
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_an_emulator_from_elsewhere_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str, source: str
+) -> None:
+    """A test may redirect the configuration of production; the log says that its credentials are not used."""
+    monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
+    (tmp_path / "user.json").write_text(json.dumps(USER))
+    value = '{ file = "user.json" }' if name == "credentials" else repr(CREDENTIALS[name])
+    config = read(tmp_path, f"{name} = {value}")
+    if source == "argument":
+        config = EventConfig.from_file(tmp_path / "events.toml", "a", options={"emulator_host": "localhost:1"})
+    else:
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "localhost:1")
+    GcpPubSubClient(config)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.name == "events_gcp"
+    where = "emulator_host (from an argument)" if source == "argument" else "PUBSUB_EMULATOR_HOST"
+    assert where in record.getMessage()
+    assert f"'{name}' (from {tmp_path}/events.toml [clients.a]) is not used" in record.getMessage()
+
+
+def test_an_emulator_without_credentials_is_not_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default credentials of the machine are not meant."""
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "user.json")
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "localhost:1")
+    client()
+    client(emulator_host="localhost:1")
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("attributes", [{}, {"google": "y"}, {"": "y"}])
 def test_what_pubsub_refuses_is_not_sent(attributes: dict[str, str]) -> None:
     """An empty message and reserved attributes are INVALID without asking the service."""

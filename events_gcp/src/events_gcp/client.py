@@ -10,7 +10,7 @@ from events_core import EventConfig
 from events_core.engine import EngineClient
 from events_core.options import read_options
 from events_gcp.driver import GcpDriver
-from events_gcp.endpoint import Endpoint
+from events_gcp.endpoint import Endpoint, check_emulator
 from events_gcp.limits import FULL_CAPABILITIES
 from events_gcp.options import GcpOptions
 from events_gcp.scratch import creations, delete_topics
@@ -25,6 +25,10 @@ class GcpPubSubClient(EngineClient):
     options_class = GcpOptions
     full_capabilities = FULL_CAPABILITIES
     driver_class = GcpDriver
+
+    def __init__(self, config: EventConfig) -> None:
+        super().__init__(config)
+        check_emulator(config)
 
     @classmethod
     @contextmanager

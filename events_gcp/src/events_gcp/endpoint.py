@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import attrs
 
+from events_core import ConfigurationError, EventConfig
 from events_gcp.options import GcpOptions
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "check_emulator"]
+
+_log = logging.getLogger("events_gcp")
+
+_CALLER = ("credentials_file", "credentials", "impersonate_service_account")
+"""Options that say as whom to speak to the service; an emulator asks nobody."""
 
 
 @attrs.frozen
@@ -41,3 +48,35 @@ class Endpoint:
             impersonate_service_account=options.impersonate_service_account,
             quota_project_id=options.quota_project_id,
         )
+
+
+def check_emulator(config: EventConfig) -> None:
+    """Compare where *config* connects to with the credentials that it names.
+
+    One place that names an emulator and credentials contradicts itself.  An emulator from another place redirects a
+    configuration on purpose, for a test or by mistake, so that is logged.
+
+    :raises ConfigurationError: for the contradiction.
+    """
+    options, origins = config.options, config.origins
+    given = [name for name in _CALLER if name in options]
+    if "emulator_host" in options:
+        for name in given:
+            if origins.get(name) == origins.get("emulator_host"):
+                raise ConfigurationError(
+                    f"options 'emulator_host' and {name!r} contradict each other: an emulator is used without "
+                    "credentials; give one of them",
+                    backend=config.backend,
+                    topic_name=config.topic_name,
+                )
+        emulator = f"emulator_host{_from(config, 'emulator_host')}"
+    elif os.environ.get("PUBSUB_EMULATOR_HOST"):
+        emulator = "the environment variable PUBSUB_EMULATOR_HOST"
+    else:
+        return
+    for name in given:
+        _log.warning("%s: option %r%s is not used; unset one of them", emulator, name, _from(config, name))
+
+
+def _from(config: EventConfig, name: str) -> str:
+    return f" (from {config.origins[name]})" if name in config.origins else ""
