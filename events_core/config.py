@@ -11,6 +11,7 @@ from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import attrs
 
+from events_core.arguments import described, text_objection
 from events_core.bounded_file import read_bounded
 from events_core.errors import ConfigurationError
 from events_core.options import SecretOrigin, did_you_mean, iterate_text
@@ -28,10 +29,25 @@ class ConfigOverrides(TypedDict, total=False):
 
 
 def _options(value: Mapping[str, str]) -> Mapping[str, str]:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"options must be a mapping of text to text, not a value of type {_kind(value)}")
     for name, text in value.items():
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise ConfigurationError(f"option {name!r} is given as {type(text).__name__}; options are text, as in '60'")
+        if not isinstance(name, str):
+            raise ConfigurationError(f"the name of an option is text, not {described(name)}")
+        if not isinstance(text, str):
+            raise ConfigurationError(f"option {name!r} is given as {_kind(text)}; options are text, as in '60'")
     return MappingProxyType(dict(value))
+
+
+def _origins(value: Mapping[str, str]) -> Mapping[str, str]:
+    is_text = isinstance(value, Mapping) and all(isinstance(part, str) for item in value.items() for part in item)
+    if not is_text:
+        raise ConfigurationError("origins must map each option's name to the text that says where it came from")
+    return value
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 @attrs.frozen(eq=True, hash=False)
@@ -40,24 +56,31 @@ class EventConfig:
 
     Nothing here is checked against a backend: constructing the client does that, without any I/O.
 
-    :raises ConfigurationError: when the topic is missing or an option is not text.
+    :raises ConfigurationError: when the topic is missing, or a field is no text.
     """
 
     topic_name: str = attrs.field()
     """The one topic that a client speaks to."""
-    project_id: str = ""
+    project_id: str = attrs.field(default="")
     """The broker's name space, where it has one."""
     options: Mapping[str, str] = attrs.field(factory=dict, converter=_options, repr=False)
     """Option name to text; never part of the representation, since some are secret."""
-    backend: str = ""
+    backend: str = attrs.field(default="")
     """A registered name, or ``"package.module:Class"``."""
-    origins: Mapping[str, str] = attrs.field(factory=dict, repr=False, eq=False, kw_only=True)
+    origins: Mapping[str, str] = attrs.field(factory=dict, converter=_origins, repr=False, eq=False, kw_only=True)
     """Where each option's value came from, for error messages."""
 
     @topic_name.validator
-    def _check_topic_name(self, _attribute: object, value: object) -> None:
-        if not isinstance(value, str) or not value:
-            raise ConfigurationError(f"topic_name must be a non-empty str, not {value!r}", backend=self.backend)
+    @project_id.validator
+    @backend.validator
+    def _check_text(self, attribute: attrs.Attribute[str], value: object) -> None:
+        if not isinstance(value, str):
+            raise ConfigurationError(f"{attribute.name} must be a str, not {described(value)}")
+        if not value and attribute.name == "topic_name":
+            raise ConfigurationError("topic_name must not be empty: a client speaks to one topic")
+        objection = text_objection(value)
+        if objection:
+            raise ConfigurationError(f"{attribute.name} {described(value)} {objection}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A mapping proxy cannot be pickled.
@@ -81,11 +104,11 @@ class EventConfig:
 
         :raises ConfigurationError: when the file cannot be read or parsed, or does not have such a client.
         """
-        where = f"{os.fspath(path)} [clients.{name}]"
+        file = _file(path)
         upper = cls.from_env(name, environ) if environ.get(_variable(name)) else None
         # What is replaced is not looked up either: a test on another backend has none of the file's secrets.
-        table = _uncovered(_client_table(os.fspath(path), name), upper, overrides.get("options", {}))
-        config = _from_table(cls, table, where, os.path.dirname(path), environ)
+        table = _uncovered(_client_table(file, name), upper, _options(overrides.get("options", {})))
+        config = _from_table(cls, table, f"{file} [clients.{name}]", os.path.dirname(file), environ)
         if upper is not None:
             config = upper._over(config)
         return config._overridden(overrides)
@@ -137,7 +160,7 @@ class EventConfig:
     def _overridden(self, overrides: ConfigOverrides) -> Self:
         if not overrides:
             return self
-        given = dict(overrides.get("options", {}))
+        given = _options(overrides.get("options", {}))
         merged: dict[str, Any] = {
             **overrides,
             "options": {**self.options, **given},
@@ -146,7 +169,16 @@ class EventConfig:
         return attrs.evolve(self, **merged)
 
 
+def _file(path: str | os.PathLike[str]) -> str:
+    file = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
+    if not isinstance(file, str):
+        raise ConfigurationError(f"a configuration file's path must be a str or os.PathLike, not {described(path)}")
+    return file
+
+
 def _variable(name: str) -> str:
+    if not isinstance(name, str):
+        raise ConfigurationError(f"the name of a client must be a str, not {described(name)}")
     return f"EVENTS_{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}_URL"
 
 
@@ -189,10 +221,16 @@ _FIELDS = ("backend", "topic_name", "project_id", "options")
 def _from_table(
     cls: type[ConfigT], table: Mapping[str, Any], where: str, folder: str, environ: Mapping[str, str]
 ) -> ConfigT:
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(f"{where} must be a mapping with 'topic_name' and more, not {described(table)}")
     elsewhere = "; options go into the table 'options'"
-    problems = [f"unknown key {key!r}{did_you_mean(key, _FIELDS) or elsewhere}" for key in table if key not in _FIELDS]
+    problems = [
+        f"unknown key {described(key)}{did_you_mean(str(key), _FIELDS) or elsewhere}"
+        for key in table
+        if key not in _FIELDS
+    ]
     problems += [
-        f"{key!r} must be text, not {table[key]!r}"
+        f"{key!r} must be text, not {described(table[key])}"
         for key in _FIELDS[:3]
         if key in table and not isinstance(table[key], str)
     ]
@@ -218,9 +256,12 @@ def _resolved(name: str, value: object, where: str, folder: str, environ: Mappin
     """The value itself, or what ``{ env = … }`` or ``{ file = … }`` points at."""
     match value:
         case {"env": str(variable), **rest} if not rest:
-            if variable not in environ:
-                raise ConfigurationError(f"{where}: option {name!r}: environment variable {variable} is not set")
-            return environ[variable]
+            try:
+                return environ[variable]
+            except (KeyError, ValueError):  # ValueError where no variable can have such a name
+                raise ConfigurationError(
+                    f"{where}: option {name!r}: environment variable {variable} is not set"
+                ) from None
         case {"file": str(path), **rest} if not rest:
             whole = _whole(os.path.join(folder, path))
             try:
@@ -249,6 +290,8 @@ def _from_url(cls: type[ConfigT], url: str, where: str) -> ConfigT:
     # stands above values.
     from events_core.registry import load_backend
 
+    if not isinstance(url, str):
+        raise ConfigurationError(f"{where} must be text, not a value of type {_kind(url)}")
     try:
         parts = urlsplit(url)
     except ValueError:

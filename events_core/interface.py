@@ -184,6 +184,7 @@ class EventClient(ABC):
 
         :raises ReceiveError: ``NOT_FOUND``, ``PERMISSION_DENIED``, or ``INVALID`` for a subscription that
             contradicts the options; says how to mend it.
+        :raises ValueError: for a name that is empty or no text; ``TypeError`` for one that is no str.
         :raises EventConnectionError: when the broker cannot be reached.
         :raises EventRuntimeError: ``CLOSED``, ``WRONG_PROCESS``, ``UNSUPPORTED``.
         """
@@ -193,6 +194,7 @@ class EventClient(ABC):
         """Delete a subscription with all it has not delivered.
 
         :raises ReceiveError: ``NOT_FOUND`` when there is none.
+        :raises ValueError: for a name that is empty or no text; ``TypeError`` for one that is no str.
         :raises EventConnectionError: when the broker cannot be reached.
         """
 
@@ -202,6 +204,7 @@ class EventClient(ABC):
 
         :returns: how long the answer took, in seconds.
         :raises EventConnectionError: when no good answer came.
+        :raises ValueError: for a *timeout* of NaN, or beyond what a float holds.
         """
 
     @abstractmethod
@@ -259,6 +262,7 @@ class EventReceiver(ABC):
 
         :raises ReceiveError: what retrying cannot mend; the next call tries again.
         :raises EventRuntimeError: ``CLOSED``, ``WRONG_PROCESS``.
+        :raises ValueError: for a *timeout* of NaN, or beyond what a float holds; infinity waits as ``None`` does.
         """
 
     @abstractmethod

@@ -87,11 +87,14 @@ class EventMessage:
         """A message whose data is *value* as compact JSON in UTF-8.
 
         :raises TypeError: when *value* is not made of JSON types.
-        :raises ValueError: for NaN and the infinities, which JSON does not have.
+        :raises ValueError: for what JSON does not have, such as NaN, or what is nested too deeply.
         """
         import json  # which importing events_core must not cost
 
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        try:
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        except RecursionError:
+            raise ValueError("the value is nested too deeply for JSON") from None
         return EventMessage(text.encode(), attributes, ordering_key=ordering_key)
 
     def data_as_string(self, encoding: str = "utf-8") -> str:
@@ -104,11 +107,14 @@ class EventMessage:
     def data_as_json(self) -> Any:
         """The data, parsed as JSON.
 
-        :raises ValueError: when it is no JSON.
+        :raises ValueError: when it is no JSON, or nested too deeply.  The sender controls that.
         """
         import json
 
-        return json.loads(self.data)
+        try:
+            return json.loads(self.data)
+        except RecursionError:
+            raise ValueError("the data is JSON that is nested too deeply") from None
 
     def with_attribute(self, key: str, value: str) -> EventMessage:
         """A new, unsent message with one attribute added or replaced."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import attrs
 
+from events_core.arguments import described, text_objection
 from events_core.errors import ConfigurationError
 
 __all__ = ["CommonOptions", "OptionInfo", "SecretOrigin", "describe_options", "did_you_mean", "option", "read_options"]
@@ -157,6 +158,10 @@ class CommonOptions:
         """What contradicts itself between several options; a backend's class extends it."""
         if (self.max_delivery_attempts is None) is not (self.dead_letter_topic is None):
             yield "options 'max_delivery_attempts' and 'dead_letter_topic' go together; give both or neither"
+        for name in ("subscription", "dead_letter_topic", "dead_letter_subscription"):
+            objection = text_objection(getattr(self, name) or "")
+            if objection:
+                yield f"option {name!r}: {described(getattr(self, name))} {objection}"
         if self.dead_letter_subscription is not None and self.dead_letter_topic is None:
             yield "the option 'dead_letter_subscription' needs 'dead_letter_topic'; give both or neither"
 
@@ -324,4 +329,7 @@ def iterate_text(values: Mapping[str, object], where: str) -> Iterator[tuple[str
             raise ConfigurationError(
                 f"option {name!r} ({where}) is a {type(value).__name__}; an option is text, a number, or true or false"
             )
-        yield name, value if isinstance(value, str) else _text(value) if isinstance(value, bool) else repr(value)
+        try:
+            yield name, value if isinstance(value, str) else _text(value) if isinstance(value, bool) else repr(value)
+        except ValueError:  # Python refuses to write thousands of digits
+            raise ConfigurationError(f"option {name!r} ({where}) has more digits than a number can have") from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from events_core.arguments import described
 from events_core.errors import BackendConflictError, BackendLoadError, BackendNotFoundError, ConfigurationError
 from events_core.interface import API_VERSION, EventClient
 from events_core.options import did_you_mean
@@ -96,6 +97,8 @@ def load_backend(name: str) -> type[EventClient]:
     :raises BackendConflictError: when two distributions provide it; neither is imported.
     :raises BackendLoadError: when it is installed and cannot be used.
     """
+    if not isinstance(name, str):
+        raise BackendNotFoundError(f"a backend's name must be a str, not {described(name)}")
     with _lock:
         known = _registered.get(name) or _loaded.get(name)
     if known is not None:

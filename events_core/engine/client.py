@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from events_core.arguments import checked_name, checked_seconds
 from events_core.capabilities import Capabilities
 from events_core.engine.backoff import Backoff
 from events_core.engine.batching import AnyCall
@@ -228,9 +229,8 @@ class EngineClient(EventClient):
 
     async def subscribe(self, subscription: str | None = None) -> EventReceiver:
         self._check()
-        name = subscription if subscription is not None else self._options.subscription
-        if name == "":
-            raise ValueError("subscription must not be empty; leave it out for an ephemeral one")
+        given = None if subscription is None else checked_name("subscription", subscription)
+        name = given or self._options.subscription
         ends = time.monotonic() + self._options.connect_timeout
         try:
             await self._open(ends)
@@ -266,6 +266,7 @@ class EngineClient(EventClient):
 
     async def delete_subscription(self, subscription: str) -> None:
         self._check()
+        checked_name("subscription", subscription)
         ends = time.monotonic() + self._options.connect_timeout
         try:
             await self._open(ends)
@@ -279,7 +280,7 @@ class EngineClient(EventClient):
     async def ping(self, timeout: float = 5.0) -> float:
         self._check()
         began = time.monotonic()
-        ends = began + timeout
+        ends = began + checked_seconds("timeout", timeout)
         try:
             await self._open(ends, patient=False)
             await self._ask(self._bounded(self._driver.ping, ends, "ping"), ends, "ping")
@@ -402,6 +403,7 @@ class EngineClient(EventClient):
 
     async def close(self, timeout: float = 15.0) -> None:
         self._check_process()
+        timeout = checked_seconds("timeout", timeout)
         ends = time.monotonic() + max(timeout, SHORTEST_CLOSE)
         with self._starting:
             self._close_time.hasten(timeout)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Seque
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 
+from events_core.arguments import checked_seconds, described
 from events_core.capabilities import Capabilities
 from events_core.engine.closing import SHORTEST_CLOSE, CloseTime
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Source
@@ -137,8 +138,10 @@ class EngineReceiver(EventReceiver):
         return messages[0] if messages else None
 
     async def receive_messages(self, limit: int, timeout: float | None = None) -> list[ReceivedMessage]:
+        if not isinstance(limit, int):
+            raise TypeError(f"limit must be an int, not {described(limit)}")
         if limit < 1:
-            raise ValueError(f"limit must be at least 1, not {limit!r}")
+            raise ValueError(f"limit must be at least 1, not {described(limit)}")
         with self._observed("receive", subscription=self.subscription) as operation:
             received = await self._receive(limit, timeout)
             if operation is not None:
@@ -147,7 +150,7 @@ class EngineReceiver(EventReceiver):
 
     async def _receive(self, limit: int, timeout: float | None) -> list[ReceivedMessage]:
         began = time.monotonic()
-        ends = math.inf if timeout is None else began + timeout
+        ends = math.inf if timeout is None else began + checked_seconds("timeout", timeout)
         warns = began + BLOCKED_WARNING
         while True:
             events = self._waiting.events
@@ -252,8 +255,9 @@ class EngineReceiver(EventReceiver):
     def _checked(self, delay: float | None) -> float | None:
         if delay is None:
             return None
+        delay = checked_seconds("delay", delay)
         if not 0 <= delay < math.inf:
-            raise ValueError(f"delay must be a finite number of seconds, not {delay!r}")
+            raise ValueError(f"delay must be a finite number of seconds from 0, not {delay!r}")
         longest = self.capabilities.limits.max_nack_delay
         if longest is not None and delay > longest:
             raise self._locate(
@@ -324,6 +328,7 @@ class EngineReceiver(EventReceiver):
 
     async def close(self, timeout: float = 15.0) -> None:
         self._check()
+        timeout = checked_seconds("timeout", timeout)
         with self._lock:
             self._closing = True
         self.hasten_close(timeout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from events_core.testing.arguments import Arguments
 from events_core.testing.cancelling import Cancelling
 from events_core.testing.closing import Closing
 from events_core.testing.configuring import Configuring
@@ -36,6 +37,7 @@ class ConformanceSuite(
     Observing,
     Failing,
     Processing,
+    Arguments,
     Redelivering,
     Ordering,
     Settling,
