@@ -209,17 +209,27 @@ def read_options(
         try:
             converted[name] = _convert(text, kinds[name], infos[name])
         except ValueError as error:
-            hidden = infos[name].secret or isinstance(origins.get(name), SecretOrigin)
-            shown = "its value" if hidden else repr(text)
+            shown = "its value" if _is_hidden(infos[name], origins) else repr(text)
             problems.append(f"option {name!r}{_from(origins, name)}: {shown} {error}")
     missing = [info.name for info in infos.values() if info.default is None and info.name not in values]
     problems += [f"option {name!r} is required: {infos[name].help}" for name in missing]
     if not problems:
         options = options_class(**converted)
-        problems += options.problems()
+        hidden = [repr(text) for name, text in values.items() if _is_hidden(infos[name], origins)]
+        problems += [_without(hidden, problem) for problem in options.problems()]
         if not problems:
             return options
     raise ConfigurationError("; ".join(problems), backend=backend, topic_name=topic_name)
+
+
+def _is_hidden(info: OptionInfo, origins: Mapping[str, str]) -> bool:
+    return info.secret or isinstance(origins.get(info.name), SecretOrigin)
+
+
+def _without(hidden: Iterable[str], problem: str) -> str:
+    for shown in hidden:
+        problem = problem.replace(shown, "its value")
+    return problem
 
 
 def _from(origins: Mapping[str, str], name: str) -> str:

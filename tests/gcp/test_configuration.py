@@ -27,6 +27,12 @@ from events_gcp.options import GcpOptions
 
 from .console import PROJECT, Console, client
 
+BAD_HOSTS = [
+    *("https://pubsub.googleapis.com", "localhost:http", "localhost:0", "localhost:65536", "localhost:", ":8085"),
+    *("a b:1", "a\nb:1", "a/b:1", "user@host:1", "::1", "[::1", "[x]:1", "\ud800:1", "é:1", "-a:1", "x" * 300 + ":1"),
+]
+BAD_REGIONS = ["Europe West", "europe/west", "europe.example.com", "europe-west2:443", "\ud800", "-", "x" * 100]
+
 
 @pytest.mark.parametrize(
     ("topic", "project", "options", "text"),
@@ -44,6 +50,16 @@ from .console import PROJECT, Console, client
         ("orders", PROJECT, {"filter": "é" * 129}, "'filter' has 258 bytes"),
         ("orders", PROJECT, {"retry_min_backoff": "1"}, "'retry_min_backoff' and 'retry_max_backoff' go together"),
         ("orders", PROJECT, {"retry_min_backoff": "9", "retry_max_backoff": "1"}, "9 seconds, more than the 1"),
+        *(
+            ("orders", project, {}, "is no project")
+            for project in ("a b", "a\nb", "é", "x" * 200, "a?b", "-", "\x1b[2J")
+        ),
+        *(("orders", PROJECT, {"region": region}, "option 'region'.* is no region") for region in BAD_REGIONS),
+        *(("orders", PROJECT, {"endpoint": host}, "option 'endpoint'.* is no host") for host in BAD_HOSTS),
+        *(
+            ("orders", PROJECT, {"emulator_host": host}, "'emulator_host'.* is no host")
+            for host in [*BAD_HOSTS, "host"]
+        ),
         ("orders", PROJECT, {"message_retention": "60"}, "'message_retention'.*600 to 2678400 seconds"),
     ],
 )
@@ -86,6 +102,9 @@ def test_options_of_its_own_are_few() -> None:
         ({"endpoint": "pubsub.private.example"}, "pubsub.private.example:443"),
         ({"endpoint": "localhost:8443"}, "localhost:8443"),
         ({"endpoint": "localhost:8443", "emulator_host": "localhost:8085"}, "localhost:8085"),
+        ({"endpoint": "[::1]"}, "[::1]:443"),
+        ({"emulator_host": "[::1]:8085"}, "[::1]:8085"),
+        ({"emulator_host": "pub_sub.local:8085"}, "pub_sub.local:8085"),
     ],
 )
 def test_options_name_the_endpoint(options: dict[str, str], target: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +113,14 @@ def test_options_name_the_endpoint(options: dict[str, str], target: str, monkeyp
     endpoint = Endpoint.of(read_options(GcpOptions, options))
     assert endpoint.target == target
     assert endpoint.is_emulator is ("emulator_host" in options)
+
+
+@pytest.mark.parametrize("value", ["http://localhost:8085", "localhost", "a b:1"])
+def test_an_emulator_that_cannot_be_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PUBSUB_EMULATOR_HOST is checked before any I/O, as an option is, and named."""
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", value)
+    with pytest.raises(ConfigurationError, match=r"variable PUBSUB_EMULATOR_HOST: .* is no host"):
+        client()
 
 
 def test_another_account_is_impersonated(tmp_path: Path) -> None:
@@ -138,6 +165,14 @@ def test_credentials_that_are_none_are_refused(text: str) -> None:
     """Before any I/O, and never shown."""
     with pytest.raises(ConfigurationError, match="option 'credentials' is no JSON") as caught:
         client(credentials=text)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_a_reference_points_at_is_in_no_problem(tmp_path: Path) -> None:
+    """O2: also where a value contradicts what only this backend knows."""
+    config = read(tmp_path, 'endpoint = { env = "KEY" }\nregion = { env = "KEY" }', KEY="hunter2 / hunter2")
+    with pytest.raises(ConfigurationError, match="option 'endpoint': its value is no host") as caught:
+        GcpPubSubClient(config)
     assert "hunter2" not in str(caught.value)
 
 

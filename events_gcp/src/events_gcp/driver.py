@@ -160,8 +160,12 @@ def _import_google() -> None:
     import events_gcp.api  # noqa: F401
 
 
+# An id, such as acme-prod or example.com:acme-prod, or a number; emulators take more, but none that breaks a name.
+_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:~+%\-]{0,99}")
+
+
 def _problems(topic_name: str, project_id: str, options: GcpOptions) -> Iterator[str]:
-    if not project_id or "/" in project_id:
+    if not _PROJECT.fullmatch(project_id):
         yield f"project_id {project_id!r} is no project; give the id of the Google Cloud project, any on an emulator"
     names = {
         "topic": topic_name,

@@ -8,7 +8,7 @@ import os
 import attrs
 
 from events_core import ConfigurationError, EventConfig
-from events_gcp.options import GcpOptions
+from events_gcp.options import GcpOptions, is_address
 
 __all__ = ["Endpoint", "check_emulator"]
 
@@ -41,7 +41,7 @@ class Endpoint:
             f"{options.region}-pubsub.googleapis.com" if options.region else "pubsub.googleapis.com"
         )
         return cls(
-            host if ":" in host else f"{host}:443",
+            host if is_address(host) else f"{host}:443",
             is_emulator=False,
             credentials_file=options.credentials_file,
             credentials=options.credentials,
@@ -70,8 +70,14 @@ def check_emulator(config: EventConfig) -> None:
                     topic_name=config.topic_name,
                 )
         emulator = f"emulator_host{_from(config, 'emulator_host')}"
-    elif os.environ.get("PUBSUB_EMULATOR_HOST"):
+    elif found := os.environ.get("PUBSUB_EMULATOR_HOST"):
         emulator = "the environment variable PUBSUB_EMULATOR_HOST"
+        if not is_address(found):
+            raise ConfigurationError(
+                f"{emulator}: {found!r} is no host and port, such as localhost:8085",
+                backend=config.backend,
+                topic_name=config.topic_name,
+            )
     else:
         return
     for name in given:

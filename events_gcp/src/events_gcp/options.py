@@ -10,7 +10,7 @@ import attrs
 
 from events_core.options import CommonOptions, option
 
-__all__ = ["GcpOptions", "is_content"]
+__all__ = ["GcpOptions", "is_address", "is_content"]
 
 
 @attrs.frozen(kw_only=True)
@@ -115,6 +115,7 @@ class GcpOptions(CommonOptions):
         """What contradicts itself between several options."""
         yield from super().problems()
         yield from self._credentials_problems()
+        yield from self._address_problems()
         if self.region and self.endpoint:
             yield "options 'region' and 'endpoint' exclude each other; give one"
         least, most = self.retry_min_backoff, self.retry_max_backoff
@@ -125,6 +126,17 @@ class GcpOptions(CommonOptions):
         size = len((self.filter or "").encode())
         if size > 256:
             yield f"option 'filter' has {size} bytes; Pub/Sub takes 256 at most"
+
+    def _address_problems(self) -> Iterable[str]:
+        if self.emulator_host is not None and not is_address(self.emulator_host):
+            yield f"option 'emulator_host': {self.emulator_host!r} is no host and port, such as localhost:8085"
+        if self.endpoint is not None and not is_address(self.endpoint, needs_port=False):
+            yield (
+                f"option 'endpoint': {self.endpoint!r} is no host, such as pubsub.private.example, or host and port; "
+                "leave out https://"
+            )
+        if self.region is not None and not _REGION.fullmatch(self.region):
+            yield f"option 'region': {self.region!r} is no region, such as europe-west2"
 
     def _credentials_problems(self) -> Iterable[str]:
         """Say what is wrong with the credentials, without a part of them."""
@@ -137,6 +149,18 @@ class GcpOptions(CommonOptions):
             )
         if self.credentials is not None and not _is_credentials(self.credentials):
             yield "option 'credentials' is no JSON of credentials (not shown); give all that the credentials file has"
+
+
+_REGION = re.compile(r"[a-z][a-z0-9-]{0,48}[a-z0-9]")  # a part of a host name
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\])(?::([0-9]{1,5}))?")
+
+
+def is_address(text: str, *, needs_port: bool = True) -> bool:
+    """Return whether *text* can be ``host:port``; an IPv6 address is in brackets."""
+    found = _ADDRESS.fullmatch(text)
+    if found is None:
+        return False
+    return 0 < int(found[1]) < 2**16 if found[1] else not needs_port
 
 
 def is_content(path: str) -> bool:
