@@ -16,7 +16,7 @@ import rich  # not needed before the tables, but its absence must show before an
 from events_core import ErrorCode, EventError, EventMessage, ReceivedMessage, ReceiveError
 from events_core.cli import ending, ndjson
 from events_core.cli.lines import Lines
-from events_core.cli.outcome import HOW_TO_TRACE, CommandError, ExitCode, exit_code, log_to_stderr, say
+from events_core.cli.outcome import HOW_TO_TRACE, CommandError, ExitCode, exit_code, log_to_stderr, refusal, say
 from events_core.cli.output import Output
 from events_core.cli.receiving import joining
 from events_core.cli.receiving import receive as receive_messages
@@ -43,6 +43,9 @@ def run() -> int:
         return exit_code(error)
     except SystemExit:  # click's answer to a broken pipe
         return ExitCode.READER_GONE
+    except OSError as error:
+        say("error", refusal(error))
+        return ExitCode.FAILED
     except Exception as error:
         if sys.flags.dev_mode:
             raise

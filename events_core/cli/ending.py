@@ -44,7 +44,9 @@ def run(command: Callable[[Ending], Coroutine[Any, Any, None]]) -> None:
 
     :raises CommandError: with the exit code of the signal that ended it.
     """
-    asyncio.run(_guarded(command))
+    with asyncio.Runner() as runner:
+        runner.get_loop()  # first, so that no coroutine is left over if no loop can be made
+        runner.run(_guarded(command))
 
 
 async def _guarded(command: Callable[[Ending], Coroutine[Any, Any, None]]) -> None:

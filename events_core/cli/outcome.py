@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
+import errno
 import logging
 import sys
 import threading
@@ -12,7 +14,7 @@ from events_core import BackendError, ConfigurationError
 from events_core.cli.escaping import escaped
 from events_core.cli.writing import write_all
 
-__all__ = ["HOW_TO_TRACE", "CommandError", "ExitCode", "exit_code", "log_to_stderr", "say"]
+__all__ = ["HOW_TO_TRACE", "CommandError", "ExitCode", "exit_code", "log_to_stderr", "refusal", "say"]
 
 HOW_TO_TRACE = "; for a traceback: python -X dev -m events_core.cli …"
 
@@ -80,6 +82,12 @@ def _write(line: str) -> None:
         write_all(stream.fileno(), line.encode(stream.encoding, "backslashreplace"))
 
 
+def refusal(error: OSError) -> str:
+    """Return what the operating system refused, and what to do."""
+    advice = "; let this process open more (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+    return f"the operating system refuses: {error.strerror or error}{advice}"
+
+
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         say(record.levelname.lower(), _message(record))
@@ -98,6 +106,8 @@ def _say_what_killed(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _say_what_was_dropped(unraisable: sys.UnraisableHookArgs) -> None:
+    if unraisable.object is asyncio.BaseEventLoop.__del__:  # a loop for which no descriptor was left, told already
+        return
     say("error", f"a defect in {unraisable.object!r}, {unraisable.exc_value!r}{HOW_TO_TRACE}")
 
 

@@ -6,6 +6,9 @@ Each table maps a name to a call; whatever the call is given, only the error tha
 from __future__ import annotations
 
 import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from events_core import (
     load_backend,
 )
 from events_core.options import CommonOptions, read_options
+
+from .shell import BOUND, Shell
 
 HALF = "\ud800"
 """Half of a surrogate pair, which is no text: UTF-8 cannot carry it."""
@@ -282,3 +287,65 @@ def test_a_value_that_json_cannot_carry_is_a_value_error(value: Any) -> None:
     """from_json raises ValueError."""
     with pytest.raises(ValueError, match=r"."):
         EventMessage.from_json(value)
+
+
+# The command line
+
+
+def in_shell(shell: Shell, script: str) -> tuple[int, str]:
+    """Run *script* with ``events`` in a shell of its own; returns the exit code and what standard error got."""
+    process = subprocess.run(
+        ["bash", "-c", f'events() {{ "{sys.executable}" -m events_core.cli "$@"; }}; {script}'],
+        cwd=shell.folder,
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        check=False,
+    )
+    assert "Traceback" not in process.stderr, process.stderr
+    assert "a defect" not in process.stderr, process.stderr
+    return process.returncode, process.stderr
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "send --help", "backends", "backends memory --json"])
+def test_a_full_disk_under_standard_output_is_named(shell: Shell, arguments: str) -> None:
+    """Whatever the command prints, the error is one line."""
+    code, text = in_shell(shell, f"events {arguments} > /dev/full")
+    assert code == 1
+    assert re.fullmatch("events: error: .*No space left on device.*\n", text)
+
+
+@pytest.mark.parametrize("link", ["loop", "dangling"])
+@pytest.mark.parametrize("arguments", ["send memory:///orders --file", "ping --client a --config"])
+def test_a_link_that_leads_nowhere_is_named_at_once(shell: Shell, arguments: str, link: str) -> None:
+    """Nothing is tried again that cannot become better."""
+    (shell.folder / "loop").symlink_to("loop")
+    (shell.folder / "dangling").symlink_to("gone")
+    code, text = in_shell(shell, f"events {arguments} {link}")
+    assert code == 2
+    assert re.fullmatch(f"events: error: cannot read .*'{link}': .*\n", text)
+
+
+def test_a_configuration_that_is_nested_too_deeply_is_named(shell: Shell) -> None:
+    """A file that would exhaust the stack is no TOML that can be used."""
+    (shell.folder / "deep.toml").write_bytes(FILES["deep arrays"])
+    code, text = in_shell(shell, "events ping --config deep.toml --client a")
+    assert (code, text) == (2, "events: error: configuration file 'deep.toml' is no usable TOML: nested too deeply\n")
+
+
+@pytest.mark.parametrize("limit", [5, 6])
+def test_too_few_descriptors_are_named(shell: Shell, limit: int) -> None:
+    """A process that may open next to nothing says so."""
+    code, text = in_shell(shell, f"ulimit -n {limit}; events send 'sqlite:e.db/orders?send_timeout=0.5' x")
+    assert code == 1
+    assert "Too many open files" in text
+    assert "ulimit -n" in text
+    assert text.splitlines()[-1].startswith("events: error: ")
+
+
+def test_in_a_deleted_folder_what_needs_none_works(shell: Shell) -> None:
+    """Only what is looked for there is not found."""
+    gone = "mkdir gone; cd gone; rmdir ../gone"
+    assert in_shell(shell, f"{gone}; events send 'memory:///orders?subscription=s' x")[0] == 0
+    code, text = in_shell(shell, f"{gone}; events ping --config c.toml --client a")
+    assert (code, text) == (2, "events: error: cannot read configuration file 'c.toml': No such file or directory\n")
