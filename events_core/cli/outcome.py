@@ -14,7 +14,7 @@ from events_core import BackendError, ConfigurationError
 from events_core.cli.escaping import escaped
 from events_core.cli.writing import write_all
 
-__all__ = ["HOW_TO_TRACE", "CommandError", "ExitCode", "exit_code", "log_to_stderr", "refusal", "say"]
+__all__ = ["HOW_TO_TRACE", "CommandError", "ExitCode", "exit_code", "is_watched", "log_to_stderr", "refusal", "say"]
 
 HOW_TO_TRACE = "; for a traceback: python -X dev -m events_core.cli …"
 
@@ -62,6 +62,11 @@ def exit_code(error: Exception) -> ExitCode:
     if isinstance(error, CommandError):
         return error.code
     return ExitCode.UNUSABLE if isinstance(error, (ConfigurationError, BackendError)) else ExitCode.FAILED
+
+
+def is_watched() -> bool:
+    """Return whether a person reads standard error: it is a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def say(level: str, text: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import attrs
 
 from events_core import EventConfig, EventReceiver, ReceivedMessage, load_backend
 from events_core.cli.ending import Ending, finish, opened
-from events_core.cli.outcome import CommandError, ExitCode
+from events_core.cli.outcome import CommandError, ExitCode, is_watched, say
 from events_core.cli.output import Output
 from events_core.options import describe_options
 
@@ -56,8 +57,12 @@ async def receive(
     :raises CommandError: ``NOTHING`` when no message came; ``READER_GONE``.
     """
     output = Output(raw=raw)
+    if is_watched():  # the engine logs the end of an outage as INFO
+        logging.getLogger("events_core.engine").setLevel(logging.INFO)
     async with opened(_bounded(config, limit)) as client, await client.subscribe() as receiver:
         output.watch(ending)
+        if is_watched():
+            say("info", f"waiting for messages from {receiver.subscription!r}; Ctrl-C ends")
         received = 0
         while limit is None or received < limit:
             batch = await receiver.receive_messages(_batch_size(received, limit), timeout)

@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import pty
+import select
+import signal
 import textwrap
 import tty
 from pathlib import Path
@@ -25,18 +27,24 @@ class Terminal:
     def __init__(self) -> None:
         self._reader, self.descriptor = pty.openpty()
         tty.setraw(self.descriptor)
+        self._shown = b""
+
+    def read_until(self, text: bytes) -> None:
+        """Wait until *text* is shown."""
+        while text not in self._shown:
+            assert select.select([self._reader], [], [], BOUND)[0], self._shown
+            self._shown += os.read(self._reader, 65536)
 
     def read_all(self) -> bytes:
         """Everything until the last process has closed it."""
         os.close(self.descriptor)
-        shown = b""
         try:
             while chunk := os.read(self._reader, 65536):
-                shown += chunk
+                self._shown += chunk
         except OSError:  # how Linux says that it was closed
             pass
         os.close(self._reader)
-        return shown
+        return self._shown
 
 
 def shown(shell: Shell, *arguments: str, code: int = 0, **environ: str) -> str:
@@ -199,3 +207,45 @@ def test_standard_error_that_takes_nothing_changes_no_outcome(shell: Shell, host
         assert process.stdout is not None
         assert process.stdout.read().startswith(b"id-")
         assert shell.start("ping", *hostile, stderr=full).wait(BOUND) == 1
+
+
+CUT = """
+    import pathlib
+    import threading
+    import time
+    import network_memory
+
+    def watch():
+        while True:
+            (network_memory._cut.set if pathlib.Path("cut").exists() else network_memory._cut.clear)()
+            time.sleep(0.01)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+    class Client(network_memory.NetworkClient):
+        api_version = 1
+"""
+
+
+def test_receive_says_on_a_terminal_what_it_waits_for(shell: Shell) -> None:
+    """Neither an empty subscription nor an outage looks as if the command hung."""
+    (shell.folder / "acme_cut.py").write_text(textwrap.dedent(CUT))
+    (shell.folder / "c.toml").write_text('[clients.a]\nbackend = "acme_cut:Client"\ntopic_name = "t"\n')
+    folders = [str(shell.folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    terminal = Terminal()
+    process = shell.start(
+        *("receive", "--config", "c.toml", "--client", "a", "-s", "billing", "--create"),
+        environ={"PYTHONPATH": os.pathsep.join(filter(None, folders))},
+        stderr=terminal.descriptor,
+    )
+    terminal.read_until(b"events: info: waiting for messages from 'billing'")
+    (shell.folder / "cut").touch()
+    terminal.read_until(b"connection lost, trying again")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(BOUND) == 130
+    terminal.read_all()
+
+
+def test_receive_is_silent_where_nobody_watches(shell: Shell) -> None:
+    """What a program reads from standard error are warnings and errors alone."""
+    assert shell.run("receive", URL, "--timeout", "0.1", code=3).stderr == b""
