@@ -14,7 +14,17 @@ from events_core import BackendError, ConfigurationError
 from events_core.cli.escaping import escaped
 from events_core.cli.writing import write_all
 
-__all__ = ["HOW_TO_TRACE", "CommandError", "ExitCode", "exit_code", "is_watched", "log_to_stderr", "refusal", "say"]
+__all__ = [
+    "HOW_TO_TRACE",
+    "CommandError",
+    "ExitCode",
+    "exit_code",
+    "is_watched",
+    "log_to_stderr",
+    "refusal",
+    "say",
+    "show",
+]
 
 HOW_TO_TRACE = "; for a traceback: python -X dev -m events_core.cli …"
 
@@ -70,12 +80,17 @@ def is_watched() -> bool:
 
 
 def say(level: str, text: str) -> None:
+    """Write *text* to standard error as one line of the form ``events: level: text``."""
+    show(f"events: {level}: {text}")
+
+
+def show(text: str) -> None:
     """Write *text* to standard error as one line, without what a terminal would obey.
 
     A standard error that cannot be written to loses the line, and changes nothing else.
     """
     with suppress(OSError):
-        _write(f"events: {level}: {escaped(' '.join(text.split()))}\n")
+        _write(f"{escaped(' '.join(text.split()))}\n")
 
 
 def _write(line: str) -> None:

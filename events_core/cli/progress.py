@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from events_core.cli.lines import Lines
+from events_core.cli.outcome import show
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -70,9 +71,8 @@ class Steps(ExitStack):
     def end(self, name: str, outcome: str) -> None:
         """The step *name* ended with *outcome*."""
         self._done += 1
-        if self._bar is None and sys.stderr is not None:
-            sys.stderr.write(f"{self._done}/{self._total} {outcome}: {name}\n")
-            sys.stderr.flush()
+        if self._bar is None:
+            show(f"{self._done}/{self._total} {outcome}: {name}")
 
     def __str__(self) -> str:
         return f"{self._done} of {self._total}"

@@ -207,6 +207,7 @@ def test_standard_error_that_takes_nothing_changes_no_outcome(shell: Shell, host
         assert process.stdout is not None
         assert process.stdout.read().startswith(b"id-")
         assert shell.start("ping", *hostile, stderr=full).wait(BOUND) == 1
+        assert shell.start("check", "memory:///t", "--rule", "R2", stderr=full).wait(BOUND) == 0
 
 
 CUT = """
