@@ -1,7 +1,7 @@
 """Seconds until the whole conformance kit finds out each broken broker of ``tests/core/broken_brokers.py``.
 
-Run ``python tests/benchmarks/kit_mutants.py [NAME …]``.  For each broker it prints the seconds until the first test of
-the broken rule failed, those until the whole run was over, and what the kit said.
+Run ``python tests/benchmarks/kit_mutants.py [-x] [NAME …]``.  For each broker it prints the seconds until each test
+failed, those until the whole run was over, and what the kit said.  With ``-x`` a run is over with its first failure.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ def main(names: list[str]) -> None:
     sys.path.insert(0, str(CORE))
     from broken_brokers import MUTANTS
 
-    for name in names or ["Sound", *MUTANTS]:
+    flags = [name for name in names if name == "-x"]
+    for name in [name for name in names if name not in flags] or ["Sound", *MUTANTS]:
         rules = MUTANTS.get(name, ())
         print(f"{name} ({', '.join(rules) or 'breaks nothing'})", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            _try(name, rules, Path(folder))
+            _try(name, flags, Path(folder))
 
 
-def _try(name: str, rules: list[str], folder: Path) -> None:
+def _try(name: str, flags: list[str], folder: Path) -> None:
     harness = os.environ.get("EVENTS_MUTANTS_HARNESS", "FileHarness")
     (folder / "test_whole.py").write_text(SUITE.format(name=name, harness=harness))
-    command = [sys.executable, "-m", "pytest", "test_whole.py", "-v", "--tb=line", "-c", os.devnull]
+    command = [sys.executable, "-m", "pytest", "test_whole.py", "-v", "--tb=line", "-c", os.devnull, *flags]
     command += ["--rootdir", str(folder), "-p", "no:cacheprovider", "-p", "events_core.testing.plugin"]
     began = time.monotonic()
     environment = {
