@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, closing, suppress
+from contextvars import Context
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -81,12 +82,21 @@ class LoopThread:
         finally:
             asyncio.set_event_loop(None)
             loop.close()
+            loop.call_soon_threadsafe = self._drop  # type: ignore[method-assign]
 
     def _run_until_it_leaves(self, run: Callable[[], None]) -> None:
         try:
             run()
         except BaseException:  # SystemExit and KeyboardInterrupt leave a loop, and this one is everybody's
             _log.exception("what ran on the thread %r wanted to end it", self.name)
+
+    def _drop(self, callback: Callable[..., object], *args: object, context: Context | None = None) -> asyncio.Handle:
+        """Do nothing.
+
+        A library may have something to tell the loop after its end: gRPC does, of requests that were cancelled while
+        the connection was stuck.  ``RuntimeError`` would then be raised in gRPC's code on another loop.
+        """
+        return asyncio.Handle(callback, args, self.loop, context)
 
     def wake(self, callback: Callable[[], object]) -> None:
         """Run *callback* on the loop, soon; from any thread."""

@@ -507,6 +507,16 @@ def test_a_call_to_a_thread_that_ends_is_told() -> None:
     run(scene())
 
 
+def test_what_a_library_tells_a_thread_that_has_ended_is_dropped() -> None:
+    """Otherwise gRPC would raise in the loop that it tells that from, and the events of that loop would wait."""
+    thread = LoopThread("ended")
+    thread.stop(1)
+    thread._thread.join(BOUND)
+    ran: list[bool] = []
+    thread.loop.call_soon_threadsafe(ran.append, True)
+    assert not ran
+
+
 @pytest.mark.parametrize("returned", [False, True])
 def test_a_receiver_whose_loop_closes_before_subscribe_returned_is_closed(returned: bool) -> None:
     """It would go on buffering messages and renewing leases, and nobody could close it."""
