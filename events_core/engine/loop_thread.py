@@ -308,7 +308,7 @@ class ThreadHome(Home):
     async def overdue(self, end: Callable[[], Coroutine[Any, Any, None]], what: str) -> None:
         assert self._thread is not None
         _log.warning(
-            "closing %s: the thread %r does not answer; what is open ends when it goes on, or with the process",
+            "closing %s: the thread %r has not done it in time, and may hang; it closes what is open when it goes on",
             what,
             self._thread.name,
         )

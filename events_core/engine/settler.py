@@ -76,6 +76,7 @@ class Settler:
         """The one timer that ends the pause of what is deferred."""
         self._patience = Backoff(maximum=1.0)
         self._busy = False
+        self._name = f"settling for {source.subscription!r}"
         self._running: asyncio.Task[None] | None = None
         self._stopped = False
         self._last_error: BrokerError | None = None
@@ -182,7 +183,7 @@ class Settler:
             if self._busy or not self._queue:
                 return
             self._busy = True
-        self._running = self._home.spawn(self._run(), f"settling for {self._source.subscription!r}")
+        self._running = self._home.spawn(self._run(), self._name)
 
     async def _run(self) -> None:
         pauses = self._link.pauses(Backoff(maximum=min(10.0, self._timeout / 4)))

@@ -586,7 +586,7 @@ def test_a_close_reserves_time_for_giving_back(
     time.hasten(timeout)
     assert time.patience() == patience
     now += patience
-    assert time.flush() == (whole - patience) * 3 / 4
+    assert time.flush() == (whole - patience) * 5 / 8
     assert time.step() == (whole - patience) / 2
     now += whole - patience - 0.25
     assert time.step() == 0.125
