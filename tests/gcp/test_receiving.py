@@ -245,8 +245,8 @@ def test_handing_back_lets_no_successor_overtake(console: Console) -> None:
 # Dead letters
 
 
-def test_dead_letters_keep_their_key_in_order(console: Console) -> None:
-    """R12 with order: five failures move the poison, saying whence, with its key; only it counts attempts."""
+def test_dead_letters_keep_their_key_in_order(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """R12 with order: five failures move the poison with its key, and the log says so; only it counts attempts."""
     dead = f"{console.topic_name}-dead"
     options = {"ordering": "true", "dead_letter_topic": dead, "max_delivery_attempts": "5"}
 
@@ -264,6 +264,8 @@ def test_dead_letters_keep_their_key_in_order(console: Console) -> None:
             assert (letter.data, letter.ordering_key) == (b"0", "k")
             assert letter.attributes["dead_letter_source_message_id"] == run[0].message_id
             assert letter.attributes["dead_letter_delivery_attempts"] == "5"
+            assert f"message {run[0].message_id} failed 5 times" in caplog.text
+            assert f"was moved to dead-letter topic {dead!r}" in caplog.text
             await letters.acknowledge(letter)
             rest = await gather(receiver, 2)
             assert data(rest) == [b"1", b"2"]
