@@ -56,7 +56,10 @@ class ReceiverStats:
     """A receiver at one instant."""
 
     held: int
-    """Messages handed out and not settled."""
+    """Messages handed out and not settled.
+
+    A message whose settlement is under way counts until the broker has answered, also if its caller was cancelled.
+    """
     buffered: int
     """Messages fetched and not handed out."""
     blocked_keys: int
@@ -282,7 +285,8 @@ class EventReceiver(ABC):
         """Settle a delivery as done: the message's own, or the newest one of a message id.
 
         Returns when the broker has confirmed it, where ``capabilities.ack_confirmed`` (S1).  Acknowledging the same
-        delivery again is a no-op (S2).  Cancelled, it is applied or not; repeating it is safe (S5).
+        delivery again is a no-op (S2).  Cancelled, it goes on in the background, and is applied or not; repeating it is
+        safe (S5).
 
         :raises AcknowledgeError: ``ALREADY_SETTLED`` after a nack; ``EXPIRED`` when the delivery went back;
             ``NOT_FOUND`` for an id never handed out; ``TIMEOUT`` after ``ack_timeout``, when the message stays held.
@@ -303,7 +307,8 @@ class EventReceiver(ABC):
         Without *delay* the wait grows with each attempt (R11).  A nack of a keyed message gives back every later
         held message of its key with it, uncounted (R10).  Nacking a delivery that went back already is a no-op (S3).
 
-        :raises AcknowledgeError: ``ALREADY_SETTLED`` after an acknowledgement; ``NOT_FOUND``; ``TIMEOUT``.
+        :raises AcknowledgeError: ``ALREADY_SETTLED`` after an acknowledgement, or while one is under way that was
+            cancelled; ``NOT_FOUND``; ``TIMEOUT``.
         :raises ValueError: when *delay* is negative or not finite.
         :raises EventRuntimeError: ``UNSUPPORTED`` for a delay beyond ``capabilities.limits.max_nack_delay``;
             ``CLOSED``, ``WRONG_PROCESS``.

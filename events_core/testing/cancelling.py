@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from events_core import (
+    AcknowledgeError,
     ErrorCode,
     EventClient,
     EventMessage,
@@ -253,6 +254,21 @@ async def _acknowledge_messages(scene: _Scene, cut: Interruption) -> None:
     await scene.check_usable()
 
 
+async def _acknowledge_then_nack(scene: _Scene, cut: Interruption) -> None:
+    """While the first outcome is under way the other is refused, and the message counts as held."""
+    await cut(scene.receiver.acknowledge(scene.held[0]))
+    try:
+        await scene.receiver.nack(scene.held[0])
+    except AcknowledgeError as error:
+        if error.code is not ErrorCode.ALREADY_SETTLED:
+            raise
+    scene.doubt(scene.held[:1])
+    async with asyncio.timeout(scene.stage.harness.patience):
+        while scene.receiver.stats.held >= len(scene.held):
+            await asyncio.sleep(0.01)
+    await scene.check_usable()
+
+
 async def _nack(scene: _Scene, cut: Interruption) -> None:
     await cut(scene.receiver.nack(scene.held[0]))
     await scene.receiver.nack(scene.held[0])
@@ -383,7 +399,16 @@ class Cancelling:
 
     @pytest.mark.parametrize(
         "act",
-        [_acknowledge, _acknowledge_messages, _nack, _nack_messages, _hand_back, _processing, _processing_fails],
+        [
+            _acknowledge,
+            _acknowledge_messages,
+            _acknowledge_then_nack,
+            _nack,
+            _nack_messages,
+            _hand_back,
+            _processing,
+            _processing_fails,
+        ],
     )
     @rule("S5")
     async def test_a_settlement_is_cancelled_anywhere(self, stage: Stage, act: _Act) -> None:

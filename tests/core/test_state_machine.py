@@ -167,6 +167,8 @@ class Receiver:
         self.lease = lease
         self.model = model
         self.held: list[Held] = []
+        self.is_settling = False
+        """Whether an acknowledgement may be under way for which nobody waits."""
         self.has_lapsed = False
         """Whether the broker may have taken this receiver for dead while it lived."""
 
@@ -244,8 +246,16 @@ class Machine(RuleBasedStateMachine):
     def stats_agree(self) -> None:
         for receiver in self.receivers:
             if receiver.keeps and all(held.until for held in receiver.held):
+                self.run(self._settled(receiver))
                 held = receiver.receiver.stats.held
                 assert held == len(receiver.held), f"{held} are held, they say, and {len(receiver.held)} are"
+
+    async def _settled(self, receiver: Receiver) -> None:
+        """Wait for an acknowledgement whose caller was cancelled: until its end the message counts as held (S5)."""
+        async with asyncio.timeout(PATIENCE):
+            while receiver.is_settling and receiver.receiver.stats.held > len(receiver.held):
+                await asyncio.sleep(0.001)
+        receiver.is_settling = False
 
     # Sending
 
@@ -382,6 +392,7 @@ class Machine(RuleBasedStateMachine):
         receiver, (held,) = self._hold(choice)
         self.model.doubt(held.text)
         held.until = 0.0
+        receiver.is_settling = True
         self.run(self._cancelled(self._acknowledged(receiver, held), turns))
         self.done["acknowledgement cancelled"] += 1
 
@@ -684,8 +695,9 @@ class SQLiteMachine(Machine):
         client: Any = receiver.client
         # As a killed process leaves it: the file closed, nothing given back, no heartbeat.
         client._home.wake(client._driver.store.connection.close)
-        client._home._thread.stop()
-        client._home._thread.join()
+        thread = client._home._thread
+        thread.stop(PATIENCE)
+        thread._thread.join(PATIENCE)
         self._lapses()
 
     def _lapses(self) -> None:

@@ -1355,6 +1355,30 @@ def test_uptime_counts_the_time_in_which_the_machine_was_suspended() -> None:
         assert first <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def test_a_cancelled_acknowledgement_holds_its_message_until_it_has_ended() -> None:
+    """S2, S5: it goes on, so the other outcome is refused; the message counts as held until the broker has answered."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            source = client.broker.sources[0]
+            await client.send_message(message("1"))
+            held = await receiver.receive_message(10)
+            assert held is not None
+            gate = source.settle_gate = asyncio.Event()
+            acknowledging = asyncio.create_task(receiver.acknowledge(held))
+            await until(lambda: bool(source.settled))
+            acknowledging.cancel()
+            await asyncio.wait([acknowledging])
+            with pytest.raises(AcknowledgeError) as caught:
+                await receiver.nack(held)
+            assert (caught.value.code, receiver.stats.held) == (ErrorCode.ALREADY_SETTLED, 1)
+            await client._home.call(_set(gate))
+            await receiver.acknowledge(held)
+            assert receiver.stats.held == 0
+
+    run(test)
+
+
 def test_what_expires_here_comes_again_to_a_receive_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """R6, R10: nothing else wakes it, since the broker is not told."""
     monkeypatch.setattr(ScriptedSource, "redelivers_locally", True)
