@@ -84,7 +84,8 @@ class Broker:
         """Bytes of the largest request to settle."""
         self.peers: set[str] = set()
         """Connections from which requests came."""
-        self._pulling: set[asyncio.Task[Any]] = set()
+        self.pulling: set[asyncio.Task[Any]] = set()
+        """Pulls that wait for a message, those included that the client has given up."""
         self._numbers = itertools.count(1)
 
     # What goes wrong
@@ -199,8 +200,8 @@ class Broker:
         fault = await self._begin("Pull", request.subscription, context)
         found = await self._find(request, context)
         pulling = asyncio.ensure_future(self._pull(found, request.max_messages, context.time_remaining()))
-        self._pulling.add(pulling)
-        pulling.add_done_callback(self._pulling.discard)
+        self.pulling.add(pulling)
+        pulling.add_done_callback(self.pulling.discard)
         return await self._end(fault, context, await asyncio.shield(pulling))
 
     async def _pull(self, found: Subscription, limit: int, seconds: float) -> Any:

@@ -339,7 +339,8 @@ def test_a_pull_that_is_answered_late_gives_back_what_it_brings() -> None:
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         subscription = broker.subscription(NAME, NAME)
         receiver = await both.subscribe(NAME)
-        await until(lambda: broker.requests["Pull", NAME] == 2)  # it begins now, and waits
+        # The second begins now, and waits; the first must be over, or the message could go to it.
+        await until(lambda: broker.requests["Pull", NAME] == 2 and len(broker.pulling) == 1)
         closing = asyncio.create_task(receiver.close(timeout=0))
         await asyncio.sleep(0)
         subscription.add(broker.message(b"late"))
