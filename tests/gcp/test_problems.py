@@ -96,7 +96,7 @@ def test_no_batch_starts_a_thread() -> None:
         for _ in range(100):
             await both.send_message(EventMessage(b"x"))
         assert broker.requests["Publish", NAME] == 101
-        assert threading.active_count() == before
+        assert threading.active_count() <= before
 
     play(test)
 
