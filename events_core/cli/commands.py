@@ -45,12 +45,23 @@ def run() -> int:
         return ExitCode.READER_GONE
     except OSError as error:
         say("error", refusal(error))
+        _drop_output()
         return ExitCode.FAILED
     except Exception as error:
         if sys.flags.dev_mode:
             raise
         say("error", f"a defect, {error!r}{HOW_TO_TRACE}")
         return ExitCode.FAILED
+
+
+def _drop_output() -> None:
+    """Drop what standard output does not take, so that the interpreter does not fail on it once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _help_hint(error: click.ClickException) -> str:

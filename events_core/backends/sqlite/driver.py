@@ -45,7 +45,7 @@ class SQLiteDriver(Driver[SQLiteOptions]):
     max_batch_bytes = 16 * 2**20
 
     def __init__(self, topic_name: str, project_id: str, options: SQLiteOptions) -> None:
-        _check(topic_name, options)
+        _check(options.path)
         super().__init__(topic_name, project_id, attrs.evolve(options, path=_absolute(options.path)))
         self.capabilities = capabilities_of(options)
         self.sources: set[SQLiteSource] = set()
@@ -78,8 +78,6 @@ class SQLiteDriver(Driver[SQLiteOptions]):
         return results
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> SQLiteSource:
-        if subscription is not None and not _is_text(subscription):
-            raise BrokerError(f"the subscription's name {subscription!r} cannot be written in UTF-8", ErrorCode.INVALID)
         joined = await self.run(lambda store: Subscription(store, subscription), self.options.connect_timeout)
         source = SQLiteSource(self, joined, wake)
         self.sources.add(source)
@@ -223,22 +221,18 @@ class SQLiteDriver(Driver[SQLiteOptions]):
             await asyncio.sleep(SWEEP_PAUSE)
 
 
-def _check(topic_name: str, options: SQLiteOptions) -> None:
-    """Raise for what can be no file, or no name in it."""
-    if options.path == ":memory:":
+def _check(path: str) -> None:
+    """Raise for a *path* that can be no file of SQLite's."""
+    if path == ":memory:":
         raise ConfigurationError("the option 'path' must name a file; for ':memory:' there is the backend 'memory'")
-    if "\0" in options.path:
-        raise ConfigurationError(f"the option 'path' is {options.path!r}, and a file's name has no NUL; choose another")
-    names = {
-        "topic": topic_name,
-        "option 'path'": options.path,
-        "option 'subscription'": options.subscription or "",
-        "option 'dead_letter_topic'": options.dead_letter_topic or "",
-        "option 'dead_letter_subscription'": options.dead_letter_subscription or "",
-    }
-    for what, text in names.items():
-        if not _is_text(text):
-            raise ConfigurationError(f"the {what} is {text!r}, which cannot be written in UTF-8; choose another")
+    if "\0" in path:
+        raise ConfigurationError(f"the option 'path' is {path!r}, and a file's name has no NUL; choose another")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"the option 'path' is {path!r}, which cannot be written in UTF-8; choose another"
+        ) from None
 
 
 def _absolute(path: str) -> str:
@@ -250,15 +244,6 @@ def _absolute(path: str) -> str:
             f"the option 'path' is {path!r}, and the working directory, where that would be, has been deleted; give an "
             "absolute path"
         ) from error
-
-
-def _is_text(text: str) -> bool:
-    """Whether UTF-8 has it, which does not have halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @contextmanager
