@@ -100,8 +100,9 @@ class _Item:
 class _Subscription:
     """What one subscription has not settled, and who receives from it."""
 
-    def __init__(self, name: str, kept: Iterable[_Stored]) -> None:
+    def __init__(self, name: str, kept: Iterable[_Stored], *, ephemeral: bool = False) -> None:
         self.name = name
+        self.ephemeral = ephemeral
         self.queue: KeyedQueue[_Item] = KeyedQueue()
         self.sources: set[MemorySource] = set()
         self.deleted = False
@@ -130,11 +131,14 @@ class _Topic:
         while self.kept and self.kept[0].stored_at < now - self.retention:
             self.kept.popleft()
 
+    def durable(self) -> list[str]:
+        """Return the names of the subscriptions that outlive their receivers."""
+        return [name for name, subscription in self.subscriptions.items() if not subscription.ephemeral]
+
     def sources(self) -> list[MemorySource]:
         return [source for subscription in self.subscriptions.values() for source in subscription.sources]
 
 
-_EPHEMERAL = "ephemeral-"
 _ids = itertools.count(1)
 _topics: dict[tuple[str, str], _Topic] = {}
 # Guards every topic.  Wake-ups are called without it, since a receiver fetches under a lock of its own.
@@ -191,12 +195,11 @@ class MemoryDriver(Driver[MemoryOptions]):
                 )
             kept = self._topic.kept if self.options.start == "earliest" else ()
             self._topic.prune(time.monotonic())
-            subscription = self._topic.subscriptions[name] = _Subscription(name, kept)
+            subscription = self._topic.subscriptions[name] = _Subscription(name, kept, ephemeral=ephemeral)
         return subscription
 
     def _nearest(self, name: str) -> str:
-        named = [known for known in self._topic.subscriptions if not known.startswith(_EPHEMERAL)]
-        return did_you_mean(name, named)
+        return did_you_mean(name, self._topic.durable())
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         now, when = time.monotonic(), datetime.now(UTC)
@@ -239,7 +242,7 @@ class MemoryDriver(Driver[MemoryOptions]):
         with _lock:
             if self.options.dead_letter_topic is not None:
                 self._find_topic(self.options.dead_letter_topic)
-            name = subscription or f"{_EPHEMERAL}{next(_ids)}"
+            name = subscription or f"ephemeral-{next(_ids)}"
             return MemorySource(self, name, subscription is None, wake)
 
     async def has_subscription(self) -> bool:
@@ -249,9 +252,9 @@ class MemoryDriver(Driver[MemoryOptions]):
     async def keep_dead_letters(self, subscription: str) -> bool:
         with _lock:
             topic = self._find_topic(self.options.dead_letter_topic or "")
-            if not topic.subscriptions and self.options.create != "never":
+            if not topic.durable() and self.options.create != "never":
                 topic.subscriptions[subscription] = _Subscription(subscription, topic.kept)
-            return bool(topic.subscriptions)
+            return bool(topic.durable())
 
     async def delete_subscription(self, subscription: str) -> None:
         with _lock:

@@ -332,12 +332,13 @@ class Driver(ABC, Generic[OptionsT]):
         return None
 
     async def keep_dead_letters(self, subscription: str) -> bool | None:
-        """Create *subscription* of ``options.dead_letter_topic`` if that topic has none and options allow it (R12).
+        """Create *subscription* of ``options.dead_letter_topic`` if that topic has no durable one (R12).
 
-        Called before each :meth:`subscribe` of a client that has such a topic.  The subscription never expires, and
+        Options must allow that.  An ephemeral subscription does not count, because it ends with its receiver.  Called
+        before each :meth:`subscribe` of a client that has such a topic.  The new subscription never expires, and
         starts with the oldest letter that the broker still has.  Cancelled when ``connect_timeout`` is over.
 
-        :returns: whether the topic has a subscription now; ``None`` if the broker cannot tell.
+        :returns: whether the topic has a durable subscription now; ``None`` if the broker cannot tell.
         :raises BrokerError: when that failed.  The engine logs it and goes on; ``PERMISSION_DENIED`` at DEBUG.
         """
         return None

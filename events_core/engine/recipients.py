@@ -60,8 +60,8 @@ class Recipients:
         else:
             if kept is False:
                 self._warn(
-                    "dead letters are lost: topic %r has no subscription, and create=never forbids to create %r; "
-                    "create it, or set create=subscription",
+                    "dead letters are lost: topic %r has no durable subscription, and create=never forbids to create "
+                    "%r; create it, or set create=subscription",
                     topic,
                     subscription,
                 )

@@ -87,6 +87,25 @@ def test_each_letter_is_logged(config: EventConfig, caplog: pytest.LogCaptureFix
     assert "comes again" not in caplog.text
 
 
+def test_a_passing_reader_keeps_no_letters(config: EventConfig) -> None:
+    """R12: somebody who looks at the dead-letter topic meanwhile is not taken for its subscription."""
+    received = []
+
+    async def main() -> None:
+        dead = EventConfig("dead", config.project_id, config.options, config.backend)
+        async with create_client(dead) as client:
+            passing = await client.subscribe()
+            async with create_client(with_options(config, **DEAD_LETTERS)) as failing:
+                await failing.subscribe("s")
+            await passing.close()
+            await client.send_message(EventMessage(b"letter"))
+            async with await client.subscribe("dead-letters") as letters:
+                received.append(await letters.receive_message(30))
+
+    asyncio.run(main())
+    assert [message.data for message in received if message] == [b"letter"]
+
+
 def test_letters_that_nobody_may_keep_are_told_once(config: EventConfig, caplog: pytest.LogCaptureFixture) -> None:
     """R12: with create=never a dead-letter topic without a subscription is a warning, one for each client."""
 
@@ -101,5 +120,5 @@ def test_letters_that_nobody_may_keep_are_told_once(config: EventConfig, caplog:
 
     asyncio.run(main())
     (warning,) = warnings(caplog)
-    assert "topic 'dead' has no subscription" in warning
+    assert "topic 'dead' has no durable subscription" in warning
     assert "'dead-letters'" in warning

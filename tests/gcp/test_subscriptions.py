@@ -171,6 +171,38 @@ def test_dead_letters_get_a_subscription_that_never_expires(console: Console) ->
         console.find(other)
 
 
+def test_the_subscription_of_another_topic_keeps_no_letters(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """R12: a subscription of the right name on the wrong topic is no subscription of the dead-letter topic."""
+    letters = f"{console.topic_name}-letters"
+    options = {"dead_letter_topic": f"{console.topic_name}-dead", "max_delivery_attempts": "5"}
+
+    async def subscribe() -> None:
+        async with console.client() as other:
+            await other.subscribe(letters)
+        async with console.client(**options, dead_letter_subscription=letters) as subscriber:
+            await subscriber.subscribe(f"{console.topic_name}-s")
+
+    asyncio.run(subscribe())
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "dead letters may be lost" in warnings[0]
+    assert f"belongs to {console.topic!r}" in warnings[0]
+
+
+def test_a_passing_reader_keeps_no_letters(console: Console) -> None:
+    """R12: somebody who looks at the dead-letter topic meanwhile is not taken for its subscription."""
+    dead, letters = f"{console.topic_name}-dead", f"{console.topic_name}-letters"
+    options = {"dead_letter_topic": dead, "max_delivery_attempts": "5", "dead_letter_subscription": letters}
+
+    async def subscribe() -> None:
+        async with console.of(dead).client() as reader, console.client(**options) as subscriber:
+            await reader.subscribe()
+            await subscriber.subscribe(f"{console.topic_name}-s")
+
+    asyncio.run(subscribe())
+    assert console.find(letters).topic == f"{console.topic}-dead"
+
+
 def test_a_send_that_reaches_nobody_is_told(console: Console, caplog: pytest.LogCaptureFixture) -> None:
     """P1: the first send to a topic without a subscription logs one warning."""
 

@@ -6,6 +6,7 @@ Synchronous, each method one transaction.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -292,9 +293,10 @@ class Store:
         ):
             self.connection.execute(statement, (subscription_id,))
 
-    def has_subscription(self, topic_id: int) -> bool:
-        """Return whether the topic of that id has a subscription."""
-        return self._value("SELECT 1 FROM subscriptions WHERE topic_id = ?", (topic_id,)) is not None
+    def has_subscription(self, topic_id: int, *, until: float) -> bool:
+        """Return whether the topic of that id has a subscription that does not expire before *until*."""
+        query = "SELECT 1 FROM subscriptions WHERE topic_id = ? AND (expires_at IS NULL OR expires_at >= ?)"
+        return self._value(query, (topic_id, until)) is not None
 
     def _subscription_id(self, name: str) -> int | None:
         found: int | None = self._value(
@@ -330,13 +332,13 @@ class Store:
 
     def is_heard(self) -> bool:
         """Return whether what is published reaches a subscription, or is kept for one yet to come."""
-        return self.has_subscription(self.topic_id) or self._retention() > 0
+        return self.has_subscription(self.topic_id, until=time.time()) or self._retention() > 0
 
     def keep_dead_letters(self, subscription: str) -> bool:
-        """Create *subscription* of the dead-letter topic unless it has one; return whether it has one now."""
+        """Create *subscription* of the dead-letter topic unless it has a durable one; return whether it has one now."""
         with self.transaction():
             topic_id = self.find_topic(self.options.dead_letter_topic or "")
-            if self.has_subscription(topic_id):
+            if self.has_subscription(topic_id, until=math.inf):
                 return True
             if self.options.create == "never":
                 return False

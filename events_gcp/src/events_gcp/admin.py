@@ -13,6 +13,7 @@ from google.pubsub_v1 import types
 from events_core import Capabilities, ErrorCode
 from events_core.engine import BrokerError
 from events_core.options import did_you_mean
+from events_gcp.ephemeral import is_ephemeral
 
 if TYPE_CHECKING:
     from events_gcp.api import Api
@@ -79,15 +80,15 @@ class Admin:
                 await self._api.create_topic(self._dead_letter[0])
 
     async def keep_dead_letters(self, subscription: str) -> bool:
-        """Create the subscription of this full name on the dead-letter topic, unless that topic has one.
+        """Create the subscription of this full name on the dead-letter topic, unless that topic has a durable one.
 
-        Return whether the topic has a subscription now.  The new one never expires, keeps the order of keys, and has
-        exactly-once delivery if the options ask for it, so that a client with these options can read it.
+        Return whether the topic has one now.  The new one never expires, keeps the order of keys, and has exactly-once
+        delivery if the options ask for it, so that a client with these options can read it.
         """
         assert self._dead_letter is not None
         topic, _ = self._dead_letter
         await self.create_topics()
-        if await self._api.has_subscription(topic):
+        if not all(map(is_ephemeral, await self._api.subscriptions(topic))):
             return True
         if self._create == "never":
             return False
@@ -98,7 +99,9 @@ class Admin:
             enable_exactly_once_delivery=bool(self._options.exactly_once),
             expiration_policy={},
         )
-        await self._api.create_subscription(wanted)
+        found = await self._api.create_subscription(wanted) or await self._api.get_subscription(subscription)
+        if found.topic != topic:
+            raise _unsuitable(subscription, f"belongs to {found.topic!r}, not {topic!r}")
         return True
 
     async def join(self, subscription: str, *, ephemeral: bool = False, trusting: bool = True) -> Joined:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import socket
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -16,6 +13,7 @@ import attrs
 from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessage
 from events_core.engine import BrokerError, Driver, off_loop
 from events_gcp.endpoint import Endpoint
+from events_gcp.ephemeral import ephemeral_name
 from events_gcp.limits import (
     FULL_CAPABILITIES,
     MAX_ACK_IDS,
@@ -98,7 +96,7 @@ class GcpDriver(Driver[GcpOptions]):
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> GcpSource:
         if self.options.start == "earliest":
             raise BrokerError("start=earliest is not offered by this backend; use latest", ErrorCode.UNSUPPORTED)
-        name = subscription or _ephemeral_name(self.topic_name)
+        name = subscription or ephemeral_name(self.topic_name)
         objection = name_objection("subscription", name)
         if objection:
             raise BrokerError(objection, ErrorCode.INVALID)
@@ -190,8 +188,3 @@ def _capabilities(options: GcpOptions, *, is_emulator: bool) -> Capabilities:
         handback_counts=dead_letters and not ordering,
         exactly_once=bool(options.exactly_once),
     )
-
-
-def _ephemeral_name(topic_name: str) -> str:
-    host = re.sub(r"[^A-Za-z0-9\-]", "-", socket.gethostname())[:32]
-    return f"{topic_name[:180]}-{host}-{os.getpid()}-{uuid.uuid4().hex[:16]}"

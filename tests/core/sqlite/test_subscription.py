@@ -415,6 +415,15 @@ def test_message_that_kills_its_receivers_takes_no_others_with_it(store: Stores)
     assert handled == ["a", "b", "c"]
 
 
+def test_a_receiver_that_vanished_hears_nothing(store: Stores) -> None:
+    """P1: an ephemeral subscription that has expired, and is not swept away yet, is no recipient."""
+    opened = store()
+    Subscription(opened, None)
+    assert opened.is_heard()
+    opened.connection.execute("UPDATE subscriptions SET expires_at = 1")
+    assert not opened.is_heard()
+
+
 def test_dead_letter_topic_must_exist_where_it_may_not_be_created(store: Stores) -> None:
     """Joining says so."""
     store()
