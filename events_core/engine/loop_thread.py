@@ -380,7 +380,8 @@ class _Errand(Generic[T]):
         # The loop first: until it is closed, the waiting task may still come and take the result.
         is_gone = self._abandoned or self._waiter.loop.is_closed()
         task, orphaned = self._task, self._orphaned
-        if self._taken or orphaned is None or task is None or task.cancelled() or task.exception() is not None:
+        # The exception next, whoever waits: asyncio logs one for which nobody has ever asked.
+        if task is None or task.cancelled() or task.exception() is not None or self._taken or orphaned is None:
             return
         if is_gone:
             self._orphaned = None

@@ -800,6 +800,32 @@ def test_ping_is_bounded() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("name", ["open", "ping"])
+def test_a_failure_for_which_nobody_waits_any_more_is_dropped(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """V1: asyncio would log it as an error that was never retrieved."""
+
+    async def test(client: ScriptedClient) -> None:
+        begun, gate, failed = threading.Event(), asyncio.Event(), threading.Event()
+
+        async def fail() -> None:
+            begun.set()
+            await gate.wait()
+            failed.set()
+            raise UNAVAILABLE
+
+        setattr(client.broker, name, fail)
+        pinging = asyncio.create_task(client.ping(30))
+        await until(begun.is_set)
+        pinging.cancel()
+        await asyncio.wait([pinging])
+        client._home.wake(gate.set)
+        await until(failed.is_set)
+
+    run(test)
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
 def test_leases_hold_while_the_applications_loop_is_blocked() -> None:
     """R6: they are renewed in the engine's thread."""
 
