@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -612,6 +613,22 @@ def test_the_least_patient_caller_decides(monkeypatch: pytest.MonkeyPatch) -> No
     for timeout in (60, 8, 15):
         time.hasten(timeout)
     assert time.patience() == 6
+
+
+@pytest.mark.parametrize("kind", [MemoryClient, NetworkClient])
+def test_a_close_with_less_than_no_time_ends(kind: type[EngineClient]) -> None:
+    """C1, C2: negative infinity is the shortest time, not a time that never ends."""
+
+    async def test() -> None:
+        client = kind(EventConfig("less-than-no-time"))
+        receiver = await client.subscribe("s")
+        await client.send_message(X)
+        assert await receiver.receive_message(BOUND) is not None
+        await asyncio.wait_for(receiver.close(timeout=-math.inf), BOUND)
+        await asyncio.wait_for(client.close(timeout=-math.inf), BOUND)
+        assert client._close_time.patience() <= 0
+
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize(("error", "timeout"), [(None, 15), (RuntimeError, 2), (asyncio.CancelledError, 2)])
