@@ -226,6 +226,7 @@ class EventClient(ABC):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await _unless_collected(kind)
         if kind is None:
             await self.close()
         else:
@@ -387,7 +388,18 @@ class EventReceiver(ABC):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await _unless_collected(kind)
         await self.close(timeout=0)
+
+
+async def _unless_collected(kind: type[BaseException] | None) -> None:
+    """Go on, unless the garbage collector ends the coroutine: perhaps in a thread that holds a lock of ours.
+
+    ``GeneratorExit`` also ends an asynchronous generator that is closed.  A generator may await then.  The coroutine
+    may not: Python ends it here, and reports that it "ignored GeneratorExit".
+    """
+    if kind is GeneratorExit:
+        await asyncio.sleep(0)
 
 
 @contextmanager

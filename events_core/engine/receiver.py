@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 
 from events_core.arguments import checked_seconds, described
 from events_core.capabilities import Capabilities
@@ -325,6 +325,13 @@ class EngineReceiver(EventReceiver):
         return self._locate(error)
 
     # Closing (closing.py)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is GeneratorExit and not self._home.inline:  # perhaps the garbage collector, which may only wake
+            self._home.wake(lambda: self._home.spawn(self.close(timeout=0)))
+        await super().__aexit__(kind, error, trace)
 
     async def close(self, timeout: float = 15.0) -> None:
         self._check()

@@ -8,15 +8,27 @@ import itertools
 import logging
 import threading
 import types
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
 
-from events_core import EventClient, EventConfig, EventMessage, EventReceiver, ReceivedMessage, consume
+from events_core import (
+    EventClient,
+    EventConfig,
+    EventMessage,
+    EventReceiver,
+    EventRuntimeError,
+    ReceivedMessage,
+    consume,
+)
 from events_core.backends.memory import MemoryClient
+from events_core.engine import client as client_module
+from events_core.engine import publisher as publisher_module
 from events_core.engine import receiver as receiver_module
 from events_core.engine import waiting as waiting_module
+from events_core.engine.client import EngineClient
+from events_core.engine.receiver import EngineReceiver
 from events_core.engine.waiting import WaitingRoom
 from events_core.observing import Operation
 
@@ -51,10 +63,10 @@ class CollectingLock:
 
 @pytest.fixture(autouse=True)
 def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Garbage is collected where a test says so, and under each lock of a receiver."""
+    """Garbage is collected where a test says so, and under each lock of a client or receiver."""
     locks = types.SimpleNamespace(Lock=CollectingLock)
-    monkeypatch.setattr(receiver_module, "threading", locks)
-    monkeypatch.setattr(waiting_module, "threading", locks)
+    for module in (client_module, publisher_module, receiver_module, waiting_module):
+        monkeypatch.setattr(module, "threading", locks)
     monkeypatch.setattr(CollectingLock, "is_armed", False)
     monkeypatch.setattr(CollectingLock, "taken_twice", 0)
     gc.collect()
@@ -215,6 +227,73 @@ def test_a_close_does_not_wait_for_what_was_abandoned(client: EventClient) -> No
     again = asyncio.run(close_and_receive())
     assert again is not None
     assert (again.message_id, again.delivery_attempt) == (held.message_id, 1)
+
+
+async def _stay(entered: EventClient | EventReceiver) -> None:
+    async with entered:
+        await asyncio.get_running_loop().create_future()
+
+
+# An ``async with`` cannot end without awaiting, so Python reports each one that the collector has ended.
+reported = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@reported
+def test_a_client_outlives_a_block_that_was_collected(client: EventClient, caplog: pytest.LogCaptureFixture) -> None:
+    """C2: the collector takes no lock of it, and a close that follows works and warns of nothing."""
+    assert isinstance(client, EngineClient)
+    receiver, _ = asyncio.run(_receiver(client))
+    assert isinstance(receiver, EngineReceiver)
+    caplog.set_level(logging.WARNING)
+    leave_behind(_stay(client), _stay(receiver))
+    CollectingLock.is_armed = True
+    for lock in (client._starting, client._publisher._lock, receiver._lock):
+        with lock:
+            pass
+    assert CollectingLock.taken_twice == 0
+    asyncio.run(asyncio.wait_for(client.close(timeout=3600), 60))
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("events_core")] == []
+
+
+@reported
+def test_a_receiver_whose_block_was_collected_keeps_nothing(client: EventClient) -> None:
+    """R9: what it had buffered goes to others."""
+    receiver, _ = asyncio.run(_receiver(client))
+    leave_behind(_stay(receiver))
+    del receiver
+    gc.collect()
+
+    async def receive() -> ReceivedMessage | None:
+        other = await client.subscribe("s")
+        await client.send_message(EventMessage(b"x"))
+        return await other.receive_message(30)
+
+    assert asyncio.run(receive()) is not None
+
+
+def test_a_generator_that_is_closed_closes_its_receiver(client: EventClient) -> None:
+    """C1: it ends with ``GeneratorExit`` too, and may await."""
+
+    async def received() -> AsyncIterator[ReceivedMessage]:
+        async with await client.subscribe("s") as receiver:
+            receivers.append(receiver)
+            async for message in receiver:
+                yield message
+
+    receivers: list[EventReceiver] = []
+
+    async def scene() -> None:
+        messages = received()
+        first = asyncio.ensure_future(anext(messages))
+        while not receivers:
+            await asyncio.sleep(0)
+        await client.send_message(EventMessage(b"x"))
+        await first
+        await messages.aclose()
+        with pytest.raises(EventRuntimeError):
+            await receivers[0].receive_message()
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
 
 
 @pytest.mark.parametrize("happen", [WaitingRoom.wake, WaitingRoom.wake_all])
