@@ -61,9 +61,11 @@ class _Turn:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._loop.is_closed():  # the garbage collector ends this turn, and nobody in line has one any more
+            self._lines.pop(self._loop, None)
+            return
         line = self._lines[self._loop]
-        if not self._loop.is_closed():  # otherwise the garbage collector ends this turn, and nobody waits any more
-            line.lock.release()
+        line.lock.release()
         self._leave(line)
 
     def _leave(self, line: _Line) -> None:

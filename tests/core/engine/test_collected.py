@@ -28,6 +28,7 @@ from events_core.engine import publisher as publisher_module
 from events_core.engine import receiver as receiver_module
 from events_core.engine import waiting as waiting_module
 from events_core.engine.client import EngineClient
+from events_core.engine.loop_order import LoopOrder
 from events_core.engine.receiver import EngineReceiver
 from events_core.engine.waiting import WaitingRoom
 from events_core.observing import Operation
@@ -294,6 +295,20 @@ def test_a_generator_that_is_closed_closes_its_receiver(client: EventClient) -> 
             await receivers[0].receive_message()
 
     asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def test_a_line_is_forgotten_with_its_loop() -> None:
+    """P4: with all who had their turn or waited for it."""
+    order = LoopOrder()
+
+    async def enter() -> None:
+        async with order.turn():
+            while True:
+                await asyncio.sleep(0)
+
+    leave_behind(*(enter() for _ in range(3)))
+    gc.collect()
+    assert order.lines == {}
 
 
 @pytest.mark.parametrize("happen", [WaitingRoom.wake, WaitingRoom.wake_all])
