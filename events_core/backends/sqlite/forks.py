@@ -35,8 +35,10 @@ def forget_calls(lock: threading.RLock) -> None:
 
 def _before_fork() -> None:
     ends = time.monotonic() + PATIENCE
-    free = [lock for lock in tuple(_callers) if lock.acquire(timeout=max(0.0, ends - time.monotonic()))]
-    _taken[threading.get_ident()] = free
+    taken = _taken[threading.get_ident()] = []
+    for lock in tuple(_callers):
+        if lock.acquire(timeout=max(0.0, ends - time.monotonic())):
+            taken.append(lock)  # noqa: PERF401 - Ctrl-C may end the next wait, and must not lose this lock
 
 
 def _after_fork() -> None:

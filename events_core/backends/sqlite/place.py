@@ -86,6 +86,7 @@ class Place:
                 "'spawn'",
                 ErrorCode.WRONG_PROCESS,
             )
+        _remove_orphaned_index(os.path.realpath(path))
         self._known: tuple[tuple[str, _Identity], ...] = ()
         self._log: dict[str, _Identity | None] = {}
         with _guarding:
@@ -213,6 +214,20 @@ class Place:
                     self._path,
                     aside,
                 )
+
+
+def _remove_orphaned_index(file: str) -> None:
+    """Remove the index of a log that is gone.
+
+    A connection would make a new log and take the index for that of the new one.  It would read from the new log what
+    was in the old one, and damage the file.  SQLite makes the log before the index and removes it afterwards, so an
+    index without a log means that another program has removed the log.
+    """
+    index = f"{file}-shm"
+    found = _identity(index)
+    if found is not None and not os.path.lexists(f"{file}-wal") and _identity(index) == found:
+        with suppress(OSError):
+            os.unlink(index)
 
 
 def _identity(path: str) -> _Identity | None:

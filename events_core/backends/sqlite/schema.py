@@ -138,11 +138,14 @@ def _check_kind(path: str) -> None:
 def _make_private(path: str) -> None:
     """Make an empty file that only this user may use, if there is none: SQLite lets every user read its new files.
 
-    It gets its name when it is closed.  If this process closed a file that another of its connections has open, the
-    system would end the locks of that connection.
+    It is made without being opened, or gets its name when it is closed.  If this process closed a file that another of
+    its connections has open, the system would end the locks of that connection.
     """
     real = os.path.realpath(path)
     if os.path.lexists(real):
+        return
+    with suppress(OSError):
+        os.mknod(real, stat.S_IFREG | 0o600)  # on Linux; also on file systems without hard links
         return
     passing = os.path.join(os.path.dirname(real), f".{token_hex(8)}")
     with suppress(OSError):  # SQLite then tries to make it, and it is known how to explain its failures

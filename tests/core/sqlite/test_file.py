@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import subprocess
@@ -193,6 +194,20 @@ def test_new_file_is_this_users_alone(client: Clients, file: Path) -> None:
 
     names = [file.name, f"{file.name}-wal", f"{file.name}-shm"]
     assert asyncio.run(run()) == dict.fromkeys(names, 0o600)
+    assert modes(file.parent) == {file.name: 0o600}
+
+
+@posix
+def test_new_file_is_this_users_alone_where_there_are_no_links(
+    client: Clients, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems have no hard links."""
+
+    def refuse(source: str, target: str) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    send(client())
     assert modes(file.parent) == {file.name: 0o600}
 
 

@@ -189,6 +189,43 @@ asyncio.run(use())
     assert run(program, file) is True
 
 
+def test_interrupted_fork_leaves_no_client_locked(file: Path) -> None:
+    """Ctrl-C may end the wait for one client's call; the others go on, whatever had been locked by then."""
+    program = """
+import signal, threading
+from events_core.backends.sqlite import forks
+
+class Interrupted(Exception):
+    pass
+
+def interrupt(number, frame):
+    raise Interrupted
+
+locks = [threading.RLock() for _ in range(40)]
+for lock in locks:
+    forks.await_calls(lock)
+held, ends = threading.Event(), threading.Event()
+def hold():
+    with locks[20]:
+        held.set()
+        assert ends.wait(30)
+    print(json.dumps(sum(not lock.acquire(timeout=0) for lock in locks)), flush=True)
+holder = threading.Thread(target=hold)
+holder.start()
+held.wait(30)
+sys.unraisablehook = lambda unraisable: None
+signal.signal(signal.SIGALRM, interrupt)
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+child = os.fork()
+if not child:
+    os._exit(0)
+os.waitpid(child, 0)
+ends.set()
+holder.join()
+"""
+    assert run(program, file) == 0
+
+
 def test_children_of_a_busy_parent_use_other_files(file: Path) -> None:
     """None of thirty hangs."""
     program = """

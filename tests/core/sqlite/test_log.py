@@ -33,6 +33,35 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+WORKER = """
+import asyncio, sys
+from events_core import EventConfig, EventMessage
+from events_core.backends.sqlite import SQLiteClient
+
+async def receive(receiver):
+    async for message in receiver:
+        try:
+            await receiver.acknowledge(message)
+        except Exception as error:
+            if "damaged" in str(error):
+                raise
+
+async def main(path):
+    config = EventConfig("orders", options={"path": path, "subscription": "s"})
+    async with SQLiteClient(config) as client, await client.subscribe() as receiver:
+        receiving = asyncio.create_task(receive(receiver))
+        for number in range(400):
+            if number % 100 == 50:
+                print(number, flush=True)
+            await client.send_message(EventMessage(b"x" * 100))
+        assert not receiving.done() or not receiving.exception()
+        receiving.cancel()
+        await asyncio.wait([receiving])
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
 async def another_process_sends(file: Path, prefix: str) -> None:
     """50 messages, all confirmed, and it ends; meanwhile this process goes on."""
     command = sys.executable, "-c", SENDER, str(file), prefix
@@ -95,6 +124,30 @@ def test_process_that_comes_after_the_index_was_removed_loses_nothing(client: Cl
 
     asyncio.run(run())
     assert stored(file) == sent("before", "other", "after")
+
+
+def test_removed_log_damages_no_file_that_is_busy(client: Clients, file: Path) -> None:
+    """A process that took the old index for that of the new log would read from it what is not in it."""
+
+    async def run() -> None:
+        async with client(subscription="s") as founder:
+            await founder.ping()
+        command = sys.executable, "-c", WORKER, str(file)
+        workers = [
+            await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            for _ in range(3)
+        ]
+        for _ in range(3):  # as often as each worker says that it is busy
+            for worker in workers:
+                assert worker.stdout is not None
+                await asyncio.wait_for(worker.stdout.readline(), 60)
+            file.with_name(f"{file.name}-wal").unlink(missing_ok=True)  # nobody may have opened the file again yet
+        for worker in workers:
+            _, complaints = await asyncio.wait_for(worker.communicate(), 120)
+            assert worker.returncode == 0, complaints.decode()
+
+    asyncio.run(run())
+    stored(file)
 
 
 def test_process_that_does_nothing_more_takes_nothing_from_others(client: Clients, file: Path) -> None:
