@@ -45,21 +45,21 @@ class Entry:
     admitted: bool
     """Whether it counts among what is in flight."""
     deadline: float
-    """Its call's."""
+    """The ``time.monotonic()`` at which its call ends."""
     result: str | BrokerError | None
     """``None`` while somebody waits for it."""
 
     @property
     def call(self) -> AnyCall[Any]:
-        """What it is sent with."""
+        """Return the call that it is sent with."""
         raise NotImplementedError
 
     def settle(self, result: str | BrokerError) -> bool:
-        """Record its outcome, once; whether it was the last of its call."""
+        """Record its outcome, once; return whether it was the last of its call."""
         raise NotImplementedError
 
     def hindrance(self) -> BrokerError | None:
-        """Why it must not be sent: an earlier message of its key failed in the same call (P3)."""
+        """Return why it must not be sent, if an earlier message of its key failed in the same call (P3)."""
         return None
 
 
@@ -277,7 +277,7 @@ class Batcher:
         self._offer(lane)
 
     def forget(self, entry: Entry) -> None:
-        """Nobody waits for *entry* any more, whether it has left or not."""
+        """Let go of *entry*, for which nobody waits any more, whether it has left or not."""
         lane = self._lanes.get(None if self._mixed else entry.message.ordering_key)
         if lane is not None:
             lane.entries.forget_given_up()
@@ -297,7 +297,7 @@ class Batcher:
         return self._pace is None or self._pace.has_room
 
     def next(self, now: float) -> Batch | None:
-        """The next request that may leave, *now* in seconds of any clock; :meth:`release` must follow."""
+        """Return the next request that may leave, *now* in seconds of any clock; :meth:`release` must follow."""
         if not self._has_room:
             return None
         for places in tuple(self._turn):
@@ -340,13 +340,13 @@ class Batcher:
         return entries[:count]
 
     def confirm(self, batch: Batch, now: float) -> None:
-        """The broker has answered the request; its bytes are no longer out."""
+        """Take note that the broker has answered the request: its bytes are no longer out."""
         if self._pace is not None and batch.trip is not None:
             self._pace.confirm(batch.trip, now)
             batch.trip = None
 
     def release(self, batch: Batch, now: float) -> None:
-        """The request is no longer out."""
+        """End *batch*: its place is free, and its lane may leave again."""
         lane = batch.lane
         lane.out -= 1
         lane.failing -= batch.failing
@@ -357,9 +357,9 @@ class Batcher:
         self._forget(lane)
 
     def pause(self, batch: Batch, now: float = 0.0, *, timed_out: bool = False) -> None:
-        """The request waits before it is tried again: its place goes to another, its key stays taken.
+        """Give the place of *batch* to another request while *batch* waits for its next try; its key stays taken.
 
-        Where as many without a key have paused as may be out, others would fail one by one: they gather.
+        If as many requests without a key have paused as may be out, no other leaves: it would only fail as well.
         """
         batch.lane.failing += not batch.failing
         batch.failing = True
@@ -369,7 +369,7 @@ class Batcher:
         self._vacate(batch)
 
     def resume(self, batch: Batch, claim: Wakeable) -> None:
-        """A paused request would leave again; *claim* is woken when it has a place, before others get one."""
+        """Let a paused request leave again: *claim* is woken when it has a place, before new requests get one."""
         batch.lane.places.claims.append((batch, claim))
         self._grant()
 
@@ -391,7 +391,7 @@ class Batcher:
                 claim.wake()
 
     def _gather(self, lane: _Lane, enough: int) -> tuple[list[Entry], int]:
-        """So many entries of *lane*, or a few more to divide no call; and their size."""
+        """Take *enough* entries of *lane*, or a few more so that no call is divided; return them and their size."""
         largest = self._max_bytes if self._pace is None else min(self._max_bytes, self._pace.request_size)
         gathered: list[Entry] = []
         size = 0
@@ -418,7 +418,7 @@ class Batcher:
 
 
 def _fitting(entries: Sequence[Entry], largest: int) -> tuple[int, int]:
-    """How many of *entries*, at least one, have no more than *largest* bytes together; and how many they have."""
+    """Return how many of *entries*, at least one, have *largest* bytes or fewer together, and their bytes."""
     size = entries[0].size
     for count, entry in enumerate(entries[1:], 1):
         if size + entry.size > largest:

@@ -341,7 +341,7 @@ class EngineClient(EventClient):
 
     @property
     def _connecting(self) -> str:
-        """What connecting is called in errors."""
+        """The name of connecting in errors."""
         return f"connect to {self._driver.address}" if self._driver.address else "connect"
 
     async def _connect(self, ends: float) -> None:
@@ -362,7 +362,7 @@ class EngineClient(EventClient):
         what: str,
         orphaned: Callable[[T], None] | None = None,
     ) -> T:
-        """Run *operation*, which is bounded, at home, which is not: its thread may hang."""
+        """Run *operation* at home.  It has a bound there; the wait has one too, because the home's thread may hang."""
         try:
             return await self._home.call(operation, orphaned, timeout=ends - time.monotonic() + _HOMEWARD)
         except TimeoutError as error:

@@ -72,7 +72,7 @@ class CloseTime:
 
     def hasten(self, timeout: float) -> None:
         """Take no longer than *timeout* from now."""
-        timeout = max(0.0, timeout)  # from -inf the reserve, a quarter of it, would make NaN: no end
+        timeout = max(0.0, timeout)  # -inf less a quarter of it is NaN, and a time of NaN is never over
         now = time.monotonic()
         self._gives_up = min(self._gives_up, now + timeout - min(RESERVE, timeout / 4))
         self._ends = min(self._ends, now + max(timeout, SHORTEST_CLOSE))

@@ -135,7 +135,7 @@ class PrefetchingFeed(Feed):
         return self._ledger.ready(now)
 
     def next_due(self) -> float | None:
-        return self._ledger.next_due() if self._is_safe() else None  # else a renewal wakes whoever waits
+        return self._ledger.next_due() if self._is_safe() else None  # otherwise the driver wakes receives
 
     def _is_safe(self) -> bool:
         """Return whether the broker still keeps for this receiver what is buffered, as far as the source can tell."""
@@ -237,7 +237,7 @@ class PrefetchingFeed(Feed):
                 has_expired = self._ledger.held < held
                 renewals = self._ledger.renewals(now + lease / 2) if lease is not None else []
             if has_expired:
-                self._waiting.wake()  # it may fall due here again, of which whoever waits does not know
+                self._waiting.wake()  # it may come again here after a delay that no waiting receive knows of
             self._settler.pump()
             if renewals and lease is not None:
                 await self._renew(renewals, lease)

@@ -63,7 +63,7 @@ class Home(ABC):
 
     @abstractmethod
     async def overdue(self, end: Callable[[], Coroutine[Any, Any, None]], what: str) -> None:
-        """Do something about the closing of *what*, which is not over in time; in the caller's loop.
+        """Deal with a closing of *what* that is not over in time; in the caller's loop.
 
         Inline, run *end*: the loop that was to run it stands still.  Otherwise say which thread hangs.
         """
@@ -74,7 +74,7 @@ class Home(ABC):
 
     @abstractmethod
     async def stop(self, within: float) -> None:
-        """Use it no more; from here, after :meth:`end_tasks`.
+        """End this home; from here, after :meth:`end_tasks`.
 
         :param within: seconds that a thread has to end in.
         """

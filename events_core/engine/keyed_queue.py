@@ -57,7 +57,7 @@ class KeyedQueue(Generic[ItemT]):
         self.blocked_size = 0
         """Items that wait behind busy ones of their key."""
         self.keeps_order = True
-        """Whether keys count; else every item is one without a key.  Changes only while nothing waits or is busy."""
+        """Whether keys count; otherwise no item has one.  Changes only while nothing waits or is busy."""
 
     def __len__(self) -> int:
         """Items that wait, whether ready or not."""
@@ -144,12 +144,12 @@ class KeyedQueue(Generic[ItemT]):
                 self._ready.remove(item)
 
     def waiting(self, key: str) -> list[ItemT]:
-        """The waiting items of *key*, in order."""
+        """Return the waiting items of *key*, in order."""
         lane = self._lanes.get(key)
         return list(lane.waiting) if lane else []
 
     def first(self, key: str) -> ItemT | None:
-        """The first waiting item of *key*."""
+        """Return the first waiting item of *key*."""
         lane = self._lanes.get(key)
         return lane.waiting[0] if lane and lane.waiting else None
 

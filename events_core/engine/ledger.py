@@ -86,7 +86,7 @@ class Ledger:
         self.closing = False
 
     def keep_order(self, keeps_order: bool) -> None:
-        """Follow what the broker has told of the subscription, from when nothing is here that came before."""
+        """Keep the order of keys or not, as the broker says; it takes effect once nothing earlier is here."""
         if keeps_order is not self._keeps_order and not self._live:
             self._keeps_order = self._buffer.keeps_order = keeps_order
 
@@ -226,7 +226,7 @@ class Ledger:
         return begun
 
     def _key(self, delivery: Delivery) -> str | None:
-        """What orders it: its key, where the subscription keeps order."""
+        """Return the key of *delivery*, if the subscription keeps the order of keys."""
         return delivery.ordering_key if self._keeps_order else None
 
     def _find(self, target: ReceivedMessage | str) -> Delivery | None:

@@ -27,7 +27,7 @@ class Link:
         self.outages = 0
 
     def up(self) -> None:
-        """The broker has answered."""
+        """Record that the broker has answered."""
         if self.is_up:
             return
         with self._lock:
@@ -36,14 +36,14 @@ class Link:
         self.retry()
 
     def unreachable(self, error: BaseException) -> None:
-        """The first connection failed, and is tried again."""
+        """Log, once, that the first connection failed and is tried again."""
         with self._lock:
             is_news, self._is_told = not self._is_told, True
         if is_news:
             _log.warning("%s: cannot connect, trying again: %s", self._name, error)
 
     def down(self, error: BaseException) -> None:
-        """The broker could not be reached."""
+        """Record that the broker could not be reached."""
         with self._lock:
             was_up, self.is_up = self.is_up, False
             self.outages += was_up
@@ -59,7 +59,7 @@ class Link:
         return Pauses(self._pausing, backoff)
 
     def closed(self) -> None:
-        """The client has been closed."""
+        """Record that the client has been closed."""
         self.is_up = False
 
 

@@ -21,7 +21,7 @@ class _Line:
     __slots__ = ("length", "lock")
 
     def __init__(self) -> None:
-        self.lock = asyncio.Lock()  # is fair
+        self.lock = asyncio.Lock()  # fair: turns are taken in the order of asking
         self.length = 0
 
 
@@ -30,11 +30,11 @@ class LoopOrder:
 
     def __init__(self) -> None:
         self.lines: dict[asyncio.AbstractEventLoop, _Line] = {}
-        """Empty nearly always, which is all that most sends need to know."""
+        """Nearly always empty; most sends need to look no further."""
 
     @property
     def is_here(self) -> bool:
-        """Whether somebody has a turn in the running loop."""
+        """Return whether somebody has a turn in the running loop."""
         return asyncio.get_running_loop() in self.lines
 
     def turn(self) -> _Turn:

@@ -67,7 +67,7 @@ class LoopThread:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread still runs."""
+        """Return whether the thread still runs."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
@@ -111,7 +111,7 @@ class LoopThread:
             self.loop.call_soon(self._woken.popleft())
 
     def post(self, callback: Callable[[], object]) -> bool:
-        """The same, with a crossing of its own; False where the thread ends."""
+        """Run *callback* on the loop with a crossing of its own; return False if the thread ends."""
         with self._posting:
             if not self._ended:
                 self.loop.call_soon_threadsafe(callback)
@@ -212,7 +212,7 @@ class _IOThread:
             return self._thread
 
     def release(self, within: float) -> bool:
-        """Let go of it; whether it ends, *within* seconds, since this was its last user."""
+        """Let go of the thread; return whether that ends it, *within* seconds, because nobody else uses it."""
         with self._lock:
             self._users -= 1
             if self._users:
@@ -363,7 +363,7 @@ class _Errand(Generic[T]):
 
     @property
     def is_done(self) -> bool:
-        """Whether there is a result."""
+        """Return whether there is a result."""
         return self._task is not None
 
     def done(self, task: asyncio.Task[T]) -> None:
@@ -376,11 +376,11 @@ class _Errand(Generic[T]):
         self._look()
 
     def _look(self) -> None:
-        """See to it that somebody takes the result: whoever waits for it, or else whoever takes orphans."""
+        """Hand the result to whoever takes orphans, once nobody waits for it any more."""
         # The loop first: until it is closed, the waiting task may still come and take the result.
         is_gone = self._abandoned or self._waiter.loop.is_closed()
         task, orphaned = self._task, self._orphaned
-        # The exception next, whoever waits: asyncio logs one for which nobody has ever asked.
+        # Always ask for the exception: asyncio logs one for which nobody has ever asked.
         if task is None or task.cancelled() or task.exception() is not None or self._taken or orphaned is None:
             return
         if is_gone:

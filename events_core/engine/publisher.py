@@ -89,7 +89,7 @@ class Publisher:
         self._arriving = Line()
         self.order = LoopOrder()
         self._calls: dict[AnyCall[Waiter], None] = {}
-        """Without an outcome, in the order in which they were made: so they reach their deadlines too."""
+        """Calls without an outcome, as they were accepted: nearly the order of their deadlines."""
         self._messages = 0
         self._bytes = 0
         self._drained: Waiter | None = None
@@ -230,7 +230,10 @@ class Publisher:
         return call.take_results()
 
     def abandon(self, call: AnyCall[Waiter], error: BrokerError) -> None:
-        """Nobody waits for *call* any more: what has not left does not leave; what has is unknown."""
+        """End *call* with *error*: nobody waits for it any more.
+
+        What has not left does not leave; what has left may be stored.
+        """
         with self._lock:
             for entry in call.entries:
                 self._finish(entry, error)

@@ -188,7 +188,7 @@ class WaitingRoom:
         self.events = 0
 
     def enter(self, events: int) -> Waiter | None:
-        """A waiter, unless something has happened since :attr:`events` was *events*."""
+        """Return a waiter, unless something has happened since :attr:`events` was *events*."""
         with self._lock:
             if self.events != events:
                 return None
@@ -211,7 +211,7 @@ class WaitingRoom:
         self.leave(waiter)
 
     def leave(self, waiter: Waiter) -> None:
-        """The wait is over, for whatever reason."""
+        """End the wait of *waiter*, for whatever reason."""
         with self._lock:
             self._remove(waiter)
 
@@ -229,14 +229,14 @@ class WaitingRoom:
                 del self._waiters[waiter.loop]
 
     def _drop_the_dead(self) -> None:
-        """The same, and of those that the garbage collector has ended; under the lock."""
+        """Let go of those too that the garbage collector has ended; under the lock."""
         while self._collected:
             self._remove(self._collected.popleft())
         for loop in [loop for loop in self._waiters if loop.is_closed()]:
             del self._waiters[loop]
 
     def wake(self) -> None:
-        """Something has happened: wake one waiter of each loop."""
+        """Wake one waiter of each loop: something has happened."""
         with self._lock:
             self.events += 1
             if self._waiters:
@@ -249,7 +249,7 @@ class WaitingRoom:
                         break
 
     def wake_all(self) -> None:
-        """Something has happened that concerns everybody."""
+        """Wake every waiter: something has happened that concerns them all."""
         with self._lock:
             self.events += 1
             self._drop_the_dead()
