@@ -81,8 +81,8 @@ class LoopThread:
             self._run_until_it_leaves(lambda: loop.run_until_complete(_finish(self._finish_within)))
         finally:
             asyncio.set_event_loop(None)
-            loop.close()
             loop.call_soon_threadsafe = self._drop  # type: ignore[method-assign]
+            loop.close()
 
     def _run_until_it_leaves(self, run: Callable[[], None]) -> None:
         try:

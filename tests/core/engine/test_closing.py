@@ -518,6 +518,22 @@ def test_what_a_library_tells_a_thread_that_has_ended_is_dropped() -> None:
     assert not ran
 
 
+def test_what_a_library_tells_a_thread_while_its_loop_closes_is_dropped() -> None:
+    """There is no moment at which it raises."""
+    thread = LoopThread("closing")
+    close = thread.loop.close
+    told: list[asyncio.Handle] = []
+
+    def close_and_tell() -> None:
+        close()
+        told.append(thread.loop.call_soon_threadsafe(lambda: None))
+
+    thread.loop.close = close_and_tell  # type: ignore[method-assign]
+    thread.stop(1)
+    thread._thread.join(BOUND)
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("returned", [False, True])
 def test_a_receiver_whose_loop_closes_before_subscribe_returned_is_closed(returned: bool) -> None:
     """It would go on buffering messages and renewing leases, and nobody could close it."""
