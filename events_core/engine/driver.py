@@ -325,7 +325,8 @@ class Driver(ABC, Generic[OptionsT]):
         """Return whether the topic has a subscription; ``None`` if the broker cannot tell.
 
         The engine asks once, after the first message was stored, and warns if nobody will receive it.  Called
-        concurrently with everything but :meth:`open` and :meth:`close`.  Cancelled when the client closes.
+        concurrently with everything but :meth:`open` and :meth:`close`.  Cancelled after 5 seconds, and when the client
+        closes.
 
         :raises BrokerError: when asking failed; then there is no warning.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -12,6 +13,9 @@ from events_core.errors import ErrorCode
 __all__ = ["Recipients"]
 
 _log = logging.getLogger("events_core.engine")
+
+LOOK_UP = 5.0
+"""Seconds for which a broker may look for subscriptions of the topic; a client that closes waits for that."""
 
 
 class Recipients:
@@ -28,7 +32,7 @@ class Recipients:
         """
         topic = self._driver.topic_name
         try:
-            found = await self._driver.has_subscription()
+            found = await self._has_subscription()
         except UNFORESEEN as error:
             if is_meant(error):
                 raise
@@ -40,6 +44,12 @@ class Recipients:
                     "send, for example with the option 'subscription'",
                     topic,
                 )
+
+    async def _has_subscription(self) -> bool | None:
+        if self._driver.inline:
+            return await self._driver.has_subscription()
+        async with asyncio.timeout(LOOK_UP):
+            return await self._driver.has_subscription()
 
     async def keep_dead_letters(self) -> None:
         """Let the dead-letter topic have a subscription, or warn once that it has none; at home."""

@@ -30,6 +30,7 @@ from events_core import (
     ReceiveError,
 )
 from events_core.engine import BrokerError, Delivery, Driver, EngineClient, Outcome, Settlement, Source, uptime
+from events_core.engine import recipients as recipients_module
 from events_core.options import CommonOptions
 
 CAPABILITIES = Capabilities(ordering="subscription", limits=Limits(max_message_bytes=100))
@@ -824,6 +825,21 @@ def test_a_failure_for_which_nobody_waits_any_more_is_dropped(name: str, caplog:
     run(test)
     gc.collect()
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_a_close_does_not_wait_for_ever_for_who_receives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C2: a broker that does not tell whether the topic has a subscription keeps no client open."""
+    monkeypatch.setattr(recipients_module, "LOOK_UP", 0.05)
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.has_subscription = never  # type: ignore[method-assign]
+        await client.send_message(message("1"))
+        await asyncio.wait_for(client.close(timeout=3600), 30)
+
+    run(test)
 
 
 def test_leases_hold_while_the_applications_loop_is_blocked() -> None:
