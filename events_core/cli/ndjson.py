@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn, cast
 
 from events_core import EventMessage, ReceivedMessage
+from events_core.arguments import described
 from events_core.cli.escaping import escaped_in_json
 from events_core.options import did_you_mean
 
@@ -57,7 +58,7 @@ def parse_message(line: bytes, defaults: EventMessage) -> EventMessage | None:
     fields = _parsed(line)
     unknown = [key for key in fields if key not in _SENT + _RECEIVED]
     if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r}{did_you_mean(unknown[0], _SENT)}")
+        raise ValueError(f"unknown key {described(unknown[0])}{did_you_mean(unknown[0], _SENT)}")
     attributes, key = fields.get("attributes"), fields.get("ordering_key")
     return EventMessage(
         _data(fields),
@@ -101,7 +102,7 @@ def _object(text: str) -> dict[str, _Member]:
     while not closed:
         key, at = _key(text, at)
         if key in members:
-            raise ValueError(f"the key {key!r} stands twice")
+            raise ValueError(f"the key {described(key)} stands twice")
         decoder = _ATTRIBUTES_DECODER if key == "attributes" else _DECODER
         value, end = decoder.raw_decode(text, at)
         members[key] = _Member(value, text[at:end])
@@ -142,7 +143,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the attribute {key!r} stands twice")
+            raise ValueError(f"the attribute {described(key)} stands twice")
         found[key] = value
     return found
 
@@ -174,7 +175,7 @@ def _attributes(value: object) -> dict[str, str]:
     attributes = cast("dict[str, Any]", value)
     for key, text in attributes.items():
         if not isinstance(text, str):
-            raise ValueError(f"attribute {key!r} must be a string")
+            raise ValueError(f"attribute {described(key)} must be a string")
     return attributes
 
 

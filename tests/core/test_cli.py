@@ -595,6 +595,22 @@ def test_a_bad_ndjson_line_is_one_clear_line(shell: Shell, line: bytes, text: st
     assert text in message
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"%s": 1}',
+        b'{"message_id": 1, "%s": 1, "%s": 1}',
+        b'{"data": 1, "attributes": {"%s": 1}}',
+        b'{"attributes": {"%s": "1", "%s": "1"}}',
+    ],
+)
+def test_a_long_key_is_not_shown_whole(shell: Shell, line: bytes) -> None:
+    """What a stranger sends does not fill the terminal, or a log."""
+    message = shell.fail("send", "memory:///orders", "--ndjson", stdin=line.replace(b"%s", b"k" * 10_000))
+    assert "kkk" in message
+    assert len(message) < 1000
+
+
 def test_a_configuration_file_works_in_place_of_a_target(shell: Shell) -> None:
     """--config with --client sends, receives and pings as TARGET does."""
     (shell.folder / "c.toml").write_text(CONFIG)

@@ -191,15 +191,20 @@ def test_credentials_may_be_read_from_a_secret(tmp_path: Path) -> None:
     assert "hunter2" not in f"{options!r} {endpoint!r}"
 
 
+@pytest.mark.parametrize("key", [KEY["private_key"], [KEY["private_key"]], {"pem": KEY["private_key"]}])
+@pytest.mark.parametrize("name", ["credentials", "credentials_file"])
 def test_credentials_that_do_not_work_are_not_shown(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, name: str, key: object
 ) -> None:
     """The error says that they are at fault, and neither it nor a log record has a part of them."""
     monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
     caplog.set_level(logging.DEBUG)
+    text = json.dumps({**KEY, "private_key": key})
+    path = tmp_path / "key.json"
+    path.write_text(text)
 
     async def subscribe() -> None:
-        async with client(credentials=json.dumps(KEY)) as tried:
+        async with client(**{name: text if name == "credentials" else str(path)}) as tried:
             await tried.subscribe("billing")
 
     with pytest.raises(ReceiveError) as caught:
@@ -221,6 +226,21 @@ def test_the_content_of_a_key_in_googles_variable_is_not_shown(monkeypatch: pyte
     with pytest.raises(ReceiveError, match="GOOGLE_APPLICATION_CREDENTIALS") as caught:
         asyncio.run(subscribe())
     assert caught.value.code is ErrorCode.UNAUTHENTICATED
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["endpoint", "emulator_host"])
+def test_a_password_before_a_host_is_not_shown(name: str) -> None:
+    """Pub/Sub has no such passwords, but a copied URL may have one."""
+    with pytest.raises(ConfigurationError, match="@localhost:1'") as caught:
+        client(**{name: "user:hunter2@localhost:1"})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_password_before_a_project_is_not_shown() -> None:
+    """The same in a URL whose host is taken for the project."""
+    with pytest.raises(ConfigurationError, match="project_id '…@localhost' is no project") as caught:
+        GcpPubSubClient(EventConfig.from_url("gcp://user:hunter2@localhost/orders"))
     assert "hunter2" not in str(caught.value)
 
 

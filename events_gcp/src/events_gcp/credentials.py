@@ -13,7 +13,7 @@ import grpc  # type: ignore[import-untyped]
 from google.auth import impersonated_credentials, load_credentials_from_dict, load_credentials_from_file
 from google.auth.credentials import with_scopes_if_required
 from google.auth.environment_vars import CREDENTIALS
-from google.auth.exceptions import DefaultCredentialsError
+from google.auth.exceptions import DefaultCredentialsError, InvalidValue
 from google.auth.transport.grpc import AuthMetadataPlugin
 from google.auth.transport.requests import Request
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
@@ -38,7 +38,13 @@ def load_credentials(endpoint: Endpoint) -> Any:
     :raises google.auth.exceptions.GoogleAuthError: where there are none.
     :raises OSError: for a file that cannot be read.
     """
-    credentials = _own(endpoint)
+    try:
+        credentials = _own(endpoint)
+    except DefaultCredentialsError as error:
+        if any(isinstance(part, InvalidValue) for part in error.args):  # it shows the value, perhaps the private key
+            text = f"{error.args[0]}: a field has a value of the wrong type (not shown)"
+            raise DefaultCredentialsError(text) from None  # type: ignore[no-untyped-call]
+        raise
     if endpoint.impersonate_service_account:
         credentials = impersonated_credentials.Credentials(  # type: ignore[no-untyped-call]
             source_credentials=credentials,

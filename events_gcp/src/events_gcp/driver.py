@@ -22,7 +22,7 @@ from events_gcp.limits import (
     PUBLISH_MAX_KEYS,
     name_objection,
 )
-from events_gcp.options import GcpOptions
+from events_gcp.options import GcpOptions, shown
 from events_gcp.source import GcpSource
 
 if TYPE_CHECKING:
@@ -164,7 +164,10 @@ _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:~+%\-]{0,99}")
 
 def _problems(topic_name: str, project_id: str, options: GcpOptions) -> Iterator[str]:
     if not _PROJECT.fullmatch(project_id):
-        yield f"project_id {project_id!r} is no project; give the id of the Google Cloud project, any on an emulator"
+        yield (
+            f"project_id {shown(project_id)!r} is no project; give the id of the Google Cloud project, any on an "
+            "emulator"
+        )
     names = {
         "topic": topic_name,
         "subscription": options.subscription,

@@ -8,7 +8,7 @@ import os
 import attrs
 
 from events_core import ConfigurationError, EventConfig
-from events_gcp.options import GcpOptions, is_address
+from events_gcp.options import GcpOptions, is_address, shown
 
 __all__ = ["Endpoint", "check_emulator"]
 
@@ -74,7 +74,7 @@ def check_emulator(config: EventConfig) -> None:
         emulator = "the environment variable PUBSUB_EMULATOR_HOST"
         if not is_address(found):
             raise ConfigurationError(
-                f"{emulator}: {found!r} is no host and port, such as localhost:8085",
+                f"{emulator}: {shown(found)!r} is no host and port, such as localhost:8085",
                 backend=config.backend,
                 topic_name=config.topic_name,
             )

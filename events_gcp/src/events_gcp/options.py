@@ -10,7 +10,7 @@ import attrs
 
 from events_core.options import CommonOptions, option
 
-__all__ = ["GcpOptions", "is_address", "is_content"]
+__all__ = ["GcpOptions", "is_address", "is_content", "shown"]
 
 
 @attrs.frozen(kw_only=True)
@@ -129,11 +129,11 @@ class GcpOptions(CommonOptions):
 
     def _address_problems(self) -> Iterable[str]:
         if self.emulator_host is not None and not is_address(self.emulator_host):
-            yield f"option 'emulator_host': {self.emulator_host!r} is no host and port, such as localhost:8085"
+            yield f"option 'emulator_host': {shown(self.emulator_host)!r} is no host and port, such as localhost:8085"
         if self.endpoint is not None and not is_address(self.endpoint, needs_port=False):
             yield (
-                f"option 'endpoint': {self.endpoint!r} is no host, such as pubsub.private.example, or host and port; "
-                "leave out https://"
+                f"option 'endpoint': {shown(self.endpoint)!r} is no host, such as pubsub.private.example, or host and "
+                "port; leave out https://"
             )
         if self.region is not None and not _REGION.fullmatch(self.region):
             yield f"option 'region': {self.region!r} is no region, such as europe-west2"
@@ -153,6 +153,12 @@ class GcpOptions(CommonOptions):
 
 _REGION = re.compile(r"[a-z][a-z0-9-]{0,48}[a-z0-9]")  # a part of a host name
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\])(?::([0-9]{1,5}))?")
+
+
+def shown(address: str) -> str:
+    """Return *address* for an error, without what stands before ``@``: in a copied URL that may be a password."""
+    _, at, host = address.rpartition("@")
+    return f"…@{host}" if at else address
 
 
 def is_address(text: str, *, needs_port: bool = True) -> bool:
