@@ -1,6 +1,6 @@
-"""What an application passes, checked before anything is done with it.
+"""Checks of the arguments that an application passes, before anything is done with them.
 
-A wrong argument must not reach a backend: one would store what another refuses, and a third would fail in its own way.
+Without them each backend would treat a wrong argument in its own way: one stores what another refuses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _LONGEST = 100
 
 
 def described(value: object) -> str:
-    """Return *value* for an error: short, and without fail, whatever it is."""
+    """Return *value* as short text for an error; never raises."""
     if isinstance(value, (str, bytes, float)) or value is None:
         shown = repr(value)
         return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"

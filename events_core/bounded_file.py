@@ -37,7 +37,7 @@ def read_bounded(path: str) -> bytes:
 
 
 class _Reading(threading.Thread):
-    """Reads one file; a thread, since opening a FIFO blocks until somebody writes to it."""
+    """Reads one file, in a thread because opening a FIFO blocks until somebody writes to it."""
 
     def __init__(self, path: str) -> None:
         super().__init__(name="events reading a file", daemon=True)

@@ -228,7 +228,7 @@ class MemoryDriver(Driver[MemoryOptions]):
         return topic.sources()
 
     def log_buried(self) -> None:
-        """Log each letter that :meth:`bury` has moved; without the lock, which a handler of the log may need."""
+        """Log each letter that :meth:`bury` has moved.  Call it without the lock, which a log handler may need."""
         while self._buried:
             message_id, attempts, subscription = self._buried.popleft()
             log_dead_letter(

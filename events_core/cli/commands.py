@@ -196,7 +196,7 @@ def receive(
 ) -> None:
     r"""Print messages as they come, a line each, until Ctrl-C.
 
-    A message is acknowledged once its line has been written; what was not goes back to the broker.  Without a
+    A message is acknowledged once its line has been written; the others go back to the broker.  Without a
     subscription, here or in TARGET, it gets what is sent from now on.
 
     On a terminal, control characters in the data are shown as escapes, such as \x1b.

@@ -1,7 +1,7 @@
-r"""Text from outside, without what a terminal would obey.
+r"""Escapes for text from outside, so that no terminal obeys it.
 
-A message, or what a broker answers, may set a terminal's title, clear its screen, or forge an error.  So what is shown
-has the characters that terminals obey as escapes, such as ``\x1b``.  Letters, emoji, tabs and line breaks stay.
+A message, or an answer of a broker, could set a terminal's title, clear its screen, or forge an error.  So the
+characters that terminals obey are shown as escapes, such as ``\x1b``.  Letters, emoji, tabs and line breaks stay.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _say_what_killed(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _say_what_was_dropped(unraisable: sys.UnraisableHookArgs) -> None:
-    if unraisable.object is asyncio.BaseEventLoop.__del__:  # a loop for which no descriptor was left, told already
+    if unraisable.object is asyncio.BaseEventLoop.__del__:  # a loop without a descriptor: told already
         return
     say("error", f"a defect in {unraisable.object!r}, {unraisable.exc_value!r}{HOW_TO_TRACE}")
 

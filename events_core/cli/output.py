@@ -22,7 +22,7 @@ __all__ = ["Output"]
 class Output:
     """Standard output.
 
-    :param raw: whether a terminal gets what :meth:`write` is given as it is, without escapes.
+    :param raw: whether :meth:`write` sends the bytes to a terminal as they are, without escapes.
     :raises CommandError: when it is closed; writing to its number could then hit another file.
     """
 

@@ -16,7 +16,7 @@ _PIPED_WIDTH = 1000
 
 
 class _Escaped:
-    """What is in *part*, with its own styles and without what else a terminal would obey."""
+    """Return *part* with its own styles, and with nothing else that a terminal would obey."""
 
     def __init__(self, part: RenderableType) -> None:
         self._part = part

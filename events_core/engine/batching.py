@@ -259,7 +259,7 @@ class Batcher:
         self._places = _Places(1 if mixed_keys else max_inflight)
         self._keyed_places = self._places if mixed_keys or max_keys is None else _Places(max_keys)
         self._turn = deque({id(each): each for each in (self._places, self._keyed_places)}.values())
-        """Whose requests leave next, so that those of one kind do not use up all the bytes."""
+        """In the order of their turns, so that requests of one kind do not use up all the bytes."""
         self._mixed = mixed_keys
         self._pace = pace
         self._lanes: dict[str | None, _Lane] = {}

@@ -52,7 +52,7 @@ _CONNECT_PAUSE = 2.0
 """Longest pause, in seconds, before connecting is tried again: it is tried only while a caller waits for it."""
 
 _HOMEWARD = 0.25
-"""Seconds for which a call waits for the home longer than for the broker: the home can say why there is no answer."""
+"""Seconds that a call still waits for the home after its time for the broker: the home knows why there is no answer."""
 
 _forks = 0
 """How many forks lie between the first process and this one."""

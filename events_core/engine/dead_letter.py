@@ -1,4 +1,4 @@
-"""What tells of a dead letter: attributes that say where it came from, and a line in the log (R12)."""
+"""Dead letters: attributes that say where a message came from, and a line in the log (R12)."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Delivery:
     deadline: float = attrs.field(default=0.0, init=False)
     """When the receiver gives it up (R6)."""
     kept_until: float = attrs.field(default=0.0, init=False)
-    """Until when it waits here in any case: for its delay, and then to be handed out (R11)."""
+    """The receiver does not give it up before: it waits for its delay, and then to be handed out (R11)."""
     lease_until: float = attrs.field(default=0.0, init=False)
     """When the broker would deliver it again."""
     is_out: bool = attrs.field(default=False, init=False)
@@ -162,10 +162,10 @@ class Source(ABC):
 
     safe_until: float | None = None
     """Where :attr:`lease` is ``None`` and a session must be renewed: the :func:`~events_core.engine.uptime` until which
-    the broker surely gives nothing of it to anybody else.  After that the engine hands out nothing that is buffered,
-    until the driver has renewed the session and moved this on; then the driver calls the ``wake`` of
-    :meth:`Driver.subscribe`.  A process that was stopped, or a machine that was suspended, wakes up without a sign of
-    it, so the engine looks at the clock before it hands out a message.  Set it from any thread."""
+    the broker certainly gives none of its deliveries to another receiver.  After that time the engine hands out nothing
+    that is buffered.  So renew the session, set this, from any thread, and call the ``wake`` of
+    :meth:`Driver.subscribe`.  The engine looks at the clock before it hands out a message, because a process that was
+    stopped, or a machine that was suspended, does not notice it."""
     _tell_lost: Callable[[Callable[[Delivery], bool]], None] | None = None
 
     def lost(self, is_lost: Callable[[Delivery], bool]) -> None:
@@ -189,8 +189,8 @@ class Source(ABC):
         Returns at most *limit*, except that one response of the broker may overshoot.  An inline source never waits:
         it returns what is ready, which may be nothing.
 
-        Called by one task at a time.  Cancelled when the receiver closes, and once more when it goes on: what was
-        fetched and not returned must go back with :meth:`close`.
+        Called by one task at a time.  Cancelled when the receiver closes, and again if it goes on: what was fetched
+        and not returned must go back with :meth:`close`.
 
         :raises BrokerError: retryable ones make the engine wait and call again, which reconnects.
         """
@@ -260,16 +260,16 @@ class Driver(ABC, Generic[OptionsT]):
     """Requests to publish that are out at once (P5)."""
     publish_max_keys: int | None = None
     """Requests with an ordering key that are out at once, each of another key; ``None`` where they share
-    :attr:`publish_max_inflight`.  If a request carries one key, their number divided by the time of a round trip is the
-    rate at which messages leave that all have different keys."""
+    :attr:`publish_max_inflight`.  Set it if a request carries only one key: of messages that all have different keys,
+    so many leave in the time of one round trip."""
 
     capabilities: Capabilities
     """What this configuration promises."""
     address: str = ""
     """Where the broker is, for errors and logs; without secrets."""
     connection_restored: Callable[[], None] = staticmethod(lambda: None)
-    """Set by the engine.  A driver may call it, at home, when its connection was lost and stands again.  What waits for
-    its next try then tries at once."""
+    """Set by the engine.  A driver may call it, at home, when its connection was lost and is there again.  All that
+    waits for its next try then tries at once."""
 
     def __init__(self, topic_name: str, project_id: str, options: OptionsT) -> None:
         """Validate; no I/O, no thread, no import of an SDK.

@@ -124,8 +124,8 @@ class Ledger:
         """Buffer what was fetched; a redelivery of what is here already only brings a newer token (R7).
 
         A redelivery of a message that is being given back is the broker's answer to that, whatever its confirmation
-        says.  A message that is being dead-lettered is not given back: a redelivery takes that outcome too, since else
-        it would stand behind its successors.
+        says.  A message that is being dead-lettered is not given back: a redelivery takes that outcome too, because
+        otherwise it would come after its successors.
         """
         for delivery in deliveries:
             delivery.lease_until = lease_until

@@ -1,4 +1,4 @@
-"""Whether the broker can be reached, as far as anybody knows, and how long requests wait for their next try."""
+"""The last known state of a connection, and how long requests wait for their next try."""
 
 from __future__ import annotations
 

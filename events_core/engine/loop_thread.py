@@ -349,7 +349,7 @@ async def _logged(closing: Coroutine[Any, Any, None], what: str) -> None:
 
 
 class _Errand(Generic[T]):
-    """A task on the thread's loop and whoever waits for it elsewhere.
+    """A task on the thread's loop, and the caller that waits for it elsewhere.
 
     The thread's loop runs the methods and alone changes it, but for ``result``, which the waiting task calls.
     """

@@ -56,7 +56,7 @@ class Pace:
 
     @property
     def has_room(self) -> bool:
-        """Whether another request may leave; a single one always may."""
+        """Return whether another request may leave; a single one always may."""
         return self._out < self._window
 
     @property

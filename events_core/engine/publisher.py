@@ -62,7 +62,7 @@ class Publisher:
 
     Every call ends at its deadline, twice (P7).  The home ends it there, and sends nothing of it afterwards, since the
     caller's loop may be blocked or closed.  The caller keeps a timer of its own and never waits for the home, since a
-    home may hang.  Whoever comes first decides; the other one finds nothing left to end.
+    home may hang.  The first of them decides; the other one finds nothing left to end.
     """
 
     def __init__(self, driver: Driver[Any], home: Home, link: Link, recipients: Recipients) -> None:
@@ -129,7 +129,7 @@ class Publisher:
         return self.order.is_here and any(getattr(message, "ordering_key", None) is not None for message in messages)
 
     def turn(self) -> AbstractAsyncContextManager[None]:
-        """Wait until what began earlier in the running loop is queued; then it is the turn of whoever enters."""
+        """Return a context to enter once the sends that began earlier in the running loop are queued."""
         return self.order.turn()
 
     async def submit_gently(self, messages: Sequence[EventMessage]) -> AnyCall[Waiter]:

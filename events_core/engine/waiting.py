@@ -171,8 +171,8 @@ class Waiter:
 class WaitingRoom:
     """Waiters of many loops, for whom one event is enough at a time.
 
-    Wake-ups are hints: who is woken looks for himself.  One waiter of *each* loop is woken, in order of arrival, since
-    a loop may be blocked or have stopped, and must hinder no other.
+    Wake-ups are hints: a waiter that is woken looks for itself.  One waiter of *each* loop is woken, in order of
+    arrival, because a loop may be blocked or have stopped, and must hinder no other.
 
     A loop may be closed without cancelling its tasks.  Its waiters are dropped when somebody looks again.  The garbage
     collector then ends their coroutines: in any thread, also in one that holds the lock below.  So a wait that ends

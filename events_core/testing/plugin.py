@@ -101,7 +101,7 @@ def results_of(report: pytest.TestReport) -> Iterator[Result]:
 
 
 def claims_of(report: pytest.TestReport) -> Iterator[Claim]:
-    """What *report* says of each capability that is declared, and that its test would prove."""
+    """Yield what *report* says of each capability that is declared, and that its test would prove."""
     for name, claim in getattr(report, "user_properties", ()):
         if name == _CLAIM:
             _, suite, test = report.nodeid.rsplit("::", 2)

@@ -95,7 +95,7 @@ _WEAKER = {"durable=power_loss": "durable=process_crash", "ordering=subscription
 
 
 def claims(capabilities: Capabilities) -> Iterator[str]:
-    """What *capabilities* declare."""
+    """Yield the claims that *capabilities* make."""
     for claim in CLAIMS:
         name = claim.partition("=")[0]
         declared = getattr(capabilities, name)
@@ -150,7 +150,7 @@ def rule(
 
 
 def _fixtures(signature: inspect.Signature) -> Iterator[inspect.Parameter]:
-    """What pytest must give to a test: a harness where the test has a stage, and the request."""
+    """Yield what pytest must give to a test: a harness where the test has a stage, and the request."""
     for parameter in signature.parameters.values():
         if parameter.name == "stage":
             yield parameter.replace(name="harness", annotation=Harness)
@@ -180,7 +180,7 @@ class Losses:
         if self._failed and self._seconds > limit:
             pytest.skip(
                 f"not shown: the kit gave up after {self._seconds:.0f} s in failing tests and in closing (Harness."
-                f"give_up_after); mend what broke first: {', '.join(self._failed[:3])}"
+                f"give_up_after); fix what broke first: {', '.join(self._failed[:3])}"
             )
 
 

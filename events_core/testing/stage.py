@@ -47,7 +47,7 @@ def texts(messages: Iterable[EventMessage]) -> list[str]:
 
 
 def _place(error: BaseException) -> str:
-    """Where a test waited when its time was up: its own line, and the innermost one."""
+    """Return where a test waited when its time was up: its own line, and the innermost one."""
     cause = error.__cause__ or error
     frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if "asyncio" not in frame.filename]
     outer, inner = (frames[1:] or frames)[0], frames[-1]
@@ -282,26 +282,26 @@ class Stage:
     # Faults of the broker
 
     def require_outage(self) -> AbstractContextManager[None]:
-        """While it is entered the broker cannot be reached; where the harness cannot do that the test ends here."""
+        """Return a context in which the broker cannot be reached; end the test if the harness cannot do that."""
         return _shown(self.harness.outage(), "taking the broker away")
 
     def require_lost_answers(self) -> AbstractContextManager[None]:
-        """While it is entered answers of the broker are lost; where the harness cannot do that the test ends here."""
+        """Return a context in which answers of the broker are lost; end the test if the harness cannot do that."""
         return _shown(self.harness.lost_answers(), "losing the broker's answers")
 
     async def restart(self) -> None:
-        """Restart the broker; where the harness cannot do that the test ends here."""
+        """Restart the broker; end the test if the harness cannot do that."""
         if not await asyncio.to_thread(self.harness.restart):
             pytest.skip("not shown: restarting the broker, as only a backend's own tests can")
 
     # Explaining a failure
 
     def where(self) -> str:
-        """The topic, in a line."""
+        """Return the topic, in a line."""
         return f"topic: {self.topic_name!r}"
 
     def waited_on(self) -> str:
-        """The receiver that the test waited for last, in a line; empty where it waited for none."""
+        """Return the receiver that the test waited for last, in a line; empty where it waited for none."""
         return described(self._waited_on) if self._waited_on else ""
 
 

@@ -1,9 +1,9 @@
-"""No fork while SQLite works: in the child, a lock that SQLite held at that moment stays taken for ever.
+"""Forks wait while SQLite works: otherwise a lock that SQLite holds at that moment stays taken in the child for ever.
 
-SQLite's library has locks of its own, for its memory and its lists, apart from those on files.  Whoever calls it may
-hold one for a moment.  A child that is forked in that moment has no thread that would let the lock go, and hangs when
-it first opens a file, whichever.  So each client calls SQLite under a lock of its own, from :func:`await_calls` to
-:func:`forget_calls`, and a fork takes all of these first and lets go of them afterwards.
+SQLite's library has locks of its own, for its memory and its lists, apart from those on files.  Each call may hold one
+for a moment.  If a child is forked at that moment, it has no thread that would release the lock, and it hangs when it
+first opens any file.  So each client calls SQLite under a lock of its own, from :func:`await_calls` to
+:func:`forget_calls`.  A fork takes all these locks first and releases them afterwards.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import time
 __all__ = ["await_calls", "forget_calls"]
 
 PATIENCE = 1.0
-"""Most seconds for which a fork waits: a disk may never answer."""
+"""Seconds that a fork waits at most: a disk may never answer."""
 
 _callers: set[threading.RLock] = set()
 """The locks of the clients that use SQLite.  Each change and each copy of it is one step of the interpreter."""
 _taken: dict[int, list[threading.RLock]] = {}
-"""What each thread that is forking has taken of them."""
+"""The locks that each forking thread has taken."""
 
 
 def await_calls(lock: threading.RLock) -> None:
@@ -29,7 +29,7 @@ def await_calls(lock: threading.RLock) -> None:
 
 
 def forget_calls(lock: threading.RLock) -> None:
-    """Know that SQLite is called no more under *lock*."""
+    """Let no fork wait for *lock* any more: SQLite is no longer called under it."""
     _callers.discard(lock)
 
 

@@ -1,9 +1,9 @@
 """Whether an open file is still the one at its path: without that, SQLite goes on in a file that nobody finds again.
 
-The same goes for the two files beside it, the log (``-wal``) and its index (``-shm``), which also has the locks of the
-log.  When another program removes the index, the next process to open the file makes a new one.  Then there are two,
-and their users overwrite each other in the log.  Whoever has the old one must not write, neither to the log nor, when
-closing, to the file.
+The same goes for the two files next to it: the log (``-wal``), and its index (``-shm``), which also has the locks of
+the log.  When another program removes the index, the next process to open the file makes a new one.  Then there are
+two, and their users overwrite each other in the log.  A process that has the old index must not write: neither to the
+log nor, when it closes, to the file.
 
 A process also has to know which files it has open, because SQLite keeps its locks on a file in one table for each
 process.  A fork copies that table, but the kernel gives the child none of the locks in it.  A connection that the child
@@ -38,10 +38,10 @@ step of the interpreter, so that a fork in another thread finds it whole."""
 _guards: dict[_Identity, list[int]] = {}
 """Descriptors that hold a lock on a file: see :func:`_guard`."""
 _guarding = threading.Lock()
-"""Held while a file begins to be in use, or the last one of its users lets go of its guards."""
+"""Held while a file begins to be in use, or its last user closes its guards."""
 _inherited: set[_Identity] = set()
-"""The files that were open when this process was forked, or one that it descends from.  They stay here: SQLite never
-forgets a lock that only the parent can let go."""
+"""The files that were open when this process, or one of its ancestors, was forked.  They stay here: SQLite never
+forgets a lock that only the parent can release."""
 
 
 def _inherit() -> None:
@@ -113,7 +113,7 @@ class Place:
         return self._file or _identity(self._path)
 
     def closed(self) -> None:
-        """Know that its connection has the file open no more."""
+        """Record that its connection no longer has the file open."""
         with _guarding:
             _in_use.discard(self)
             if self._file is not None and all(other._file != self._file for other in _in_use):
@@ -131,7 +131,7 @@ class Place:
 
     @property
     def is_current(self) -> bool:
-        """Whether the file, its log and its index are still there; three calls of the system."""
+        """Return whether the file, its log and its index are still at their paths; makes three system calls."""
         try:
             for path, identity in self._known:
                 status = os.stat(path)
@@ -144,8 +144,8 @@ class Place:
     def check(self) -> None:
         """Raise unless :attr:`is_current`.
 
-        :raises Moved: which file, and what happened to it.
-        :raises LogGone: the same for what SQLite keeps beside it.
+        :raises Moved: when the file was removed or replaced.
+        :raises LogGone: when its log or index was.
         """
         if self.is_current:
             return
@@ -180,13 +180,13 @@ class Place:
 
     @property
     def has_another_log(self) -> bool:
-        """Whether the log or its index is another one by now, which somebody else has made and uses."""
+        """Return whether another process has made a new log or index since, and uses it."""
         return any(_identity(path) not in (None, identity) for path, identity in self._log.items())
 
     def close_leaving_log(self, connection: sqlite3.Connection) -> None:
         """Close *connection* so that it neither writes its view of the log into the file nor removes the log.
 
-        That is what SQLite does if nobody else has the file open: its view is of the old log.
+        SQLite does both if no other connection has the file open, although its view is of the old log.
         """
         if sys.version_info >= (3, 12):
             connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
@@ -247,7 +247,7 @@ if sys.version_info < (3, 12):
     """First byte and length of what every connection holds a read lock on, as SQLite's ``os_unix.c`` has it."""
 
     def _guard(path: str) -> list[int]:
-        """Return a descriptor that keeps SQLite, in this process too, from being alone with the file, where one can.
+        """Return a descriptor with a lock by which SQLite sees another user of the file; none where that is impossible.
 
         Closing it ends all other locks of this process on the file, so it stays open as long as they are needed.
         """

@@ -148,7 +148,7 @@ def _make_private(path: str) -> None:
         os.mknod(real, stat.S_IFREG | 0o600)  # on Linux; also on file systems without hard links
         return
     passing = os.path.join(os.path.dirname(real), f".{token_hex(8)}")
-    with suppress(OSError):  # SQLite then tries to make it, and it is known how to explain its failures
+    with suppress(OSError):  # SQLite then tries to make it, and its failures have explanations
         os.close(os.open(passing, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
             os.link(passing, real)

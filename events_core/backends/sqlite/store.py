@@ -308,7 +308,7 @@ class Store:
         return int(self._value("SELECT seq FROM sqlite_sequence WHERE name = 'messages'") or 0)
 
     def _oldest_kept(self) -> int:
-        """Return a cursor before all that is there, but behind what is past the retention and not yet swept away.
+        """Return a cursor before every message, except those that are past the retention and not yet swept away.
 
         The id of a message is the time of its insertion, in microseconds.
         """
@@ -396,7 +396,7 @@ class Store:
     def _deserted(self, now: float) -> list[int]:
         """Return the ephemeral subscriptions that lapsed and were not renewed for a session timeout since then.
 
-        When the clock is set forward, those of the living look lapsed too, until their receivers renew them.
+        If the clock is set forward, those of running receivers look lapsed too, until they are renewed.
         """
         query = "SELECT id, expires_at FROM subscriptions WHERE topic_id = ? AND expires_at < ?"
         lapsed = self.connection.execute(query, (self.topic_id, now)).fetchall()

@@ -40,8 +40,8 @@ RUN = 100
 TAKE_BYTES = 16 * 2**20
 """Bytes of data after which a transaction takes no more."""
 PATIENCE = 0.5
-"""Part of a session timeout for which a receiver that is new or late takes over from nobody.  In that time every living
-one renews its session twice."""
+"""Part of a session timeout for which a receiver that is new or late takes over from nobody.  In that time every
+running receiver renews its session twice."""
 _NEVER = 2**62
 """More failed attempts than any message has."""
 IDLE_TIMEOUTS = 4
@@ -253,7 +253,7 @@ class Subscription:
     def _renew(self, now: float) -> None:
         timeout = self._options.session_timeout
         # Each receiver renews its session four times within its timeout.  If this one is late or new, the file may have
-        # been locked, or the clock set forward: then the sessions of the living look lapsed until they are renewed.
+        # been locked, or the clock set forward: then the sessions of running receivers look lapsed.
         if self._expires_at < now + timeout / 2:
             self._patient_until = time.monotonic() + PATIENCE * timeout
         self._expires_at = now + timeout

@@ -15,7 +15,7 @@ __all__ = ["Endpoint", "check_emulator"]
 _log = logging.getLogger("events_gcp")
 
 _CALLER = ("credentials_file", "credentials", "impersonate_service_account")
-"""Options that say as whom to speak to the service; an emulator asks nobody."""
+"""Options that name an account of the service; an emulator asks for none."""
 
 
 @attrs.frozen

@@ -1,7 +1,7 @@
 """Dead letters that a receiver moves by itself, where Pub/Sub would lose their order.
 
 A letter is published by a task of its own, apart from settlements: a topic that does not answer must hold up no
-acknowledgement.  Whoever asks before the task has ended is told to ask again.
+acknowledgement.  A settlement that asks before the task has ended is told to ask again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DeadLetters:
         return None
 
     def forget(self, message_ids: Iterable[str]) -> None:
-        """Their settlements have ended, and are not repeated."""
+        """Forget letters whose settlements have ended, and are not repeated."""
         self._moved.difference_update(message_ids)
 
     async def close(self) -> None:

@@ -300,7 +300,7 @@ class GcpSource(Source):
     def _grouped(
         self, settlements: Sequence[Settlement], letters: Mapping[Delivery, BrokerError | None]
     ) -> Mapping[float | None, list[int]]:
-        """Those that go into one request, by how long it delays them; ``None`` acknowledges, also stored letters."""
+        """Return those that go into one request, by the delay of it; ``None`` acknowledges, also stored letters."""
         groups: defaultdict[float | None, list[int]] = defaultdict(list)
         for index, settlement in enumerate(settlements):
             if settlement.delivery not in letters:
