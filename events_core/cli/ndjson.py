@@ -102,7 +102,7 @@ def _object(text: str) -> dict[str, _Member]:
     while not closed:
         key, at = _key(text, at)
         if key in members:
-            raise ValueError(f"the key {described(key)} stands twice")
+            raise ValueError(f"the key {described(key)} occurs twice")
         decoder = _ATTRIBUTES_DECODER if key == "attributes" else _DECODER
         value, end = decoder.raw_decode(text, at)
         members[key] = _Member(value, text[at:end])
@@ -143,7 +143,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the attribute {described(key)} stands twice")
+            raise ValueError(f"the attribute {described(key)} occurs twice")
         found[key] = value
     return found
 
