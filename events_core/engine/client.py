@@ -443,9 +443,12 @@ class EngineClient(EventClient):
             self._ending = True
             self._close_time.begin()
         await self._publisher.flush(0)
-        for receiver in tuple(self._receivers):
-            receiver.hasten_close(0)
-            await receiver.end()
+        ended: set[EngineReceiver] = set()
+        while left := self._receivers - ended:  # a call to subscribe may bring one meanwhile
+            for receiver in left:
+                receiver.hasten_close(0)
+                await receiver.end()
+            ended |= left
         await self._home.end_tasks(self._close_time.step())
         await self._home.release(self._driver.close(), repr(self), self._close_time.step())
         self._link.closed()

@@ -373,12 +373,18 @@ class EngineReceiver(EventReceiver):
         await self.end()
 
     async def end(self) -> None:
-        """Give back everything and close the source, once; at home, after :meth:`hasten_close`."""
+        """Give back everything and close the source, once; at home, after :meth:`hasten_close`.
+
+        If another task does so, wait for it: the client cancels what runs when its receivers have ended.
+        """
         with self._lock:
-            if self._ending:
-                return
-            self._ending = self._closing = True
-            self._close_time.begin()
+            begins = not self._ending
+            if begins:
+                self._ending = self._closing = True
+                self._close_time.begin()
+        if not begins:
+            await self._until_closed()
+            return
         self._waiting.wake_all()
         await self._feed.stop_fetching(self._close_time.step())
         with self._lock:
@@ -390,6 +396,18 @@ class EngineReceiver(EventReceiver):
         await self._home.release(self._source.close(), repr(self.subscription), self._close_time.step())
         self.give_up()
         self._forget(self)
+
+    async def _until_closed(self) -> None:
+        if self._home.inline:
+            return  # the other task is in another loop, which may stand still
+        ends = time.monotonic() + SHORTEST_CLOSE
+        while (left := ends - time.monotonic()) > 0:
+            events = self._waiting.events
+            if self._closed:
+                return
+            waiter = self._waiting.enter(events)
+            if waiter is not None:
+                await self._waiting.wait(waiter, left)
 
     def give_up(self) -> None:
         """Refuse every call from now on, and fail those that wait; in any thread."""

@@ -1159,6 +1159,45 @@ def test_a_subscription_that_comes_while_the_client_closes_goes_with_it() -> Non
     run(test)
 
 
+def test_the_source_of_a_subscription_that_comes_while_the_client_closes_is_closed_first() -> None:
+    """C3: the client waits for it before it cancels what runs and closes the driver."""
+    closed: list[str] = []
+
+    async def test(client: ScriptedClient) -> None:
+        asked, gate, flushed = threading.Event(), asyncio.Event(), asyncio.Event()
+
+        class SlowSource(ScriptedSource):
+            async def close(self) -> None:
+                flushed.set()  # the client, which has waited for a send, goes on
+                for _ in range(200):
+                    await asyncio.sleep(0)
+                closed.append("source")
+
+        async def subscribe(*_: object) -> ScriptedSource:
+            asked.set()
+            await gate.wait()
+            return SlowSource()
+
+        async def close() -> None:
+            closed.append("driver")
+            client.broker.closed = True
+
+        client.broker.gate = flushed
+        client.broker.subscribe = subscribe  # type: ignore[method-assign]
+        client.broker.close = close  # type: ignore[method-assign]
+        sending = asyncio.create_task(client.send_message(message("1")))
+        subscribing = asyncio.create_task(client.subscribe("s"))
+        await until(asked.is_set)
+        await until(lambda: bool(client.broker.requests))
+        closing = asyncio.create_task(client.close(timeout=10))
+        await until(lambda: client._publisher.closed)
+        client._home.wake(gate.set)
+        await asyncio.gather(sending, subscribing, closing, return_exceptions=True)
+
+    run(test)
+    assert closed == ["source", "driver"]
+
+
 def test_a_send_that_waits_to_connect_again_ends_with_its_client() -> None:
     """C2: it does not sleep on until its next try."""
 
