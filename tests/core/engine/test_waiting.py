@@ -129,7 +129,7 @@ def test_an_operation_that_a_stopping_home_had_started_is_over_for_all() -> None
     home.start()
     thread = home._thread
     assert thread is not None
-    busy = threading.Event()
+    busy, stopped = threading.Event(), threading.Event()
 
     async def main() -> None:
         async def operation() -> None:
@@ -138,6 +138,7 @@ def test_an_operation_that_a_stopping_home_had_started_is_over_for_all() -> None
         async def end() -> None:
             await home.end_tasks(1)
             await home.stop(1)
+            stopped.set()
 
         thread.post(busy.wait)
         thread.post(lambda: thread.loop.create_task(end()))
@@ -151,5 +152,6 @@ def test_an_operation_that_a_stopping_home_had_started_is_over_for_all() -> None
             await flight.run(operation, lambda: False, 10)
 
     asyncio.run(main())
-    asyncio.run(home.ended(10))
+    assert stopped.wait(30)
+    asyncio.run(home.ended(30))
     assert not thread.is_alive
