@@ -187,7 +187,8 @@ class Source(ABC):
         """Wait until the broker has messages for this receiver and return some, in order per key.
 
         Returns at most *limit*, except that one response of the broker may overshoot.  An inline source never waits:
-        it returns what is ready, which may be nothing.
+        it returns what is ready, which may be nothing.  Other sources return nothing if the last call failed and the
+        broker has answered since: the engine then knows that the outage is over.
 
         Called by one task at a time.  Cancelled when the receiver closes, and again if it goes on: what was fetched
         and not returned must go back with :meth:`close`.

@@ -271,6 +271,7 @@ class SQLiteSource(Source):
         self._session = subscription.session
         self._wake = wake
         self.safe_until = subscription.safe_until
+        self._has_failed = False  # whether the last fetch did
 
     def on(self, store: Store) -> Subscription:
         """This session on *store*, joined again where the file was opened again."""
@@ -301,9 +302,19 @@ class SQLiteSource(Source):
             self._wake()
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
+        try:
+            return await self._fetch(limit)
+        except BrokerError:
+            self._has_failed = True
+            raise
+
+    async def _fetch(self, limit: int) -> Sequence[Delivery]:
         while True:
             wait = await self._driver.run(lambda store: self.on(store).next_due()) - time.time()
             if wait > 0:
+                if self._has_failed:  # tell the engine that the outage is over
+                    self._has_failed = False
+                    return ()
                 await self._driver.watch.changed(min(wait, UPKEEP))
                 continue
             deliveries = await self._driver.write(lambda store: self._take(store, limit))

@@ -305,6 +305,27 @@ def test_emptied_file_is_not_taken_into_use(client: Clients, file: Path) -> None
     assert asyncio.run(run()) == ["a", "b"]
 
 
+def test_idle_receiver_tells_that_an_outage_is_over(client: Clients, file: Path) -> None:
+    """F1: the client is connected again although no message has come."""
+    aside = file.with_name("aside.db")
+
+    def break_it() -> None:
+        file.rename(aside)
+        file.touch()
+
+    async def run() -> None:
+        async with client(subscription="s") as working, await working.subscribe():
+            break_it()
+            async with asyncio.timeout(60):
+                while working.is_connected:
+                    await asyncio.sleep(0.01)
+                os.replace(aside, file)
+                while not working.is_connected:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
 def test_newer_version_met_at_work_stops_it(client: Clients, file: Path) -> None:
     """As on opening, and nothing is written until the version is the known one again; then the same client goes on."""
 
