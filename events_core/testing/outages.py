@@ -273,7 +273,7 @@ class Outages:
 
     @rule("P7", proves=["idempotent_publish"])
     async def test_a_retried_send_is_stored_once(self, stage: Stage) -> None:
-        """Where ``idempotent_publish``, messages whose ids were lost on the way are sent again, and each comes once."""
+        """Messages whose ids were lost on the way are sent again; with ``idempotent_publish`` each comes once."""
         lost = stage.require_lost_answers()
         stage.require("idempotent_publish")
         ids, came = await self._sent_again(stage, lost)
@@ -342,7 +342,7 @@ class Outages:
 
     @rule("S1", "F3", proves=["exactly_once"])
     async def test_a_confirmed_acknowledgement_survives_the_broker(self, stage: Stage) -> None:
-        """Where ``exactly_once``, what was acknowledged does not come from a broker that is started again."""
+        """An acknowledged message does not come from a broker that is started again, with ``exactly_once``."""
         stage.require("durable")
         stage.require("exactly_once")
         client, receiver = await stage.open()
