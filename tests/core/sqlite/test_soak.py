@@ -30,7 +30,7 @@ WORKER = Path(__file__).with_name("soak_worker.py")
 BATCH = 20
 """Messages that a worker sends, or holds, at a time."""
 FULL = os.environ.get("EVENTS_TEST_SOAK") == "full"
-MESSAGES, KEYS = (120_000, 500) if FULL else (2_000, 100)
+MESSAGES, KEYS = (450_000, 500) if FULL else (2_000, 100)
 PAUSE = 2.0 if FULL else 0.5
 """Seconds between two faults."""
 LONGEST = 6.0 if FULL else 3.0
