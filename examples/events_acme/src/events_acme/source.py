@@ -46,9 +46,10 @@ class AcmeSource(Source):
         self._ephemeral = ephemeral
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
-        while not (deliveries := self._take(limit)):
+        deliveries = self._take(limit)
+        if not deliveries:
             await asyncio.sleep(self._driver.options.poll_interval)
-        return deliveries
+        return deliveries  # also none: it tells the engine that the broker answers
 
     def _take(self, limit: int) -> list[Delivery]:
         folder = self._driver.join(self.subscription)  # anew where it was deleted
