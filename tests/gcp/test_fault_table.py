@@ -68,9 +68,14 @@ def test_only_missing_tokens_are_seen_by_a_program() -> None:
 
 @pytest.mark.skipif(version("google-cloud-pubsub") != OFFICIAL, reason=f"the page is about version {OFFICIAL}")
 def test_the_page_compares_with_googles_client_as_measured() -> None:
-    """What both clients come to on the same server, for ten faults."""
+    """For ten faults the page says what happens here.
+
+    The column of Google's client is as it was measured when the page was written.  That client is not always as quick:
+    of a stream that failed once, it sometimes brought nothing for a minute.
+    """
     text = PAGE.read_text()
-    assert [row for row in official(measured("official")).split("   * - ") if row not in text] == []
+    rows = [row.rpartition("     - ")[0] for row in official(measured("official")).split("   * - ")[1:]]
+    assert [row for row in rows if row not in text] == []
 
 
 def test_the_page_of_faults_has_nothing_else() -> None:
