@@ -108,6 +108,7 @@ class Store:
         self.options = options
         self.topic_name = topic_name
         self._project = project
+        self._is_closed = False
         self._swept = 0
         self._lapsed: dict[tuple[int, float], float] = {}
         self._long_log = LONG_LOG
@@ -185,7 +186,10 @@ class Store:
         self.connection.execute("SELECT name FROM topics WHERE id = ?", (self.topic_id,)).fetchone()
 
     def close(self) -> None:
-        """Close the connection; the last one of all processes removes the log."""
+        """Close the connection; the last one of all processes removes the log.  Closing twice is a no-op."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         try:
             self._close()
         finally:

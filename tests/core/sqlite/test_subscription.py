@@ -477,6 +477,20 @@ def test_ids_are_never_used_again_by_the_next_file(store: Stores, file: Path) ->
     assert subscription._session > taken._session
 
 
+def test_closing_twice_leaves_the_log_of_others_alone(store: Stores, file: Path) -> None:
+    """The second close finds a log that is not its own, and the file goes on."""
+    former = store()
+    former.publish([EventMessage(b"x")])
+    with Path(f"{file}-wal").open("rb"):  # so that the next log is another file for certain
+        former.close()
+        other = store()
+        subscription = Subscription(other, "s")
+        publish(other, "1")
+        former.close()
+        publish(other, "2")
+        assert texts(subscription.take(9)) == ["1", "2"]
+
+
 def test_retention_keeps_messages_for_later_subscriptions(store: Stores) -> None:
     """Until they are too old; then the sweep takes them, except what is not yet acknowledged."""
     opened = store(retention="3600", start="earliest")
