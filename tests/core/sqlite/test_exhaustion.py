@@ -18,7 +18,7 @@ from events_core import EventConfig, EventError, EventMessage
 from events_core.backends.sqlite import SQLiteClient
 
 logging.disable()
-SHORT = {"send_timeout": "0.5", "connect_timeout": "0.5"}
+SHORT = {"send_timeout": "5", "connect_timeout": "5"}
 
 def made(**options):
     return SQLiteClient(EventConfig("orders", options={"path": sys.argv[1], "subscription": "s", **options}))
@@ -61,7 +61,8 @@ async def said(operation):
     return ["succeeded"]
 
 async def each_said(client):
-    return [await said(each) for each in (client.send_message(EventMessage(b"x")), client.ping(1), client.subscribe())]
+    operations = client.send_message(EventMessage(b"x")), client.ping(5), client.subscribe()
+    return await asyncio.gather(*map(said, operations))
 """
 
 
