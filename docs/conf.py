@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from importlib.metadata import version as version_of
+from pathlib import Path
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -15,7 +17,8 @@ from events_core.options import CommonOptions, OptionInfo, describe_options
 project = "events-core"
 copyright = "the events-core authors"
 version = release = version_of("events-core")
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
+sys.path.insert(0, str(Path(__file__).parent / "extensions"))
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.intersphinx", "rules"]
 html_theme = "furo"
 html_title = f"events-core {release}"
 nitpicky = True
