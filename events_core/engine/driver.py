@@ -1,11 +1,35 @@
-"""What a broker must fill in: a driver for the connection, a source for each receiver.
+"""The door for authors of backends: a driver for the connection, and a source for each receiver.
 
-The engine does the rest: batching, back-pressure, order per key, leases, settlement, retries, reconnection, closing.
-So a driver stays dumb: it asks the broker once, and raises :class:`BrokerError` when that failed.  It never retries,
-never sleeps and never logs an outage.
+The engine does the hard parts once: batching, back-pressure, order per key, leases, settlement, retries, reconnection,
+closing.  So a driver stays simple.  It asks the broker once, and raises :class:`BrokerError` if that failed.  It never
+retries, never sleeps to try again, and never logs an outage.
 
-The coroutines of one driver all run in one place: on the event loop of the engine's thread, never the application's;
-or, for an ``inline`` driver, in whichever thread calls, without ever suspending.
+**Where coroutines run.**  All coroutines of one driver and of its sources run *at home*.  Home is one event loop on a
+thread of the engine, never the application's loop.  If the driver declares :attr:`Driver.inline`, home is the thread
+of the caller, and no coroutine may suspend.
+
+**What runs at the same time.**  At home only one coroutine runs at a moment, but several may be waiting for the broker.
+Each method below says with which others it may overlap.  In short::
+
+    Driver.open            alone: first, and again after a failure
+    everything else        any number at once, except that
+        Driver.publish         never overlaps for one ordering key
+        Source.fetch           does not overlap itself
+        Source.settle          does not overlap itself
+        Source.extend          does not overlap itself
+    Source.close           once, when the source's other requests have ended
+    Driver.close           last and once
+
+The methods of an inline driver and its sources run in the callers' threads.  Any two of them may run at the same moment
+in two threads, except :meth:`Driver.open` and the calls of one source's :meth:`~Source.fetch`.  So an inline driver
+guards its state with a lock of its own.  It may hold that lock while it calls ``wake`` (:meth:`Driver.subscribe`).
+
+**Who cancels.**  The engine cancels a request when its time is over, and everything when the client closes.  It does
+not cancel a request because one caller was cancelled: other callers may share the request.  If a library swallows a
+cancellation, the engine cancels again.  An inline driver is never cancelled.
+
+**What may be raised.**  :class:`BrokerError`.  The engine turns every other exception into a failure with the code
+``INTERNAL``, and does not retry it.
 """
 
 from __future__ import annotations
@@ -29,13 +53,13 @@ OptionsT = TypeVar("OptionsT", bound=CommonOptions)
 
 
 class BrokerError(Exception):
-    """What a driver raises or returns, in place of the broker's own exceptions.
+    """The failure of a request to the broker, in place of the broker's own exception.
 
     The engine turns it into the error class of the operation.  Raise it ``from`` the native exception.
 
-    :param text: what was asked, what was found, what to do; without secrets.
-    :param code: why.
-    :param retryable: whether the same request may succeed later, unchanged; the engine then retries it.
+    :param text: says what was asked, what was found and what to do; without secrets.
+    :param code: the reason, for programs.
+    :param retryable: True if the same request may succeed later, unchanged.  The engine then retries it.
     """
 
     def __init__(self, text: str, code: ErrorCode, *, retryable: bool = False) -> None:
@@ -45,7 +69,7 @@ class BrokerError(Exception):
 
 
 class State(enum.Enum):
-    """Where a delivery stands; only the ledger moves it."""
+    """The state of a delivery; only the ledger changes it."""
 
     BUFFERED = enum.auto()
     HELD = enum.auto()
@@ -56,60 +80,68 @@ class State(enum.Enum):
 
 
 class Outcome(enum.Enum):
-    """What becomes of a delivery."""
+    """The end of a delivery, for the broker."""
 
     ACK = enum.auto()
-    """Done; the message leaves the subscription."""
+    """The message was processed.  It leaves the subscription."""
     NACK = enum.auto()
-    """Failed; a counted attempt.  Comes again, or is dead-lettered when it failed too often."""
+    """Processing failed, and the attempt counts.  The broker delivers the message again, or dead-letters it if it
+    failed too often."""
     RETURN = enum.auto()
-    """Never the message's fault: comes again at once, uncounted where the broker can, and is never dead-lettered."""
+    """The message goes back unprocessed, and it is not to blame.  The broker delivers it again at once, does not count
+    the attempt if it can avoid that, and never dead-letters the message for it."""
 
 
 @attrs.define(eq=False)
 class Delivery:
     """One hand-over of a message, as :meth:`Source.fetch` returns it.
 
-    The driver fills in what is positional and keeps its own handle in ``token``; the rest is the engine's.
+    The driver fills in the arguments of the constructor and keeps its own handle in ``token``.  The other attributes
+    belong to the engine: a driver neither reads nor sets them.
     """
 
     message_id: str
     """The id that :meth:`Driver.publish` returned."""
     data: bytes
-    """As it was sent."""
+    """The payload, as it was sent."""
     attributes: Mapping[str, str]
-    """Handed to the application as it is, read-only; a plain ``dict`` of the driver's own will do."""
+    """The attributes, as they were sent.  The application sees this mapping itself, read-only.  It may be a plain
+    ``dict`` that the driver does not change afterwards."""
     ordering_key: str | None = None
-    """As it was sent."""
+    """The ordering key, as it was sent; ``None`` if it has none."""
     publish_time: datetime | None = None
-    """Aware, in UTC; ``None`` where the broker does not tell."""
+    """The time of publishing: aware, in UTC; ``None`` if the broker does not tell."""
     delivery_attempt: int | None = None
-    """1 for the first; ``None`` where nobody counts."""
+    """The number of this attempt, from 1; ``None`` if nobody counts."""
     token: Any = None
-    """The driver's handle: whatever :meth:`Source.settle` needs."""
+    """The driver's handle: what :meth:`Source.settle` needs."""
     size: int = 0
-    """As :func:`~events_core.engine.message_size` counts; 0 lets the engine count."""
+    """Bytes, as :func:`~events_core.engine.message_size` counts them; 0 lets the engine count."""
+
+    # From here on: the engine's.  The receiver's lock guards all of it.
     state: State = attrs.field(default=State.BUFFERED, init=False)
     owner: object = attrs.field(default=None, init=False)
+    """The ledger that has it, so that no other receiver can settle it."""
     settlement: Settlement | None = attrs.field(default=None, init=False)
-    """The newest one that is under way."""
+    """The newest settlement that is under way."""
     nacks: int = attrs.field(default=0, init=False)
     """Failures that only this receiver knows of."""
     order: int = attrs.field(default=0, init=False)
     due: float = attrs.field(default=0.0, init=False)
-    """When it may be handed out."""
+    """The ``time.monotonic()`` from which on it may be handed out."""
     deadline: float = attrs.field(default=0.0, init=False)
-    """When the receiver gives it up (R6)."""
+    """The ``time.monotonic()`` at which the receiver gives it up (R6)."""
     kept_until: float = attrs.field(default=0.0, init=False)
     """The receiver does not give it up before: it waits for its delay, and then to be handed out (R11)."""
     lease_until: float = attrs.field(default=0.0, init=False)
-    """When the broker would deliver it again."""
+    """The ``time.monotonic()`` at which the broker would deliver it again."""
     is_out: bool = attrs.field(default=False, init=False)
-    """Whether a request to settle it is out.  Its ``token`` does not change meanwhile: the driver may read it late."""
+    """True while a request to settle it is out.  Its ``token`` does not change meanwhile: the driver may read it
+    late."""
     newer_token: tuple[Any] | None = attrs.field(default=None, init=False)
     """The token of a redelivery that came while a request was out."""
     was_acknowledged: bool = attrs.field(default=False, init=False)
-    """Whether the broker has confirmed an acknowledgement with an older token."""
+    """True if the broker has confirmed an acknowledgement with an older token."""
 
     def has_token(self, token: object) -> bool:
         """Return whether *token* is the newest one."""
@@ -120,64 +152,74 @@ class Delivery:
 class Settlement:
     """One delivery and its outcome.
 
-    The driver reads what is positional; the rest is the engine's.
+    The driver reads the arguments of the constructor; the other attributes belong to the engine.
     """
 
     delivery: Delivery
-    """As :meth:`Source.fetch` returned it."""
+    """The object that :meth:`Source.fetch` returned."""
     outcome: Outcome
-    """What to tell the broker."""
+    """The outcome to tell the broker."""
     delay: float | None = None
-    """For a NACK: seconds until it may come again; ``None`` for the broker's backoff, else
-    :func:`~events_core.engine.redelivery_delay`."""
+    """For a ``NACK``: seconds until the message may come again.  ``None`` means the broker's own backoff or, if it has
+    none, :func:`~events_core.engine.redelivery_delay`."""
     tickets: tuple[Any, ...] = attrs.field(default=(), init=False)
-    """Who waits for it."""
+    """The callers that wait for it."""
     given_up: bool = attrs.field(default=False, init=False)
+    """True if nobody waits for it any more; what is not sent yet is not sent."""
 
 
 class Source(ABC):
     """The broker's side of one receiver."""
 
     subscription: str
-    """Name of the subscription, generated where it is ephemeral."""
+    """Name of the subscription; a generated name if it is ephemeral."""
     capabilities: Capabilities
-    """As the broker confirmed them."""
+    """The capabilities, as the broker confirmed them."""
     lease: float | None = None
-    """Seconds for which a fetched delivery is safe without :meth:`extend`; ``None`` where the driver itself, or a live
-    connection, keeps it safe."""
+    """Seconds for which a fetched delivery is safe without :meth:`extend`.  ``None`` if the driver itself, or a live
+    connection, keeps deliveries safe."""
     prefetch: int | None = None
-    """How many deliveries the engine buffers ahead of the application; ``None`` for as many as the bounds allow."""
+    """Number of deliveries that the engine buffers ahead of the application; ``None`` for as many as the bounds
+    allow."""
     pushes: bool = False
-    """Whether the broker sends by itself, up to the bounds that it was told.  The engine then fetches while there is
-    any room, since what is not fetched lies where nobody keeps it safe; else it waits until a request is worth it."""
+    """True if the broker sends by itself, up to the bounds that it was told.  The engine then calls :meth:`fetch` while
+    there is any room, because nobody keeps the lease of what is not fetched.  Otherwise the engine waits until a
+    request is worth it."""
     redelivers_locally: bool = False
-    """Whether the engine keeps a nacked or expired keyed delivery and its successors, and hands them out again itself,
-    because the broker would lose their order.  Otherwise it settles the run in one call: the nacked delivery first,
-    then its successors as RETURN, in order, and the broker must keep that order.  Without meaning where
-    ``capabilities.ordering`` is ``none``: the engine then settles each delivery alone, whatever its key."""
+    """True if the broker would lose the order of a key when a message is nacked or expires.  The engine then keeps the
+    message and its successors, and hands them out again itself.
+
+    If False, the engine settles them in one call: the nacked message first, then its successors as ``RETURN``, in
+    order.  The broker must keep that order.
+
+    Without meaning if ``capabilities.ordering`` is ``none``: the engine then settles each delivery alone, whatever its
+    key."""
     local_attempts: int | None = None
-    """Where :attr:`redelivers_locally`: at which ``delivery_attempt`` a nacked keyed delivery comes to
-    :meth:`settle` all the same, as NACK, to be dead-lettered there while its successors wait.  The driver numbers first
-    deliveries, the engine goes on counting."""
+    """With :attr:`redelivers_locally`: the ``delivery_attempt`` at which a nacked message of a key comes to
+    :meth:`settle` all the same, as ``NACK``.  The source then dead-letters it while its successors wait.  The driver
+    numbers first deliveries, and the engine goes on counting."""
 
     safe_until: float | None = None
-    """Where :attr:`lease` is ``None`` and a session must be renewed: the :func:`~events_core.engine.uptime` until which
-    the broker certainly gives none of its deliveries to another receiver.  After that time the engine hands out nothing
-    that is buffered.  So renew the session, set this, from any thread, and call the ``wake`` of
-    :meth:`Driver.subscribe`.  The engine looks at the clock before it hands out a message, because a process that was
-    stopped, or a machine that was suspended, does not notice it."""
+    """The :func:`~events_core.engine.uptime` until which the broker gives none of this receiver's deliveries to
+    another.  Set it if :attr:`lease` is ``None`` and a session must be renewed.
+
+    After that time the engine hands out nothing that is buffered.  So renew the session, set this, from any thread, and
+    call the ``wake`` of :meth:`Driver.subscribe`.  The engine looks at the clock before it hands out a message, because
+    a process that was stopped, or a machine that was suspended, does not notice it."""
     _tell_lost: Callable[[Callable[[Delivery], bool]], None] | None = None
 
     def lost(self, is_lost: Callable[[Delivery], bool]) -> None:
         """Tell the engine which deliveries this receiver has lost: a session ended, a partition went to another.
 
-        Call it as soon as that is known, from any thread, and before :meth:`fetch` returns what the broker has
-        delivered since; do not override it.  The engine never hands out what it had buffered of the lost deliveries.
-        Those that the application holds stay with it: settle them as ``EXPIRED``, unless the broker delivers the
-        message to this receiver again, which brings the delivery a new token (F2, R7).
+        Do not override it.  Call it as soon as the loss is known, from any thread, and before :meth:`fetch` returns
+        what the broker has delivered since.  The engine drops what it had buffered of the lost deliveries before the
+        call returns.
 
-        :param is_lost: is asked of deliveries that :meth:`fetch` returned, under a lock: it looks at ``token``, and
-            neither waits nor calls the engine.
+        The application keeps those that it holds.  Settle them as ``EXPIRED``, unless the broker delivers the message
+        to this receiver again: that gives the delivery a new token (F2, R7).
+
+        :param is_lost: is asked of deliveries that :meth:`fetch` returned, under the receiver's lock.  It looks at
+            ``token``.  It does not wait and does not call the engine.
         """
         if self._tell_lost is not None:
             self._tell_lost(is_lost)
@@ -186,56 +228,79 @@ class Source(ABC):
     async def fetch(self, limit: int) -> Sequence[Delivery]:
         """Wait until the broker has messages for this receiver and return some, in order per key.
 
-        Returns at most *limit*, except that one response of the broker may overshoot.  An inline source never waits:
-        it returns what is ready, which may be nothing.  Other sources return nothing if the last call failed and the
-        broker has answered since: the engine then knows that the outage is over.
+        Return at most *limit*, except that one response of the broker may have more.  An inline source never waits: it
+        returns what is ready, which may be nothing.  Another source returns an empty sequence only if the last call
+        failed and the broker has answered since.  The engine then knows that the outage is over.
 
-        Called by one task at a time.  Cancelled when the receiver closes, and again if it goes on: what was fetched
-        and not returned must go back with :meth:`close`.
+        *Called* again and again until the receiver closes, while there is room.  Overlaps every method but
+        :meth:`fetch` itself and :meth:`close`.
 
-        :raises BrokerError: retryable ones make the engine wait and call again, which reconnects.
+        *Cancelled* when the receiver closes.  If the method goes on, the engine cancels it again.  The source keeps
+        what it has fetched and not returned, and :meth:`close` gives it back.
+
+        :raises BrokerError: if ``retryable``, the engine waits and calls again, which must reconnect.  Otherwise the
+            next receive raises the error, and then the engine calls again.
         """
 
     @abstractmethod
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-        """Tell the broker the outcome of deliveries; returns when it has confirmed, where it can.
+        """Tell the broker the outcome of deliveries; return when the broker has confirmed, if it can.
 
-        One result for each settlement, in order: ``None`` for success.  A delivery that no longer belongs to this
-        receiver is ``EXPIRED`` and changes nothing.
+        Return one result for each settlement, in order: ``None`` for success.  If a delivery no longer belongs to this
+        receiver, its result is ``EXPIRED``, and nothing has changed at the broker.  If a result is ``retryable``, the
+        engine sends that settlement again.
 
-        Called concurrently with :meth:`fetch`; calls of :meth:`settle` do not overlap.  Cancelled after
-        ``ack_timeout``, and when the receiver has no more time to close: outcomes may then be applied or not, and be
-        told again.
+        *Called* with at most :attr:`Driver.max_settle_batch` settlements; an inline source gets all of one call at
+        once.  Overlaps every method but :meth:`close` and, unless it is inline, :meth:`settle` itself.
 
-        :raises BrokerError: when the whole request failed.
+        *Cancelled* after ``ack_timeout``, and when the receiver has no more time to close.  The outcomes may then be
+        applied or not.  The engine may send the same settlements again, so the second time must do no harm.
+
+        :raises BrokerError: when the whole request failed.  The engine retries if it is ``retryable``.
         """
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
-        """Keep *deliveries* safe for another :attr:`lease` seconds; called only where that is a number.
+        """Keep *deliveries* safe for another :attr:`lease` seconds, and return those that the broker has taken back.
 
-        Called concurrently with :meth:`fetch` and :meth:`settle`; calls of :meth:`extend` do not overlap.
-        Cancelled when there is no answer in time, and when the receiver closes.
+        *Called* only if :attr:`lease` is a number and the source is not inline, for deliveries that have less than half
+        of it left.  Overlaps every method but :meth:`extend` itself and :meth:`close`: a delivery may be settled
+        meanwhile.
 
-        :returns: those that the broker has taken back, and will deliver again.
-        :raises BrokerError: when the request failed; the engine asks again before the leases run out.
+        *Cancelled* after a third of the lease, and when the receiver closes.  Leases may then be extended or not.
+
+        :returns: deliveries that the broker has taken back.  The engine drops them; the broker delivers them again.
+        :raises BrokerError: when the request failed.  The engine asks again before the leases run out.
         """
         return ()
 
     async def withheld(self) -> Collection[str]:
-        """Ordering keys of which the broker keeps back messages while earlier ones are held; for a warning."""
+        """Return ordering keys of which the broker keeps back messages because earlier ones are held.
+
+        The engine names them in a warning.  *Called* when a receive has waited for ten seconds.  Overlaps every method,
+        :meth:`close` included.  *Cancelled* after ten seconds, and when the client closes.
+
+        :raises BrokerError: when it cannot be found out.  The engine logs that at DEBUG.
+        """
         return ()
 
     def next_due(self) -> float | None:
-        """For an inline source: the ``time.monotonic()`` at which :meth:`fetch` may find more without a wake-up."""
+        """Return the ``time.monotonic()`` at which :meth:`fetch` may find more without a wake-up; ``None`` if never.
+
+        *Called* only if the source is inline, under the receiver's lock: it does not wait and does not raise.
+        """
         return None
 
     @abstractmethod
     async def close(self) -> None:
         """Give back what was fetched and never returned, delete what is ephemeral, release everything.
 
-        Called once, after the engine has settled all it had, and after :meth:`fetch`, :meth:`settle` and
-        :meth:`extend` have ended, unless they ignore cancellation.  Cancelled when the receiver has no more time to
-        close.  An error is logged and ignored.
+        *Called* once.  The engine has settled all it had before, and :meth:`fetch`, :meth:`settle` and :meth:`extend`
+        have ended, unless they ignore cancellation.
+
+        *Cancelled* when the receiver has no more time to close.  What is not released then may stay open until
+        :meth:`Driver.close`.
+
+        :raises BrokerError: the engine logs it, and every other exception, as a warning.
         """
 
 
@@ -243,37 +308,40 @@ class Driver(ABC, Generic[OptionsT]):
     """The broker's side of one client."""
 
     inline: ClassVar[bool] = False
-    """Whether every coroutine of this driver and its sources returns without suspending or blocking, in any thread.
-    The engine then needs no thread of its own."""
+    """True if no coroutine of this driver and its sources suspends or blocks, in any thread.  The engine then needs no
+    thread of its own."""
     blocking: ClassVar[bool] = False
-    """Whether its coroutines block the loop that they run on for more than a moment, as for a disk.  Each client then
+    """True if its coroutines block the loop that they run on for more than a moment, as for a disk.  Each client then
     has a thread of its own; all others of a process share one."""
     mixed_keys: ClassVar[bool] = False
-    """Whether one request may carry several ordering keys.  Requests then leave one at a time, in order."""
+    """True if one request may carry several ordering keys.  Requests then leave one at a time, in order."""
 
     max_batch_messages: int = 1000
     """Most messages in one request."""
     max_batch_bytes: int | None = None
-    """Most bytes in one request, as :func:`message_size` counts them."""
+    """Most bytes in one request, as :func:`message_size` counts them; ``None`` for no bound.  A single message may be
+    larger: the capability ``limits.max_message_bytes`` bounds it."""
     max_settle_batch: int = 1000
     """Most settlements in one request."""
     publish_max_inflight: int = 4
-    """Requests to publish that are out at once (P5)."""
+    """Most requests to publish that are out at once (P5)."""
     publish_max_keys: int | None = None
-    """Requests with an ordering key that are out at once, each of another key; ``None`` where they share
-    :attr:`publish_max_inflight`.  Set it if a request carries only one key: of messages that all have different keys,
-    so many leave in the time of one round trip."""
+    """Most requests with an ordering key that are out at once, each of another key.  ``None`` if they share
+    :attr:`publish_max_inflight`.  Set it if a request carries only one key.  If all messages have different keys, this
+    many leave in the time of one round trip."""
 
     capabilities: Capabilities
-    """What this configuration promises."""
+    """The promises of this configuration; set by :meth:`__init__`."""
     address: str = ""
-    """Where the broker is, for errors and logs; without secrets."""
+    """The broker's address, for errors and logs; without secrets."""
     connection_restored: Callable[[], None] = staticmethod(lambda: None)
-    """Set by the engine.  A driver may call it, at home, when its connection was lost and is there again.  All that
-    waits for its next try then tries at once."""
+    """Set by the engine.  A driver may call it, at home, when its connection was lost and is there again.  Every
+    request that waits for its next try then tries at once."""
 
     def __init__(self, topic_name: str, project_id: str, options: OptionsT) -> None:
         """Validate; no I/O, no thread, no import of an SDK.
+
+        *Called* once, in the thread that creates the client.
 
         :raises ConfigurationError: for what the options class cannot check by itself, such as the topic's name.
         """
@@ -283,85 +351,120 @@ class Driver(ABC, Generic[OptionsT]):
 
     @abstractmethod
     async def open(self) -> None:
-        """Import the SDK, connect, and create the topic and the configured subscription where options allow (Q2).
+        """Import the SDK, connect, and create the topic and the configured subscription if the options allow it (Q2).
 
-        Called again after a failure; never twice at once.  Cancelled after ``connect_timeout``, or sooner where the
-        call that connects has less time: what it has begun must be undone then too.
+        *Called* at the first use of the client.  After a failure it is called again, after a success never.  Overlaps
+        no other method.
 
-        :raises BrokerError: when it failed; the driver is then as if never opened.
+        *Cancelled* after ``connect_timeout``, or sooner if the operation that connects has less time; and when the
+        client closes.
+
+        :raises BrokerError: when it failed.  The engine tries again if it is ``retryable`` and there is time.
+
+        After a failure or a cancellation the driver is as if it had never been opened.
         """
 
     def objection(self, message: EventMessage) -> str:
-        """What the broker has against *message* beyond its limits, ``""`` when nothing."""
+        """Return the reason why the broker would refuse *message*, or ``""``.
+
+        The engine checks ``capabilities.limits`` itself; this is for other reasons, such as a reserved attribute.
+
+        *Called* for each message that is sent, in the caller's thread, also before :meth:`open`, and by several threads
+        at once.  It does not wait, does no I/O and does not raise.
+        """
         return ""
 
     @abstractmethod
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        """Store *messages* in order; returns when they are stored, as durably as declared.
+        """Store *messages* in order; return when they are stored, as durably as declared.
 
-        Unless :attr:`mixed_keys`, all are of one ordering key or of none.  Called concurrently, never twice at once
-        for one key.  One result for each message, in order: its id, or why it alone was not stored, which is
-        final; after a failed message, later ones of its key must not be stored (``NOT_ATTEMPTED``).
+        Return one result for each message, in order: its id, or the reason why this message alone was not stored.  Such
+        a reason is final.  After a message that failed, later ones of its key must not be stored: their result is
+        ``NOT_ATTEMPTED``.
 
-        Cancelled when the last of *messages* has reached its ``send_timeout``, and when the client is torn down: the
+        *Called* with messages of one ordering key, or with messages without a key, unless :attr:`mixed_keys`.  An
+        inline driver gets up to 1000 messages of one send, of any keys.  Overlaps every method but :meth:`open` and
+        :meth:`close`, also itself, but never for one key unless the driver is inline.
+
+        *Cancelled* when the last of *messages* has reached its ``send_timeout``, and when the client closes.  The
         messages may then be stored or not.
 
-        :raises BrokerError: when none was stored, or that is unknown.  ``INVALID`` for a batch makes the engine send
-            its halves, until only the offenders fail.
+        :raises BrokerError: when none was stored, or that is unknown.  If ``retryable``, the engine sends the same
+            messages again.  If the code is ``INVALID``, it sends the two halves, until only the offenders fail.
         """
 
     @abstractmethod
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> Source:
-        """Join *subscription*, or make an ephemeral one for ``None``; creates what is missing as options allow.
+        """Join *subscription*, or make an ephemeral one for ``None``; create what is missing, as options allow.
 
-        What is published after this returned is received.  Cancelled when ``connect_timeout`` is over, it leaves
-        nothing behind.
+        The source receives everything that is published after this method has returned.
 
-        :param wake: an inline source calls it, from any thread, when :meth:`Source.fetch` may find more; a source with
-            :attr:`Source.safe_until`, when buffered messages may be handed out again.
-        :raises BrokerError: ``NOT_FOUND``, ``PERMISSION_DENIED``, ``INVALID`` for one that contradicts the options.
+        *Called* for each receiver.  Overlaps every method but :meth:`open` and :meth:`close`, also itself.
+
+        *Cancelled* when ``connect_timeout`` is over, and when the client closes.  It then leaves nothing behind.  If
+        only the caller is cancelled, the engine lets it finish and closes the new source.
+
+        :param wake: call it, from any thread, when :meth:`Source.fetch` of an inline source may find more.  A source
+            with :attr:`Source.safe_until` calls it when buffered messages may be handed out again.
+        :raises BrokerError: for example ``NOT_FOUND``, ``PERMISSION_DENIED``, or ``INVALID`` for a subscription that
+            contradicts the options.  Nothing is left behind.
         """
 
     async def has_subscription(self) -> bool | None:
         """Return whether the topic has a subscription; ``None`` if the broker cannot tell.
 
-        The engine asks once, after the first message was stored, and warns if nobody will receive it.  Called
-        concurrently with everything but :meth:`open` and :meth:`close`.  Cancelled after 5 seconds, and when the client
+        The engine warns if nobody will receive what was sent.  *Called* once, after the first message was stored.
+        Overlaps every method but :meth:`open` and :meth:`close`.  *Cancelled* after 5 seconds, and when the client
         closes.
 
-        :raises BrokerError: when asking failed; then there is no warning.
+        :raises BrokerError: when it cannot be found out; then there is no warning.
         """
         return None
 
     async def keep_dead_letters(self, subscription: str) -> bool | None:
         """Create *subscription* of ``options.dead_letter_topic`` if that topic has no durable one (R12).
 
-        Options must allow that.  An ephemeral subscription does not count, because it ends with its receiver.  Called
-        before each :meth:`subscribe` of a client that has such a topic.  The new subscription never expires, and
-        starts with the oldest letter that the broker still has.  Cancelled when ``connect_timeout`` is over.
+        The options must allow that.  An ephemeral subscription does not count, because it ends with its receiver.  The
+        new subscription never expires, and starts with the oldest letter that the broker still has.
 
-        :returns: whether the topic has a durable subscription now; ``None`` if the broker cannot tell.
+        *Called* before each :meth:`subscribe` of a client that has such a topic.  Overlaps every method but
+        :meth:`open` and :meth:`close`, also itself.  *Cancelled* when ``connect_timeout`` is over, and when the client
+        closes.
+
+        :returns: True if the topic has a durable subscription now; ``None`` if the broker cannot tell.
         :raises BrokerError: when that failed.  The engine logs it and goes on; ``PERMISSION_DENIED`` at DEBUG.
         """
         return None
 
     @abstractmethod
     async def delete_subscription(self, subscription: str) -> None:
-        """Delete it with all it has not delivered.  Cancelled when ``connect_timeout`` is over.
+        """Delete *subscription* with all messages that it has not delivered.
+
+        *Called* once for each request of the application, without a retry.  Overlaps every method but :meth:`open` and
+        :meth:`close`.  *Cancelled* when ``connect_timeout`` is over, and when the client closes: the subscription may
+        then be deleted or not.
 
         :raises BrokerError: ``NOT_FOUND`` when there is none.
         """
 
     @abstractmethod
     async def ping(self) -> None:
-        """Return after one authenticated, read-only answer of the broker.  Cancelled when the caller's time is up.
+        """Return after one authenticated, read-only answer of the broker.
 
-        :raises BrokerError: when there was none.
+        *Called* once for each request of the application, without a retry.  Overlaps every method but :meth:`open` and
+        :meth:`close`.  *Cancelled* when the caller's time is up, and when the client closes.
+
+        :raises BrokerError: when there was no answer.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Release everything; its sources have been closed.  Called once, also after a failed :meth:`open`.
+        """Release everything.
 
-        Cancelled when the client has no more time to close.
+        *Called* once, also after an :meth:`open` that failed, and never if the client was never used.  Its sources have
+        been closed, and all its other coroutines have ended, unless they ignore cancellation.
+
+        *Cancelled* when the client has no more time to close.  It must have released what it can by then.
+
+        :raises BrokerError: the engine logs it, and every other exception, as a warning.
         """
