@@ -54,7 +54,7 @@ class Entry:
         """Return the call that it is sent with."""
         raise NotImplementedError
 
-    def settle(self, result: str | BrokerError) -> bool:
+    def complete(self, result: str | BrokerError) -> bool:
         """Record its outcome, once; return whether it was the last of its call."""
         raise NotImplementedError
 
@@ -92,7 +92,7 @@ class SingleCall(Entry, Generic[WakeableT]):
         """How many messages have no outcome."""
         return 1 if self.result is None else 0
 
-    def settle(self, result: str | BrokerError) -> bool:
+    def complete(self, result: str | BrokerError) -> bool:
         self.result = result
         return True
 
@@ -149,7 +149,7 @@ class _Part(Entry):
     def call(self) -> Call[Any]:
         return self._call
 
-    def settle(self, result: str | BrokerError) -> bool:
+    def complete(self, result: str | BrokerError) -> bool:
         self.result = result
         call = self._call
         call.pending -= 1

@@ -176,17 +176,17 @@ async def off_loop(work: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            settle = partial(_settle, done, work(), None)
+            resolve = partial(_resolve, done, work(), None)
         except BaseException as error:
-            settle = partial(_settle, done, None, error)
+            resolve = partial(_resolve, done, None, error)
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle)
+            loop.call_soon_threadsafe(resolve)
 
     _start(threading.Thread(target=run, name="events off loop", daemon=True))
     return await done
 
 
-def _settle(done: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+def _resolve(done: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
     if done.done():
         return  # cancelled
     if error is None:

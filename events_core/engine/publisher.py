@@ -339,7 +339,7 @@ class Publisher:
         if entry.admitted:
             self._messages -= 1
             self._bytes -= entry.size
-        if entry.settle(result):
+        if entry.complete(result):
             self._calls.pop(entry.call, None)
             entry.call.waiter.wake()
             if self._drained is not None and not self._calls:
@@ -430,11 +430,11 @@ class Publisher:
                     await self._publish(batch, sendable[: len(sendable) // 2])
                     await self._publish(batch, sendable[len(sendable) // 2 :])
                 else:
-                    self._settle(sendable, [error] * len(sendable))
+                    self._complete(sendable, [error] * len(sendable))
             else:
                 self._link.up()
                 self._look_once()
-                self._settle(sendable, results, batch)
+                self._complete(sendable, results, batch)
 
     async def _request(self, entries: Sequence[Entry]) -> Sequence[str | BrokerError]:
         try:
@@ -474,7 +474,7 @@ class Publisher:
             sendable = self._unsent(entries, now)
             return self._batcher.depart(batch, sendable, now) if sendable else sendable
 
-    def _settle(
+    def _complete(
         self, entries: Sequence[Entry], results: Sequence[str | BrokerError], confirmed: Batch | None = None
     ) -> None:
         with self._lock:

@@ -140,8 +140,8 @@ class Waiter:
         self._future: asyncio.Future[None] = mailbox.loop.create_future()
 
     @property
-    def done(self) -> bool:
-        """Whether it has been woken, or its task cancelled."""
+    def is_done(self) -> bool:
+        """Return whether the wait is over: it was woken, or its task was cancelled."""
         return self._future.done()
 
     def wake(self) -> None:
@@ -244,7 +244,7 @@ class WaitingRoom:
             for waiters in self._waiters.values():
                 while waiters:
                     waiter = waiters.popleft()
-                    if not waiter.done:
+                    if not waiter.is_done:
                         waiter.wake()
                         break
 
@@ -285,7 +285,7 @@ class SingleFlight:
             with self._lock:
                 waiter = Waiter() if self._running else None
                 if waiter:
-                    self._waiters = [other for other in self._waiters if not other.done]  # those that gave up
+                    self._waiters = [other for other in self._waiters if not other.is_done]  # those that gave up
                     self._waiters.append(waiter)
                 self._running = True
             if not waiter:

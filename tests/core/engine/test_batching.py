@@ -164,7 +164,7 @@ def test_messages_nobody_waits_for_stay_behind() -> None:
     target = batcher()
     given_up = call("")
     fill(target, given_up, call(""))
-    given_up.entries[0].settle(BrokerError("late", ErrorCode.TIMEOUT))
+    given_up.entries[0].complete(BrokerError("late", ErrorCode.TIMEOUT))
     batch = target.next(0.0)
     assert batch is not None
     assert [entry.call is given_up for entry in batch.entries] == [False]
@@ -173,7 +173,7 @@ def test_messages_nobody_waits_for_stay_behind() -> None:
 def test_a_failed_message_hinders_later_ones_of_its_key_in_its_call_only() -> None:
     """P3: NOT_ATTEMPTED within the call; the next call starts afresh."""
     failed, other = call("a", "a", "b"), call("a")
-    failed.entries[0].settle(BrokerError("no", ErrorCode.INVALID))
+    failed.entries[0].complete(BrokerError("no", ErrorCode.INVALID))
     hindrances: list[Entry] = [*failed.entries[1:], *other.entries]
     assert [entry.hindrance() is not None for entry in hindrances] == [True, False, False]
 
@@ -307,7 +307,7 @@ class Sender:
         unsent = [each for each in batch.entries if each.result is None]
         sent = self.target.depart(batch, unsent, self.now)
         for entry in sent:
-            entry.settle("id")
+            entry.complete("id")
         self.sent += sent
         self.target.confirm(batch, self.now)
         if len(sent) < len(unsent):

@@ -57,7 +57,7 @@ def test_one_waiter_of_each_loop_is_woken() -> None:
         waiters = [await enter() for _ in range(2)]
         room.wake()
         await asyncio.sleep(0)
-        assert [waiter.done for waiter in waiters] == [True, False]
+        assert [waiter.is_done for waiter in waiters] == [True, False]
         assert room.enter(room.events - 1) is None
 
     asyncio.run(main())
