@@ -96,8 +96,9 @@ class Outcome(enum.Enum):
 class Delivery:
     """One hand-over of a message, as :meth:`Source.fetch` returns it.
 
-    The driver fills in the arguments of the constructor and keeps its own handle in ``token``.  The other attributes
-    belong to the engine: a driver neither reads nor sets them.
+    The driver fills in the arguments of the constructor and keeps its own handle in ``token``.  The engine sets the
+    other attributes.  A driver may read ``order`` and ``lease_until``; attributes with an underscore belong to the
+    engine alone.
     """
 
     message_id: str
@@ -118,34 +119,41 @@ class Delivery:
     size: int = 0
     """Bytes, as :func:`~events_core.engine.message_size` counts them; 0 lets the engine count."""
 
-    # From here on: the engine's.  The receiver's lock guards all of it.
-    state: State = attrs.field(default=State.BUFFERED, init=False)
-    owner: object = attrs.field(default=None, init=False)
-    """The ledger that has it, so that no other receiver can settle it."""
-    settlement: Settlement | None = attrs.field(default=None, init=False)
-    """The newest settlement that is under way."""
-    nacks: int = attrs.field(default=0, init=False)
-    """Failures that only this receiver knows of."""
+    # From here on: the engine's.  The receiver's lock guards all of it; only the task that renews leases writes
+    # ``lease_until`` without the lock, on the loop on which the driver runs.
     order: int = attrs.field(default=0, init=False)
+    """The place of this delivery among those of its receiver, set when the engine buffers what :meth:`Source.fetch`
+    returned.  It rises with each delivery.  A delivery that the engine itself hands out again keeps its place.  Of an
+    inline source nothing is buffered, and the place is always 0."""
     due: float = attrs.field(default=0.0, init=False)
-    """The ``time.monotonic()`` from which on it may be handed out."""
-    deadline: float = attrs.field(default=0.0, init=False)
-    """The ``time.monotonic()`` at which the receiver gives it up (R6)."""
-    kept_until: float = attrs.field(default=0.0, init=False)
-    """The receiver does not give it up before: it waits for its delay, and then to be handed out (R11)."""
+    """The ``time.monotonic()`` from which on it may be handed out.  Only the engine's buffer, a
+    :class:`~events_core.engine.KeyedQueue`, reads and writes it."""
     lease_until: float = attrs.field(default=0.0, init=False)
-    """The ``time.monotonic()`` at which the broker would deliver it again."""
-    is_out: bool = attrs.field(default=False, init=False)
+    """The ``time.monotonic()`` until which the broker keeps the delivery for this receiver, as far as the engine knows:
+    :attr:`Source.lease` seconds after the engine received or extended it.  Infinite if the source has no lease, and 0
+    for an inline source."""
+    _state: State = attrs.field(default=State.BUFFERED, init=False)
+    _owner: object = attrs.field(default=None, init=False)
+    """The ledger that has it, so that no other receiver can settle it."""
+    _settlement: Settlement | None = attrs.field(default=None, init=False)
+    """The newest settlement that is under way."""
+    _nacks: int = attrs.field(default=0, init=False)
+    """Failures that only this receiver knows of."""
+    _deadline: float = attrs.field(default=0.0, init=False)
+    """The ``time.monotonic()`` at which the receiver gives it up (R6)."""
+    _kept_until: float = attrs.field(default=0.0, init=False)
+    """The receiver does not give it up before: it waits for its delay, and then to be handed out (R11)."""
+    _is_out: bool = attrs.field(default=False, init=False)
     """True while a request to settle it is out.  Its ``token`` does not change meanwhile: the driver may read it
     late."""
-    newer_token: tuple[Any] | None = attrs.field(default=None, init=False)
+    _newer_token: tuple[Any] | None = attrs.field(default=None, init=False)
     """The token of a redelivery that came while a request was out."""
-    was_acknowledged: bool = attrs.field(default=False, init=False)
+    _was_acknowledged: bool = attrs.field(default=False, init=False)
     """True if the broker has confirmed an acknowledgement with an older token."""
 
     def has_token(self, token: object) -> bool:
         """Return whether *token* is the newest one."""
-        return self.token is token and self.newer_token is None
+        return self.token is token and self._newer_token is None
 
 
 @attrs.define(eq=False)
@@ -162,9 +170,9 @@ class Settlement:
     delay: float | None = None
     """For a ``NACK``: seconds until the message may come again.  ``None`` means the broker's own backoff or, if it has
     none, :func:`~events_core.engine.redelivery_delay`."""
-    tickets: tuple[Any, ...] = attrs.field(default=(), init=False)
+    _tickets: tuple[Any, ...] = attrs.field(default=(), init=False)
     """The callers that wait for it."""
-    given_up: bool = attrs.field(default=False, init=False)
+    _given_up: bool = attrs.field(default=False, init=False)
     """True if nobody waits for it any more; what is not sent yet is not sent."""
 
 

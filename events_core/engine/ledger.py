@@ -116,7 +116,7 @@ class Ledger:
     def held_ids(self, key: str | None = None) -> list[str]:
         """Ids handed out and not settled, of *key* or all."""
         held: Iterable[Delivery] = self._live.values() if key is None else self._held_by_key.get(key, ())
-        return [delivery.message_id for delivery in held if delivery.state in (HELD, SETTLING)]
+        return [delivery.message_id for delivery in held if delivery._state in (HELD, SETTLING)]
 
     # Arriving and handing out
 
@@ -130,8 +130,8 @@ class Ledger:
         for delivery in deliveries:
             delivery.lease_until = lease_until
             known = self._live.get(delivery.message_id)
-            if known is not None and known.settlement is not None and not self.is_last(known.settlement):
-                self._retire(known, _done(known.settlement.outcome))
+            if known is not None and known._settlement is not None and not self.is_last(known._settlement):
+                self._retire(known, _done(known._settlement.outcome))
                 known = None
             if known is None:
                 self._admit(delivery, now)
@@ -139,8 +139,8 @@ class Ledger:
             else:
                 known.lease_until = lease_until
                 self.duplicates += 1
-                if known.is_out:  # the driver may read the token as late as it likes
-                    known.newer_token = (delivery.token,)
+                if known._is_out:  # the driver may read the token as late as it likes
+                    known._newer_token = (delivery.token,)
                 else:
                     known.token = delivery.token
 
@@ -152,9 +152,9 @@ class Ledger:
     @staticmethod
     def came_again(delivery: Delivery) -> bool:
         """Take the newer token into use, now that no request is out; return whether there was one."""
-        if delivery.newer_token is None:
+        if delivery._newer_token is None:
             return False
-        (delivery.token,), delivery.newer_token = delivery.newer_token, None
+        (delivery.token,), delivery._newer_token = delivery._newer_token, None
         return True
 
     def hold(self, deliveries: Sequence[Delivery], now: float) -> None:
@@ -162,8 +162,8 @@ class Ledger:
         deadline = now + self._max_lease
         live = self._live
         for delivery in deliveries:
-            delivery.owner = self
-            delivery.deadline = deadline
+            delivery._owner = self
+            delivery._deadline = deadline
             delivery.size = delivery.size or message_size(delivery)
             self._bytes += delivery.size
             live[delivery.message_id] = delivery
@@ -176,7 +176,7 @@ class Ledger:
         taken = self._buffer.pop(limit, now)
         deadline = now + self._max_lease
         for delivery in taken:
-            delivery.deadline = deadline
+            delivery._deadline = deadline
             self._live.move_to_end(delivery.message_id)
             self._hand_out(delivery)
         return taken
@@ -190,15 +190,15 @@ class Ledger:
         return self._buffer.next_due()
 
     def _admit(self, delivery: Delivery, now: float) -> None:
-        delivery.owner = self
-        delivery.deadline = now + self._max_lease
+        delivery._owner = self
+        delivery._deadline = now + self._max_lease
         if not delivery.size:
             delivery.size = message_size(delivery)
         self._bytes += delivery.size
         self._live[delivery.message_id] = delivery
 
     def _hand_out(self, delivery: Delivery) -> None:
-        delivery.state = HELD
+        delivery._state = HELD
         self.held += 1
         if delivery.ordering_key is not None and self._keeps_order:
             self._held_by_key.setdefault(delivery.ordering_key, {})[delivery] = None
@@ -212,7 +212,7 @@ class Ledger:
         begun = Begun()
         for target in targets:
             delivery = self._find(target)
-            if delivery is None or delivery.state is not HELD:
+            if delivery is None or delivery._state is not HELD:
                 refusal = self._refusal(target, delivery, outcome)
                 if refusal is not None:
                     begun.refused[_id(target)] = refusal
@@ -221,8 +221,8 @@ class Ledger:
                 begun.asked.append(_begin(delivery, outcome, delay))
             else:
                 begun.asked += self._begin_run(delivery, outcome, delay, now)
-            if delivery is not None and delivery.settlement is not None:
-                begun.awaited.append(delivery.settlement)
+            if delivery is not None and delivery._settlement is not None:
+                begun.awaited.append(delivery._settlement)
         return begun
 
     def _key(self, delivery: Delivery) -> str | None:
@@ -233,24 +233,24 @@ class Ledger:
         """The delivery that *target* names: a message's own, or the one of an id that is handed out now (S2)."""
         if isinstance(target, ReceivedMessage):
             delivery = target.delivery
-            return delivery if isinstance(delivery, Delivery) and delivery.owner is self else None
+            return delivery if isinstance(delivery, Delivery) and delivery._owner is self else None
         live = self._live.get(target)
-        return None if live is None or live.state is BUFFERED else live
+        return None if live is None or live._state is BUFFERED else live
 
     def _refusal(
         self, target: ReceivedMessage | str, delivery: Delivery | None, outcome: Outcome
     ) -> BrokerError | None:
         """Why what is not held cannot be settled; ``None`` where the same has happened or is under way (S2, S3)."""
         if delivery is not None:
-            state: State | None = delivery.state
+            state: State | None = delivery._state
         else:
             state = self._over.get(target) if isinstance(target, str) else None
         if state is None:
             return _unknown(_id(target))
         if state is RETURNED:
             return _expired(_id(target)) if outcome is ACK else None
-        if delivery is not None and delivery.settlement is not None:
-            first = delivery.settlement.outcome
+        if delivery is not None and delivery._settlement is not None:
+            first = delivery._settlement.outcome
         else:
             first = ACK if state is ACKNOWLEDGED else NACK
         return None if first is outcome else _already_settled(_id(target), first)
@@ -275,7 +275,7 @@ class Ledger:
     def _successors(self, delivery: Delivery, key: str) -> list[Delivery]:
         """What was handed out of *key* after *delivery* and is not being settled."""
         later = itertools.dropwhile(lambda other: other is not delivery, self._held_by_key[key])
-        return [other for other in itertools.islice(later, 1, None) if other.state is HELD]
+        return [other for other in itertools.islice(later, 1, None) if other._state is HELD]
 
     def _give_back(self, held: Sequence[Delivery], key: str) -> list[Settlement]:
         """Return *held* and all that is buffered of *key*, in order."""
@@ -291,13 +291,13 @@ class Ledger:
         """Put a run back into the buffer as new deliveries; the old ones are over."""
         again = [_copy(delivery) for delivery in run]
         if outcome is NACK:
-            again[0].nacks += 1
+            again[0]._nacks += 1
             if again[0].delivery_attempt is not None:
                 again[0].delivery_attempt += 1
         elif delay is None:
             delay = 0.0
-        due = now + (redelivery_delay(again[0].nacks) if delay is None else delay)
-        again[0].kept_until = due + self._max_lease
+        due = now + (redelivery_delay(again[0]._nacks) if delay is None else delay)
+        again[0]._kept_until = due + self._max_lease
         for old, new in zip(run, again, strict=True):
             self._retire(old, _done(outcome) if old is run[0] and not expired else RETURNED, release=False)
             self._admit(new, now)
@@ -309,10 +309,10 @@ class Ledger:
         :returns: what must go back too, behind a message that comes again (R10).
         """
         delivery = settlement.delivery
-        if delivery.settlement is settlement:
-            delivery.settlement = None
-        late = delivery.state is HELD and error is None  # the caller's time was up, the broker's was not
-        if delivery.state is not SETTLING and not late:
+        if delivery._settlement is settlement:
+            delivery._settlement = None
+        late = delivery._state is HELD and error is None  # the caller's time was up, the broker's was not
+        if delivery._state is not SETTLING and not late:
             return ()  # returned with its predecessor
         if error is None:
             self._retire(delivery, _done(settlement.outcome))
@@ -321,7 +321,7 @@ class Ledger:
         ):
             return self._return(delivery)
         else:
-            delivery.state = HELD
+            delivery._state = HELD
         return ()
 
     def _return(self, delivery: Delivery) -> list[Settlement]:
@@ -333,7 +333,7 @@ class Ledger:
 
     def _retire(self, delivery: Delivery, state: State, *, release: bool = True) -> None:
         """A handed-out delivery is over."""
-        delivery.state = state
+        delivery._state = state
         self.held -= 1
         self._leave(delivery)
         key = delivery.ordering_key
@@ -359,7 +359,7 @@ class Ledger:
         """Buffered deliveries are over, never handed out."""
         self._buffer.remove(buffered)
         for delivery in buffered:
-            delivery.state = RETURNED
+            delivery._state = RETURNED
             self._leave(delivery)
 
     # Leases
@@ -371,7 +371,7 @@ class Ledger:
         """
         over = []
         for delivery in self._live.values():
-            if delivery.deadline > now:
+            if delivery._deadline > now:
                 break
             over.append(delivery)
         if over and self._local and self._keeps_order and not self.closing:
@@ -383,14 +383,14 @@ class Ledger:
         key = delivery.ordering_key
         if key is None:
             return False
-        if delivery.state is BUFFERED:
+        if delivery._state is BUFFERED:
             first = self._buffer.first(key)
-            if first is None or first.kept_until <= now:
+            if first is None or first._kept_until <= now:
                 return False
-            delivery.deadline = now + self._max_lease
+            delivery._deadline = now + self._max_lease
             self._live.move_to_end(delivery.message_id)
             return True
-        if delivery.state is not HELD or self._has_failed_too_often(delivery):
+        if delivery._state is not HELD or self._has_failed_too_often(delivery):
             return False
         self._redeliver([delivery, *self._successors(delivery, key)], NACK, None, now, expired=True)
         return True
@@ -405,11 +405,11 @@ class Ledger:
 
         What is held stays with the application: if its message comes again, it only brings a newer token (F2, R7).
         """
-        return self.lose([each for each in self._live.values() if each.state is BUFFERED and is_lost(each)])
+        return self.lose([each for each in self._live.values() if each._state is BUFFERED and is_lost(each)])
 
     def next_deadline(self) -> float | None:
         """When the next delivery expires."""
-        return next(iter(self._live.values())).deadline if self._live else None
+        return next(iter(self._live.values()))._deadline if self._live else None
 
     def renewals(self, before: float) -> list[Delivery]:
         """Live deliveries that the broker would deliver again *before* then."""
@@ -423,7 +423,7 @@ class Ledger:
         free = [
             delivery
             for delivery in self._live.values()
-            if delivery.state is BUFFERED and delivery.ordering_key not in self._held_by_key
+            if delivery._state is BUFFERED and delivery.ordering_key not in self._held_by_key
         ]
         free.sort(key=lambda delivery: delivery.order)
         self._drop(free)
@@ -439,11 +439,11 @@ class Ledger:
         settlements: list[Settlement] = []
         for delivery in deliveries:
             key = self._key(delivery)
-            if delivery.state is BUFFERED:
+            if delivery._state is BUFFERED:
                 run = [other for other in self._buffer.waiting(key) if other.order >= delivery.order] if key else []
                 self._drop(run or [delivery])
                 settlements += [Settlement(other, RETURN) for other in run or [delivery]]
-            elif delivery.state is HELD:
+            elif delivery._state is HELD:
                 settlements.append(Settlement(delivery, outcome))
                 settlements += self._return(delivery)
         return settlements
@@ -467,13 +467,13 @@ def _copy(delivery: Delivery) -> Delivery:
         delivery.token,
         delivery.size,
     )
-    copy.order, copy.lease_until, copy.nacks = delivery.order, delivery.lease_until, delivery.nacks
+    copy.order, copy.lease_until, copy._nacks = delivery.order, delivery.lease_until, delivery._nacks
     return copy
 
 
 def _begin(delivery: Delivery, outcome: Outcome, delay: float | None) -> Settlement:
-    delivery.state = SETTLING
-    delivery.settlement = settlement = Settlement(delivery, outcome, delay)
+    delivery._state = SETTLING
+    delivery._settlement = settlement = Settlement(delivery, outcome, delay)
     return settlement
 
 

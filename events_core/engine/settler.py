@@ -35,8 +35,8 @@ class Ticket:
     def wait(self) -> None:
         """Be told of the end of each settlement."""
         for settlement in self.awaited:
-            if self not in settlement.tickets:
-                settlement.tickets += (self,)
+            if self not in settlement._tickets:
+                settlement._tickets += (self,)
                 self.pending += 1
 
     def done(self, message_id: str, error: BrokerError | None) -> None:
@@ -92,7 +92,7 @@ class Settler:
     def enqueue(self, settlements: Iterable[Settlement]) -> None:
         """Send *settlements* with the next request, in order.  Under the lock."""
         for settlement in settlements:
-            settlement.delivery.settlement = settlement
+            settlement.delivery._settlement = settlement
             self._queue.append(settlement)
 
     def give_back_overdue(self, now: float) -> None:
@@ -152,14 +152,14 @@ class Settler:
             retryable=True,
         )
         for settlement in ticket.awaited:
-            if ticket not in settlement.tickets:
+            if ticket not in settlement._tickets:
                 continue
-            others = tuple(other for other in settlement.tickets if other is not ticket)
-            if others or settlement.delivery.settlement is not settlement:
-                settlement.tickets = others
+            others = tuple(other for other in settlement._tickets if other is not ticket)
+            if others or settlement.delivery._settlement is not settlement:
+                settlement._tickets = others
                 ticket.done(settlement.delivery.message_id, timed_out)
             else:
-                settlement.given_up = True
+                settlement._given_up = True
                 self._end(settlement, timed_out)
 
     async def stop(self, within: float) -> None:
@@ -175,7 +175,7 @@ class Settler:
         )
         with self._lock:
             for settlement in (*self._out, *self._queue, *self._deferred):
-                settlement.given_up = True
+                settlement._given_up = True
                 self._end(settlement, closed)
 
     def _start(self) -> None:
@@ -217,7 +217,7 @@ class Settler:
         self._last_error = error
         with self._lock:
             for settlement in batch:
-                settlement.delivery.is_out = False
+                settlement.delivery._is_out = False
                 self._ledger.came_again(settlement.delivery)
             self._queue.extendleft(reversed(batch))
         await pauses.next()
@@ -228,8 +228,8 @@ class Settler:
             batch: list[Settlement] = []
             while self._queue and not self._stopped and len(batch) < self._limit:
                 settlement = self._queue.popleft()
-                if not settlement.given_up:
-                    settlement.delivery.is_out = True
+                if not settlement._given_up:
+                    settlement.delivery._is_out = True
                     batch.append(settlement)
             self._busy = bool(batch)
             self._out = batch
@@ -253,9 +253,9 @@ class Settler:
         with self._lock:
             for settlement, error in zip(batch, results, strict=True):
                 delivery = settlement.delivery
-                delivery.is_out = False
-                if delivery.newer_token is not None and self._must_repeat(settlement, error):
-                    if not settlement.given_up:
+                delivery._is_out = False
+                if delivery._newer_token is not None and self._must_repeat(settlement, error):
+                    if not settlement._given_up:
                         self._queue.append(settlement)
                 elif error is not None and error.retryable:
                     self._deferred.append(settlement)
@@ -273,12 +273,12 @@ class Settler:
         if not self._ledger.is_last(settlement):
             return False
         if error is None:
-            delivery.was_acknowledged = True
+            delivery._was_acknowledged = True
             if settlement.outcome is Outcome.NACK:  # dead-lettered: there is no second letter of the newer copy
                 self._queue.append(Settlement(delivery, Outcome.ACK))
                 return False
             # Where nobody asks again after a timeout, a late success is the last word.
-            return not settlement.given_up or delivery.settlement is not None
+            return not settlement._given_up or delivery._settlement is not None
         return error.code is ErrorCode.EXPIRED
 
     def _retry(self) -> None:
@@ -291,20 +291,20 @@ class Settler:
 
     def _end(self, settlement: Settlement, error: BrokerError | None) -> None:
         delivery = settlement.delivery
-        if error is not None and error.code is ErrorCode.EXPIRED and delivery.was_acknowledged:
+        if error is not None and error.code is ErrorCode.EXPIRED and delivery._was_acknowledged:
             error = None  # the message is gone, and so is the copy that had come again
-        newer = delivery.settlement
+        newer = delivery._settlement
         if newer is settlement or newer is None:
             behind = self._ledger.finish(settlement, error)
             if behind:
                 self.enqueue(behind)
         elif error is None and newer.outcome is settlement.outcome:
-            newer.given_up = True  # what was given up and asked for again has happened
+            newer._given_up = True  # what was given up and asked for again has happened
             self._end(newer, None)
         told = _told(settlement, error)
-        for ticket in settlement.tickets:
+        for ticket in settlement._tickets:
             ticket.done(delivery.message_id, told)
-        settlement.tickets = ()
+        settlement._tickets = ()
 
 
 def _told(settlement: Settlement, error: BrokerError | None) -> BrokerError | None:

@@ -175,7 +175,7 @@ def test_what_comes_again_before_the_broker_has_answered_is_handed_out(outcome: 
     (asked,) = begin(target, first, outcome)  # type: ignore[misc]  # no error
     (second,) = held(target, "a1")
     assert target.finish(asked, None) == ()
-    assert (second.state, target.held) == (State.HELD, 1)
+    assert (second._state, target.held) == (State.HELD, 1)
 
 
 def test_what_came_again_is_over_whatever_becomes_of_the_answer() -> None:
@@ -208,7 +208,7 @@ def test_a_run_kept_here_comes_again_in_order_after_its_delay() -> None:
     assert begin(target, first, Outcome.NACK, 5.0, 0.0) == []
     assert ids(target.take(10, 4.9)) == []
     assert ids(target.take(10, 5.0)) == ["a1", "a2", "a3", "a4"]
-    assert first.state is State.NACKED
+    assert first._state is State.NACKED
 
 
 def test_a_failed_settlement_leaves_the_message_held() -> None:
@@ -216,7 +216,7 @@ def test_a_failed_settlement_leaves_the_message_held() -> None:
     target = ledger()
     (only,) = held(target, "1")
     settle(target, only, Outcome.ACK, BrokerError("no answer", ErrorCode.TIMEOUT, retryable=True))
-    assert (only.state, target.held) == (State.HELD, 1)
+    assert (only._state, target.held) == (State.HELD, 1)
     settle(target, only, Outcome.NACK)
     assert target.held == 0
 
@@ -228,7 +228,7 @@ def test_a_late_confirmation_still_counts() -> None:
     (settlement,) = begin(target, only, Outcome.ACK)  # type: ignore[misc]
     target.finish(settlement, BrokerError("no answer", ErrorCode.TIMEOUT, retryable=True))
     target.finish(settlement, None)
-    assert only.state is State.ACKNOWLEDGED
+    assert only._state is State.ACKNOWLEDGED
 
 
 def test_a_message_that_comes_again_takes_its_successors_with_it() -> None:
@@ -247,7 +247,7 @@ def test_a_message_that_failed_too_often_goes_to_the_source_with_its_data() -> N
     target = ledger(redelivers_locally=True, local_attempts=1, max_lease_duration=5.0)
     first, second = held(target, "a1", "a2")
     (asked,) = begin(target, first, Outcome.NACK)  # type: ignore[misc]  # no error
-    assert (asked.delivery.data, second.state) == (b"x", State.RETURNED)
+    assert (asked.delivery.data, second._state) == (b"x", State.RETURNED)
     assert target.take(10, 1.0) == []
     target.finish(asked, None)
     assert ids(target.take(10, 1.0)) == ["a2"]
@@ -289,7 +289,7 @@ def test_without_order_keys_mean_nothing(outcome: Outcome) -> None:
     (first,) = target.take(1, 0.0)
     (second,) = target.take(1, 0.0)
     assert begun(begin(target, first, outcome)) == [("a1", outcome)]
-    assert second.state is State.HELD
+    assert second._state is State.HELD
     assert begun(target.close()) == [("a3", Outcome.RETURN)]
     assert begun(target.surrender()) == [("a2", Outcome.RETURN)]
 
@@ -316,7 +316,7 @@ def test_what_comes_again_while_it_is_dead_lettered_stays_before_its_successors(
     target.arrive([delivery("a1", token="newer")], 0.0)
     assert target.take(10, 1.0) == []
     target.finish(asked, BrokerError("no topic", ErrorCode.NOT_FOUND))
-    assert (first.state, first.token, target.duplicates) == (State.HELD, "newer", 1)
+    assert (first._state, first.token, target.duplicates) == (State.HELD, "newer", 1)
     settle(target, first, Outcome.ACK)
     assert ids(target.take(10, 1.0)) == ["a2"]
 

@@ -105,7 +105,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.held += taken
 
     def _open(self) -> list[Delivery]:
-        return [delivery for delivery in self.held if delivery.state in (State.HELD, State.SETTLING)]
+        return [delivery for delivery in self.held if delivery._state in (State.HELD, State.SETTLING)]
 
     def _in_order(self, taken: Iterable[Delivery]) -> None:
         """What is handed out of a key is the first that is not over, and then its successors without a gap."""
@@ -129,7 +129,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         self.requests += begun
         if outcome is not Outcome.ACK:
-            later = [each for each in self.held if each.state is State.HELD and _follows(each, delivery)]
+            later = [each for each in self.held if each._state is State.HELD and _follows(each, delivery)]
             assert later == [], "what goes back takes its successors with it"
 
     @precondition(lambda self: self.requests)
@@ -138,7 +138,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """The broker answers some requests; one may fail, and goes to the application or back to the queue."""
         for _ in range(min(count, len(self.requests))):
             settlement = self.requests.popleft()
-            if fails and settlement.delivery.state is State.SETTLING:
+            if fails and settlement.delivery._state is State.SETTLING:
                 self.ledger.finish(settlement, AWAY)
             else:
                 self.broker.answer(settlement)
@@ -160,7 +160,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return [
             each
             for each in self.requests
-            if each.delivery.state is State.SETTLING
+            if each.delivery._state is State.SETTLING
             and (each.outcome is Outcome.ACK or (each.outcome is Outcome.NACK and self._is_buried(each.delivery)))
         ]
 
