@@ -7,6 +7,7 @@ Rules are cited by the names they have in the published contract (P1, R3, …). 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ import attrs
 
 from events_core.capabilities import Capabilities
 from events_core.errors import AcknowledgeError, ConfigurationError, ErrorCode, EventError
+from events_core.joining import Joining, joins
 from events_core.message import EventMessage, ReceivedMessage
 from events_core.observing import Observer
 from events_core.options import CommonOptions
@@ -25,7 +27,7 @@ from events_core.options import CommonOptions
 if TYPE_CHECKING:
     from events_core.config import EventConfig
 
-__all__ = ["API_VERSION", "EventClient", "EventReceiver", "Location", "ReceiverStats"]
+__all__ = ["API_VERSION", "EventClient", "EventReceiver", "Joining", "Location", "ReceiverStats", "joins"]
 
 _log = logging.getLogger("events_core.receiver")
 
@@ -94,6 +96,12 @@ class EventClient(ABC):
 
     observer: Observer | None = None
     """Told of each operation of this client and its receivers (V1); may be set at any time."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let ``subscribe`` be entered with ``async with`` also if the class defines it as ``async def``."""
+        super().__init_subclass__(**kwargs)
+        if inspect.iscoroutinefunction(cls.subscribe):
+            cls.subscribe = joins(cls.subscribe)  # type: ignore[method-assign]
 
     @abstractmethod
     def __init__(self, config: EventConfig) -> None:
@@ -178,15 +186,23 @@ class EventClient(ABC):
         """
 
     @abstractmethod
-    async def subscribe(self, subscription: str | None = None) -> EventReceiver:
-        """Join a subscription, durable and shared by all receivers of its name, or the one of the configuration.
+    def subscribe(self, subscription: str | None = None) -> Joining[EventReceiver]:
+        """Join a subscription: the one named here, or the one of the configuration.
 
-        Without either the subscription is ephemeral: it gets what is sent after this call returned and is gone once
-        the receiver is closed (Q1).  What is missing is created as the option ``create`` allows (Q2).  Ends within
-        ``connect_timeout``.  Cancelled, it leaves no receiver behind.
+        Write ``async with client.subscribe("billing") as receiver:``, which closes the receiver at the end.  Or write
+        ``receiver = await client.subscribe("billing")``, and close the receiver yourself (Q4).
+
+        A named subscription is durable, and all receivers of its name share it.  Without a name, here and in the
+        configuration, the subscription is ephemeral: it gets what is sent after this call has returned, and it ends
+        when the receiver is closed (Q1).  If the topic or the subscription is missing, the option ``create`` says
+        whether it is created (Q2).  The call ends within ``connect_timeout``.  If it is cancelled, no receiver stays
+        open.
+
+        A backend that does not use the engine decorates its ``async def subscribe`` with
+        :func:`~events_core.interface.joins`.  The base class does that for one that forgot it.
 
         :raises ReceiveError: ``NOT_FOUND``, ``PERMISSION_DENIED``, or ``INVALID`` for a subscription that
-            contradicts the options; says how to mend it.
+            contradicts the options; the message says what to do.
         :raises ValueError: for a name that is empty or no text; ``TypeError`` for one that is no str.
         :raises EventConnectionError: when the broker cannot be reached.
         :raises EventRuntimeError: ``CLOSED``, ``WRONG_PROCESS``, ``UNSUPPORTED``.

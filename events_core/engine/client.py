@@ -36,6 +36,7 @@ from events_core.errors import (
     ReceiveError,
 )
 from events_core.interface import EventClient, EventReceiver
+from events_core.joining import joins
 from events_core.message import EventMessage
 from events_core.observing import UNOBSERVED, Operation, OperationName, observed
 from events_core.options import read_options
@@ -227,6 +228,7 @@ class EngineClient(EventClient):
 
     # Subscribing
 
+    @joins
     async def subscribe(self, subscription: str | None = None) -> EventReceiver:
         self._check()
         given = None if subscription is None else checked_name("subscription", subscription)

@@ -196,6 +196,15 @@ async def _subscribe_for_a_while(scene: _Scene, cut: Interruption) -> None:
     await scene.check_usable()
 
 
+async def _subscribe_and_leave(scene: _Scene, cut: Interruption) -> None:
+    async def enter() -> None:
+        async with scene.caller.subscribe(scene.subscription):
+            pass
+
+    await cut(enter())
+    await scene.check_usable()
+
+
 async def _delete_subscription(scene: _Scene, cut: Interruption) -> None:
     doomed = await scene.client.subscribe(scene.stage.name(f"doomed-{scene.number}"))
     await doomed.close()
@@ -390,7 +399,9 @@ class Cancelling:
         await _sweep(stage, _wait_for_room)
 
     @pytest.mark.parametrize("connected", [False, True], ids=["unconnected", "connected"])
-    @pytest.mark.parametrize("act", [_subscribe, _subscribe_for_a_while, _delete_subscription, _ping])
+    @pytest.mark.parametrize(
+        "act", [_subscribe, _subscribe_for_a_while, _subscribe_and_leave, _delete_subscription, _ping]
+    )
     @rule("§3")
     async def test_connecting_is_cancelled_anywhere(self, stage: Stage, act: _Act, connected: bool) -> None:
         """The client connects the next time, and no receiver is left that takes messages."""

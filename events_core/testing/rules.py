@@ -42,6 +42,7 @@ RULES: Mapping[str, str] = {
     "Q1": "named subscriptions are durable and shared, ephemeral ones end",
     "Q2": "what is missing is created as the options allow, or named",
     "Q3": "a new subscription may begin with the oldest message kept",
+    "Q4": "subscribe() can be awaited, and entered with async with",
     "R1": "None comes only when the timeout ran out",
     "R2": "1 to limit messages, as soon as one is there",
     "R3": "cancelled and stopped receives lose nothing",

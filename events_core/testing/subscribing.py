@@ -1,4 +1,4 @@
-"""Q1 to Q3: subscriptions."""
+"""Q1 to Q4: subscriptions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from events_core import ErrorCode, EventClient, EventMessage, EventReceiver, ReceiveError
+from events_core import ErrorCode, EventClient, EventMessage, EventReceiver, EventRuntimeError, ReceiveError
 from events_core.options import describe_options
 from events_core.testing.rules import rule
 from events_core.testing.stage import Stage, numbered, texts
@@ -193,6 +193,27 @@ class Subscribing:
             await stage.receive(receiver)
             return
         await stage.receive(receiver)
+
+    @rule("Q4")
+    async def test_a_subscription_can_be_entered(self, stage: Stage) -> None:
+        """``async with client.subscribe()`` hands over a receiver that works, and closes it at the end of the block."""
+        client = stage.client()
+        async with client.subscribe(stage.subscription) as receiver:
+            await client.send_message(EventMessage(b"x"))
+            assert texts(await stage.drain(receiver, 1)) == ["x"]
+        with pytest.raises(EventRuntimeError) as caught:
+            await receiver.receive_message(0)
+        assert caught.value.code is ErrorCode.CLOSED
+
+    @rule("Q4")
+    async def test_subscribing_is_a_coroutine(self, stage: Stage) -> None:
+        """Tasks and ``gather`` take what ``subscribe`` returns, and each result is a receiver."""
+        client = stage.client()
+        first = asyncio.create_task(client.subscribe(stage.subscription))
+        receivers = await asyncio.gather(first, client.subscribe(stage.name("second")), client.subscribe())
+        await client.send_message(EventMessage(b"x"))
+        for receiver in receivers:
+            assert texts(await stage.drain(receiver, 1)) == ["x"]
 
     @rule("Q3", proves=["replay"])
     async def test_start_earliest_begins_with_the_oldest_message(self, stage: Stage) -> None:

@@ -530,6 +530,17 @@ class RewindsOnJoining(MemoryClient):
             return super()._join(name, ephemeral=ephemeral)
 
 
+@breaks("Q4")
+class JoinsAsAMereCoroutine(MemoryClient):
+    """Returns a coroutine, which cannot be entered."""
+
+    def subscribe(self, subscription: str | None = None) -> Any:
+        return self._awaited(subscription)
+
+    async def _awaited(self, subscription: str | None) -> EventReceiver:
+        return await super().subscribe(subscription)
+
+
 @breaks("R1")
 class ComesBackEarly(TwistedClient, MemoryClient):
     """Waits half as long as it should."""

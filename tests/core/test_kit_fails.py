@@ -95,6 +95,7 @@ FOUND_OUT = [
     ("TestCreatesRegardless", "Q2", "test_a_missing_subscription_is_named"),
     ("TestDeniesReplay", "Q3", "test_start_earliest_begins_with_the_oldest_message"),
     ("TestRewindsOnJoining", "Q3", "test_start_earliest_leaves_an_existing_subscription_as_it_is"),
+    ("TestJoinsAsAMereCoroutine", "Q4", "test_a_subscription_can_be_entered"),
     ("TestComesBackEarly", "R1", "test_a_timeout_gives_none"),
     ("TestComesBackLate", "R1", "test_timeouts_are_kept"),
     ("TestAlwaysWaits", "R1", "test_timeouts_are_kept"),

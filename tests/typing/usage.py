@@ -138,6 +138,16 @@ def observe(client: EventClient) -> None:
     client.observer = Timing()
 
 
+async def join(client: EventClient) -> list[EventReceiver]:
+    """A subscription is joined in every way in which a coroutine is awaited."""
+    receiver = await client.subscribe()
+    assert_type(receiver, EventReceiver)
+    task = asyncio.create_task(client.subscribe("billing"))
+    first, second = await asyncio.gather(task, client.subscribe("audit"))
+    assert_type(first, EventReceiver)
+    return [receiver, first, second, await asyncio.wait_for(client.subscribe(), timeout=5)]
+
+
 async def forward(client: EventClient, receiver: EventReceiver) -> None:
     """What was received may be sent again."""
     for message in await receiver.receive_messages(limit=10):
@@ -154,7 +164,7 @@ async def program(config: EventConfig) -> None:
             assert_type(await client.ping(timeout=2), float)
             if client.capabilities.ordering != "none" and client.is_connected:
                 await send(client)
-            async with await client.subscribe("billing") as receiver:
+            async with client.subscribe("billing") as receiver:
                 assert_type(receiver, EventReceiver)
                 assert_type(receiver.stats, ReceiverStats)
                 await receive(receiver)

@@ -1,0 +1,80 @@
+"""The object that ``EventClient.subscribe`` returns: await it, or enter it with ``async with``.
+
+``await`` hands over the receiver, and the caller closes it.  ``async with`` also closes the receiver at its end.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from events_core.interface import EventReceiver
+
+__all__ = ["Joining", "joins"]
+
+ParamsT = ParamSpec("ParamsT")
+ReceiverT = TypeVar("ReceiverT", bound="EventReceiver", covariant=True)
+
+
+class Joining(Coroutine[Any, Any, ReceiverT], AbstractAsyncContextManager[ReceiverT, None]):
+    """A subscription that is being joined.
+
+    It is a coroutine, so ``asyncio.create_task``, ``asyncio.gather`` and ``asyncio.wait_for`` take it.
+    Nothing happens before it is awaited or entered.  It can be used once, and Python warns if it is never used.
+    Cancelled before it has a receiver, it leaves none behind.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, ReceiverT]) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, ReceiverT]:
+        return self._coroutine.__await__()
+
+    async def __aenter__(self) -> ReceiverT:
+        # The receiver is stored before the next await: a cancellation in between would leave it open.
+        self._receiver = await self._coroutine
+        return await self._receiver.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._receiver.__aexit__(kind, error, trace)
+
+    def send(self, value: Any) -> Any:
+        """Run until the next suspension, as a task does with every coroutine."""
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Raise *error* in the coroutine where it is suspended."""
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """Raise ``GeneratorExit`` in the coroutine where it is suspended."""
+        self._coroutine.close()
+
+    if not TYPE_CHECKING:  # otherwise type checkers would accept every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            # asyncio and debuggers print a task by its coroutine's name, and its stack by cr_frame and cr_code.
+            if name.startswith("cr_") or name in ("__name__", "__qualname__"):
+                return getattr(self._coroutine, name)
+            raise AttributeError(
+                f"no attribute {name!r}: subscribe() returned no receiver yet; write 'await client.subscribe(…)' or "
+                "'async with client.subscribe(…) as receiver:'",
+                name=name,
+                obj=self,
+            )
+
+
+def joins(subscribe: Callable[ParamsT, Coroutine[Any, Any, ReceiverT]]) -> Callable[ParamsT, Joining[ReceiverT]]:
+    """Decorate the coroutine function *subscribe* of a client, so that its callers may also enter the result."""
+
+    @functools.wraps(subscribe)
+    def joining(*args: ParamsT.args, **kwargs: ParamsT.kwargs) -> Joining[ReceiverT]:
+        return Joining(subscribe(*args, **kwargs))
+
+    return joining
