@@ -105,8 +105,8 @@ class EngineClient(EventClient):
         self._publisher = Publisher(self._driver, self._home, self._link, self._recipients)
         self._publisher.unreached = BrokerError(f"{self._connecting}: no answer", ErrorCode.TIMEOUT, retryable=True)
         self._receivers: set[EngineReceiver] = set()
-        self._opening = SingleFlight(self._home.call)
-        self._closing = SingleFlight(self._home.call)
+        self._opening = SingleFlight(self._home.run)
+        self._closing = SingleFlight(self._home.run)
         self._starting = threading.Lock()
         self._pausing = WaitingRoom()
         self._process: int | None = None
@@ -366,16 +366,14 @@ class EngineClient(EventClient):
     ) -> T:
         """Run *operation* at home.  It has a bound there; the wait has one too, because the home's thread may hang."""
         try:
-            return await self._home.call(operation, orphaned, timeout=ends - time.monotonic() + _HOMEWARD)
+            return await self._home.run(operation, orphaned, timeout=ends - time.monotonic() + _HOMEWARD)
         except TimeoutError as error:
             raise _unanswered(what) from error
 
     async def _bounded(self, operation: Callable[[], Awaitable[T]], ends: float, what: str) -> T:
         """Await a driver's *operation* until *ends*; everything it raises becomes a :class:`BrokerError`."""
         try:
-            if self._home.inline:
-                return await operation()
-            async with asyncio.timeout(ends - time.monotonic()):
+            async with self._home.timeout(ends - time.monotonic()):
                 return await operation()
         except TimeoutError as error:
             raise _unanswered(what) from error

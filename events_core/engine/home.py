@@ -1,4 +1,16 @@
-"""Where a driver's coroutines run: in the caller's thread, or on the loop of a thread (``loop_thread.py``)."""
+"""Home: the place where a driver's coroutines run, either the caller's thread or the loop of an engine thread.
+
+:class:`InlineHome` runs them in the thread of the caller, for drivers that never suspend.  ``ThreadHome``
+(``loop_thread.py``) runs them on the event loop of a thread of the engine.  The two differ in what needs a thread or a
+timer.  Such a difference is a method here, so that other modules do not ask which home they have.
+
+Three groups of methods, by the thread that may call them:
+
+* any thread, also under a lock: :meth:`Home.wake`;
+* a coroutine on any loop: :meth:`Home.start`, :meth:`Home.run`, :meth:`Home.overdue`, :meth:`Home.ended`;
+* home itself: :meth:`Home.spawn`, :meth:`Home.timeout`, :meth:`Home.release`, :meth:`Home.end_tasks`,
+  :meth:`Home.stop`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +18,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, TypeVar
 
 from events_core.engine.driver import BrokerError
@@ -19,69 +32,79 @@ _log = logging.getLogger("events_core.engine")
 
 
 class Home(ABC):
-    """Runs coroutines of a driver, for callers in any thread and loop."""
+    """The place where coroutines of a driver run, for callers in any thread and loop."""
 
     inline: bool
 
     @abstractmethod
-    async def call(
+    async def run(
         self,
         coroutine: Coroutine[Any, Any, T],
         orphaned: Callable[[T], None] | None = None,
         *,
         timeout: float | None = None,
     ) -> T:
-        """Run *coroutine* and wait for it; cancelling the wait does not stop it.
+        """Run *coroutine* at home and wait for it.  Cancelling the wait does not stop the coroutine.
 
-        :param orphaned: takes the result, here, when nobody waits for it any more: the caller was cancelled, or had no
-            more time, or its loop was closed.
-        :param timeout: seconds to wait, by a timer in the caller's loop; inline nothing waits.
+        :param orphaned: is called at home with the result if nobody waits for it any more: the caller was cancelled, or
+            had no more time, or its loop was closed.
+        :param timeout: seconds to wait, by a timer in the caller's loop.  An inline home has no such timer.
         :raises TimeoutError: when they are over.  The coroutine still runs, or will.
         :raises BrokerError: ``CLOSED`` when this home has stopped.
         """
 
     @abstractmethod
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str = "") -> asyncio.Task[None] | None:
-        """Run *coroutine* here, from here; inline it has finished on return.
+        """Run *coroutine* in a task at home; call it at home.  An inline home has run it on return.
 
-        :param name: what it does, for a warning that it does not end.
+        :param name: a name for the warning that the task does not end.
         """
 
     @abstractmethod
     def wake(self, callback: Callable[[], object]) -> None:
-        """Run *callback* here, soon; from any thread.  Inline it has run on return."""
+        """Run *callback* at home, soon; from any thread.  An inline home has run it on return."""
 
     @abstractmethod
     def start(self) -> None:
-        """Make ready; called again it does nothing."""
+        """Make ready.  Calling it again does nothing.
+
+        :raises BrokerError: ``EXHAUSTED`` if the process may have no more descriptors or threads.
+        """
+
+    @abstractmethod
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        """Return a context that cancels the running task after *seconds* and raises ``TimeoutError``.
+
+        An inline home returns one that does nothing: what never suspends cannot be cancelled.
+        """
 
     # Closing (closing.py)
 
     @abstractmethod
     async def release(self, closing: Coroutine[Any, Any, None], what: str, within: float) -> None:
-        """Await the *closing* of a source or driver, here, for *within* seconds; log its failure."""
+        """Await the *closing* of a source or driver, for *within* seconds, and log its failure."""
 
     @abstractmethod
     async def overdue(self, end: Callable[[], Coroutine[Any, Any, None]], what: str) -> None:
-        """Deal with a closing of *what* that is not over in time; in the caller's loop.
+        """Handle a closing of *what* that took too long; in the caller's loop.
 
-        Inline, run *end*: the loop that was to run it stands still.  Otherwise say which thread hangs.
+        An inline home runs *end*, because the loop that was to run it stands still.  Otherwise log which thread hangs.
         """
 
     @abstractmethod
     async def end_tasks(self, within: float) -> None:
-        """Begin nothing more, and end every task that is left; from here."""
+        """Refuse new coroutines, and cancel every task that is left."""
 
     @abstractmethod
     async def stop(self, within: float) -> None:
-        """End this home; from here, after :meth:`end_tasks`.
+        """End this home, after :meth:`end_tasks`.
 
-        :param within: seconds that a thread has to end in.
+        :param within: seconds that the thread has to end.
         """
 
     @abstractmethod
     async def ended(self, within: float) -> None:
-        """Wait until nothing remains of what :meth:`stop` has ended; in the caller's loop."""
+        """Wait, for *within* seconds at most, until nothing is left of what :meth:`stop` has ended."""
 
 
 class InlineHome(Home):
@@ -89,7 +112,7 @@ class InlineHome(Home):
 
     inline = True
 
-    async def call(
+    async def run(
         self,
         coroutine: Coroutine[Any, Any, T],
         orphaned: Callable[[T], None] | None = None,
@@ -106,6 +129,9 @@ class InlineHome(Home):
 
     def start(self) -> None:
         pass
+
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        return nullcontext()
 
     async def release(self, closing: Coroutine[Any, Any, None], what: str, within: float) -> None:
         try:
@@ -127,9 +153,9 @@ class InlineHome(Home):
 
 
 def step(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a driver's coroutine that never suspends.
+    """Run a driver's coroutine that never suspends, and return its result.
 
-    :raises BrokerError: and nothing else that a driver may raise.
+    :raises BrokerError: for everything that the coroutine raises.
     """
     try:
         coroutine.send(None)

@@ -1,7 +1,14 @@
-"""The thread with an event loop on which drivers run that wait for a network or a disk.
+"""A thread with an event loop, for drivers that wait for a network or a disk.
 
-It keeps leases alive while the application's loop is blocked, and serves clients of any loop and thread.  Work crosses
-into it, and results out of it (``waiting.py``), once for each burst.
+It keeps leases alive while the application's loop is blocked, and serves clients of any loop and thread.
+
+Who may touch what:
+
+* The loop's thread alone changes tasks, :attr:`ThreadHome._tasks` and each :class:`_Errand`.
+* Any thread may call :meth:`LoopThread.wake` and :meth:`LoopThread.post`.  Waking a loop costs a system call.  So
+  callbacks gather in a ``deque``, and only the first of a burst wakes the loop.  Results come back in the same way
+  (``waiting.py``).
+* The locks here are leaf locks: nothing else is locked while one of them is held.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack, closing, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, closing, suppress
 from contextvars import Context
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -34,7 +41,7 @@ _log = logging.getLogger("events_core.engine")
 
 
 _ORPHAN_PAUSE = 0.5
-"""Seconds between two looks whether somebody still waits for a result that nobody has taken."""
+"""Seconds between two checks whether the loop of a caller that has not taken its result is still open."""
 
 
 class LoopThread:
@@ -48,8 +55,9 @@ class LoopThread:
         self._stopping = False
         self._finish_within = 0.0
         self._woken: deque[Callable[[], object]] = deque()
+        # Read and set without a lock; see wake().
         self._is_waking = False
-        # Guards _ended: what is posted while that is false, the loop still runs.  Reentrant, because the garbage
+        # Guards _ended: the loop still runs what is posted before that is set.  Reentrant, because the garbage
         # collector may run code that posts while this thread is posting.
         self._posting = threading.RLock()
         self._ended = False
@@ -87,38 +95,42 @@ class LoopThread:
     def _run_until_it_leaves(self, run: Callable[[], None]) -> None:
         try:
             run()
-        except BaseException:  # SystemExit and KeyboardInterrupt leave a loop, and this one is everybody's
-            _log.exception("what ran on the thread %r wanted to end it", self.name)
+        # SystemExit and KeyboardInterrupt end a loop.  All clients share this one, so it must go on.
+        except BaseException:
+            _log.exception("a callback or task on the thread %r tried to end it", self.name)
 
     def _drop(self, callback: Callable[..., object], *args: object, context: Context | None = None) -> asyncio.Handle:
-        """Do nothing.
+        """Do nothing, in place of ``call_soon_threadsafe`` once the loop is closed.
 
-        A library may have something to tell the loop after its end: gRPC does, of requests that were cancelled while
-        the connection was stuck.  ``RuntimeError`` would then be raised in gRPC's code on another loop.
+        A library may call into the loop after its end.  gRPC does so for requests that were cancelled while the
+        connection was stuck.  A ``RuntimeError`` would then be raised in gRPC's code on another loop.
         """
         return asyncio.Handle(callback, args, self.loop, context)
 
     def wake(self, callback: Callable[[], object]) -> None:
         """Run *callback* on the loop, soon; from any thread."""
+        # Append first, then look at the flag.  _wake_all clears the flag first, then drains.  So if this thread sees
+        # the flag set, _wake_all has not cleared it yet and will find the callback.  Two threads that both see it
+        # unset wake the loop twice, which does no harm.
         self._woken.append(callback)
-        if not self._is_waking:  # else whoever set it crosses into the loop for this one too
+        if not self._is_waking:
             self._is_waking = True
             self.post(self._wake_all)
 
     def _wake_all(self) -> None:
-        self._is_waking = False  # before draining: a wake-up from now on needs a new crossing
+        self._is_waking = False
         while self._woken:
             self.loop.call_soon(self._woken.popleft())
 
     def post(self, callback: Callable[[], object]) -> bool:
-        """Run *callback* on the loop with a crossing of its own; return False if the thread ends."""
+        """Wake the loop to run *callback*; from any thread.  Return False if the thread ends, and do nothing then."""
         with self._posting:
             if not self._ended:
                 self.loop.call_soon_threadsafe(callback)
             return not self._ended
 
     def stop(self, within: float) -> None:
-        """End, soon; the tasks that are left have *within* seconds to end too."""
+        """End the thread, soon; from any thread.  Tasks that are left have *within* seconds to end too."""
         self._finish_within = within
         self.post(self._stop)
 
@@ -129,7 +141,9 @@ class LoopThread:
 
 async def _finish(within: float) -> None:
     """Let cancelled tasks end, so that none is destroyed while pending."""
-    for _ in range(3):  # what was posted just before the end begins, so that whoever waits for it is told
+    # A task that was posted just before the end must start, so that its caller gets an answer.  Three turns: one
+    # delivers a wake-up, its callback creates the task in the next one, and the task starts in the third.
+    for _ in range(3):
         await asyncio.sleep(0)
     await cancelled(asyncio.all_tasks() - {asyncio.current_task()}, within)
     with suppress(TimeoutError):
@@ -139,7 +153,8 @@ async def _finish(within: float) -> None:
 
 def _new_loop() -> asyncio.AbstractEventLoop:
     try:
-        # asyncio prints a traceback when it collects a loop that it could make only in part, so look first.
+        # If asyncio can create a loop only in part, it prints a traceback when that loop is collected.  So try first
+        # whether the descriptors can be had.
         with ExitStack() as needed:
             needed.enter_context(closing(selectors.DefaultSelector()))
             for end in socket.socketpair():
@@ -165,11 +180,13 @@ def _start(thread: threading.Thread) -> None:
 
 
 async def off_loop(work: Callable[[], T]) -> T:
-    """Run *work*, which blocks, in a daemon thread of its own: importing an SDK, reading credentials.
+    """Run *work*, which blocks, in a daemon thread of its own, and return its result.
 
-    Cancelling the wait does not stop it.
+    Use it for work that blocks once, such as importing an SDK or reading credentials.  Cancelling the wait does not
+    stop the work.
 
     :raises BrokerError: ``EXHAUSTED`` when the process may have no more threads.
+    :raises BaseException: whatever *work* raises.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -179,7 +196,7 @@ async def off_loop(work: Callable[[], T]) -> T:
             resolve = partial(_resolve, done, work(), None)
         except BaseException as error:
             resolve = partial(_resolve, done, None, error)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
             loop.call_soon_threadsafe(resolve)
 
     _start(threading.Thread(target=run, name="events off loop", daemon=True))
@@ -199,12 +216,16 @@ class _IOThread:
     """The one thread that all network clients of this process share, while there are any."""
 
     def __init__(self) -> None:
+        # Guards both fields: the thread that counts down to 0 stops the thread before another client can count up.
         self._lock = threading.Lock()
         self._thread: LoopThread | None = None
         self._users = 0
 
     def acquire(self) -> LoopThread:
-        """Start it, for the first user."""
+        """Return the thread; start it for the first user.
+
+        :raises BrokerError: ``EXHAUSTED`` when the process may have no more descriptors or threads.
+        """
         with self._lock:
             if self._thread is None:
                 self._thread = LoopThread("events I/O")
@@ -212,7 +233,7 @@ class _IOThread:
             return self._thread
 
     def release(self, within: float) -> bool:
-        """Let go of the thread; return whether that ends it, *within* seconds, because nobody else uses it."""
+        """Count one user less; return whether that was the last one.  The thread then ends, *within* seconds."""
         with self._lock:
             self._users -= 1
             if self._users:
@@ -227,7 +248,10 @@ _io_thread = _IOThread()
 
 
 def _forget_thread() -> None:
-    """No thread survives a fork, and a lock may be held for ever: the child starts with new ones."""
+    """Start a forked child without a thread and with a new lock.
+
+    No thread survives a fork, and the old lock may be held by a thread of the parent, so for ever.
+    """
     global _io_thread
     _io_thread = _IOThread()
 
@@ -236,18 +260,20 @@ os.register_at_fork(after_in_child=_forget_thread)
 
 
 class ThreadHome(Home):
-    """One client's place on a loop thread.
+    """The home of one client, on a loop thread.
 
-    :param private: the name of a thread of the client's own; without, it shares the process's I/O thread.
+    :param private: the name of a thread of the client's own; ``None`` to share the process's I/O thread.
     """
 
     inline = False
 
     def __init__(self, private: str | None = None) -> None:
         self._private = private
+        # Guards the start.  Other methods read _thread without it: it changes once, from None.
         self._lock = threading.Lock()
         self._thread: LoopThread | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        # Set at home, read anywhere.  A thread that reads an old value posts a task that _start_task cancels.
         self._stopped = False
         self._ends = False
 
@@ -256,7 +282,7 @@ class ThreadHome(Home):
             if self._thread is None:
                 self._thread = LoopThread(self._private) if self._private else _io_thread.acquire()
 
-    async def call(
+    async def run(
         self,
         coroutine: Coroutine[Any, Any, T],
         orphaned: Callable[[T], None] | None = None,
@@ -287,7 +313,8 @@ class ThreadHome(Home):
         self._tasks.add(task)  # a loop keeps only weak references to its tasks
         task.add_done_callback(self._tasks.discard)
         if self._stopped:
-            loop.call_soon(task.cancel)  # once it has begun, so that its clauses ``finally`` count
+            # Not at once: a task that is cancelled before it starts runs none of its code, so no ``finally`` either.
+            loop.call_soon(task.cancel)
         return task
 
     def wake(self, callback: Callable[[], object]) -> None:
@@ -297,8 +324,11 @@ class ThreadHome(Home):
     def _post(self, callback: Callable[[], object]) -> bool:
         return self._thread is not None and not self._stopped and self._thread.post(callback)
 
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        return asyncio.timeout(seconds)
+
     async def release(self, closing: Coroutine[Any, Any, None], what: str, within: float) -> None:
-        # A task of its own, so that this one goes on whatever the closing does.
+        # In a task of its own: if the closing ignores cancellation, this coroutine can still go on.
         task = asyncio.get_running_loop().create_task(_logged(closing, what), name=f"closing {what}")
         await asyncio.wait([task], timeout=within / 2)
         if not task.done():
@@ -315,7 +345,7 @@ class ThreadHome(Home):
 
     async def end_tasks(self, within: float) -> None:
         self._stopped = True
-        await asyncio.sleep(0)  # what has been started begins, so that its clauses ``finally`` count
+        await asyncio.sleep(0)  # tasks that were just created start, so that their ``finally`` clauses run
         await cancelled(self._tasks - {asyncio.current_task()}, within)
 
     async def stop(self, within: float) -> None:
@@ -327,7 +357,7 @@ class ThreadHome(Home):
             self._ends = _io_thread.release(within)
 
     async def ended(self, within: float) -> None:
-        # Joining the thread would block the caller's loop, and no thread can tell that it has ended.  So look.
+        # Joining the thread would block the caller's loop, and a thread cannot announce its own end.  So poll.
         if not self._ends or self._thread is None:
             return
         ends, pause = time.monotonic() + within, 0.0005
@@ -349,9 +379,10 @@ async def _logged(closing: Coroutine[Any, Any, None], what: str) -> None:
 
 
 class _Errand(Generic[T]):
-    """A task on the thread's loop, and the caller that waits for it elsewhere.
+    """A task on the thread's loop, and the caller that waits for it in another loop.
 
-    The thread's loop runs the methods and alone changes it, but for ``result``, which the waiting task calls.
+    All methods run on the thread's loop, except :attr:`is_done` and :meth:`result`: the waiting task uses them after it
+    was woken.  ``done`` sets the task before it wakes the caller, so the caller needs no lock to see it.
     """
 
     def __init__(self, waiter: Waiter, orphaned: Callable[[T], None] | None) -> None:
@@ -376,21 +407,27 @@ class _Errand(Generic[T]):
         self._look()
 
     def _look(self) -> None:
-        """Hand the result to whoever takes orphans, once nobody waits for it any more."""
-        # The loop first: until it is closed, the waiting task may still come and take the result.
+        """Pass the result to *orphaned* if nobody waits for it any more."""
+        # Look at the loop before _taken.  If the loop is closed, the waiting task can no longer take the result, so
+        # what _taken says now is final.
         is_gone = self._abandoned or self._waiter.loop.is_closed()
         task, orphaned = self._task, self._orphaned
-        # Always ask for the exception: asyncio logs one for which nobody has ever asked.
+        # Ask for the exception in any case, because asyncio logs an exception that nobody has asked for.
         if task is None or task.cancelled() or task.exception() is not None or self._taken or orphaned is None:
             return
         if is_gone:
             self._orphaned = None
             orphaned(task.result())
         else:
+            # The waiting task may take the result yet, or its loop may be closed without a word.  Look again later.
             asyncio.get_running_loop().call_later(_ORPHAN_PAUSE, self._look)
 
     def result(self) -> T:
-        """Take the result."""
+        """Take the result of the task.
+
+        :raises BaseException: whatever the task raised.
+        :raises BrokerError: ``CLOSED`` if the task was cancelled, which only a close does.
+        """
         assert self._task is not None
         self._taken = True
         if self._task.cancelled():

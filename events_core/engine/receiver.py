@@ -106,7 +106,7 @@ class EngineReceiver(EventReceiver):
         self._closed = False
         self._ending = False
         self._close_time = CloseTime()
-        self._shutting = SingleFlight(home.call)
+        self._shutting = SingleFlight(home.run)
         self._empty: Waiter | None = None
 
     @property

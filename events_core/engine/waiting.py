@@ -266,7 +266,7 @@ class SingleFlight:
     """
 
     def __init__(self, call: Callable[..., Awaitable[None]]) -> None:
-        """*call* is :meth:`Home.call`: it runs the operation, to its end even when its caller is cancelled."""
+        """*call* is :meth:`Home.run`: it runs the operation, to its end even when its caller is cancelled."""
         self._call = call
         self._lock = threading.Lock()
         self._running = False

@@ -74,7 +74,7 @@ async def send(path: str) -> tuple[float, Pragmas, list[int]]:
         began = time.perf_counter()
         await asyncio.gather(*(sender() for _ in range(SENDERS)))
         spent = time.perf_counter() - began
-        return MESSAGES / spent, await client._home.call(read_back()), sizes
+        return MESSAGES / spent, await client._home.run(read_back()), sizes
 
 
 def insert(path: str, sizes: Iterable[int]) -> tuple[float, Pragmas]:

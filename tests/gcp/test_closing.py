@@ -45,7 +45,7 @@ def test_what_grpc_learns_after_a_close_disturbs_no_other_loop(caplog: pytest.Lo
             large = EventMessage(bytes(5_000_000))  # more than the buffers between here and there hold
             sends = [asyncio.create_task(closing.send_message(large)) for _ in range(4)]
             await until(lambda: bool(asked))
-            await closing._home.call(asyncio.sleep(0.1))  # gRPC begins to write
+            await closing._home.run(asyncio.sleep(0.1))  # gRPC begins to write
             await closing.close(timeout=0)
             for send in sends:
                 with pytest.raises(EventRuntimeError):

@@ -238,7 +238,7 @@ def test_a_driver_says_how_many_keys_are_out_at_once() -> None:
         other = asyncio.create_task(client.send_message(message("2")))
         await until(lambda: client.broker.requests[-1] == [b"2"])
         assert len(client.broker.requests) == 51
-        await client._home.call(_set(client.broker.gate))
+        await client._home.run(_set(client.broker.gate))
         await asyncio.gather(*sends, other)
 
     run(test, driver=_ManyKeys)
@@ -585,7 +585,7 @@ def test_room_that_a_cancelled_send_leaves_is_used_at_once() -> None:
         await asyncio.sleep(0)
         behind.cancel()
         assert await asyncio.wait_for(waiting, 10) == "id-3"
-        await client._home.call(_set(gate))
+        await client._home.run(_set(gate))
         await slow
 
     run(test, publish_max_messages="2")
@@ -599,11 +599,11 @@ def test_room_that_a_confirmed_send_leaves_is_used_for_all_requests_that_may_be_
         client.broker.gate = gates = asyncio.Event()
         sends = [asyncio.create_task(client.send_message(message(key, key))) for key in "ab"]
         await asyncio.sleep(0)
-        await client._home.call(_set(gate))
+        await client._home.run(_set(gate))
         await large
         await asyncio.wait_for(until(lambda: len(client.broker.requests) == 4), 10)
         client.broker.gate = None
-        await client._home.call(_set(gates))
+        await client._home.run(_set(gates))
         await asyncio.gather(*sends)
 
     run(test, publish_max_bytes="60")
@@ -629,7 +629,7 @@ def test_sends_that_were_given_up_are_not_kept(bound: str) -> None:
         del each
         gc.collect()
         assert sum(each() is not None for each in held) < 10
-        await client._home.call(_set(gate))
+        await client._home.run(_set(gate))
         assert await asyncio.gather(slow, *waiting) == ["id-1", "id-2", "id-3"]
 
     run(test, publish_max_messages=bound)
@@ -1004,7 +1004,7 @@ def test_nacking_what_goes_back_behind_another_waits_for_that() -> None:
             nacks.append(asyncio.create_task(receiver.nack(second)))
             _, waiting = await asyncio.wait(nacks, timeout=0.05)
             assert waiting == set(nacks)
-            await client._home.call(_set(source.settle_gate))
+            await client._home.run(_set(source.settle_gate))
             await asyncio.gather(*nacks)
 
     run(test)
@@ -1367,7 +1367,7 @@ def test_what_a_source_has_lost_is_not_handed_out(is_home: bool) -> None:
             def lose() -> None:
                 source.lost(lambda delivery: delivery.token == 1)
 
-            await client._home.call(_done(lose)) if is_home else lose()
+            await client._home.run(_done(lose)) if is_home else lose()
             assert [each.data for each in await receiver.receive_messages(10, 10)] == [b"2"]
             assert source.settled == []
 
@@ -1455,7 +1455,7 @@ def test_a_cancelled_acknowledgement_holds_its_message_until_it_has_ended() -> N
             with pytest.raises(AcknowledgeError) as caught:
                 await receiver.nack(held)
             assert (caught.value.code, receiver.stats.held) == (ErrorCode.ALREADY_SETTLED, 1)
-            await client._home.call(_set(gate))
+            await client._home.run(_set(gate))
             await receiver.acknowledge(held)
             assert receiver.stats.held == 0
 
@@ -1497,7 +1497,7 @@ def test_a_redelivery_during_a_burial_is_acknowledged(monkeypatch: pytest.Monkey
             await client.send_message(copy)
             await until(lambda: receiver.stats.duplicates == 1)
             gate, source.settle_gate = source.settle_gate, None
-            await client._home.call(_set(gate), timeout=30)
+            await client._home.run(_set(gate), timeout=30)
             await nacking
             await until(lambda: len(source.tokens) == 2)
             assert source.tokens == [1, 2]
@@ -1523,7 +1523,7 @@ def test_a_redelivery_during_an_acknowledgement_takes_its_outcome() -> None:
             await client.send_message(copy)
             await until(lambda: receiver.stats.duplicates == 1)
             gate, source.settle_gate = source.settle_gate, None
-            await client._home.call(_set(gate))
+            await client._home.run(_set(gate))
             await acknowledging
             assert source.tokens == [1, 2]
             assert await receiver.receive_message(0) is None
@@ -1567,7 +1567,7 @@ def test_a_request_that_is_out_keeps_its_token(answers: list[BrokerError | None]
             await until(lambda: broker.requested == 1)
             await client.send_message(copy)
             await until(lambda: receiver.stats.duplicates == 1)
-            await client._home.call(_set(broker.gate))
+            await client._home.run(_set(broker.gate))
             await acknowledging
             assert broker.tokens == [1, 2]
             assert receiver.stats.held == 0
@@ -1598,7 +1598,7 @@ def test_a_late_success_is_not_undone_by_a_newer_token() -> None:
             settler._timeout = 30.0
             again = asyncio.create_task(receiver.acknowledge(held))
             await asyncio.sleep(0)
-            await client._home.call(_set(broker.gate))
+            await client._home.run(_set(broker.gate))
             await again
             assert broker.tokens == [1, 2]
             assert receiver.stats.held == 0

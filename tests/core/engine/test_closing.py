@@ -499,7 +499,7 @@ def test_a_call_to_a_thread_that_ends_is_told() -> None:
     async def scene() -> None:
         thread.post(lambda: busy.wait(BOUND))
         thread.stop(1)
-        calling = asyncio.create_task(home.call(asyncio.sleep(3600)))
+        calling = asyncio.create_task(home.run(asyncio.sleep(3600)))
         await asyncio.sleep(0)
         busy.set()
         with pytest.raises(Exception, match="closed"):
@@ -545,7 +545,7 @@ def test_a_receiver_whose_loop_closes_before_subscribe_returned_is_closed(return
 
     async def begin(loop: asyncio.AbstractEventLoop) -> None:
         await client.ping(BOUND)
-        await client._home.call(gated(asyncio.Event()))
+        await client._home.run(gated(asyncio.Event()))
         tasks.append(loop.create_task(client.subscribe("s")))
         while not client.broker.asked.is_set():
             await asyncio.sleep(0.005)

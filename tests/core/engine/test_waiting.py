@@ -142,7 +142,7 @@ def test_an_operation_that_a_stopping_home_had_started_is_over_for_all() -> None
 
         thread.post(busy.wait)
         thread.post(lambda: thread.loop.create_task(end()))
-        flight = SingleFlight(home.call)
+        flight = SingleFlight(home.run)
         first = asyncio.create_task(flight.run(operation, lambda: False, 60))
         await asyncio.sleep(0)
         first.cancel()

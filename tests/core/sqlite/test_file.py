@@ -360,10 +360,10 @@ def test_full_disk_is_waited_for(client: Clients, caplog: pytest.LogCaptureFixtu
             async def limit(pages: int) -> None:
                 filling._driver.store.connection.execute(f"PRAGMA max_page_count = {pages}")
 
-            await filling._home.call(limit(1))
+            await filling._home.run(limit(1))
             sending = asyncio.create_task(filling.send_message(EventMessage(b"x" * 100_000)))
             await until_disconnected(filling)
-            await filling._home.call(limit(1_000_000))
+            await filling._home.run(limit(1_000_000))
             await asyncio.wait_for(sending, 10)
 
     asyncio.run(run())

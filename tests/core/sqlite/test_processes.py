@@ -244,9 +244,9 @@ def test_ephemeral_subscription_of_a_killed_process_is_removed(
                 count: int = other._driver.store.connection.execute(query, (name,)).fetchone()[0]
                 return count
 
-            assert await other._home.call(left()) == 1
+            assert await other._home.run(left()) == 1
             async with asyncio.timeout(30):
-                while await other._home.call(left()):
+                while await other._home.run(left()):
                     await asyncio.sleep(0.05)
 
     asyncio.run(run())

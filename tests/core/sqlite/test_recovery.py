@@ -196,7 +196,7 @@ def test_one_receiver_without_its_subscription_leaves_others_their_leases(client
                     await owner.delete_subscription(name)
                 with closing(sqlite3.connect(file, isolation_level=None)) as connection:
                     connection.execute("UPDATE sessions SET expires_at = 0")
-                    await working._home.call(working._driver._renew())
+                    await working._home.run(working._driver._renew())
                     return connection.execute("SELECT expires_at > 0 FROM sessions").fetchall()
 
     assert asyncio.run(run()) == [(1,)]

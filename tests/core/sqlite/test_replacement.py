@@ -144,7 +144,7 @@ def test_send_under_way_is_not_confirmed(client: Clients, file: Path, fresh: Pat
                 await sending._driver.publish([EventMessage(b"lost")])
 
             with pytest.raises(BrokerError, match=r"was (removed|replaced by another) while it was in use") as caught:
-                await sending._home.call(publish())
+                await sending._home.run(publish())
             assert (caught.value.code, caught.value.retryable) == (ErrorCode.UNAVAILABLE, True)
             assert repr(str(file)) in str(caught.value)
             await send(sending, "new")
@@ -169,7 +169,7 @@ def test_engine_sends_again_what_was_under_way(client: Clients, file: Path) -> N
             async def prepare() -> None:
                 connection.set_trace_callback(meddle)
 
-            await sending._home.call(prepare())
+            await sending._home.run(prepare())
             await send(sending, "x")
 
     asyncio.run(run())

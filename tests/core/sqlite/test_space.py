@@ -142,9 +142,9 @@ def test_clients_delete_what_is_older_than_the_retention(client: Callable[..., S
                 message = await receiver.receive_message(5)
                 assert message is not None
                 await receiver.acknowledge(message)
-            assert await keeping._home.call(left(keeping)) == 1
+            assert await keeping._home.run(left(keeping)) == 1
             async with asyncio.timeout(10):
-                while await keeping._home.call(left(keeping)):
+                while await keeping._home.run(left(keeping)):
                     await asyncio.sleep(0.05)
             assert time.time() - message.publish_time.timestamp() >= 1.5
 
