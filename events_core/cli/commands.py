@@ -22,6 +22,7 @@ from events_core.cli.receiving import joining
 from events_core.cli.receiving import receive as receive_messages
 from events_core.cli.sending import Parse, Report, send_data, send_lines
 from events_core.cli.target import configured, read_config, usage_error
+from events_core.engine import BrokerError
 
 __all__ = ["run"]
 del rich
@@ -37,7 +38,7 @@ def run() -> int:
     except click.ClickException as error:
         say("error", error.format_message().rstrip(".") + _help_hint(error))
         return ExitCode.UNUSABLE
-    except (CommandError, EventError) as error:
+    except (CommandError, EventError, BrokerError) as error:
         if str(error):
             say("error", str(error))
         return exit_code(error)
@@ -69,14 +70,17 @@ def _help_hint(error: click.ClickException) -> str:
     return f" (see '{context.command_path} --help')" if context else ""
 
 
-@click.group(epilog=_EPILOG, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(epilog=_EPILOG, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="events-core", message="events-core %(version)s")
-def events() -> None:
+@click.pass_context
+def events(context: click.Context) -> None:
     """Send and receive messages through any broker.
 
     TARGET is a URL such as sqlite:events.db/orders?subscription=billing; or give --config FILE --client NAME instead,
     for the table [clients.NAME] of a TOML file.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:

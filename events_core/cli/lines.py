@@ -9,8 +9,8 @@ import stat
 import sys
 from collections.abc import AsyncIterator
 
-from events_core.cli.blocking import in_daemon_thread
 from events_core.cli.outcome import CommandError, ExitCode
+from events_core.engine import off_loop
 
 __all__ = ["Lines"]
 
@@ -78,7 +78,7 @@ class Lines:
 
     async def _read(self) -> bytes:
         try:
-            chunk = await in_daemon_thread(self._read_some)
+            chunk = await off_loop(self._read_some)
         except OSError as error:
             raise CommandError(f"cannot read {self.name}: {error.strerror}") from error
         self.bytes_read += len(chunk)

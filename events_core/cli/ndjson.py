@@ -7,6 +7,7 @@ import codecs
 import json
 import re
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, NamedTuple, NoReturn, cast
 
 from events_core import EventMessage, ReceivedMessage
@@ -17,7 +18,7 @@ from events_core.options import did_you_mean
 __all__ = ["dump", "dump_message", "parse_message"]
 
 _SENT = ("data", "data_base64", "attributes", "ordering_key")
-_RECEIVED = ("message_id", "publish_time", "delivery_attempt")
+_RECEIVED = ("json", "message_id", "publish_time", "delivery_attempt")
 """Ignored when sending, so that what was received can be sent again."""
 
 
@@ -27,13 +28,20 @@ def dump(value: Mapping[str, object]) -> bytes:
 
 
 def dump_message(message: ReceivedMessage) -> bytes:
-    """*message* as one line; data that is no UTF-8 goes into ``data_base64``."""
+    """Return *message* as one line.
+
+    Data that is not UTF-8 goes into ``data_base64``.  Data that is JSON is in the line twice: as the string ``data``,
+    and as the value ``json``.
+    """
+    value = None
     try:
-        data = {"data": message.data_as_string()}
+        text = message.data_as_string()
+        data = {"data": text}
+        value = _json_value(text)
     except UnicodeDecodeError:
         data = {"data_base64": base64.b64encode(message.data).decode()}
     published = message.publish_time
-    return dump(
+    line = dump(
         {
             "message_id": message.message_id,
             **data,
@@ -43,6 +51,23 @@ def dump_message(message: ReceivedMessage) -> bytes:
             "delivery_attempt": message.delivery_attempt,
         }
     )
+    # The text of the value is put in as it is: json.dumps would write 1.10 as 1.1.
+    return line if value is None else line[:-2] + b',"json":' + escaped_in_json(value).encode() + b"}\n"
+
+
+def _json_value(text: str) -> str | None:
+    """Return *text* without the space between its tokens if it is JSON that programs can parse, otherwise ``None``.
+
+    A sender must not be able to stop the program that reads the lines.  So JSON that its decoder may refuse is left
+    out: an integer of more digits than ``int`` takes, or more than :data:`_DEEPEST` nested values.
+    """
+    try:
+        _STRICT_DECODER.decode(text)
+    except (ValueError, RecursionError):
+        return None
+    brackets = _NO_BRACKETS.sub("", text)
+    depth = max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
+    return _SPACE_OR_STRING.sub(r"\1", text) if depth <= _DEEPEST else None
 
 
 def parse_message(line: bytes, defaults: EventMessage) -> EventMessage | None:
@@ -148,7 +173,15 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
+_DEEPEST = 100
+"""Values within values; jq 1.6 fails at 256, and Python 3.11 at its recursion limit."""
+
 _SPACE = re.compile(r"[ \t\r\n]*")
+_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+_SPACE_OR_STRING = re.compile(rf"({_STRING})|[ \t\r\n]+")
+_NO_BRACKETS = re.compile(rf"{_STRING}|[^][{{}}\"]+")
+# int refuses more than 4,300 digits, as it does in the program that reads the line.
+_STRICT_DECODER = json.JSONDecoder(parse_constant=_refuse)
 # Numbers are only looked at, never converted: int would refuse one of more than 4,300 digits.
 _DECODER = json.JSONDecoder(parse_int=float, parse_constant=_refuse)
 _ATTRIBUTES_DECODER = json.JSONDecoder(parse_int=float, parse_constant=_refuse, object_pairs_hook=_unique)

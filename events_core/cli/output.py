@@ -10,11 +10,11 @@ import stat
 import sys
 import termios
 
-from events_core.cli.blocking import in_daemon_thread
 from events_core.cli.ending import Ending
 from events_core.cli.escaping import escaped
 from events_core.cli.outcome import CommandError, ExitCode
 from events_core.cli.writing import write_all
+from events_core.engine import off_loop
 
 __all__ = ["Output"]
 
@@ -50,7 +50,7 @@ class Output:
     async def write(self, data: bytes) -> None:
         """Write all of *data*, escaped on a terminal, without blocking the event loop: Ctrl-C works if nobody reads."""
         shown = self._shown(data) if self._escapes else data
-        await in_daemon_thread(lambda: self.put(shown))
+        await off_loop(lambda: self.put(shown))
 
     def _shown(self, data: bytes) -> bytes:
         # In the terminal's own encoding: the second byte of "ś" in UTF-8 is a command where that is Latin-1.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -25,6 +26,9 @@ Report = Literal["ids", "json", "count"]
 
 _Portion = Sequence[tuple[int, EventMessage]]
 _Results = Sequence[str | EventError]
+
+_NUMBER = re.compile(r"^message \d+ ")
+"""How the library names the message that it refuses; to the user that number means nothing."""
 
 
 async def send_data(config: EventConfig, message: EventMessage, report: Report) -> None:
@@ -146,7 +150,7 @@ def _reported(number: int, result: str | EventError, report: Report) -> bytes:
         case "json", str(message_id):
             return dump({"line": number, "message_id": message_id})
         case "json", EventError():
-            return dump({"line": number, "error": result.code.value, "detail": str(result)})
+            return dump({"line": number, "error": result.code.value, "detail": _located(result, "the message")})
         case _:
             return b""
 
@@ -154,7 +158,14 @@ def _reported(number: int, result: str | EventError, report: Report) -> bytes:
 def _explained(failed: Sequence[tuple[int, EventError]]) -> str:
     first = next((error for _, error in failed if error.code is not ErrorCode.NOT_ATTEMPTED), failed[0][1])
     numbers = [number for number, _ in failed]
-    return f"{'lines' if len(numbers) > 1 else 'line'} {_ranges(numbers)} not stored: {first}"
+    where = f"{'lines' if len(numbers) > 1 else 'line'} {_ranges(numbers)}"
+    located = _located(first, where)
+    return located if located.startswith(where) else f"{where} not stored: {first}"
+
+
+def _located(error: EventError, where: str) -> str:
+    """Return the text of *error*, with *where* in place of the message's number in its request."""
+    return _NUMBER.sub(f"{where} ", str(error), count=1)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

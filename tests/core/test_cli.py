@@ -38,6 +38,13 @@ def test_help_docstring_and_code_agree_on_the_exit_codes(shell: Shell) -> None:
         assert dict(re.findall(r"^ *(\d+) +(.*\S)$", text, re.MULTILINE)) == expected
 
 
+def test_events_alone_prints_its_help(shell: Shell) -> None:
+    """Whoever types only the name sees what can be typed, and no error."""
+    done = shell.run()
+    assert done.stdout == shell.run("--help").stdout
+    assert done.stderr == b""
+
+
 def test_help_that_nobody_reads_has_its_own_code(shell: Shell) -> None:
     """It ends as any other output to a closed pipe."""
     reader, writer = os.pipe()
@@ -50,6 +57,25 @@ def test_help_that_nobody_reads_has_its_own_code(shell: Shell) -> None:
 def test_version(shell: Shell) -> None:
     """--version names the distribution and its version."""
     assert re.fullmatch(rb"events-core \d+\.\d+\S*\n", shell.run("--version").stdout)
+
+
+def test_a_process_without_another_thread_says_what_it_needs() -> None:
+    """Standard input is read in a thread; that the system refuses one is no defect of the command."""
+    program = """if True:
+        import sys, threading
+        from events_core.cli import main
+
+        def refuse(self):
+            raise RuntimeError("can't start new thread")
+
+        threading.Thread.start = refuse
+        sys.exit(main())
+    """
+    command = [sys.executable, "-c", program, "send", "memory:///orders", "-"]
+    done = subprocess.run(command, input=b"x", capture_output=True, timeout=BOUND, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"events: error: cannot start the thread ")
+    assert done.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
@@ -221,6 +247,54 @@ def test_what_was_received_can_be_sent_again(shell: Shell) -> None:
     assert (message["data"], message["attributes"], message["ordering_key"]) == ("x", {"a": "b"}, "k")
 
 
+JSON_DATA = [
+    '{"order": 42}',
+    "[1.10, 1E5, -0, 1e999, 0.1234567890123456789012345678901234567890]",
+    ' {\t"b" :\r\n [ true , "a \\" b" ], "a": null }\n',
+    '"text"',
+    "5",
+    "null",
+    '{"\u202e": "\x7f\\ud800"}',
+    "[" * 100 + "]" * 100,
+]
+
+
+def test_json_data_comes_parsed_too(shell: Shell) -> None:
+    """The key ``json`` has the value of data that is JSON, next to the unchanged ``data``."""
+    for data in JSON_DATA:
+        shell.run("send", URL, data)
+    received = shell.received()
+    assert [message["data"] for message in received] == JSON_DATA
+    assert [message["json"] for message in received] == list(map(json.loads, JSON_DATA))
+
+
+def test_numbers_in_json_data_keep_their_text(shell: Shell) -> None:
+    """No digit is lost on the way through ``--json``: only space between the values is dropped."""
+    shell.run("send", URL, "[1.10, 1E5,\n-0, 1e999, 0.1234567890123456789012345678901234567890]")
+    line = shell.run("receive", URL, "--json", "--limit", "1").stdout
+    assert b'"json":[1.10,1E5,-0,1e999,0.1234567890123456789012345678901234567890]' in line
+
+
+@pytest.mark.parametrize(
+    "data", ["hello", "", "{", "[NaN]", "-Infinity", "01", "1 2", '"\t"', "\ufeff1", "7" * 5000, "[" * 101 + "]" * 101]
+)
+def test_data_that_programs_cannot_parse_has_no_key_json(shell: Shell, data: str) -> None:
+    """Text that is no JSON is only text, and so is JSON on which the decoders of programs fail."""
+    shell.run("send", URL, "--", data)
+    (message,) = shell.received()
+    assert message["data"] == data
+    assert "json" not in message
+
+
+def test_sending_again_ignores_the_parsed_data(shell: Shell) -> None:
+    """The pipe from ``receive --json`` to ``send --ndjson`` loses nothing."""
+    shell.run("send", URL, '{"price":  1.10}')
+    lines = shell.run("receive", URL, "--json", "--limit", "1").stdout
+    assert json.loads(lines)["json"] == {"price": 1.1}
+    shell.run("send", URL, "--ndjson", stdin=lines)
+    assert [message["data"] for message in shell.received()] == ['{"price":  1.10}']
+
+
 def test_a_line_is_sent_before_the_input_ends(shell: Shell) -> None:
     """A slow writer's line does not wait for more lines."""
     process = shell.start("send", URL)
@@ -259,11 +333,20 @@ def test_a_line_that_the_backend_refuses_is_named(shell: Shell) -> None:
     """Lines before one beyond the backend's limits are stored, although their request was refused as a whole."""
     (shell.folder / "lines").write_bytes(b"a\nb\n" + b"x" * 10_000_001 + b"\nc\n")
     done = shell.run("send", URL, "--file", "lines", "--json", code=1)
-    assert b"line 3 not stored: " in done.stderr
+    assert done.stderr.startswith(b"events: error: line 3 cannot be sent: ")
     assert b"max_message_bytes" in done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(result["line"], result.get("error")) for result in results] == [(1, None), (2, None), (3, "INVALID")]
     assert [message["data"] for message in shell.received()] == ["a", "b"]
+
+
+def test_an_error_names_its_line_once(shell: Shell) -> None:
+    """The number that the library gives the message within its request is not shown."""
+    lines = b'{"data": 1}\n{"data": 2, "ordering_key": "k"}\n'
+    done = shell.run("send", URL + "&ordering=false", "--ndjson", "--json", stdin=lines, code=1)
+    assert done.stderr.startswith(b"events: error: line 2 has ordering key 'k', and ")
+    assert done.stderr.endswith(b"; 1 message was stored\n")
+    assert json.loads(done.stdout.splitlines()[1])["detail"].startswith("the message has ordering key 'k', and ")
 
 
 CHOOSY = """
@@ -508,7 +591,6 @@ subscription = "billing"
 """
 
 BAD = {
-    "no command": ([], 2, "Missing command"),
     "unknown command": (["sned"], 2, "No such command 'sned'"),
     "unknown option": (["ping", URL, "--fast"], 2, "No such option"),
     "no target": (["ping"], 2, "give TARGET, or --config FILE with --client NAME"),
