@@ -1,16 +1,16 @@
 """The command line ``events``: list backends, send, receive, ping, check.
 
-Data goes to standard output, everything else to standard error.  A failure is one line, ``events: error: …``, never a
-traceback.  Every command ends with one of these codes:
+Data goes to standard output, and everything else to standard error.  A failure is one line, ``events: error: …``, and
+never a traceback.  Every command ends with one of these codes:
 
 ===  ====================================================================================
 0    done
-1    the operation failed, perhaps in part; the line says what was done
-2    nothing was attempted: arguments, configuration, a file or a backend cannot be used
-3    receive timed out and no message had come
+1    the operation failed, perhaps in part; the error says what was done
+2    nothing was tried, because arguments, configuration, a file or a backend cannot be used
+3    receive timed out before a message came
 129  the terminal was closed (SIGHUP)
 130  interrupted (Ctrl-C, SIGINT)
-141  whoever read standard output is gone (a broken pipe)
+141  the reader of standard output is gone (a broken pipe)
 143  terminated (SIGTERM)
 ===  ====================================================================================
 """
@@ -24,8 +24,9 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Run the command line with the arguments of this process; returns its exit code."""
-    # While nothing is held, Ctrl-C may end the process at once; a running command takes the signal over.
+    """Run the command line with the arguments of this process.  Return its exit code."""
+    # Ctrl-C may end the process at once as long as no command runs.  A running command installs a handler of its own,
+    # because it has to give messages back first.  Without this line, Ctrl-C during an import would print a traceback.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

@@ -1,4 +1,4 @@
-"""``python -m events_core.cli`` is ``events``."""
+"""The program ``events``, started as ``python -m events_core.cli``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``events check``."""
+"""The command ``events check``."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ _STYLES = {"broken": "red", "kept": "green"}
 def check(
     config: EventConfig, *, rules: Collection[str], patience: float, lease: float | None, json_path: str | None
 ) -> None:
-    """Print which rules hold for *config*, or write them as JSON.
+    """Print which rules the broker of *config* keeps, or write them as JSON.
 
-    :param patience: seconds within which whatever must come does come.
+    :param rules: names of rules; all rules if there are none.
+    :param patience: seconds to wait for a message that must come.
     :param lease: seconds after which the broker delivers again what a dead process held.
-    :raises CommandError: ``FAILED`` when a rule is broken.
-    :raises click.UsageError: for a rule that there is not.
+    :param json_path: a file for the JSON; ``-`` for standard output instead of the table.
+    :raises CommandError: ``FAILED`` if a rule is broken.
+    :raises click.UsageError: for an unknown rule.
     """
     output = Output()
-    create_client(config)  # what is wrong with the configuration shows before anything is done
+    create_client(config)  # raises for a wrong configuration before anything is written
     file = Path(json_path) if json_path and json_path != "-" else None
     if file:
         _see_that_it_can_be_written(file)
@@ -90,16 +92,16 @@ def _tell_what_is_left(trial: Trial, *, topics_too: bool) -> None:
 
 
 def _see_that_it_can_be_written(path: Path) -> None:
-    """Before a trial of a minute; what the file holds stays until there is something to take its place."""
+    """Raise now, not after a trial of a minute, if *path* cannot be written.  Leave its content as it is."""
     with _writing(path):
         is_new = not path.exists()
         path.open("ab").close()
         if is_new:
-            path.resolve().unlink()  # not the link that it may be
+            path.resolve().unlink()  # the new file; if path is a link to it, the link stays
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Into the file itself, which may be a pipe or a link; read by nobody before this command ends."""
+    """Write *data* into the file itself and not to a new file in its place: *path* may be a pipe or a link."""
     with _writing(path):
         path.write_bytes(data)
 
@@ -143,7 +145,7 @@ def _table(trial: Trial) -> Table:
 
 
 def _notes(trial: Trial) -> Iterator[Text]:
-    """Whatever is not simply kept, each said once, with the rules that it concerns."""
+    """Yield a note for each finding other than "kept", once, with the rules that it concerns."""
     concerned: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for rule in trial.promises:
         for name, verdict in trial.verdicts.get(rule, {}).items():

@@ -1,4 +1,4 @@
-"""What can be typed: commands, arguments and options."""
+"""The commands, arguments and options of ``events``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 import click
-import rich  # not needed before the tables, but its absence must show before anything is done
+import rich  # needed for the tables only; if it is missing, that must show before a message is sent
 
 from events_core import ErrorCode, EventError, EventMessage, ReceivedMessage, ReceiveError
 from events_core.cli import ending, ndjson
@@ -31,7 +31,7 @@ _EPILOG = "\b\nExit codes:\n" + "\n".join(f"{code.value:4}  {code.meaning}" for 
 
 
 def run() -> int:
-    """Run the command line of this process; returns the exit code."""
+    """Run the command line of this process.  Return the exit code."""
     log_to_stderr()
     try:
         return events.main(prog_name="events", standalone_mode=False) or ExitCode.DONE
@@ -42,7 +42,7 @@ def run() -> int:
         if str(error):
             say("error", str(error))
         return exit_code(error)
-    except SystemExit:  # click's answer to a broken pipe
+    except SystemExit:  # click raises it for a broken pipe
         return ExitCode.READER_GONE
     except OSError as error:
         say("error", refusal(error))
@@ -56,7 +56,7 @@ def run() -> int:
 
 
 def _drop_output() -> None:
-    """Drop what standard output does not take, so that the interpreter does not fail on it once more at its end."""
+    """Drop what is left in the buffer of standard output.  Otherwise Python fails on it once more at its end."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -91,12 +91,12 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: float 
 
 @events.command()
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="An object for each backend, one per line.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object for each backend, one per line.")
 def backends(name: str | None, as_json: bool) -> None:
     """List the installed backends, or describe one.
 
-    With NAME: its capabilities, and its options with type, default, range and meaning.  The list tells also which
-    backends are broken, and why.
+    With NAME, it prints the capabilities of the backend, and its options with type, default, range and meaning.  The
+    list also says which backends cannot be used, and why.
     """
     from events_core.cli.listing import describe_backend, list_backends
 
@@ -108,7 +108,7 @@ def backends(name: str | None, as_json: bool) -> None:
 @configured
 @click.option("--file", "path", metavar="PATH", help="Send each line of a file; '-' is standard input.")
 @click.option("--ndjson", "as_ndjson", is_flag=True, help="Lines are JSON objects with data, attributes, ordering_key.")
-@click.option("-a", "--attribute", "pairs", multiple=True, metavar="KEY=VALUE", help="May be repeated.")
+@click.option("-a", "--attribute", "pairs", multiple=True, metavar="KEY=VALUE", help="Add an attribute.  Repeatable.")
 @click.option("-k", "--ordering-key", metavar="KEY", help="Messages of one key keep their order.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only how many messages were stored.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object for each line, instead of its id.")
@@ -125,11 +125,13 @@ def send(
 ) -> None:
     """Send DATA, or each line of --file or of standard input, and print the message ids.
 
-    With --ndjson a line is {"data": "text, or any JSON", "attributes": {"key": "value"}, "ordering_key": "key"}.
-    A string is sent as its text, other JSON exactly as the line has it; "data_base64" in place of "data" carries bytes.
-    What a line says goes before --attribute and --ordering-key.  DATA that begins with '-' comes after '--'.
+    With --ndjson, a line is {"data": "text, or any JSON", "attributes": {"key": "value"}, "ordering_key": "key"}.
+    A string is sent as its text, and other JSON exactly as it stands in the line.  "data_base64" instead of "data"
+    carries bytes.  The keys of a line go before --attribute and --ordering-key.
 
-    Sending stops at the first line that is bad or refused; those before it are stored.
+    Sending stops at the first line that is bad or refused.  The lines before it are stored.
+
+    If DATA begins with '-', write '--' before it.
     """
     if quiet and as_json:
         raise usage_error("--quiet and --json exclude each other")
@@ -152,9 +154,9 @@ def _target_and_data(arguments: tuple[str, ...], *, has_target: bool) -> tuple[s
     target, data = (arguments[:1], arguments[1:]) if has_target else ((), arguments)
     if len(data) > 1:
         raise usage_error(
-            "more than TARGET and DATA; quote DATA where it has spaces"
+            "more than TARGET and DATA; quote DATA if it has spaces"
             if has_target
-            else "give either TARGET, or --config FILE with --client NAME, not both; quote DATA where it has spaces"
+            else "give either TARGET, or --config FILE with --client NAME, not both; quote DATA if it has spaces"
         )
     return next(iter(target), None), next(iter(data), None)
 
@@ -183,10 +185,10 @@ def _lines(path: str | None, *, dash: bool) -> Lines:
 @configured
 @click.option("-s", "--subscription", metavar="NAME", help="Join this subscription, which must exist.")
 @click.option("--create", is_flag=True, help="With --subscription: create it if it does not exist.")
-@click.option("-n", "--limit", type=click.IntRange(min=1), help="End after so many messages.")
-@click.option("-t", "--timeout", type=float, callback=_seconds, help="End after so many seconds without a message.")
+@click.option("-n", "--limit", type=click.IntRange(min=1), help="End after N messages.", metavar="N")
+@click.option("-t", "--timeout", type=float, callback=_seconds, help="End after that many seconds without a message.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object for each message, instead of its data.")
-@click.option("--raw", is_flag=True, help="Write the bytes as they are, also to a terminal, which obeys what they say.")
+@click.option("--raw", is_flag=True, help="Write unchanged bytes to a terminal, where they may control it.")
 def receive(
     target: str | None,
     file: str | None,
@@ -198,19 +200,19 @@ def receive(
     as_json: bool,
     raw: bool,
 ) -> None:
-    r"""Print messages as they come, a line each, until Ctrl-C.
+    r"""Print each message as a line, until Ctrl-C.
 
-    A message is acknowledged once its line has been written; the others go back to the broker.  Without a
-    subscription, here or in TARGET, it gets what is sent from now on.
+    A message is acknowledged after its line was written.  All other messages go back to the broker.  Without a
+    subscription, here or in TARGET, you get the messages that are sent from now on.
 
-    On a terminal, control characters in the data are shown as escapes, such as \x1b.
+    On a terminal, control characters in the data are shown as escapes, for example \x1b.
     """
     if raw and as_json:
         raise usage_error("--raw and --json exclude each other")
     if subscription == "":
-        raise usage_error("--subscription must not be empty; leave it out for an ephemeral one")
+        raise usage_error("--subscription must not be empty; leave it out for an ephemeral subscription")
     if create and subscription is None:
-        raise usage_error("--create goes with --subscription; that of the target follows the option 'create'")
+        raise usage_error("--create goes with --subscription; for the subscription of TARGET, use its option 'create'")
     config = read_config(target, file, client)
     if subscription is not None:
         config = joining(config, subscription, create=create)
@@ -221,7 +223,7 @@ def receive(
     except ReceiveError as error:
         if error.code is not ErrorCode.NOT_FOUND or subscription is None or create:
             raise
-        raise CommandError(f"{error}; to have it created, give --create") from error
+        raise CommandError(f"{error}; to create it, give --create") from error
 
 
 def _data_line(message: ReceivedMessage) -> bytes:
@@ -235,11 +237,11 @@ def _data_line(message: ReceivedMessage) -> bytes:
 def ping(target: str | None, file: str | None, client: str | None, timeout: float) -> None:
     """Ask the broker for a sign of life, and print how long it took."""
     config = read_config(target, file, client)
-    # A file or a topic whose name was mistyped is not created by looking for it.
+    # To look for a file or a topic must not create it, because its name may be mistyped.
     config = attrs.evolve(config, options={"create": "never", **config.options})
     output = Output()
 
-    logging.disable()  # how it fails is the answer, told once
+    logging.disable()  # the error says why the broker cannot be reached; a log line would say it twice
 
     async def command(_ending: Any) -> None:
         async with ending.opened(config) as broker:
@@ -249,11 +251,13 @@ def ping(target: str | None, file: str | None, client: str | None, timeout: floa
     ending.run(command)
 
 
-@events.command(short_help="Try whether a broker keeps the contract.")
+@events.command(short_help="Test whether a broker keeps the contract.")
 @click.argument("target", required=False)
 @configured
-@click.option("-k", "--rule", "rules", multiple=True, metavar="RULE", help="Only this rule, such as R7; repeatable.")
-@click.option("--json", "json_path", metavar="FILE", help="Write an object for each rule; '-' in place of the table.")
+@click.option(
+    "-k", "--rule", "rules", multiple=True, metavar="RULE", help="Test only this rule, for example R7.  Repeatable."
+)
+@click.option("--json", "json_path", metavar="FILE", help="Write an object for each rule; '-' prints it.")
 @click.option(
     "-t",
     "--timeout",
@@ -261,10 +265,10 @@ def ping(target: str | None, file: str | None, client: str | None, timeout: floa
     default=10.0,
     show_default=True,
     callback=_seconds,
-    help="Seconds within which whatever must come does come; other waits grow and shrink with it.",
+    help="Seconds to wait for a message that must come.  The other waits are in proportion.",
 )
 @click.option(
-    "--lease", type=float, callback=_seconds, help="Seconds after which what a dead process held comes again."
+    "--lease", type=float, callback=_seconds, help="Seconds until the broker delivers what a dead process held."
 )
 def check(
     target: str | None,
@@ -275,10 +279,10 @@ def check(
     timeout: float,
     lease: float | None,
 ) -> None:
-    """Run the conformance kit on a broker, and print which rules of the contract are kept.
+    """Run the conformance kit on a broker, and print which rules of the contract the broker keeps.
 
-    It works on topics of its own, named events-check-…, which it creates; the configured topic is not touched.  The
-    subscriptions that it makes are deleted; topics stay where the backend has no scratch place for such a trial.
+    The command creates topics named events-check-… and does not touch the configured topic.  It deletes the
+    subscriptions that it made.  Its topics stay if the backend has no place for such a trial.
     """
     config = read_config(target, file, client)
     try:

@@ -1,4 +1,9 @@
-"""Running a command so that signals end it in good order."""
+"""The end of a command: by signals, by a reader that is gone, or by itself.
+
+A signal must not cut a command off between writing a line and acknowledging its message.  So a signal cancels the
+command's task once (:class:`Ending`), and the command closes its client within :data:`_CLOSE_SECONDS`.  From then on
+the signal has its default action again: a second Ctrl-C ends the process at once, whatever the broker does.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +27,27 @@ _CODES = {
 }
 
 _CLOSE_SECONDS = 5.0
+"""Seconds that closing a client may take: as long as a user waits before pressing Ctrl-C again."""
 _FINISH_SECONDS = 2.0
+"""Seconds that a running write may take after a signal, because the reader of the output may have stopped."""
 
 
 class Ending:
-    """Cancels the command's task when something outside asks for its end, and remembers why."""
+    """A request to end the command, with its reason: cancels the task that created this object."""
 
     def __init__(self) -> None:
         self._task = asyncio.current_task()
         self.reason: CommandError | None = None
 
     def request(self, reason: CommandError) -> None:
-        """End the command with *reason*; only the first request counts."""
+        """End the command with *reason*.  Only the first request counts."""
         if self.reason is None and self._task is not None:
             self.reason = reason
             self._task.cancel()
 
 
 def run(command: Callable[[Ending], Coroutine[Any, Any, None]]) -> None:
-    """Run *command* on an event loop of its own until it ends or something outside ends it.
+    """Run *command* on a new event loop until it ends, or until a signal or :meth:`Ending.request` ends it.
 
     :raises CommandError: with the exit code of the signal that ended it.
     """
@@ -52,7 +59,8 @@ def run(command: Callable[[Ending], Coroutine[Any, Any, None]]) -> None:
 async def _guarded(command: Callable[[Ending], Coroutine[Any, Any, None]]) -> None:
     ending = Ending()
     for number, code in _CODES.items():
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and a shell's background jobs have it
+        # nohup and the background jobs of a shell ignore signals, and must go on doing so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(number, partial(_end_by_signal, ending, number, code))
     try:
         await command(ending)
@@ -64,13 +72,13 @@ async def _guarded(command: Callable[[Ending], Coroutine[Any, Any, None]]) -> No
 
 def _end_by_signal(ending: Ending, number: signal.Signals, code: ExitCode) -> None:
     asyncio.get_running_loop().remove_signal_handler(number)
-    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once, whatever closing waits for
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
     ending.request(CommandError("", code))
 
 
 @asynccontextmanager
 async def opened(config: EventConfig) -> AsyncGenerator[EventClient, None]:
-    """The client of *config*, closed in the end without keeping the user waiting."""
+    """Enter with a client of *config*; on leaving, close it within :data:`_CLOSE_SECONDS`."""
     client = create_client(config)
     try:
         yield client
@@ -79,7 +87,11 @@ async def opened(config: EventConfig) -> AsyncGenerator[EventClient, None]:
 
 
 async def finish(work: Coroutine[Any, Any, None]) -> None:
-    """Await *work*; cancelled, it still gives *work* a moment to end by itself, so that nothing stays half done."""
+    """Await *work*.  If this is cancelled, wait up to :data:`_FINISH_SECONDS` more before cancelling *work* too.
+
+    So what was written is also acknowledged.  The work does not go on in the background: it uses a client that is about
+    to be closed.
+    """
     task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)
@@ -92,15 +104,17 @@ async def finish(work: Coroutine[Any, Any, None]) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], ExitCode]]:
-    """Let signals raise :exc:`KeyboardInterrupt` in work that runs event loops of its own.
+    """Let signals raise :exc:`KeyboardInterrupt` in work that runs its own event loops.
 
-    Gives a function that tells the exit code of the first one.  On leaving, the next signal ends the process at once.
+    Enter with a function that returns the exit code of the first signal.  After the context, a signal ends the process
+    at once.
     """
     came: list[ExitCode] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(_CODES[signal.Signals(number)])
-        handler = signal.getsignal(signal.SIGINT)  # that of the event loop that runs, if one does
+        # A running loop has a handler for SIGINT that cancels its main task.  It must see this signal too.
+        handler = signal.getsignal(signal.SIGINT)
         if not callable(handler):
             raise KeyboardInterrupt
         handler(signal.SIGINT, frame)

@@ -1,4 +1,4 @@
-"""Input cut into lines, in the portions in which it arrives."""
+"""Input, cut into lines as it arrives."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ __all__ = ["Lines"]
 _READ_BYTES = 2**20
 _PORTION_LINES = 1000
 _LONGEST_LINE = 64 * 2**20
-"""Bytes; no broker takes a message near that, and memory stays bounded whatever is piped in."""
+"""Bytes.  No broker takes so large a message, and a pipe without line breaks must not fill the memory."""
 
 
 class Lines:
-    """The lines of a file or of standard input, as bytes without their ends.
+    """The lines of a file or of standard input, as bytes without their line ends.
 
-    What a pipe has so far is handed on at once, so that a slow writer's lines do not wait for a full portion.
+    Lines are handed on as soon as the pipe has them, so that a slow writer's line does not wait for more lines.
     """
 
     def __init__(self, stream: io.FileIO, name: str) -> None:
         self._stream = stream
         self.name = name
-        """For error messages."""
+        """The name of the input in error messages."""
         status = os.fstat(stream.fileno())
         self.total_bytes = status.st_size if stat.S_ISREG(status.st_mode) else None
-        """``None`` where that cannot be known."""
+        """The size of the input, ``None`` if it is not a regular file."""
         self.bytes_read = 0
         self._lines_read = 0
 
     @classmethod
     def of_file(cls, path: str) -> Lines:
-        """The lines of the file at *path*, ``-`` for standard input.
+        """Open the file at *path*, or standard input for ``-``.
 
-        :raises CommandError: when it cannot be opened.
+        :raises CommandError: ``UNUSABLE`` if it cannot be opened.
         """
         if path != "-":
             try:
@@ -53,9 +53,9 @@ class Lines:
         return cls(io.FileIO(sys.stdin.fileno(), closefd=False), "standard input")
 
     async def portions(self) -> AsyncIterator[list[tuple[int, bytes]]]:
-        """Runs of numbered lines, counted from 1; a last line without an end is a line too.
+        """Yield lists of lines with their numbers, which begin at 1.  A last line without a line end counts.
 
-        :raises CommandError: when reading fails, or for a line that is too long.
+        :raises CommandError: if reading fails, or if a line is too long.
         """
         async for lines in self._arriving():
             for start in range(0, len(lines), _PORTION_LINES):
@@ -78,6 +78,7 @@ class Lines:
 
     async def _read(self) -> bytes:
         try:
+            # In a daemon thread: standard input may never end, and must not keep the process from ending.
             chunk = await off_loop(self._read_some)
         except OSError as error:
             raise CommandError(f"cannot read {self.name}: {error.strerror}") from error
@@ -85,8 +86,8 @@ class Lines:
         return chunk
 
     def _read_some(self) -> bytes:
-        """Return what there is, as soon as there is some; ``b""`` at the end."""
-        # None is not the end: another program has set the stream not to block, and nothing is there yet.
+        """Wait until there is input, and return what is there; ``b""`` at the end."""
+        # None does not mean the end.  Another program has made the stream non-blocking, and it is empty now.
         while (chunk := self._stream.read(_READ_BYTES)) is None:
             poll = select.poll()
             poll.register(self._stream, select.POLLIN)

@@ -1,4 +1,4 @@
-"""``events backends``."""
+"""The command ``events backends``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["describe_backend", "list_backends"]
 
 @attrs.frozen
 class _Loaded:
-    """A backend, and what importing it came to."""
+    """A backend, with its class, or with the problem that importing it had."""
 
     info: BackendInfo
     cls: type[EventClient] | None = None
@@ -42,7 +42,7 @@ class _Loaded:
 
 
 def list_backends(*, as_json: bool) -> bytes:
-    """Every installed backend, also those that cannot be used, and why."""
+    """Return a table, or JSON lines, of all installed backends, with the problems of those that cannot be used."""
     found = [_Loaded.of(info) for info in available_backends()]
     if as_json:
         return b"".join(dump(backend.as_json()) for backend in found)
@@ -55,9 +55,9 @@ def list_backends(*, as_json: bool) -> bytes:
 
 
 def describe_backend(name: str, *, as_json: bool) -> bytes:
-    """What the backend *name* is, can do and can be told.
+    """Return the distribution, the capabilities and the options of the backend *name*.
 
-    :raises BackendError: when it cannot be found or used.
+    :raises BackendError: if the backend cannot be found or used.
     """
     cls = load_backend(name)
     target = f"{cls.__module__}:{cls.__qualname__}"

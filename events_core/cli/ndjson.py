@@ -1,4 +1,4 @@
-"""Messages as lines of JSON: what ``send --ndjson`` reads and ``receive --json`` writes; pure."""
+"""Messages as lines of JSON, which ``send --ndjson`` reads and ``receive --json`` writes; pure."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["dump", "dump_message", "parse_message"]
 
 _SENT = ("data", "data_base64", "attributes", "ordering_key")
 _RECEIVED = ("json", "message_id", "publish_time", "delivery_attempt")
-"""Ignored when sending, so that what was received can be sent again."""
+"""Keys that sending ignores, so that the lines of ``receive --json`` can be sent again."""
 
 
 def dump(value: Mapping[str, object]) -> bytes:
-    """Return *value* as one line, without a character that a terminal would obey."""
+    """Return *value* as one line, without characters that control a terminal."""
     return escaped_in_json(json.dumps(value, ensure_ascii=False, separators=(",", ":"))).encode() + b"\n"
 
 
@@ -71,11 +71,10 @@ def _json_value(text: str) -> str | None:
 
 
 def parse_message(line: bytes, defaults: EventMessage) -> EventMessage | None:
-    """Return the message that *line* says; the attributes and ordering key of *defaults* stand in for missing ones.
+    """Return the message in *line*, or ``None`` for a blank line.
 
-    ``None`` for a blank line.
-
-    :raises ValueError: saying what is wrong, without quoting data.
+    :param defaults: a message with the attributes and the ordering key for lines that have none.
+    :raises ValueError: for a bad line; its text never quotes data.
     """
     line = line.removeprefix(codecs.BOM_UTF8)
     if not line.strip():
@@ -93,11 +92,11 @@ def parse_message(line: bytes, defaults: EventMessage) -> EventMessage | None:
 
 
 class _Member(NamedTuple):
-    """One of an object's values."""
+    """One value of an object."""
 
     value: Any
     text: str
-    """The value as the line has it."""
+    """The text of the value, as it stands in the line."""
 
 
 def _parsed(line: bytes) -> dict[str, _Member]:
@@ -112,10 +111,10 @@ def _parsed(line: bytes) -> dict[str, _Member]:
 
 
 def _object(text: str) -> dict[str, _Member]:
-    """Return the object that *text* is, with the text of each value.
+    """Return the members of the JSON object *text*, each with its own text.
 
-    ``json.loads`` would change the text of a number such as 1.10, so the object is walked here, and only its keys and
-    values are left to the decoder.
+    ``json.loads`` would turn 1.10 into 1.1.  So this function walks through the object itself, and uses the decoder
+    only to find where a key or a value ends.
     """
     at = _skip(text, 0)
     if text[at : at + 1] != "{":
@@ -142,7 +141,7 @@ def _object(text: str) -> dict[str, _Member]:
 
 
 def _key(text: str, at: int) -> tuple[str, int]:
-    """Return the key at *at*, and where its value begins."""
+    """Return the key at *at*, and the index at which its value begins."""
     if text[at : at + 1] != '"':
         raise json.JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
     key, at = _DECODER.raw_decode(text, at)
@@ -182,7 +181,7 @@ _SPACE_OR_STRING = re.compile(rf"({_STRING})|[ \t\r\n]+")
 _NO_BRACKETS = re.compile(rf"{_STRING}|[^][{{}}\"]+")
 # int refuses more than 4,300 digits, as it does in the program that reads the line.
 _STRICT_DECODER = json.JSONDecoder(parse_constant=_refuse)
-# Numbers are only looked at, never converted: int would refuse one of more than 4,300 digits.
+# The values of numbers are not used, only their text.  float takes every number; int refuses more than 4,300 digits.
 _DECODER = json.JSONDecoder(parse_int=float, parse_constant=_refuse)
 _ATTRIBUTES_DECODER = json.JSONDecoder(parse_int=float, parse_constant=_refuse, object_pairs_hook=_unique)
 

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and the one line that says why."""
+"""The end of a command: its exit code, and the one line that says why it failed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOW_TO_TRACE = "; for a traceback: python -X dev -m events_core.cli …"
 
 
 class ExitCode(enum.IntEnum):
-    """What a shell sees."""
+    """The exit codes of ``events``."""
 
     DONE = 0
     FAILED = 1
@@ -43,24 +43,24 @@ class ExitCode(enum.IntEnum):
 
     @property
     def meaning(self) -> str:
-        """For the help text."""
+        """The meaning of the code, for the help text."""
         return _MEANINGS[self]
 
 
 _MEANINGS = {
     ExitCode.DONE: "done",
-    ExitCode.FAILED: "the operation failed, perhaps in part; the line says what was done",
-    ExitCode.UNUSABLE: "nothing was attempted: arguments, configuration, a file or a backend cannot be used",
-    ExitCode.NOTHING: "receive timed out and no message had come",
+    ExitCode.FAILED: "the operation failed, perhaps in part; the error says what was done",
+    ExitCode.UNUSABLE: "nothing was tried, because arguments, configuration, a file or a backend cannot be used",
+    ExitCode.NOTHING: "receive timed out before a message came",
     ExitCode.HANGUP: "the terminal was closed (SIGHUP)",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C, SIGINT)",
-    ExitCode.READER_GONE: "whoever read standard output is gone (a broken pipe)",
+    ExitCode.READER_GONE: "the reader of standard output is gone (a broken pipe)",
     ExitCode.TERMINATED: "terminated (SIGTERM)",
 }
 
 
 class CommandError(Exception):
-    """Ends a command with *code* and, unless it is empty, the line *text*."""
+    """The end of a command with the exit code *code*, and with the error line *text* unless it is empty."""
 
     def __init__(self, text: str, code: ExitCode = ExitCode.FAILED) -> None:
         super().__init__(text)
@@ -68,14 +68,14 @@ class CommandError(Exception):
 
 
 def exit_code(error: Exception) -> ExitCode:
-    """The exit code of a command that *error* ended."""
+    """Return the exit code of a command that ended with *error*."""
     if isinstance(error, CommandError):
         return error.code
     return ExitCode.UNUSABLE if isinstance(error, (ConfigurationError, BackendError)) else ExitCode.FAILED
 
 
 def is_watched() -> bool:
-    """Return whether a person reads standard error: it is a terminal."""
+    """Return whether standard error is a terminal, so that a person reads it."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -85,9 +85,9 @@ def say(level: str, text: str) -> None:
 
 
 def show(text: str) -> None:
-    """Write *text* to standard error as one line, without what a terminal would obey.
+    """Write *text* to standard error as one line, without characters that control a terminal.
 
-    A standard error that cannot be written to loses the line, and changes nothing else.
+    If standard error cannot be written to, the line is lost and the command goes on.
     """
     with suppress(OSError):
         _write(f"{escaped(' '.join(text.split()))}\n")
@@ -95,7 +95,8 @@ def show(text: str) -> None:
 
 def _write(line: str) -> None:
     stream = sys.__stderr__
-    if sys.stderr is not stream:  # a progress bar is shown, and has put itself in place of the stream
+    # A progress bar replaces sys.stderr.  A line that went past it would be overwritten by the bar.
+    if sys.stderr is not stream:
         sys.stderr.write(line)
         sys.stderr.flush()
     elif stream is not None:
@@ -103,7 +104,7 @@ def _write(line: str) -> None:
 
 
 def refusal(error: OSError) -> str:
-    """Return what the operating system refused, and what to do."""
+    """Return a text that says what the operating system refused, and what to do."""
     advice = "; let this process open more (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
     return f"the operating system refuses: {error.strerror or error}{advice}"
 
@@ -116,7 +117,7 @@ class _Lines(logging.Handler):
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as error:  # the arguments do not fit the text
+    except Exception as error:  # the arguments do not fit the text; a log record must not end the command
         return f"{record.msg} {record.args!r} ({error})"
 
 
@@ -126,13 +127,14 @@ def _say_what_killed(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _say_what_was_dropped(unraisable: sys.UnraisableHookArgs) -> None:
-    if unraisable.object is asyncio.BaseEventLoop.__del__:  # a loop without a descriptor: told already
+    # asyncio could not make a loop, for lack of descriptors, and collects its remains.  The error was shown already.
+    if unraisable.object is asyncio.BaseEventLoop.__del__:
         return
     say("error", f"a defect in {unraisable.object!r}, {unraisable.exc_value!r}{HOW_TO_TRACE}")
 
 
 def log_to_stderr() -> None:
-    """Show what the library and Python tell people, such as an outage, each as one line and without a traceback."""
+    """Show log records, warnings and defects on standard error, each as one line without a traceback."""
     logging.basicConfig(level=logging.WARNING, handlers=[_Lines()])
     logging.captureWarnings(True)
     if not sys.flags.dev_mode:

@@ -1,4 +1,8 @@
-"""Standard output: bytes written past Python's buffers, so that what was written is known."""
+"""Standard output, written past Python's buffers.
+
+``receive`` acknowledges a message after its line was written, so it has to know what was written.  A buffer could still
+lose the line.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,8 @@ __all__ = ["Output"]
 class Output:
     """Standard output.
 
-    :param raw: whether :meth:`write` sends the bytes to a terminal as they are, without escapes.
-    :raises CommandError: when it is closed; writing to its number could then hit another file.
+    :param raw: let :meth:`write` send unchanged bytes to a terminal, without escapes.
+    :raises CommandError: ``UNUSABLE`` if it is closed.  Its descriptor may then belong to another file.
     """
 
     def __init__(self, *, raw: bool = False) -> None:
@@ -36,9 +40,9 @@ class Output:
         self._encoding = sys.stdout.encoding
 
     def put(self, data: bytes) -> None:
-        """Write all of *data* as it is; blocks.
+        """Write all of *data* unchanged.  This blocks while the reader does not read.
 
-        :raises CommandError: when that fails.
+        :raises CommandError: if writing fails; ``READER_GONE`` for a broken pipe.
         """
         try:
             write_all(self._descriptor, data)
@@ -48,21 +52,27 @@ class Output:
             raise CommandError(f"cannot write to standard output: {error.strerror}") from error
 
     async def write(self, data: bytes) -> None:
-        """Write all of *data*, escaped on a terminal, without blocking the event loop: Ctrl-C works if nobody reads."""
+        """Write all of *data*, on a terminal with escapes.
+
+        :raises CommandError: if writing fails; ``READER_GONE`` for a broken pipe.
+        """
         shown = self._shown(data) if self._escapes else data
+        # In a daemon thread, because a pipe that is not read blocks the write: Ctrl-C must still end the command.
         await off_loop(lambda: self.put(shown))
 
     def _shown(self, data: bytes) -> bytes:
-        # In the terminal's own encoding: the second byte of "ś" in UTF-8 is a command where that is Latin-1.
+        # In the encoding of the terminal.  In Latin-1, the second byte of the UTF-8 text "ś" is a control character.
         return escaped(data.decode(errors="backslashreplace")).encode(self._encoding, "backslashreplace")
 
     async def taken(self) -> None:
-        """Where this is a pipe, wait until its reader has taken everything.
+        """Wait until the reader has taken everything, if this is a pipe.
 
-        What is left in a pipe when its reader ends is lost, so it must not count as written.
+        A pipe loses its content when its reader ends, so bytes that are still in it do not count as written.
 
-        :raises CommandError: when the reader is gone and has left something.
+        :raises CommandError: ``READER_GONE`` if the reader ended before it had taken everything.
         """
+        # No system call waits for an empty pipe, so ask again and again: often at first, for quick readers.
+
         pause = 0.0002
         while self._is_pipe and self._unread():
             if self._reader_is_gone():
@@ -71,15 +81,16 @@ class Output:
             pause = min(pause * 2, 0.05)
 
     def watch(self, ending: Ending) -> None:
-        """Where this is a pipe, end the command once nobody reads it any more, although nothing is being written."""
+        """End the command when the reader of the pipe ends, also while there is nothing to write."""
         if not self._is_pipe:
             return
         loop = asyncio.get_running_loop()
 
-        def gone() -> None:  # all that the writing end of a pipe ever has to tell
+        def gone() -> None:
             loop.remove_reader(self._descriptor)
             ending.request(_reader_gone())
 
+        # The writing end of a pipe never becomes readable, except with an error: its reader is gone.
         loop.add_reader(self._descriptor, gone)
 
     def _unread(self) -> int:

@@ -1,4 +1,4 @@
-"""What rich lays out, as bytes for standard output."""
+"""Tables and texts, laid out by rich, as bytes for standard output."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from events_core.cli.escaping import escaped
 __all__ = ["printed"]
 
 _PIPED_WIDTH = 1000
-"""Columns where standard output is no terminal: lines that programs read are not wrapped."""
+"""Columns if standard output is not a terminal: programs read the lines, so they must not be wrapped."""
 
 
 class _Escaped:
-    """Return *part* with its own styles, and with nothing else that a terminal would obey."""
+    """A part with its own styles, and without other characters that control a terminal."""
 
     def __init__(self, part: RenderableType) -> None:
         self._part = part
@@ -27,7 +27,7 @@ class _Escaped:
 
 
 def printed(*parts: RenderableType) -> bytes:
-    """Return *parts*, one below the other."""
+    """Return *parts*, one below the other, as text in UTF-8."""
     console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
     with console.capture() as capture:
         console.print(_Escaped(Group(*parts)))

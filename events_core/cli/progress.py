@@ -1,4 +1,4 @@
-"""Progress on standard error, for work that takes long."""
+"""Progress of long work, on standard error."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["ProgressBar", "Steps"]
 
 _PATIENCE = 1.0
-"""Seconds before a bar is worth showing."""
+"""Seconds before a bar appears; a bar that is gone at once would only flicker."""
 
 
 class ProgressBar(ExitStack):
-    """Shows how much of *lines* has been sent, once that takes a while; nothing unless standard error is a terminal."""
+    """A bar that shows how much of *lines* was sent, if sending takes long and standard error is a terminal."""
 
     def __init__(self, lines: Lines, *, wanted: bool) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class ProgressBar(ExitStack):
         self._bar: tuple[Progress, TaskID] | None = None
 
     def update(self, sent: int) -> None:
-        """*sent* messages are stored."""
+        """Show that *sent* messages are stored."""
         if self._wanted and self._bar is None and time.monotonic() >= self._due:
             self._bar = self._show()
         if self._bar is not None:
@@ -42,14 +42,14 @@ class ProgressBar(ExitStack):
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         columns = BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[sent]} messages"), TimeRemainingColumn()
-        # Standard output carries data: rich must not reroute it through the bar's console.
+        # Standard output carries data, so rich must not send it through the console of the bar.
         progress = Progress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True)
         self.enter_context(progress)
         return progress, progress.add_task("sending", total=self._lines.total_bytes, sent=0)
 
 
 class Steps(ExitStack):
-    """How far a number of steps is: a bar where standard error is a terminal, else a line for each step."""
+    """The progress of a number of steps: a bar if standard error is a terminal, otherwise a line for each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,19 +57,19 @@ class Steps(ExitStack):
         self._bar: tuple[Progress, TaskID] | None = None
 
     def expect(self, total: int) -> None:
-        """There will be *total* steps."""
+        """Set the number of steps to *total*."""
         self._total = total
         if sys.stderr is not None and sys.stderr.isatty():
             self._bar = self._show()
 
     def begin(self, name: str) -> None:
-        """The step *name* begins."""
+        """Show that the step *name* begins."""
         if self._bar is not None:
             progress, task = self._bar
             progress.update(task, completed=self._done, name=name, refresh=True)
 
     def end(self, name: str, outcome: str) -> None:
-        """The step *name* ended with *outcome*."""
+        """Show that the step *name* ended with *outcome*."""
         self._done += 1
         if self._bar is None:
             show(f"{self._done}/{self._total} {outcome}: {name}")
@@ -82,7 +82,7 @@ class Steps(ExitStack):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[name]}", markup=False)
-        # A thread that refreshes would be one more in a process whose threads the tests count.
+        # auto_refresh would start a thread.  The kit counts the threads of its process (C3), and this is its process.
         progress = Progress(
             *columns,
             console=Console(stderr=True),

@@ -1,4 +1,4 @@
-"""``events receive``."""
+"""The command ``events receive``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ __all__ = ["joining", "receive"]
 Render = Callable[[ReceivedMessage], bytes]
 
 _LARGEST_BATCH = 100
+"""Messages that are written before they are acknowledged together."""
 _DEFAULT_OUTSTANDING = 1000
+"""The default of the option ``max_outstanding_messages``."""
 
 
 def joining(config: EventConfig, subscription: str, *, create: bool) -> EventConfig:
-    """Return *config* with *subscription* in place of its own; a mistyped name must not become a subscription.
+    """Return *config* with *subscription* instead of its own.
 
-    :param create: whether the subscription is created if it is missing.  Otherwise nothing is created.
+    :param create: create the subscription if it is missing.  Otherwise create nothing, because the name may be a
+        mistyped one.
     """
     allowed = "never"
     if create:
@@ -49,15 +52,16 @@ async def receive(
     render: Render,
     raw: bool,
 ) -> None:
-    """Write messages to standard output, and acknowledge each once it has been written.
+    """Write messages to standard output, and acknowledge each message after its line was written.
 
-    :param limit: messages after which to end.
-    :param timeout: seconds without a message after which to end.
-    :param raw: whether a terminal gets the bytes as they are.
-    :raises CommandError: ``NOTHING`` when no message came; ``READER_GONE``.
+    :param limit: end after this number of messages.
+    :param timeout: end after this number of seconds without a message.
+    :param render: return the line of a message.
+    :param raw: write unchanged bytes to a terminal.
+    :raises CommandError: ``NOTHING`` if no message came; ``READER_GONE`` if the reader of standard output ended.
     """
     output = Output(raw=raw)
-    if is_watched():  # the engine logs the end of an outage as INFO
+    if is_watched():  # a person also wants to see the end of an outage, which the engine logs as INFO
         logging.getLogger("events_core.engine").setLevel(logging.INFO)
     async with opened(_bounded(config, limit)) as client, await client.subscribe() as receiver:
         output.watch(ending)
@@ -81,13 +85,20 @@ async def _hand_over(receiver: EventReceiver, batch: Sequence[ReceivedMessage], 
 
 
 def _batch_size(received: int, limit: int | None) -> int:
-    """Never more than has been written before: a reader such as ``head`` that soon ends then takes little with it."""
+    """Return how many messages to receive next, of *received* so far.
+
+    The batches begin with one message and double.  A reader such as ``head`` may take a whole batch from the pipe, use
+    one line of it and end.  Batches that are not larger than everything before them keep that loss small.
+    """
     size = min(max(1, received), _LARGEST_BATCH)
     return size if limit is None else min(size, limit - received)
 
 
 def _bounded(config: EventConfig, limit: int | None) -> EventConfig:
-    """*config* that fetches no more than *limit*, since each message handed back may count an attempt."""
+    """Return *config* with a receiver that fetches at most *limit* messages.
+
+    Messages beyond the limit would go back to the broker, and some brokers count that as a failed attempt.
+    """
     if limit is None or limit >= _DEFAULT_OUTSTANDING or "max_outstanding_messages" in config.options:
         return config
     return attrs.evolve(config, options={**config.options, "max_outstanding_messages": str(limit)})

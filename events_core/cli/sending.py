@@ -1,4 +1,4 @@
-"""``events send``."""
+"""The command ``events send``."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from events_core.cli.progress import ProgressBar
 __all__ = ["Parse", "Report", "send_data", "send_lines"]
 
 Parse = Callable[[bytes], EventMessage | None]
-"""What a line means; ``None`` for one to skip, :class:`ValueError` for a bad one."""
+"""A function that returns the message of a line, or ``None`` to skip it; it raises ``ValueError`` for a bad line."""
 Report = Literal["ids", "json", "count"]
-"""What standard output gets: the ids, an object for each line, or only the number of messages stored."""
+"""The output: the ids, an object for each line, or only the number of stored messages."""
 
 _Portion = Sequence[tuple[int, EventMessage]]
 _Results = Sequence[str | EventError]
 
 _NUMBER = re.compile(r"^message \d+ ")
-"""How the library names the message that it refuses; to the user that number means nothing."""
+"""The name of a refused message in the library's errors: its place in the request, which users do not know."""
 
 
 async def send_data(config: EventConfig, message: EventMessage, report: Report) -> None:
     """Send one message, as if it were the only line.
 
-    :raises CommandError: when it was not stored, or cannot be reported.
+    :raises CommandError: if the message was not stored, or if its id cannot be written.
     """
     output = Output()
     async with opened(config) as client:
@@ -44,9 +44,9 @@ async def send_data(config: EventConfig, message: EventMessage, report: Report) 
 
 
 async def send_lines(config: EventConfig, lines: Lines, parse: Parse, report: Report) -> None:
-    """Send every line in order; stops at the first one that is bad or was not stored.
+    """Send the lines in order, and stop at the first line that is bad or was not stored.
 
-    :raises CommandError: with the line's number and how many messages were stored.
+    :raises CommandError: with the number of that line, and with the number of stored messages.
     """
     output = Output()
     async with opened(config) as client:
@@ -60,7 +60,7 @@ async def send_lines(config: EventConfig, lines: Lines, parse: Parse, report: Re
 
 @contextmanager
 def _accounted(sender: _Sender, output: Output, report: Report) -> Iterator[None]:
-    """Tell how many messages were stored, however the body ends."""
+    """Add the number of stored messages to the output, and to the error if the body fails."""
     try:
         try:
             yield
@@ -71,7 +71,7 @@ def _accounted(sender: _Sender, output: Output, report: Report) -> Iterator[None
         say("interrupted", sender.account())
         raise
     except (CommandError, EventError) as error:
-        text = str(error) or "nobody reads standard output any more"
+        text = str(error) or "the reader of standard output is gone"
         raise CommandError(f"{text}; {sender.account()}", exit_code(error)) from error
 
 
@@ -90,7 +90,7 @@ async def _portions(lines: Lines, parse: Parse) -> AsyncIterator[_Portion]:
 
 
 class _Sender:
-    """Sends portions, reports them and keeps count."""
+    """A sender of portions that prints what became of them, and counts the stored messages."""
 
     def __init__(self, client: EventClient, output: Output, report: Report) -> None:
         self._client = client
@@ -100,14 +100,14 @@ class _Sender:
         self.stored = 0
 
     async def send(self, portion: _Portion) -> None:
-        """Send *portion* and report it.
+        """Send *portion*, and print what became of each message.
 
-        :raises CommandError: when a message of it was not stored.
+        :raises CommandError: if a message was not stored.
         """
         self._under_way = len(portion)
         results = await self._results(portion)
         self._under_way = 0
-        # Fewer results than messages where sending stopped.
+        # There are fewer results than messages if sending stopped at a refused one.
         outcomes = [(number, result) for (number, _), result in zip(portion, results, strict=False)]
         failed = [(number, result) for number, result in outcomes if isinstance(result, EventError)]
         self.stored += len(outcomes) - len(failed)
@@ -129,7 +129,10 @@ class _Sender:
         return [refusal] * len(portion)
 
     async def _results_one_by_one(self, portion: _Portion) -> _Results:
-        """For a portion that was refused as a whole: send what stands before the bad line, and learn which that is."""
+        """Send *portion*, which was refused as a whole, message by message, up to the refused one.
+
+        So the lines before the bad line are stored, and the error can name that line.
+        """
         results: list[str | EventError] = []
         for numbered in portion:
             results += await self._results([numbered])
@@ -138,7 +141,7 @@ class _Sender:
         return results
 
     def account(self) -> str:
-        """What has been done, for a command that does not end well."""
+        """Return a text that says how many messages are stored, for the error of a command."""
         text = f"{self.stored} message{' was' if self.stored == 1 else 's were'} stored"
         return f"{text}, up to {self._under_way} more may have been" if self._under_way else text
 
@@ -169,7 +172,7 @@ def _located(error: EventError, where: str) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Such as ``"2, 5-9"``, the first twenty."""
+    """Return *numbers* as ranges, for example ``"2, 5-9"``; the first twenty ranges only."""
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
     texts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
     return ", ".join(texts[:20] + ["…"] * (len(texts) > 20))

@@ -1,4 +1,4 @@
-"""Where a command goes: TARGET, or ``--config`` with ``--client``."""
+"""The broker of a command: TARGET, or ``--config`` with ``--client``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ __all__ = ["configured", "read_config", "usage_error"]
 
 
 def configured(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that stand in for TARGET, ``file`` and ``client``."""
+    """Add the options ``file`` and ``client``, which may replace TARGET."""
     client = click.option("--client", metavar="NAME", help="With --config: the client's name in it.")
     file = click.option("--config", "file", metavar="FILE", help="A TOML file, in place of TARGET.")
     return file(client(command))
 
 
 def read_config(target: str | None, file: str | None, client: str | None) -> EventConfig:
-    """The configuration that was asked for, in exactly one way.
+    """Return the configuration of a command.
 
-    :raises click.UsageError: when it was not; never quotes TARGET, which may carry a secret.
+    :raises click.UsageError: unless it is given in exactly one way; the error never quotes TARGET, which may contain a
+        secret.
     """
     if file is None and client is None:
         if target is None:
@@ -35,5 +36,5 @@ def read_config(target: str | None, file: str | None, client: str | None) -> Eve
 
 
 def usage_error(text: str) -> click.UsageError:
-    """An error that points at the help of the command being run."""
+    """Return an error that points at the help of the running command."""
     return click.UsageError(text, click.get_current_context())

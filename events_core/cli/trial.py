@@ -1,6 +1,7 @@
-"""The conformance kit, run by pytest in this process, and what came of it.
+"""A run of the conformance kit by pytest, in this process.
 
-Nothing here imports the kit at the top: pytest must, so that it rewrites the kit's asserts to say what they found.
+No module of the kit is imported at the top.  pytest has to import them first: it rewrites their asserts, so that a
+failed one says which values it found.
 """
 
 from __future__ import annotations
@@ -27,33 +28,33 @@ if TYPE_CHECKING:
 __all__ = ["Trial", "Verdict"]
 
 _NOT_IN_THE_KIT = {"O3", "B2", "B4"}
-"""Rules that events-core keeps whatever the backend is."""
+"""Rules that the core keeps, whatever the backend; the tests of the core prove them."""
 
 
 @attrs.frozen
 class Verdict:
-    """What came of one test."""
+    """The outcome of one test."""
 
     outcome: str
     message: str = ""
 
 
 class Trial:
-    """A pytest plugin: picks the tests of some rules, gives them their harness, and keeps what came of them.
+    """A pytest plugin that chooses the tests of some rules, gives them a harness, and keeps their outcomes.
 
-    :param rules: names of rules, all where there are none.
-    :param make_harness: called under pytest.
+    :param make_harness: return the harness; called by pytest's collection, because it imports the kit.
+    :param rules: names of rules; all rules if there are none.
     """
 
     def __init__(self, make_harness: Callable[[], ConfiguredHarness], rules: Collection[str], steps: Steps) -> None:
         self.complaint = ""
-        """What is wrong with *rules*."""
+        """The error in *rules*, or ``""``."""
         self.promises: Mapping[str, str] = {}
-        """The rules that are looked at, with what they promise."""
+        """The chosen rules, with their promises."""
         self.verdicts: dict[str, dict[str, Verdict]] = {}
-        """For each rule, what came of each of its tests."""
+        """The outcomes of the tests of each rule, by the name of the test."""
         self.claims: list[Claim] = []
-        """What came of each test that would prove a declared capability."""
+        """The outcomes of the tests that prove declared capabilities."""
         self.harness: ConfiguredHarness | None = None
         self._make_harness = make_harness
         self._rules = rules
@@ -63,12 +64,12 @@ class Trial:
         self._outcomes: list[str] = []
 
     def run(self) -> None:
-        """Play the tests, and delete the subscriptions that they made.
+        """Run the tests, and delete the subscriptions that they made.
 
-        :raises EventError: when the broker cannot be reached.
-        :raises KeyboardInterrupt: once what can be deleted is.
+        :raises EventError: if the broker cannot be reached.
+        :raises KeyboardInterrupt: after a signal, and after the subscriptions were deleted.
         """
-        # What the user's own tests are told is not meant for this.
+        # These variables are for the user's own tests.  Their options and plugins could change this run.
         for variable in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
             os.environ.pop(variable, None)
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
@@ -79,7 +80,7 @@ class Trial:
             code = pytest.main(arguments, plugins=[self])
         finally:
             if self.harness is not None:
-                asyncio.run(self.harness.clean_up())  # of a test that was interrupted
+                asyncio.run(self.harness.clean_up())  # deletes the subscriptions of an interrupted test
         self._judge(code)
 
     def _judge(self, code: int) -> None:
@@ -92,24 +93,24 @@ class Trial:
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        """Let pytest talk to nobody; without any reporter its rewritten asserts could not say what they found."""
+        """Replace pytest's reporter by one that prints nothing; without any, asserts could not say what they found."""
         reporter: Any = config.pluginmanager.unregister(name="terminalreporter")
         config.pluginmanager.register(type(reporter)(config, io.StringIO()), "terminalreporter")
 
     @pytest.fixture
     def configured(self) -> Iterator[ConfiguredHarness]:
-        """The harness of every test."""
+        """Return the harness, and delete the subscriptions of the test after it."""
         assert self.harness is not None
         yield self.harness
         asyncio.run(self.harness.clean_up())
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Keep why the kit cannot be imported."""
+        """Keep the reason if the kit cannot be imported."""
         if report.failed:
             self._crash = report.longreprtext.rpartition("\n")[2]
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Keep the tests of the rules asked for; none, where one of these is unknown."""
+        """Keep only the tests of the chosen rules; keep none if one of these rules is unknown."""
         from events_core.testing.rules import RULES
 
         chosen = {rule.upper() for rule in self._rules} or set(RULES)
@@ -122,7 +123,7 @@ class Trial:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
-        """Reach the broker once, before so many tests wait for it in vain."""
+        """Connect to the broker once, so that an unreachable one is found before two hundred tests wait for it."""
         if not session.items:
             return None
         try:
@@ -140,12 +141,12 @@ class Trial:
             await (await client.subscribe()).close(timeout=0)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Show which test runs."""
+        """Show the name of the running test."""
         self._outcomes.clear()
         self._steps.begin(_name(nodeid))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what *report* says of each rule."""
+        """Keep the outcome in *report* for each rule of the test."""
         from events_core.testing.plugin import claims_of, results_of
 
         if report.when != "call" and report.passed:
@@ -158,7 +159,7 @@ class Trial:
                 self.verdicts.setdefault(result.rule, {})[result.test] = verdict
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Show what came of it."""
+        """Show the outcome of the test."""
         self._steps.end(_name(nodeid), self._outcomes[-1] if self._outcomes else "not shown")
 
 

@@ -1,4 +1,4 @@
-"""Writing to a descriptor that may be full."""
+"""Writing to a descriptor that another program may have made non-blocking."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ __all__ = ["write_all"]
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of *data*; blocks, also where another program has set the descriptor not to.
+    """Write all of *data*.  This blocks while the descriptor is full, also if it is non-blocking.
 
-    :raises OSError: when that fails; a part may have been written.
+    :raises OSError: if writing fails; a part may have been written.
     """
+    # A program that shares the terminal or pipe with this one may set O_NONBLOCK on it, for both.
+
     view = memoryview(data)
     while view:
         try:

@@ -18,7 +18,7 @@ BOUND = 30.0
 
 
 class Shell:
-    """Runs the command line in a directory of its own."""
+    """The command line, run in its own directory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -27,7 +27,7 @@ class Shell:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def run(self, *arguments: str, stdin: bytes = b"", code: int = 0) -> subprocess.CompletedProcess[bytes]:
-        """Run to the end; the exit code must be *code*."""
+        """Run a command to its end.  Its exit code must be *code*."""
         command = [*EVENTS, *arguments]
         done = subprocess.run(
             command, input=stdin, capture_output=True, cwd=self.folder, env=self._environ, timeout=BOUND, check=False
@@ -37,7 +37,7 @@ class Shell:
         return done
 
     def fail(self, *arguments: str, stdin: bytes = b"", code: int = 1) -> str:
-        """Run to a failure; returns the one line that says why."""
+        """Run a command that fails.  Return its one error line."""
         done = self.run(*arguments, stdin=stdin, code=code)
         lines = done.stderr.decode().splitlines()
         assert len(lines) == 1, lines
@@ -47,7 +47,7 @@ class Shell:
     def start(
         self, *arguments: str, environ: Mapping[str, str] = MappingProxyType({}), **streams: Any
     ) -> subprocess.Popen[bytes]:
-        """Run beside the test; ended with it."""
+        """Start a command that runs during the test; :meth:`close` kills it."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
         environ = {**self._environ, **environ}
         process = subprocess.Popen([*EVENTS, *arguments], cwd=self.folder, env=environ, bufsize=0, **pipes)
@@ -55,16 +55,16 @@ class Shell:
         return process
 
     def received(self, *arguments: str) -> list[dict[str, Any]]:
-        """All messages that are still in the subscription."""
+        """Return all messages that are still in the subscription."""
         done = self.run("receive", URL, "--json", "--timeout", "0.5", *arguments)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def is_empty(self) -> bool:
-        """Whether nothing is left in the subscription."""
+        """Return whether the subscription is empty."""
         return self.run("receive", URL, "--timeout", "0.5", code=3).stdout == b""
 
     def close(self) -> None:
-        """End what still runs."""
+        """Kill the commands that still run."""
         for process in self._started:
             with process:
                 process.kill()

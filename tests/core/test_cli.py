@@ -39,7 +39,7 @@ def test_help_docstring_and_code_agree_on_the_exit_codes(shell: Shell) -> None:
 
 
 def test_events_alone_prints_its_help(shell: Shell) -> None:
-    """Whoever types only the name sees what can be typed, and no error."""
+    """A user who types only the name sees the commands, and no error."""
     done = shell.run()
     assert done.stdout == shell.run("--help").stdout
     assert done.stderr == b""
@@ -60,7 +60,7 @@ def test_version(shell: Shell) -> None:
 
 
 def test_a_process_without_another_thread_says_what_it_needs() -> None:
-    """Standard input is read in a thread; that the system refuses one is no defect of the command."""
+    """Standard input is read in a thread.  If the system refuses the thread, the error says what to do."""
     program = """if True:
         import sys, threading
         from events_core.cli import main
@@ -269,7 +269,7 @@ def test_json_data_comes_parsed_too(shell: Shell) -> None:
 
 
 def test_numbers_in_json_data_keep_their_text(shell: Shell) -> None:
-    """No digit is lost on the way through ``--json``: only space between the values is dropped."""
+    """The key ``json`` loses no digit; only the space between the values is dropped."""
     shell.run("send", URL, "[1.10, 1E5,\n-0, 1e999, 0.1234567890123456789012345678901234567890]")
     line = shell.run("receive", URL, "--json", "--limit", "1").stdout
     assert b'"json":[1.10,1E5,-0,1e999,0.1234567890123456789012345678901234567890]' in line
@@ -279,7 +279,7 @@ def test_numbers_in_json_data_keep_their_text(shell: Shell) -> None:
     "data", ["hello", "", "{", "[NaN]", "-Infinity", "01", "1 2", '"\t"', "\ufeff1", "7" * 5000, "[" * 101 + "]" * 101]
 )
 def test_data_that_programs_cannot_parse_has_no_key_json(shell: Shell, data: str) -> None:
-    """Text that is no JSON is only text, and so is JSON on which the decoders of programs fail."""
+    """The key ``json`` is left out if the data is not JSON, or if the decoder of a program may refuse it."""
     shell.run("send", URL, "--", data)
     (message,) = shell.received()
     assert message["data"] == data
