@@ -17,7 +17,7 @@ import pytest
 
 from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, PublishError
 from events_core.engine import Delivery
-from events_gcp import GcpPubSubClient, source
+from events_gcp import GcpPubSubClient, reading
 
 from .broker import Broker
 from .console import client
@@ -206,7 +206,7 @@ def test_a_routine_end_of_a_stream_is_no_news(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Problem 6, V1: a stream that ended after its usual time, and a close, are no warnings."""
-    monkeypatch.setattr(source, "_SETTLED_IN", 0.0)
+    monkeypatch.setattr(reading, "_ROUTINE_AGE", 0.0)
     server = FaultyServer()
     server.responses = [[b"0"], [b"1"]]
     server.ends = {0: grpc.StatusCode.UNAVAILABLE}

@@ -1,4 +1,8 @@
-"""Topics and subscriptions as resources: made where options allow, checked against the options where they exist."""
+"""Topics and subscriptions as resources.
+
+If they do not exist, this module creates them where the options allow.  If they exist, it compares them with the
+options and never changes them.
+"""
 
 from __future__ import annotations
 
@@ -14,46 +18,38 @@ from events_core import Capabilities, ErrorCode
 from events_core.engine import BrokerError
 from events_core.options import did_you_mean
 from events_gcp.ephemeral import is_ephemeral
+from events_gcp.subscription import JoinedSubscription
 
 if TYPE_CHECKING:
     from events_gcp.api import Api
     from events_gcp.options import GcpOptions
 
-__all__ = ["Admin", "Joined"]
+__all__ = ["Admin"]
 
 _log = logging.getLogger("events_gcp")
 
 _Subscription = types.Subscription.pb()
 
 _EPHEMERAL_TTL = 86_400
-"""Seconds without use after which Pub/Sub deletes an ephemeral subscription; the fewest that it allows."""
+"""Seconds without use after which Pub/Sub deletes an ephemeral subscription.  It allows no fewer."""
 
 _LOOK_TIMEOUT = 2.0
-"""Seconds to look for a name that is nearest to one that does not exist."""
+"""Seconds to look for the existing name that is closest to a missing one."""
 
 _SHORTEST_LEASE = 10
-"""Seconds (Subscription.ack_deadline_seconds in types/pubsub.py)."""
+"""Seconds; the lower bound of ``Subscription.ack_deadline_seconds`` (types/pubsub.py)."""
 
-
-@attrs.frozen(kw_only=True)
-class Joined:
-    """What a subscription promises, and what that asks of its receivers."""
-
-    capabilities: Capabilities
-    ack_deadline: int
-    """Seconds of the lease of what is pulled; a stream names its own."""
-    has_backoff: bool
-    """Whether Pub/Sub itself delays what was nacked."""
-    dead_letter: tuple[str, int] | None
-    """Where order per key keeps Pub/Sub from dead-lettering: the topic, and the attempts after which the receiver
-    does."""
+_DEFAULT_ATTEMPTS = 5
+"""The attempts of a dead-letter policy that names none (``DeadLetterPolicy`` in types/pubsub.py)."""
 
 
 class Admin:
-    """The resources of one client.
+    """The resources of one client.  Topics and subscriptions are named in full, ``projects/…``.
 
-    :param topic: its full name.
-    :param dead_letter: the full name of the topic for dead letters, and the attempts that lead there.
+    :param topic: the topic of the client.
+    :param dead_letter: the topic for dead letters, and the failed attempts after which a message goes there.
+    :param create: what may be created: ``never``, ``subscription`` or ``all``.
+    :param capabilities: what the options promise of a subscription that fits them.
     """
 
     def __init__(
@@ -73,17 +69,19 @@ class Admin:
         self._capabilities = capabilities
 
     async def create_topics(self) -> None:
-        """Create the topics where options allow."""
+        """Create the topics that do not exist, if the options allow it."""
         if self._create == "all":
             await self._api.create_topic(self._topic)
             if self._dead_letter:
                 await self._api.create_topic(self._dead_letter[0])
 
     async def keep_dead_letters(self, subscription: str) -> bool:
-        """Create the subscription of this full name on the dead-letter topic, unless that topic has a durable one.
+        """Create *subscription* on the dead-letter topic, unless that topic has a durable one.
 
-        Return whether the topic has one now.  The new one never expires, keeps the order of keys, and has exactly-once
-        delivery if the options ask for it, so that a client with these options can read it.
+        The new subscription never expires and keeps the order of keys.  It has exactly-once delivery if the options ask
+        for that, so that a client with the same options can read it.
+
+        :returns: whether the topic has a durable subscription now.
         """
         assert self._dead_letter is not None
         topic, _ = self._dead_letter
@@ -104,46 +102,54 @@ class Admin:
             raise _unsuitable(subscription, f"belongs to {found.topic!r}, not {topic!r}")
         return True
 
-    async def join(self, subscription: str, *, ephemeral: bool = False, trusting: bool = True) -> Joined:
-        """See to it that the subscription of this full name exists, and is what the options ask for.
+    async def join(self, subscription: str, *, ephemeral: bool = False, trusting: bool = True) -> JoinedSubscription:
+        """Return *subscription*, created if it is missing and the options allow that.
 
-        :param trusting: whether it is taken for what the options say where the account may not look.
+        :param trusting: if the account may not look it up, believe that it is what the options say.
+        :raises BrokerError: ``INVALID`` if it contradicts the options.
         """
         found = None if ephemeral else await self._find(subscription, trusting)
         if found is None:
             await self.create_topics()
             found = await self._api.create_subscription(self._wanted(subscription, ephemeral=ephemeral))
-        if found is None:  # somebody else was faster
+        if found is None:  # another process has created it meanwhile
             found = await self._api.get_subscription(subscription)
         if found.topic != self._topic:
             raise _unsuitable(found.name, f"belongs to {found.topic!r}, not {self._topic!r}")
         if self._dead_letter and not self._is_ordered and not found.dead_letter_policy.dead_letter_topic:
-            raise _unsuitable(found.name, "has no dead-letter policy, and dead_letter_topic is asked for")
+            raise _unsuitable(found.name, "has no dead-letter policy, but the options ask for dead_letter_topic")
         asked = self._options.filter
         if asked is not None and asked != found.filter:
-            raise _unsuitable(found.name, f"has the filter {found.filter!r}, and {asked!r} is asked for")
+            raise _unsuitable(found.name, f"has the filter {found.filter!r}, but the options ask for {asked!r}")
         self.check(
             found.name,
             is_ordered=found.enable_message_ordering,
             exactly_once=found.enable_exactly_once_delivery,
         )
-        return self._promised(found)
+        return self._joined(subscription, found, ephemeral=ephemeral)
 
     def check(self, subscription: str, *, is_ordered: bool, exactly_once: bool) -> None:
-        """Compare what a subscription is with what the options ask for.
+        """Compare a subscription with the options.
 
-        :raises BrokerError: where they differ.
+        :raises BrokerError: ``INVALID`` where they differ.
         """
         asked = self._options
         if asked.ordering and not is_ordered:
-            raise _unsuitable(subscription, "was created without message ordering, and ordering=true is asked for")
+            raise _unsuitable(
+                subscription, "was created without message ordering, but the options ask for ordering=true"
+            )
         if asked.exactly_once not in (None, exactly_once):
             has = "has" if exactly_once else "has no"
             wanted = str(asked.exactly_once).lower()
-            raise _unsuitable(subscription, f"{has} exactly-once delivery, and exactly_once={wanted} is asked for")
+            raise _unsuitable(
+                subscription, f"{has} exactly-once delivery, but the options ask for exactly_once={wanted}"
+            )
 
     async def _find(self, subscription: str, trusting: bool) -> Any:
-        """What the subscription is; ``None`` where there is none, and it may be created."""
+        """Return the subscription, or ``None`` if it is missing and may be created.
+
+        :raises BrokerError: if it is missing and may not be created, or the account may not look it up.
+        """
         try:
             return await self._api.get_subscription(subscription)
         except BrokerError as error:
@@ -154,14 +160,14 @@ class Admin:
                 raise BrokerError(text, error.code) from error.__cause__
             if error.code is not ErrorCode.PERMISSION_DENIED or not trusting:
                 raise
-            # roles/pubsub.subscriber suffices to receive, and does not let one look.
-            _log.info("%s is taken for what the options say: %s", subscription, error)
+            # roles/pubsub.subscriber is enough to receive, but does not allow a look.  A stream may correct this later.
+            _log.info("%s cannot be looked up; the receiver believes the options: %s", subscription, error)
             wanted = self._wanted(subscription, ephemeral=False)
-            wanted.ack_deadline_seconds = _SHORTEST_LEASE
+            wanted.ack_deadline_seconds = _SHORTEST_LEASE  # a renewal that is too early does no harm
             return wanted
 
     async def _nearest(self, subscription: str) -> str:
-        """Name the nearest subscription of the topic, where the account may list them."""
+        """Return a hint with the closest name among the topic's subscriptions, or ``""`` if it cannot list them."""
         with suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(_LOOK_TIMEOUT):
                 names = [name.rpartition("/")[2] for name in await self._api.subscriptions(self._topic)]
@@ -173,7 +179,7 @@ class Admin:
         return self._capabilities.ordering != "none"
 
     def _wanted(self, name: str, *, ephemeral: bool) -> Any:
-        """What is created: it never expires unless *ephemeral*."""
+        """Return the subscription that the options describe.  It never expires unless it is *ephemeral*."""
         options = self._options
         wanted = _Subscription(
             name=name,
@@ -186,9 +192,9 @@ class Admin:
             labels={"events-ephemeral": "true"} if ephemeral else {},
         )
         if self._dead_letter and not self._is_ordered:
-            wanted.dead_letter_policy.dead_letter_topic, wanted.dead_letter_policy.max_delivery_attempts = (
-                self._dead_letter
-            )
+            # With order, the receiver moves dead letters itself: Pub/Sub would lose the order.
+            policy = wanted.dead_letter_policy
+            policy.dead_letter_topic, policy.max_delivery_attempts = self._dead_letter
         if options.retry_min_backoff is not None and options.retry_max_backoff is not None:
             wanted.retry_policy.minimum_backoff.FromMilliseconds(round(options.retry_min_backoff * 1000))
             wanted.retry_policy.maximum_backoff.FromMilliseconds(round(options.retry_max_backoff * 1000))
@@ -196,26 +202,29 @@ class Admin:
             wanted.message_retention_duration.FromMilliseconds(round(options.message_retention * 1000))
         return wanted
 
-    def _promised(self, found: Any) -> Joined:
+    def _joined(self, path: str, found: Any, *, ephemeral: bool) -> JoinedSubscription:
         policy = found.dead_letter_policy
         by_service = bool(policy.dead_letter_topic)
-        is_ordered = found.enable_message_ordering and self._is_ordered
-        dead_letter = None
-        if is_ordered:
-            own = (policy.dead_letter_topic, policy.max_delivery_attempts or 5) if by_service else None
-            dead_letter = self._dead_letter or own
-        return Joined(
+        own = (policy.dead_letter_topic, policy.max_delivery_attempts or _DEFAULT_ATTEMPTS) if by_service else None
+        dead_letter = self._dead_letter or own
+        # Without order and without a policy, nobody counts attempts.
+        counts_here = found.enable_message_ordering and self._is_ordered and dead_letter is not None
+        return JoinedSubscription(
+            name=path.rpartition("/")[2],
+            path=path,
+            is_ephemeral=ephemeral,
             capabilities=attrs.evolve(
                 self._capabilities,
                 ordering=self._capabilities.ordering if found.enable_message_ordering else "none",
-                dead_letter=by_service or dead_letter is not None,
-                delivery_attempts=by_service or dead_letter is not None,
+                dead_letter=by_service or counts_here,
+                delivery_attempts=by_service or counts_here,
                 handback_counts=by_service,
                 exactly_once=found.enable_exactly_once_delivery,
             ),
             ack_deadline=found.ack_deadline_seconds,
             has_backoff=found.HasField("retry_policy"),
-            dead_letter=dead_letter,
+            dead_letter_topic=dead_letter[0] if dead_letter else None,
+            local_attempts=dead_letter[1] if counts_here and dead_letter else None,
         )
 
 

@@ -1,6 +1,9 @@
-"""The requests to Pub/Sub, each made once and bounded, since the engine retries.
+"""The requests to Pub/Sub.
 
-Imports Google's packages, and is therefore imported when a connection opens.
+Each request is sent once and has a deadline; the engine repeats those that may succeed later.  The only exception is a
+request whose token was refused: it is sent again with a new token.
+
+This module imports Google's packages, so it is imported when a connection opens.
 """
 
 from __future__ import annotations
@@ -22,21 +25,22 @@ from events_gcp.channels import Channel, Pool
 from events_gcp.codec import decode, encode
 from events_gcp.endpoint import Endpoint
 from events_gcp.errors import readable, translated
-from events_gcp.limits import MAX_ACK_IDS
 from events_gcp.scratch import created
 from events_gcp.stream import Stream
 
 __all__ = ["Api", "Pulled"]
 
-_RECONNECT_TIMEOUT = 1.0
-_PUBLISH_TIMEOUT = 15.0
-_SLOWEST_LINE = 250_000
-"""Bytes per second for which a request to publish has time beyond :data:`_PUBLISH_TIMEOUT`."""
 _TIMEOUT = 10.0
-"""Seconds for one request of each kind."""
+"""Seconds for one request."""
+_PUBLISH_TIMEOUT = 15.0
+"""Seconds for one request to publish, plus the time that its bytes take on the slowest line."""
+_SLOWEST_LINE = 250_000
+"""Bytes per second."""
+_RECONNECT_TIMEOUT = 1.0
+"""Seconds that a request to publish waits for gRPC to reconnect."""
 
 _AGENT = ("x-goog-api-client", f"gl-python/{platform.python_version()} grpc/{grpc.__version__}")
-"""As every client of Google's says what it is."""
+"""A header by which every client of Google says what it is."""
 
 
 class _Method(NamedTuple):
@@ -69,19 +73,20 @@ _MODIFY = _Method("Subscriber/ModifyAckDeadline", types.ModifyAckDeadlineRequest
 
 
 class Pulled(NamedTuple):
-    """What came of a pull."""
+    """The result of a pull."""
 
     deliveries: list[Delivery]
     seconds: float
-    """How long the transfer took."""
+    """The duration of the transfer."""
     was_cut_off: bool = False
-    """Whether it was not over at the deadline: what was on its way comes again when its lease is over."""
+    """Whether the deadline passed during the transfer.  These messages come again when their leases run out."""
 
 
 class Api:
-    """One client's requests; names of topics and subscriptions are full, ``projects/…``.
+    """The requests of one client.  Topics and subscriptions are named in full, ``projects/…``.
 
-    Every failure is a :class:`~events_core.engine.BrokerError`.
+    Every failure is a :class:`~events_core.engine.BrokerError`.  All methods may be called concurrently, on the I/O
+    loop.  A cancelled request may still take effect.
     """
 
     def __init__(self, pool: Pool, restored: Callable[[], None], *, compress: bool) -> None:
@@ -92,27 +97,27 @@ class Api:
 
     @classmethod
     async def open(cls, endpoint: Endpoint, restored: Callable[[], None], *, compress: bool) -> Api:
-        """Connect, on a channel that is shared with other clients of *endpoint*.
+        """Connect, on a channel that other clients of *endpoint* share.
 
-        :param restored: called when the channel was disconnected and is connected again.
+        :param restored: called when the connection was lost and is there again.
         """
         return cls(await Pool.join(endpoint, restored), restored, compress=compress)
 
     @property
     def is_connected(self) -> bool:
-        """The channel's last known state."""
+        """Whether the channel is connected, as far as gRPC knows."""
         return bool(self._channel.grpc.get_state() is grpc.ChannelConnectivity.READY)
 
     async def close(self) -> None:
-        """Let go of the channel."""
+        """Leave the channel.  The last client closes it."""
         await self._pool.leave(self._restored)
 
     def renew_credentials(self) -> bool:
-        """Have the next request get a new token, where there are tokens."""
+        """Let the next request get a new token; return whether there are tokens."""
         return self._pool.renew_credentials()
 
     def look_out(self) -> None:
-        """Reconnect after a failure, and tell everybody on the channel when it is connected again."""
+        """Reconnect after a failure, and call ``restored`` of every client on the channel when that has worked."""
         self._pool.look_out()
 
     async def _ask(
@@ -136,7 +141,7 @@ class Api:
     # Topics
 
     async def get_topic(self, topic: str) -> None:
-        """Ask for *topic*."""
+        """Look up *topic*, and return if it exists."""
         with translated(f"look up {topic!r} at {self._target}"):
             await self._ask(_GET_TOPIC, _GET_TOPIC.request(topic=topic))
 
@@ -149,12 +154,12 @@ class Api:
     async def has_subscription(self, topic: str) -> bool:
         """Return whether *topic* has a subscription; the account needs ``pubsub.topics.listSubscriptions``."""
         with translated(f"list the subscriptions of {topic!r} at {self._target}"):
-            # One is enough, and a page may be empty although another follows.
+            # One is enough.  A page may be empty although another one follows.
             response = await self._ask(_LIST, _LIST.request(topic=topic, page_size=1))
             return bool(response.subscriptions or response.next_page_token)
 
     async def subscriptions(self, topic: str) -> Sequence[str]:
-        """Return the full names of subscriptions of *topic*, 1,000 at most; needs the same permission."""
+        """Return the names of subscriptions of *topic*, at most 1,000; needs the permission of `has_subscription`."""
         with translated(f"list the subscriptions of {topic!r} at {self._target}"):
             response = await self._ask(_LIST, _LIST.request(topic=topic, page_size=1000))
             return list(response.subscriptions)
@@ -165,11 +170,11 @@ class Api:
             await self._ask(_DELETE_TOPIC, _DELETE_TOPIC.request(topic=topic))
 
     async def publish(self, topic: str, messages: Sequence[EventMessage]) -> list[str]:
-        """Store *messages*; their ids, in order."""
+        """Store *messages*, and return their ids in order."""
         with translated(f"publish to {topic!r} at {self._target}"):
             if not self.is_connected:
                 await self._reconnected()
-            # The engine sends smaller requests to a narrow line, but it cannot divide a large message.
+            # On a slow line the engine makes smaller requests, but it cannot divide a large message.
             timeout = _PUBLISH_TIMEOUT + sum(len(message.data) for message in messages) / _SLOWEST_LINE
             channel = self._pool.for_stream()
             channel.streams += 1
@@ -180,7 +185,7 @@ class Api:
             return list(response.message_ids)
 
     async def _reconnected(self) -> None:
-        """Wait a moment while gRPC connects anew, during which it would fail every request at once."""
+        """Wait a moment while gRPC reconnects.  Until then, it would fail every request at once."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_RECONNECT_TIMEOUT):
                 await self._channel.grpc.channel_ready()
@@ -188,17 +193,17 @@ class Api:
     # Subscriptions
 
     async def get_subscription(self, subscription: str) -> Any:
-        """What *subscription* is."""
+        """Return the settings of *subscription*, a protobuf ``Subscription``."""
         with translated(f"look up {subscription!r} at {self._target}"):
             return await self._ask(_GET, _GET.request(subscription=subscription))
 
     async def create_subscription(self, subscription: Any) -> Any:
-        """Create *subscription* unless there is one of its name; what it is, ``None`` where there was one."""
+        """Create *subscription*, and return it as created; return ``None`` if its name exists already."""
         asked = f"create {subscription.name!r} of {subscription.topic!r}"
         return await self._create(_CREATE, subscription, asked)
 
     async def _create(self, method: _Method, request: Any, asked: str) -> Any:
-        """What was created, ``None`` where it had existed."""
+        """Return the created resource, or ``None`` if it existed already."""
         with translated(f"{asked} at {self._target}"):
             try:
                 return await self._ask(method, request)
@@ -215,7 +220,7 @@ class Api:
     # Deliveries
 
     def stream(self, subscription: str, **settings: object) -> Stream:
-        """Begin a StreamingPull; whether that succeeds shows when it is read.
+        """Begin a StreamingPull.  A failure is raised when the stream is read.
 
         :param settings: fields of StreamingPullRequest.
         """
@@ -225,15 +230,15 @@ class Api:
         return Stream(channel, call, request, f"receive from {subscription!r} at {self._target}")
 
     async def pull(self, subscription: str, limit: int, timeout: float) -> Pulled:
-        """Wait for up to *limit* messages, for *timeout* seconds with the transfer of the answer.
+        """Wait for up to *limit* messages.  Do not cancel it, because the service would still answer.
 
-        It is not to be cancelled, since the service would go on answering.
+        :param timeout: seconds for the wait and the transfer of the answer.
         """
         with translated(f"receive from {subscription!r} at {self._target}"):
             request = _PULL.request(subscription=subscription, max_messages=limit)
             now = asyncio.get_running_loop().time
             ends = now() + timeout
-            # As a stream of one response, of which gRPC tells when it begins.
+            # As a stream of one response: gRPC then tells when the transfer begins.
             call = _call(self._channel, _PULL, "unary_stream")(
                 request, timeout=timeout, metadata=_metadata(_PULL, request)
             )
@@ -242,7 +247,7 @@ class Api:
             try:
                 response = await call.read()
                 while await call.read() is not grpc.aio.EOF:
-                    pass  # so that the call ends by itself
+                    pass  # the call ends by itself only when it has been read to the end
             except grpc.aio.AioRpcError as error:
                 self.look_out()
                 if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or now() < ends:
@@ -253,23 +258,18 @@ class Api:
             return Pulled(decode(response.received_messages), now() - began)
 
     async def acknowledge(self, subscription: str, ack_ids: Sequence[str]) -> None:
-        """Confirm deliveries, no more than fit into one request."""
+        """Acknowledge deliveries, at most :data:`~events_gcp.limits.MAX_ACK_IDS`."""
         with translated(f"acknowledge to {subscription!r} at {self._target}"):
             await self._ask(_ACKNOWLEDGE, _ACKNOWLEDGE.request(subscription=subscription, ack_ids=ack_ids))
 
     async def set_deadline(self, subscription: str, ack_ids: Sequence[str], seconds: int) -> None:
-        """Let deliveries come again in *seconds* from now, 0 gives them back; no more than fit into one request."""
+        """Let the leases of deliveries end in *seconds* from now; 0 gives them back.
+
+        It takes at most :data:`~events_gcp.limits.MAX_ACK_IDS` deliveries.
+        """
         with translated(f"set the ack deadline of deliveries of {subscription!r} at {self._target}"):
             request = _MODIFY.request(subscription=subscription, ack_ids=ack_ids, ack_deadline_seconds=seconds)
             await self._ask(_MODIFY, request)
-
-    async def give_back(self, subscription: str, ack_ids: Sequence[str]) -> None:
-        """Let deliveries come again at once, in this order.
-
-        :raises BrokerError: when that is not known of all of them; they come again when their leases run out.
-        """
-        for start in range(0, len(ack_ids), MAX_ACK_IDS):
-            await self.set_deadline(subscription, ack_ids[start : start + MAX_ACK_IDS], 0)
 
     @property
     def _target(self) -> str:
@@ -277,6 +277,7 @@ class Api:
 
 
 def _call(channel: Channel, method: _Method, kind: str) -> Any:
+    # Each channel keeps its callables: a request should not have to make one.
     call = channel.methods.get(method.path)
     if call is None:
         call = channel.methods[method.path] = _bound(getattr(channel.grpc, kind), method)

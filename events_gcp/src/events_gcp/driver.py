@@ -1,4 +1,8 @@
-"""What the engine asks of Pub/Sub: one topic, its subscriptions, publishing."""
+"""The client's side: one topic of a project, its subscriptions, and publishing.
+
+The engine calls everything here on its I/O loop.  Modules that import Google's packages are imported in
+:meth:`GcpDriver.open`, so that a program which only configures a client does not wait for them.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +36,11 @@ if TYPE_CHECKING:
 __all__ = ["GcpDriver"]
 
 _CLEAN_UP_TIMEOUT = 2.0
-"""Seconds to take back an ephemeral subscription that nobody waits for any more."""
+"""Seconds to delete an ephemeral subscription after its creation failed or was cancelled."""
 
 
 class GcpDriver(Driver[GcpOptions]):
-    """One topic of a project, at the service or at an emulator."""
+    """One topic of a project, on the service or on an emulator."""
 
     max_batch_messages = MAX_BATCH_MESSAGES
     max_batch_bytes = MAX_BATCH_BYTES
@@ -71,14 +75,14 @@ class GcpDriver(Driver[GcpOptions]):
             raise
 
     async def _create_all(self) -> None:
-        """Create what is configured, where options allow."""
+        """Create the configured topics and subscription, if they are missing and the options allow it."""
         await self._admin.create_topics()
         if self.options.subscription and self._create != "never":
             await self._admin.join(self.subscription_path(self.options.subscription))
 
     def objection(self, message: EventMessage) -> str:
         if not message.data and not message.attributes:
-            return "it has neither data nor attributes; Pub/Sub asks for one of them"
+            return "it has neither data nor attributes; Pub/Sub needs one of them"
         for key in message.attributes:
             if not key or key.startswith("goog"):
                 return f"attribute key {key!r} is empty or begins with 'goog', which Pub/Sub reserves"
@@ -90,12 +94,13 @@ class GcpDriver(Driver[GcpOptions]):
         except BrokerError as error:
             if error.code is not ErrorCode.NOT_FOUND or self._create != "all":
                 raise
-        await self._create_all()  # an emulator that was started anew has forgotten everything
+        # An emulator that was restarted has forgotten everything.
+        await self._create_all()
         return await self.api.publish(self._topic, messages)
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> GcpSource:
         if self.options.start == "earliest":
-            raise BrokerError("start=earliest is not offered by this backend; use latest", ErrorCode.UNSUPPORTED)
+            raise BrokerError("this backend does not offer start=earliest; use latest", ErrorCode.UNSUPPORTED)
         name = subscription or ephemeral_name(self.topic_name)
         objection = name_objection("subscription", name)
         if objection:
@@ -103,13 +108,13 @@ class GcpDriver(Driver[GcpOptions]):
         ephemeral = subscription is None
         try:
             joined = await self.admin.join(self.subscription_path(name), ephemeral=ephemeral)
-        except BaseException:  # also cancelled: it may have been made all the same
+        except BaseException:  # also when cancelled: the request may have created it
             if ephemeral:
                 with suppress(BrokerError, TimeoutError):
                     async with asyncio.timeout(_CLEAN_UP_TIMEOUT):
                         await self.delete_subscription(name)
             raise
-        return GcpSource(self, name, joined, ephemeral=ephemeral)
+        return GcpSource(self, joined)
 
     async def has_subscription(self) -> bool:
         return await self.api.has_subscription(self._topic)
@@ -130,13 +135,13 @@ class GcpDriver(Driver[GcpOptions]):
 
     @property
     def api(self) -> Api:
-        """The requests of the open connection."""
+        """The requests to Pub/Sub; only while the driver is open."""
         assert self._api is not None, "the driver is not open"
         return self._api
 
     @property
     def admin(self) -> Admin:
-        """The resources of the open connection."""
+        """The topics and subscriptions; only after the driver was opened."""
         return self._admin
 
     @property
@@ -145,7 +150,7 @@ class GcpDriver(Driver[GcpOptions]):
         return (self._path("topics", topic), attempts) if topic and attempts else None
 
     def subscription_path(self, name: str) -> str:
-        """The full name of a subscription."""
+        """Return the full name of a subscription."""
         return self._path("subscriptions", name)
 
     def _path(self, kind: str, name: str) -> str:
@@ -153,20 +158,21 @@ class GcpDriver(Driver[GcpOptions]):
 
 
 def _import_google() -> None:
-    """Import Google's packages, which takes a while, and which importing this package must not do."""
+    """Import Google's packages.  That takes a while, so a thread does it."""
     import events_gcp.admin
     import events_gcp.api  # noqa: F401
 
 
-# An id, such as acme-prod or example.com:acme-prod, or a number; emulators take more, but none that breaks a name.
+# A project id, for example acme-prod or example.com:acme-prod, or a project number.  Emulators accept more, but no
+# character that would break the full name of a topic.
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:~+%\-]{0,99}")
 
 
 def _problems(topic_name: str, project_id: str, options: GcpOptions) -> Iterator[str]:
     if not _PROJECT.fullmatch(project_id):
         yield (
-            f"project_id {shown(project_id)!r} is no project; give the id of the Google Cloud project, any on an "
-            "emulator"
+            f"project_id {shown(project_id)!r} is not a project; give the id of the Google Cloud project, or any id "
+            "on an emulator"
         )
     names = {
         "topic": topic_name,

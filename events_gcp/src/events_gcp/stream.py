@@ -1,4 +1,13 @@
-"""One StreamingPull."""
+"""One StreamingPull.
+
+Closing a stream means to close our half and to read to the end.  The emulator keeps a cancelled stream alive, and
+delivers into it until the lease of each message runs out.
+
+A connection may die without a sign.  So the stream sends a ping now and then, and ends itself if nothing comes after a
+ping.  It does so only if the server has answered a ping before, which the emulator never does.
+
+Two tasks use the call: the read of :class:`~events_gcp.inlet.Inlet`, and ``_talking``, which alone writes to it.
+"""
 
 from __future__ import annotations
 
@@ -22,26 +31,19 @@ if TYPE_CHECKING:
 __all__ = ["Stream"]
 
 PING_INTERVAL = 30.0
-"""Seconds between two pings, as Google's clients for Go and Java have it."""
+"""Seconds between two pings, as in Google's clients for Go and Java."""
 PONG_TIMEOUT = 15.0
-"""Seconds after a ping within which a server that answers pings must have said something."""
+"""Seconds after a ping within which a server that answers pings must have sent something."""
 
 
 class Stream(Inlet):
-    """A stream of responses.
-
-    It is ended by closing our half and reading to the end: the emulator keeps a cancelled stream alive, and delivers
-    into it until the lease runs out.
-
-    A connection may die without a word.  So the stream is pinged, and given up when nothing comes after a ping; but
-    only where a ping has been answered before, which the emulator never does.
-    """
+    """A stream of responses."""
 
     def __init__(self, channel: Channel, call: Any, first: Any, asked: str) -> None:
-        """Speak first.
+        """Send the *first* request.
 
-        :param channel: what the *call* goes over.
-        :param asked: what this is for, for errors.
+        :param channel: the channel of *call*.
+        :param asked: the request in words, for errors.
         """
         super().__init__()
         channel.streams += 1
@@ -51,11 +53,12 @@ class Stream(Inlet):
         self._ending = asyncio.Event()
         self._answers_pings = False
         self._reading_since = math.inf
-        self._heard = self.began
+        self._heard = self._loop.time()
         self._talking = self._loop.create_task(self._talk(first))
 
     async def _talk(self, first: Any) -> None:
-        with suppress(grpc.RpcError, asyncio.InvalidStateError):  # the stream is over, as reading it will tell
+        # A write fails when the stream has ended.  The read then says why.
+        with suppress(grpc.RpcError, asyncio.InvalidStateError):
             await self._call.write(first)
             while not await self._ends_within(PING_INTERVAL):
                 pinged = self._loop.time()
@@ -72,6 +75,7 @@ class Stream(Inlet):
         return self._ending.is_set()
 
     def _is_silent_since(self, instant: float) -> bool:
+        # If nobody reads, an answer may wait in the connection: that is not the server's silence.
         return self._heard < instant and self._reading_since < instant
 
     async def _read(self, limit: int) -> Sequence[Delivery]:
@@ -83,7 +87,7 @@ class Stream(Inlet):
             raise BrokerError(f"{self._asked}: the stream ended", ErrorCode.UNAVAILABLE, retryable=True)
         if response.HasField("subscription_properties"):
             self.properties = response.subscription_properties
-        self._answers_pings |= not response.received_messages
+        self._answers_pings |= not response.received_messages  # a response without messages answers a ping
         return decode(response.received_messages)
 
     async def finish(self) -> Sequence[Delivery]:
@@ -95,7 +99,7 @@ class Stream(Inlet):
                     await asyncio.wait([self.reading(0)])
                     unread += self.take()
         except (BrokerError, TimeoutError):
-            return unread  # the end; had it not come in time, the rest comes again when its leases run out
+            return unread  # read to the end; after a timeout, the rest comes again when its leases run out
         finally:
             self._call.cancel()
             await asyncio.gather(*filter(None, [self._talking, self._task]), return_exceptions=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from events_core.engine import Delivery
-from events_gcp.late import LateAcknowledgements
+from events_gcp.late_acknowledgements import LateAcknowledgements
 
 
 def delivery(message_id: str, lease_until: float = 0.0) -> Delivery:

@@ -1,8 +1,9 @@
-"""Acknowledgements that came too late to count; pure, fed with ``now``.
+"""Acknowledgements that came too late to count; pure, and told the time as ``now``.
 
-Without exactly-once delivery Pub/Sub confirms every acknowledgement, also that of a delivery whose lease has run out,
-which changes nothing: the message comes again.  A receiver that had no connection for longer than a lease knows of
-which of its acknowledgements that may be true.
+Without exactly-once delivery, Pub/Sub confirms every acknowledgement.  If the lease of the delivery has run out, the
+confirmed acknowledgement changes nothing, and the message comes again.  A receiver that had no connection for longer
+than a lease knows which of its acknowledgements were late.  When one of these messages comes again, the receiver
+acknowledges it again and does not hand it out.
 """
 
 from __future__ import annotations
@@ -14,33 +15,38 @@ from events_core.engine import Delivery
 
 __all__ = ["LateAcknowledgements"]
 
-_REMEMBERED = 10_000
+_MAX_REMEMBERED = 10_000
+"""Messages.  The bound keeps memory small after a long outage."""
 
 
 class LateAcknowledgements:
     """The late acknowledgements of one receiver.
 
-    :param patience: seconds for which a message is expected to come again.
+    :param patience: seconds for which the receiver expects such a message to come again.
     """
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
+        # All entries have the same patience, so the first one always ends first.
         self._until: OrderedDict[str, float] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._until)
 
     def note(self, deliveries: Iterable[Delivery], asked: float) -> None:
-        """Learn that *deliveries* were acknowledged by a request that began at *asked*."""
+        """Record that a request acknowledged *deliveries*; it was sent at the time *asked*.
+
+        The time of sending counts: Pub/Sub has received the request at that time or later.
+        """
         late = [delivery.message_id for delivery in deliveries if delivery.lease_until < asked]
         for message_id in late:
             self._until[message_id] = asked + self._patience
             self._until.move_to_end(message_id)
-        while len(self._until) > _REMEMBERED:
+        while len(self._until) > _MAX_REMEMBERED:
             self._until.popitem(last=False)
 
     def came_again(self, deliveries: Sequence[Delivery], now: float) -> list[Delivery]:
-        """Return those of *deliveries* whose messages have been acknowledged, too late."""
+        """Return those of *deliveries* whose messages were acknowledged too late."""
         while self._until and next(iter(self._until.values())) <= now:
             self._until.popitem(last=False)
         return [delivery for delivery in deliveries if delivery.message_id in self._until]

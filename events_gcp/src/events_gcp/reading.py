@@ -1,0 +1,166 @@
+"""Reading from a subscription, through several streams or several concurrent pulls.
+
+The reader opens all of its inlets together and closes them together.  It closes them when one fails, when the
+application does not read for too long, when a stream may bring less than there is room for, and when the receiver
+closes.  What the inlets brought and nobody has taken then goes back to Pub/Sub:
+
+* Deliveries without order go back at once.
+* Deliveries with order stay here until the next inlets open, or until the receiver closes.  If the reader gave them
+  back earlier, they would come before earlier messages of their key, which the receiver is about to give back.
+
+Everything here runs on the engine's I/O loop.  :meth:`Reader.open`, :meth:`Reader.read` and :meth:`Reader.take` are
+called by ``fetch`` only.  A settlement may stop the reader between two fetches; ``_changing`` lets only one of them
+open or close inlets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import uuid
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from events_core.engine import Delivery
+from events_gcp.inlet import Inlet
+from events_gcp.pull_pace import PullPace
+from events_gcp.pulls import Pulls
+
+if TYPE_CHECKING:
+    from events_gcp.api import Api
+    from events_gcp.leases import Leases
+    from events_gcp.options import GcpOptions
+    from events_gcp.subscription import JoinedSubscription
+
+__all__ = ["Reader"]
+
+_ROUTINE_AGE = 10.0
+"""Seconds after which the end of a stream is routine, because the service ends every stream now and then.  If a stream
+ends sooner, there is an outage."""
+
+_REFUSED_WITHIN = 1.0
+"""Seconds within which a server refuses a stream, if it does.  If the stream lives longer, an outage is over, although
+no message has come yet."""
+
+
+class Reader:
+    """The inlets of one receiver, and the deliveries that they brought."""
+
+    def __init__(self, api: Api, joined: JoinedSubscription, options: GcpOptions, leases: Leases, lease: float) -> None:
+        self.arrived: list[Delivery] = []
+        """Deliveries that were read and not taken; closing the inlets gives them back."""
+        self._api = api
+        self._joined = joined
+        self._leases = leases
+        self._max_age = lease / 4
+        self._opener = _Opener(api, joined, options)
+        self._inlets: list[Inlet] = []
+        self._changing = asyncio.Lock()
+        self._opened_at = math.inf
+        self._read_at = math.inf
+        self._patience: float | None = None
+        self._bound = 0
+        # Ack ids of deliveries with order, to be given back later.
+        self._ordered: list[str] = []
+
+    @property
+    def is_routine(self) -> bool:
+        """Whether the inlets had been open for so long that their end is no outage."""
+        return self._read_at - self._opened_at >= _ROUTINE_AGE
+
+    async def open(self, limit: int) -> None:
+        """Open inlets, or keep the open ones if they may bring as much as there is room for.
+
+        :param limit: the room, in deliveries.
+        """
+        # The engine counts a lease from the end of `fetch`.  What lay here for longer has less left than it thinks.
+        is_stale = asyncio.get_running_loop().time() - self._read_at > self._max_age
+        # A stream keeps the bounds that it was opened with.  If the receiver held messages at that time, there is more
+        # room once they are settled.
+        is_narrow = self._opener.bounds_streams and limit >= 2 * self._bound
+        async with self._changing:
+            if self._inlets and (is_stale or is_narrow):
+                await self._close()
+            if not self._inlets:
+                await self._give_back_ordered()
+                self._inlets = self._opener.open(limit)
+                self._opened_at = asyncio.get_running_loop().time()
+                self._bound = limit
+                self._patience = _REFUSED_WITHIN
+
+    async def read(self, limit: int) -> Sequence[Any]:
+        """Wait for deliveries, and put them into :attr:`arrived`.
+
+        It returns without any if the inlets were opened lately and the server has not refused them.
+
+        :returns: what streams have told about the subscription.
+        :raises BrokerError: if an inlet failed.  Call :meth:`restart` then.
+        """
+        share = max(1, limit // len(self._inlets))
+        reads = [inlet.reading(share) for inlet in self._inlets]
+        patience, self._patience = self._patience, None
+        done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED, timeout=patience)
+        if not done and not self._api.is_connected:
+            await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
+        self._read_at = asyncio.get_running_loop().time()
+        for inlet in self._inlets:
+            self.arrived += inlet.take()
+        return [inlet.properties for inlet in self._inlets if inlet.properties is not None]
+
+    def take(self, limit: int) -> Sequence[Delivery]:
+        """Return up to *limit* of the deliveries that have arrived."""
+        taken, self.arrived = self.arrived[:limit], self.arrived[limit:]
+        return taken
+
+    async def stop(self) -> None:
+        """Close the inlets; keep deliveries with order, which go back behind earlier ones of their keys."""
+        async with self._changing:
+            await self._close()
+
+    async def restart(self) -> None:
+        """Close the inlets, and give back everything that they brought.  The next :meth:`open` opens others."""
+        async with self._changing:
+            await self._close()
+            await self._give_back_ordered()
+
+    async def _close(self) -> None:
+        inlets, self._inlets = self._inlets, []
+        unread, self.arrived = self.arrived, []
+        for late in await asyncio.gather(*(inlet.finish() for inlet in inlets)):
+            unread += late
+        keeps_order_of = self._joined.keeps_order_of
+        self._ordered += [delivery.token for delivery in unread if keeps_order_of(delivery)]
+        await self._leases.give_back([delivery.token for delivery in unread if not keeps_order_of(delivery)])
+
+    async def _give_back_ordered(self) -> None:
+        ordered, self._ordered = self._ordered, []
+        await self._leases.give_back(ordered)
+
+
+class _Opener:
+    """Opens the inlets that the options ask for."""
+
+    def __init__(self, api: Api, joined: JoinedSubscription, options: GcpOptions) -> None:
+        self._api = api
+        self._joined = joined
+        self._options = options
+        self.bounds_streams = options.receive_mode == "stream"
+        self._pace = PullPace()
+        self._client_id = uuid.uuid4().hex
+
+    def open(self, limit: int) -> list[Inlet]:
+        """Open inlets that together may bring *limit* deliveries."""
+        count = range(self._options.streams)
+        if not self.bounds_streams:
+            pull = partial(self._api.pull, self._joined.path)
+            return [Pulls(pull, self._pace, self._joined.name) for _ in count]
+        settings = {
+            "stream_ack_deadline_seconds": self._options.ack_deadline,
+            # Anything beyond these bounds would lie unread in the connection, and nobody would renew its lease.
+            "max_outstanding_messages": max(1, limit // len(count)),
+            "max_outstanding_bytes": max(1, self._options.max_outstanding_bytes // len(count)),
+            "client_id": self._client_id,
+            "protocol_version": 1,  # the service then answers pings (StreamingPullRequest in types/pubsub.py)
+        }
+        return [self._api.stream(self._joined.path, **settings) for _ in count]

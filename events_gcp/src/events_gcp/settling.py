@@ -1,0 +1,123 @@
+"""From settlements to requests, and from answers to the result of each settlement.
+
+Settlements with the same effect share a request: one request acknowledges, one for each delay lets messages come again.
+The requests are sent one after the other.  A dead letter is acknowledged once it is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from events_core.engine import BrokerError, Delivery, Outcome, Settlement, redelivery_delay
+
+if TYPE_CHECKING:
+    from events_gcp.attempts import Attempts
+    from events_gcp.dead_letters import DeadLetters
+    from events_gcp.late_acknowledgements import LateAcknowledgements
+    from events_gcp.leases import Leases
+    from events_gcp.subscription import JoinedSubscription
+
+__all__ = ["Settling"]
+
+
+class Settling:
+    """The settlements of one receiver.  Its calls do not overlap."""
+
+    def __init__(
+        self,
+        joined: JoinedSubscription,
+        leases: Leases,
+        letters: DeadLetters,
+        attempts: Attempts,
+        late: LateAcknowledgements,
+    ) -> None:
+        self._joined = joined
+        self._leases = leases
+        self._letters = letters
+        self._attempts = attempts
+        self._late = late
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        """Tell Pub/Sub the outcomes, and return the result of each settlement.
+
+        :raises BrokerError: if every request failed as a whole.
+        """
+        asked = asyncio.get_running_loop().time()
+        failed = [each.delivery for each in settlements if self._is_last_attempt(each)]
+        letters = {delivery: self._letters.move(delivery) for delivery in failed}
+        results = [letters.get(each.delivery) for each in settlements]
+        groups = self._grouped(settlements, letters)
+        lost: list[BrokerError] = []
+        for delay, indices in groups.items():
+            ack_ids = [settlements[index].delivery.token for index in indices]
+            try:
+                if delay is None:
+                    errors = await self._leases.acknowledge(ack_ids)
+                else:
+                    errors = await self._leases.redeliver(ack_ids, delay)
+            except BrokerError as error:
+                errors = [error] * len(indices)
+                lost.append(error)
+            for index, each in zip(indices, errors, strict=True):
+                results[index] = each
+        self._note(settlements, results, asked)
+        if lost and len(lost) == len(groups) and None not in results:
+            raise lost[0]  # so the engine treats it as an outage, and pauses before it asks again
+        return results
+
+    def _is_last_attempt(self, settlement: Settlement) -> bool:
+        """Return whether this failure makes the message a dead letter of this receiver."""
+        limit = self._joined.local_attempts
+        if limit is None or settlement.outcome is not Outcome.NACK:
+            return False
+        return (settlement.delivery.delivery_attempt or 1) >= limit
+
+    def _grouped(
+        self, settlements: Sequence[Settlement], letters: Mapping[Delivery, BrokerError | None]
+    ) -> Mapping[float | None, list[int]]:
+        """Return the indices that go into one request, by its delay; those under ``None`` are acknowledged.
+
+        A letter that is not stored yet is in no request: its message stays held.
+        """
+        groups: defaultdict[float | None, list[int]] = defaultdict(list)
+        for index, settlement in enumerate(settlements):
+            if settlement.delivery not in letters:
+                groups[self._delay(settlement)].append(index)
+            elif letters[settlement.delivery] is None:
+                groups[None].append(index)
+        for indices in groups.values():
+            # With order and exactly-once delivery, Pub/Sub refuses an acknowledgement that comes before the one of an
+            # earlier message of the key.  The ack ids that go back come again in the order of the request.
+            indices.sort(key=lambda index: settlements[index].delivery.order)
+        return groups
+
+    def _delay(self, settlement: Settlement) -> float | None:
+        """Return the seconds until the message shall come again; ``None`` acknowledges it.
+
+        From one second on it is a whole number, because Pub/Sub counts in seconds.
+        """
+        delivery, outcome, delay = settlement.delivery, settlement.outcome, settlement.delay
+        if outcome is Outcome.ACK:
+            self._attempts.forget(delivery.message_id)
+            return None
+        if outcome is Outcome.RETURN:
+            return 0.0
+        failures = self._attempts.fail(delivery)
+        if self._joined.keeps_order_of(delivery):
+            # The engine keeps nacked messages of a key until the receiver closes.  Then they all go into one request,
+            # because Pub/Sub delivers them in the order of that request.
+            return 0.0
+        if delay is None:
+            delay = 0.0 if self._joined.has_backoff else redelivery_delay(failures)
+        return delay if delay < 1 else float(math.ceil(delay))
+
+    def _note(self, settlements: Sequence[Settlement], results: Sequence[BrokerError | None], asked: float) -> None:
+        """Remember what later deliveries and settlements must know about these results."""
+        ended = [each for each, error in zip(settlements, results, strict=True) if error is None]
+        self._letters.forget(each.delivery.message_id for each in ended)
+        if not self._joined.capabilities.exactly_once:
+            self._late.note((each.delivery for each in ended if each.outcome is Outcome.ACK), asked)
