@@ -37,11 +37,11 @@ BAD_REGIONS = ["Europe West", "europe/west", "europe.example.com", "europe-west2
 @pytest.mark.parametrize(
     ("topic", "project", "options", "text"),
     [
-        ("orders", "", {}, "project_id '' is no project"),
-        ("orders", "projects/acme", {}, "project_id 'projects/acme' is no project"),
-        ("or", PROJECT, {}, "topic 'or' is no valid"),
-        ("google-orders", PROJECT, {}, "topic 'google-orders' is no valid"),
-        ("orders", PROJECT, {"subscription": "a b c"}, "subscription 'a b c' is no valid"),
+        ("orders", "", {}, "project_id '' is not a project"),
+        ("orders", "projects/acme", {}, "project_id 'projects/acme' is not a project"),
+        ("or", PROJECT, {}, "topic 'or' is not a valid"),
+        ("google-orders", PROJECT, {}, "topic 'google-orders' is not a valid"),
+        ("orders", PROJECT, {"subscription": "a b c"}, "subscription 'a b c' is not a valid"),
         ("orders", PROJECT, {"ack_deadline": "9"}, "'ack_deadline'.* 10 to 600 seconds"),
         ("orders", PROJECT, {"dead_letter_topic": "dead", "max_delivery_attempts": "4"}, "5 to 100"),
         ("orders", PROJECT, {"region": "europe-west2", "endpoint": "localhost"}, "'region' and 'endpoint'"),
@@ -51,13 +51,13 @@ BAD_REGIONS = ["Europe West", "europe/west", "europe.example.com", "europe-west2
         ("orders", PROJECT, {"retry_min_backoff": "1"}, "'retry_min_backoff' and 'retry_max_backoff' go together"),
         ("orders", PROJECT, {"retry_min_backoff": "9", "retry_max_backoff": "1"}, "9 seconds, more than the 1"),
         *(
-            ("orders", project, {}, "is no project")
+            ("orders", project, {}, "is not a project")
             for project in ("a b", "a\nb", "é", "x" * 200, "a?b", "-", "\x1b[2J")
         ),
-        *(("orders", PROJECT, {"region": region}, "option 'region'.* is no region") for region in BAD_REGIONS),
-        *(("orders", PROJECT, {"endpoint": host}, "option 'endpoint'.* is no host") for host in BAD_HOSTS),
+        *(("orders", PROJECT, {"region": region}, "option 'region'.* is not a region") for region in BAD_REGIONS),
+        *(("orders", PROJECT, {"endpoint": host}, "option 'endpoint'.* is not a host") for host in BAD_HOSTS),
         *(
-            ("orders", PROJECT, {"emulator_host": host}, "'emulator_host'.* is no host")
+            ("orders", PROJECT, {"emulator_host": host}, "'emulator_host'.* is not a host")
             for host in [*BAD_HOSTS, "host"]
         ),
         ("orders", PROJECT, {"message_retention": "60"}, "'message_retention'.*600 to 2678400 seconds"),
@@ -119,7 +119,7 @@ def test_options_name_the_endpoint(options: dict[str, str], target: str, monkeyp
 def test_an_emulator_that_cannot_be_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PUBSUB_EMULATOR_HOST is checked before any I/O, as an option is, and named."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", value)
-    with pytest.raises(ConfigurationError, match=r"variable PUBSUB_EMULATOR_HOST: .* is no host"):
+    with pytest.raises(ConfigurationError, match=r"variable PUBSUB_EMULATOR_HOST: .* is not a host"):
         client()
 
 
@@ -163,7 +163,7 @@ def test_the_content_of_a_key_given_as_its_path_is_not_shown(tmp_path: Path, con
 @pytest.mark.parametrize("text", ["hunter2", "[1]", "{}", '{"type": "hunter2 x"}', '{"a":' * 100_000, "1" * 5000])
 def test_credentials_that_are_none_are_refused(text: str) -> None:
     """Before any I/O, and never shown."""
-    with pytest.raises(ConfigurationError, match="option 'credentials' is no JSON") as caught:
+    with pytest.raises(ConfigurationError, match="option 'credentials' is not the JSON") as caught:
         client(credentials=text)
     assert "hunter2" not in str(caught.value)
 
@@ -171,7 +171,7 @@ def test_credentials_that_are_none_are_refused(text: str) -> None:
 def test_what_a_reference_points_at_is_in_no_problem(tmp_path: Path) -> None:
     """O2: also where a value contradicts what only this backend knows."""
     config = read(tmp_path, 'endpoint = { env = "KEY" }\nregion = { env = "KEY" }', KEY="hunter2 / hunter2")
-    with pytest.raises(ConfigurationError, match="option 'endpoint': its value is no host") as caught:
+    with pytest.raises(ConfigurationError, match="option 'endpoint': its value is not a host") as caught:
         GcpPubSubClient(config)
     assert "hunter2" not in str(caught.value)
 
@@ -239,7 +239,7 @@ def test_a_password_before_a_host_is_not_shown(name: str) -> None:
 
 def test_a_password_before_a_project_is_not_shown() -> None:
     """The same in a URL whose host is taken for the project."""
-    with pytest.raises(ConfigurationError, match="project_id '…@localhost' is no project") as caught:
+    with pytest.raises(ConfigurationError, match="project_id '…@localhost' is not a project") as caught:
         GcpPubSubClient(EventConfig.from_url("gcp://user:hunter2@localhost/orders"))
     assert "hunter2" not in str(caught.value)
 

@@ -1,6 +1,7 @@
-"""Channels to Pub/Sub, shared by the clients of a process that speak to one endpoint as one account.
+"""Channels to Pub/Sub.  The clients of a process that use one endpoint and one account share them.
 
-All of them live on the engine's I/O thread, so nothing here needs a lock of threads.
+A client joins the pool of its endpoint and leaves it when it closes; the last one closes the channels.  Everything here
+runs on the engine's I/O loop, so nothing needs a lock of threads.
 """
 
 from __future__ import annotations
@@ -24,42 +25,44 @@ _CONNECT_TIMEOUT = 5.0
 """Seconds."""
 
 _PROBE = "/grpc.health.v1.Health/Check"
+"""A request that makes gRPC say why there is no connection.  The server's answer does not matter."""
 _PROBE_TIMEOUT = 1.0
-"""A request, and its seconds, to learn from gRPC why there is no connection.  What the server answers is not read."""
+"""Seconds."""
 
 _LOOKING_INTERVAL = 0.1
-"""Seconds between two looks for a lost connection."""
+"""Seconds between two looks whether a lost connection is back."""
 
 _MAX_STREAMS = 80
-"""Streams on one channel: HTTP/2 servers allow 100 requests at once on a connection, and more would wait, unseen."""
+"""Streams on one channel.  HTTP/2 servers usually allow 100 requests at once on a connection; further requests would
+wait without a sign."""
 
 _OPTIONS = [
-    # As google-cloud-pubsub sets them for channels of its own; the third for the answers of exactly-once delivery.
+    # google-cloud-pubsub sets the first three too.  The third is for the long answers of exactly-once delivery.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_metadata_size", 4 * 2**20),
-    # The engine backs off by itself; gRPC would notice the end of an outage up to two minutes late.
+    # The engine has its own backoff.  With gRPC's, the end of an outage would be noticed up to two minutes late.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 250),
-    # Channels of equal options would else share one connection, whatever _MAX_STREAMS says.
+    # Otherwise channels with equal options share one connection, and _MAX_STREAMS has no effect.
     ("grpc.use_local_subchannel_pool", 1),
 ]
-# The emulator would close a connection that is pinged that often (ENHANCE_YOUR_CALM).
+# Not for the emulator: it closes a connection that is pinged this often (ENHANCE_YOUR_CALM).
 _SERVICE_OPTIONS = [
     *_OPTIONS,
     ("grpc.keepalive_time_ms", 30_000),
-    # gRPC 1.85 ignores grpc.keepalive_timeout_ms, and waits a minute for the answer to a ping.
+    # gRPC 1.85 ignores grpc.keepalive_timeout_ms, and would wait a minute for the answer to a ping.
     ("grpc.http2.ping_timeout_ms", 20_000),
 ]
 
 
 class _Grpc:
-    """What this process knows of gRPC's state."""
+    """The state of gRPC in this process, as far as a fork makes it unusable."""
 
     is_used = False
     is_inherited = False
-    """Whether a process used it that this one was forked from.  All of 19 children that connected anew then hung or
-    crashed (grpcio 1.85.1 on Linux), whatever GRPC_ENABLE_FORK_SUPPORT said."""
+    """Whether a parent process used gRPC before the fork.  In that case all of 19 children that connected again hung or
+    crashed (grpcio 1.85.1 on Linux), with every value of GRPC_ENABLE_FORK_SUPPORT."""
 
     def forked(self) -> None:
         self.is_inherited |= self.is_used
@@ -70,13 +73,13 @@ os.register_at_fork(after_in_child=_grpc.forked)
 
 
 class Channel:
-    """One connection."""
+    """One connection to Pub/Sub."""
 
     def __init__(self, endpoint: Endpoint, credentials: Any) -> None:
         self.streams = 0
-        """Streams and requests to publish that are open on it.  Other requests are few and short."""
+        """Streams and publish requests that are open.  Other requests are few and short, so nobody counts them."""
         self.methods: dict[str, Any] = {}
-        """What calls each method, by its path."""
+        """The callable of each method, by the path of the method."""
         self.grpc = (
             grpc.aio.insecure_channel(endpoint.target, options=_OPTIONS)
             if endpoint.is_emulator
@@ -85,12 +88,12 @@ class Channel:
 
 
 class Pool:
-    """The channels to one endpoint, while somebody uses them."""
+    """The channels to one endpoint, open while at least one client uses them."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._users: list[Callable[[], None]] = []
-        """What to call when the connection stands again, for each user."""
+        """For each client, the function to call when a lost connection is back."""
         self._credentials: Any = None
         self._channels: list[Channel] = []
         self._connecting = asyncio.Lock()
@@ -100,9 +103,9 @@ class Pool:
     async def join(cls, endpoint: Endpoint, restored: Callable[[], None]) -> Pool:
         """Return the pool of *endpoint*, connected.
 
-        :param restored: called when the connection was lost and stands again; :meth:`leave` takes the same.
-        :raises BrokerError: when nobody answers in time, or there are no credentials; ``WRONG_PROCESS`` where gRPC
-            would hang.
+        :param restored: called when the connection was lost and is back.  Pass the same function to :meth:`leave`.
+        :raises BrokerError: if the server does not answer in time, or there are no credentials; ``WRONG_PROCESS`` if
+            gRPC would hang.
         """
         if _grpc.is_inherited:
             raise BrokerError(
@@ -121,7 +124,7 @@ class Pool:
         return pool
 
     async def leave(self, restored: Callable[[], None]) -> None:
-        """Use it no more; the last one closes what is open."""
+        """Leave the pool.  The last client closes the channels."""
         self._users.remove(restored)
         if not self._users:
             del _pools[self.endpoint, asyncio.get_running_loop()]
@@ -141,12 +144,12 @@ class Pool:
             await _reached(self.main.grpc)
 
     def look_out(self) -> None:
-        """Reconnect after a failure, and tell the users when the connection stands again."""
+        """Reconnect after a failure, and call the functions of all clients when the connection is back."""
         if self._looking_out is None and not _is_ready(self.main.grpc):
             self._look()
 
     def _look(self) -> None:
-        # gRPC can call back at the next change, but cannot be told to forget that when the channel closes.
+        # gRPC could call back at the next change, but that call cannot be cancelled when the channel closes.
         if not _is_ready(self.main.grpc):
             self._looking_out = asyncio.get_running_loop().call_later(_LOOKING_INTERVAL, self._look)
             return
@@ -155,7 +158,10 @@ class Pool:
             restored()
 
     def renew_credentials(self) -> bool:
-        """Have the next request get a new token, since the service took the last one for none; whether there is one."""
+        """Drop the token that the service refused, so that the next request gets a new one.
+
+        Return whether there are tokens: an emulator has none.
+        """
         if self._credentials is None:
             return False
         self._credentials.token = None
@@ -163,11 +169,11 @@ class Pool:
 
     @property
     def main(self) -> Channel:
-        """The channel of all that is no stream."""
+        """The channel of short requests."""
         return self._channels[0]
 
     def for_stream(self) -> Channel:
-        """Return a channel with room for a stream, or for a request to publish; count it in and out."""
+        """Return a channel with room for a stream or a publish request.  The caller counts it in ``streams``."""
         for channel in self._channels:
             if channel.streams < _MAX_STREAMS:
                 return channel
@@ -176,7 +182,7 @@ class Pool:
 
 
 def _is_ready(channel: Any) -> bool:
-    """Return whether *channel* is connected; if it is not, it begins to connect."""
+    """Return whether *channel* is connected; if it is not, let it connect."""
     return bool(channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY)
 
 
@@ -194,7 +200,7 @@ async def _reached(channel: Any) -> None:
 
 
 async def _probe(channel: Any) -> None:
-    """Raise the reason why *channel* is not connected; return if it is by now."""
+    """Raise the reason why *channel* is not connected, or return if it is connected by now."""
     try:
         await channel.unary_unary(_PROBE)(b"", timeout=_PROBE_TIMEOUT)
     except grpc.aio.AioRpcError:
@@ -202,5 +208,6 @@ async def _probe(channel: Any) -> None:
             raise
 
 
-# Keyed by loop too: a forked child has another, and must not let go of its parent's channels, which would close them.
+# The loop is part of the key.  A forked child has another loop, and must not drop the channels of its parent: that
+# would close them.
 _pools: dict[tuple[Endpoint, asyncio.AbstractEventLoop], Pool] = {}

@@ -1,4 +1,4 @@
-"""The backend's class, as the registry finds it."""
+"""The class of this backend, which the registry finds by its entry point."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GcpPubSubClient(EngineClient):
     @classmethod
     @contextmanager
     def scratch(cls, config: EventConfig) -> Iterator[EventConfig]:
-        """The same project; the topics that were created meanwhile, by this process, are deleted."""
+        """Yield *config* itself, and afterwards delete the topics that this process has created meanwhile."""
         options = read_options(cls.options_class, config.options, origins=config.origins, backend=config.backend)
         with creations() as topics:
             try:

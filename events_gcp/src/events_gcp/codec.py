@@ -1,4 +1,7 @@
-"""Messages to protobuf and back; protobuf itself, since Google's wrappers around it double the cost."""
+"""Messages to protobuf and back.
+
+This module uses protobuf directly, because Google's wrappers around it double the cost of a message.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,21 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def encode(topic: str, messages: Sequence[EventMessage]) -> Any:
-    """A request to publish *messages*."""
+    """Return a request to publish *messages* to *topic*, a full name."""
     request = _Request(topic=topic)
     add = request.messages.add
     for message in messages:
         encoded = add(data=message.data)
         if message.ordering_key:
             encoded.ordering_key = message.ordering_key
-        attributes = encoded.attributes  # set one by one: any other way costs half as much again
-        for key, value in message.attributes.items():
+        attributes = encoded.attributes
+        for key, value in message.attributes.items():  # any other way costs half as much again
             attributes[key] = value
     return request
 
 
 def decode(received: Iterable[Any]) -> list[Delivery]:
-    """Deliveries of the messages of a response; their token is the ack id."""
+    """Return the deliveries of a response; the ``token`` of each is its ack id."""
     deliveries = []
     for each in received:
         message = each.message

@@ -1,4 +1,7 @@
-"""As whom to speak to the service.  What is here reads files, and may ask a server of the machine: it blocks."""
+"""The account that a client uses.
+
+These functions block: they read files, and may ask the metadata server of the machine.  So a thread calls them.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +29,27 @@ __all__ = ["channel_credentials", "load_credentials"]
 _SCOPES = PublisherGrpcAsyncIOTransport.AUTH_SCOPES
 
 _AUDIENCE = PublisherGrpcAsyncIOTransport.DEFAULT_HOST
-"""For whom the key of a service account signs tokens."""
+"""The audience of a token that the key of a service account signs."""
 
 _AGENT = "x-goog-api-client"
-"""A header that a request has already.  Google's packages would add one that counts kinds of credentials."""
+"""A header that each request has already.  Google's packages would add a second one, which names the kind of
+credentials."""
 
 
 def load_credentials(endpoint: Endpoint) -> Any:
-    """Return the credentials that *endpoint* names: given, a file's, the default ones, or another account's.
+    """Return the credentials that *endpoint* names.
 
-    :raises google.auth.exceptions.GoogleAuthError: where there are none.
-    :raises OSError: for a file that cannot be read.
+    They come from the configuration, from a file, or from the environment (Application Default Credentials), and may
+    then impersonate another account.
+
+    :raises google.auth.exceptions.GoogleAuthError: if there are none.
+    :raises OSError: if a file cannot be read.
     """
     try:
         credentials = _own(endpoint)
     except DefaultCredentialsError as error:
-        if any(isinstance(part, InvalidValue) for part in error.args):  # it shows the value, perhaps the private key
+        if any(isinstance(part, InvalidValue) for part in error.args):
+            # Its text shows the value, which may be the private key.
             text = f"{error.args[0]}: a field has a value of the wrong type (not shown)"
             raise DefaultCredentialsError(text) from None  # type: ignore[no-untyped-call]
         raise
@@ -57,9 +65,9 @@ def load_credentials(endpoint: Endpoint) -> Any:
 
 
 def channel_credentials(credentials: Any) -> Any:
-    """Return what gRPC needs to encrypt a channel and to have each request carry a token of *credentials*.
+    """Return gRPC's credentials for a channel: it is encrypted, and each request carries a token of *credentials*.
 
-    ``create_channel`` of Google's packages does the same with a copy of *credentials*, whose token nobody can renew.
+    ``create_channel`` of Google's packages uses a copy of *credentials*, and nobody could renew the token of the copy.
     """
     plugin = AuthMetadataPlugin(credentials, Request(), default_host=_AUDIENCE)  # type: ignore[no-untyped-call]
 
@@ -71,7 +79,7 @@ def channel_credentials(credentials: Any) -> Any:
 
 def _own(endpoint: Endpoint) -> Any:
     with warnings.catch_warnings():
-        # Google's packages warn of credentials from strangers; these come from the person who configures the client.
+        # Google's packages warn about credentials from untrusted sources.  These come from the configuration.
         warnings.simplefilter("ignore", DeprecationWarning)
         if endpoint.credentials is not None:
             info = json.loads(endpoint.credentials.removeprefix("\ufeff"))
@@ -80,7 +88,8 @@ def _own(endpoint: Endpoint) -> Any:
             return load_credentials_from_file(  # type: ignore[no-untyped-call]
                 endpoint.credentials_file, default_scopes=_SCOPES
             )[0]
-    if is_content(os.environ.get(CREDENTIALS, "")):  # the error of Google's packages would show it
-        text = f"{CREDENTIALS} has the content of a file (not shown), where a path belongs"
+    if is_content(os.environ.get(CREDENTIALS, "")):
+        # Google's packages would show the content in an error.
+        text = f"{CREDENTIALS} must be the path of a file, but it has the content of one (not shown)"
         raise DefaultCredentialsError(text)  # type: ignore[no-untyped-call]
     return google.auth.default(default_scopes=_SCOPES)[0]

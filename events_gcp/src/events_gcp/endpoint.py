@@ -1,4 +1,4 @@
-"""Where Pub/Sub is, and as whom to speak to it; without Google's packages."""
+"""The address of Pub/Sub, and the account to use there.  This module does not import Google's packages."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ["Endpoint", "check_emulator"]
 _log = logging.getLogger("events_gcp")
 
 _CALLER = ("credentials_file", "credentials", "impersonate_service_account")
-"""Options that name an account of the service; an emulator asks for none."""
+"""Options that name an account.  An emulator needs none."""
 
 
 @attrs.frozen
 class Endpoint:
-    """What a channel is opened to; clients for which it is equal share channels."""
+    """The address and the account of a channel.  Clients with equal endpoints share channels."""
 
     target: str
     """``host:port``."""
     is_emulator: bool
     credentials_file: str | None = None
     credentials: str | None = attrs.field(default=None, repr=False, kw_only=True)
-    """JSON, in place of a file."""
+    """The JSON of a credentials file."""
     impersonate_service_account: str | None = None
     quota_project_id: str | None = None
 
     @classmethod
     def of(cls, options: GcpOptions) -> Endpoint:
-        """The one that *options* and the environment name."""
+        """Return the endpoint that *options* and the environment name."""
         emulator = options.emulator_host or os.environ.get("PUBSUB_EMULATOR_HOST")
         if emulator:
             return cls(emulator, is_emulator=True)
@@ -51,10 +51,10 @@ class Endpoint:
 
 
 def check_emulator(config: EventConfig) -> None:
-    """Compare where *config* connects to with the credentials that it names.
+    """Check that *config* does not name both an emulator and credentials.
 
-    One place that names an emulator and credentials contradicts itself.  An emulator from another place redirects a
-    configuration on purpose, for a test or by mistake, so that is logged.
+    If both come from one place, for example from one URL, they contradict each other.  If the emulator comes from
+    another place, somebody redirects the configuration, for a test or by mistake.  That is logged as a WARNING.
 
     :raises ConfigurationError: for the contradiction.
     """
@@ -64,7 +64,7 @@ def check_emulator(config: EventConfig) -> None:
         for name in given:
             if origins.get(name) == origins.get("emulator_host"):
                 raise ConfigurationError(
-                    f"options 'emulator_host' and {name!r} contradict each other: an emulator is used without "
+                    f"options 'emulator_host' and {name!r} contradict each other, because an emulator takes no "
                     "credentials; give one of them",
                     backend=config.backend,
                     topic_name=config.topic_name,
@@ -74,7 +74,7 @@ def check_emulator(config: EventConfig) -> None:
         emulator = "the environment variable PUBSUB_EMULATOR_HOST"
         if not is_address(found):
             raise ConfigurationError(
-                f"{emulator}: {shown(found)!r} is no host and port, such as localhost:8085",
+                f"{emulator}: {shown(found)!r} is not a host and port, for example localhost:8085",
                 backend=config.backend,
                 topic_name=config.topic_name,
             )

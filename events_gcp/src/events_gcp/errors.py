@@ -1,4 +1,4 @@
-"""From gRPC's and Google's exceptions to the engine's: one table."""
+"""The translation of gRPC's and Google's exceptions into :class:`~events_core.engine.BrokerError`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _UNKNOWN_CALLER = _Meaning(
 )
 _INVALID = _Meaning(ErrorCode.INVALID)
 
-# Retryable is what Google's own publisher retries (publisher/transports/base.py in google-cloud-pubsub 2.44.0).
+# Google's own publisher retries the same codes (publisher/transports/base.py in google-cloud-pubsub 2.44.0).
 _MEANINGS = {
     StatusCode.UNAVAILABLE: _UNREACHABLE,
     StatusCode.DEADLINE_EXCEEDED: _Meaning(ErrorCode.TIMEOUT, True),
@@ -39,8 +39,8 @@ _MEANINGS = {
     StatusCode.CANCELLED: _Meaning(ErrorCode.UNAVAILABLE, True),
     StatusCode.INTERNAL: _Meaning(ErrorCode.INTERNAL, True),
     StatusCode.UNKNOWN: _Meaning(ErrorCode.INTERNAL, True),
-    StatusCode.RESOURCE_EXHAUSTED: _Meaning(ErrorCode.EXHAUSTED, True, "ask for less, or for more quota"),
-    StatusCode.NOT_FOUND: _Meaning(ErrorCode.NOT_FOUND, advice="create it, or let the option create do so"),
+    StatusCode.RESOURCE_EXHAUSTED: _Meaning(ErrorCode.EXHAUSTED, True, "send less, or ask for a higher quota"),
+    StatusCode.NOT_FOUND: _Meaning(ErrorCode.NOT_FOUND, advice="create it, or set the option create"),
     StatusCode.PERMISSION_DENIED: _Meaning(
         ErrorCode.PERMISSION_DENIED,
         advice="grant the account roles/pubsub.publisher to send, roles/pubsub.subscriber and roles/pubsub.viewer to "
@@ -57,7 +57,7 @@ _MEANINGS = {
 
 @contextmanager
 def translated(asked: str) -> Iterator[None]:
-    """Raise whatever goes wrong inside as a :class:`BrokerError` that says what was *asked*."""
+    """Turn every exception inside into a :class:`BrokerError` whose text begins with *asked*."""
     try:
         yield
     except BrokerError:
@@ -69,19 +69,19 @@ def translated(asked: str) -> Iterator[None]:
 
 
 def readable(answer: Any) -> Any:
-    """Return *answer*, unless it is ``None``, as ``grpc.aio`` has it for one that it could not read.
+    """Return *answer* unless it is ``None``, which ``grpc.aio`` returns for an answer that it could not decode.
 
-    :raises DecodeError: for such an answer.  gRPC's synchronous calls give it the status INTERNAL.
+    :raises DecodeError: for ``None``.  gRPC's synchronous calls raise the status INTERNAL instead.
     """
     if answer is None:
-        raise DecodeError("the answer is damaged, and cannot be read")
+        raise DecodeError("the answer is damaged and cannot be decoded")
     return answer
 
 
 def refused_ack_ids(error: BrokerError) -> Mapping[str, BrokerError]:
-    """What became of each delivery that a request to a subscription with exactly-once delivery could not settle.
+    """Return the error of each delivery that a subscription with exactly-once delivery refused to settle.
 
-    Empty where *error* is of another kind, and concerns the request as a whole.
+    The result is empty if *error* concerns the request as a whole.
     """
     native = error.__cause__
     if not isinstance(native, RpcError):
@@ -95,7 +95,7 @@ def refused_ack_ids(error: BrokerError) -> Mapping[str, BrokerError]:
         # cloud.google.com/pubsub/docs/exactly-once-delivery: PERMANENT_FAILURE_… and TRANSIENT_FAILURE_…
         if reason.startswith("PERMANENT_FAILURE"):
             refused[ack_id] = BrokerError(
-                f"Pub/Sub has ended this delivery, the message comes again ({reason}); settle it sooner, or raise "
+                f"Pub/Sub has ended this delivery, and the message comes again ({reason}); settle it sooner, or raise "
                 "ack_deadline",
                 ErrorCode.EXPIRED,
             )
@@ -104,14 +104,15 @@ def refused_ack_ids(error: BrokerError) -> Mapping[str, BrokerError]:
     return refused
 
 
-# What gRPC says when it could not get a token, and what an authority says that refuses one; else it was out of reach.
+# gRPC's text when it could not get a token, and words by which an authority refuses one.  Without these words, the
+# authority could not be reached, and a retry may succeed.
 _NO_TOKEN = "Getting metadata from plugin failed"
 _REFUSED = re.compile(r"invalid_|unauthorized|[Rr]eauth|denied|not found")
 
 
 def _meaning(error: Exception) -> tuple[_Meaning, str]:
     match error:
-        case RpcError():  # in truth a grpc.aio.AioRpcError
+        case RpcError():  # in fact a grpc.aio.AioRpcError, which alone has these methods
             return _meaning_of(error.code(), error.details() or "")
         case TransportError():
             return _UNREACHABLE, str(error)
@@ -119,7 +120,7 @@ def _meaning(error: Exception) -> tuple[_Meaning, str]:
             return _MEANINGS[StatusCode.INTERNAL], str(error)
         case TimeoutError():
             return _UNREACHABLE, "no answer"
-        case GoogleAuthError() | OSError():  # the file that has the credentials, for one
+        case GoogleAuthError() | OSError():  # for example, the credentials file cannot be read
             return _UNKNOWN_CALLER, str(error)
         case _:
             return _Meaning(ErrorCode.INTERNAL), repr(error)

@@ -1,4 +1,4 @@
-"""A trial on a project: the topics that it creates are deleted when it is over."""
+"""A trial run on a project, after which the topics that it created are deleted."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ __all__ = ["created", "creations", "delete_topics"]
 
 _log = logging.getLogger("events_gcp")
 
+# The sets of all trials under way.  Clients add to them on the I/O thread, and a trial reads its set when they are
+# closed, so no lock is needed.
 _recordings: list[set[str]] = []
 
 
 @contextmanager
 def creations() -> Iterator[set[str]]:
-    """The full names of the topics that clients of this process create while this is entered."""
+    """Yield a set that collects the full names of topics which this process creates meanwhile."""
     topics: set[str] = set()
     _recordings.append(topics)
     try:
@@ -29,13 +31,13 @@ def creations() -> Iterator[set[str]]:
 
 
 def created(topic: str) -> None:
-    """A client has created *topic*."""
+    """Record that a client has created *topic*."""
     for topics in _recordings:
         topics.add(topic)
 
 
 async def delete_topics(endpoint: Endpoint, topics: Collection[str]) -> None:
-    """Delete *topics*; what cannot be deleted is logged."""
+    """Delete *topics*, and log those that cannot be deleted."""
     from events_gcp.api import Api
 
     if not topics:
@@ -43,12 +45,12 @@ async def delete_topics(endpoint: Endpoint, topics: Collection[str]) -> None:
     try:
         api = await Api.open(endpoint, lambda: None, compress=False)
     except BrokerError as error:
-        _log.warning("the topics of the trial are left: %s: %s", ", ".join(topics), error)
+        _log.warning("the topics of the trial were not deleted: %s: %s", ", ".join(topics), error)
         return
     for topic in topics:
         try:
             await api.delete_topic(topic)
         except BrokerError as error:
             if error.code is not ErrorCode.NOT_FOUND:
-                _log.warning("a topic of the trial is left: %s", error)
+                _log.warning("a topic of the trial was not deleted: %s", error)
     await api.close()
