@@ -17,6 +17,7 @@ from events_core.errors import (
     PublishError,
     ReceiveError,
 )
+from events_core.handling import Reject, RetryAfter
 from events_core.interface import EventClient, EventReceiver, ReceiverStats
 from events_core.message import EventMessage, ReceivedMessage
 from events_core.observing import Observer, Operation
@@ -47,6 +48,8 @@ __all__ = [
     "ReceiveError",
     "ReceivedMessage",
     "ReceiverStats",
+    "Reject",
+    "RetryAfter",
     "available_backends",
     "consume",
     "create_client",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["checked_name", "checked_seconds", "described", "text_objection"]
+__all__ = ["checked_delay", "checked_name", "checked_seconds", "described", "text_objection"]
 
 _LONGEST = 100
 """Characters of a value that an error shows."""
@@ -63,3 +63,15 @@ def checked_seconds(what: str, value: float) -> float:
     if not is_number:
         raise ValueError(f"{what} must be a number of seconds, not nan")
     return float(value)
+
+
+def checked_delay(what: str, value: float) -> float:
+    """Return *value* as a float that a message can be delayed for.
+
+    :raises TypeError: when it is no number.
+    :raises ValueError: when it is negative or not finite.
+    """
+    seconds = checked_seconds(what, value)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{what} must be a finite number of seconds from 0, not {seconds!r}")
+    return seconds

@@ -55,6 +55,8 @@ class Capabilities:
     """Whether a new subscription may start with the oldest message kept (Q3)."""
     dead_letter: bool = False
     """Whether a message that failed too often goes to another topic (R12)."""
+    reject: bool = False
+    """Whether a handler can send a message to the dead-letter topic at once (S6).  It needs ``dead_letter_topic``."""
     delivery_attempts: bool = False
     """Whether ``delivery_attempt`` is counted."""
     ack_confirmed: bool = False

@@ -7,8 +7,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from events_core.errors import ErrorCode, EventError
+from events_core.handling import Reject, RetryAfter
 from events_core.interface import EventReceiver
 from events_core.message import ReceivedMessage
 
@@ -136,13 +138,19 @@ class _Loop:
         except Exception as error:
             if handled:
                 _log.warning("message %s was handled, but is not acknowledged yet: %s", message.message_id, error)
+                settle = self._receiver.acknowledge
             else:
-                _log.exception(
-                    "the handler failed on message %s at attempt %s", message.message_id, message.delivery_attempt
-                )
+                _log_failure(message, error)
+                settle = partial(self._receiver.nack, delay=self._delay_of(error))
             if self._goes_on():
-                settle = self._receiver.acknowledge if handled else self._receiver.nack
+                # ``processing`` has settled the message, and this is a no-op, unless the broker could not be told.
+                # Then a message that was rejected is nacked: it comes again, and its handler rejects it again.
                 self._workers.create_task(self._settle(message, settle))
+
+    def _delay_of(self, error: Exception) -> float | None:
+        if isinstance(error, RetryAfter):
+            return error.delay_within(self._receiver.capabilities.limits.max_nack_delay)
+        return None
 
     async def _call_handler(self, message: ReceivedMessage) -> None:
         try:
@@ -164,3 +172,10 @@ class _Loop:
                         return
                     _log.debug("message %s is not settled, trying again: %s", message.message_id, error)
                 await asyncio.sleep(_SETTLE_PAUSE)
+
+
+def _log_failure(message: ReceivedMessage, error: Exception) -> None:
+    if isinstance(error, (Reject, RetryAfter)):
+        _log.debug("the handler decided about message %s: %r", message.message_id, error)
+    else:
+        _log.exception("the handler failed on message %s at attempt %s", message.message_id, message.delivery_attempt)

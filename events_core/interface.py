@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import attrs
 
 from events_core.capabilities import Capabilities
-from events_core.errors import AcknowledgeError, ConfigurationError, ErrorCode, EventError
+from events_core.errors import AcknowledgeError, ConfigurationError, ErrorCode, EventError, EventRuntimeError
+from events_core.handling import Reject, RetryAfter
 from events_core.joining import Joining, joins
 from events_core.message import EventMessage, ReceivedMessage
 from events_core.observing import Observer
@@ -36,6 +37,9 @@ HAND_BACK_TIMEOUT = 5.0
 
 CLOSE_TIMEOUT_AFTER_ERROR = 2.0
 """Seconds for which a client closes when the body of its ``async with`` has raised: nobody settles what is held."""
+
+_OVER = (ErrorCode.ALREADY_SETTLED, ErrorCode.CLOSED, ErrorCode.EXPIRED, ErrorCode.WRONG_PROCESS)
+"""Codes that say that a nack would fail, too."""
 
 API_VERSION = 1
 """Version of this interface.  A backend states the one it was written for as
@@ -348,6 +352,22 @@ class EventReceiver(ABC):
         bound.
         """
 
+    async def reject(self, message: ReceivedMessage | str, reason: str = "") -> None:
+        """Settle a delivery as hopeless: the message goes to the dead-letter topic at once (S6).
+
+        Returns when the broker has stored the letter and taken the message from the subscription.  The attempt counts.
+        Rejecting the same delivery again is a no-op.  Cancellation: as :meth:`acknowledge`.
+
+        This default always raises ``UNSUPPORTED``.
+
+        :param reason: for the log, and for the letter's attribute ``dead_letter_reason``.
+        :raises AcknowledgeError: as :meth:`acknowledge`; also ``NOT_FOUND`` or ``PERMISSION_DENIED`` for the
+            dead-letter topic.  The message stays held.
+        :raises EventRuntimeError: ``UNSUPPORTED`` without the option ``dead_letter_topic``, or if the backend does not
+            declare ``capabilities.reject``; ``CLOSED``, ``WRONG_PROCESS``.
+        """
+        raise EventRuntimeError("this backend cannot reject a message, so nack it", code=ErrorCode.UNSUPPORTED)
+
     async def hand_back(self, message: ReceivedMessage) -> None:
         """Give a message back unprocessed: it comes again at once, uncounted where the backend can.
 
@@ -372,6 +392,9 @@ class EventReceiver(ABC):
         expired meanwhile is logged, and so is a failure to settle after an exception: the body's own exception is
         what goes on.
 
+        :class:`~events_core.Reject` dead-letters the message and :class:`~events_core.RetryAfter` nacks it with a
+        delay; both go on, as any exception (H3).
+
         :raises AcknowledgeError: when acknowledging failed for another reason than expiry.
         """
         try:
@@ -383,9 +406,9 @@ class EventReceiver(ABC):
         except GeneratorExit:
             self.abandon(message)
             raise
-        except BaseException:
+        except BaseException as error:
             with _logged(message):
-                await self.nack(message)
+                await _settle_failed(self, message, error)
             raise
         try:
             await self.acknowledge(message)
@@ -425,6 +448,43 @@ def _logged(message: ReceivedMessage) -> Iterator[None]:
         yield
     except EventError as error:
         _log.warning("message %s could not be given back, it comes again later: %s", message.message_id, error)
+
+
+async def _settle_failed(receiver: EventReceiver, message: ReceivedMessage, error: BaseException) -> None:
+    """Reject *message*, or nack it, as the *error* of its handler asks (H3)."""
+    if isinstance(error, Reject) and await _is_rejected(receiver, message, error.reason):
+        return
+    delay = None
+    if isinstance(error, RetryAfter):
+        delay = error.delay_within(receiver.capabilities.limits.max_nack_delay)
+        if delay < error.seconds:
+            _log.warning(
+                "message %s is to come again after %g s; the backend delays %g s at most, so it comes again after that",
+                message.message_id,
+                error.seconds,
+                delay,
+            )
+    await receiver.nack(message, delay=delay)
+
+
+async def _is_rejected(receiver: EventReceiver, message: ReceivedMessage, reason: str) -> bool:
+    """Reject *message*.  Return False if that can never succeed, so that the message must be nacked.
+
+    A message that cannot be dead-lettered must not stay held: it would block its ordering key until it expires.
+    """
+    try:
+        await receiver.reject(message, reason)
+    except EventError as error:
+        if error.retryable or error.code in _OVER:
+            raise
+        _log.error(
+            "message %s was rejected (%s), and it cannot be dead-lettered, so it is nacked and comes again: %s",
+            message.message_id,
+            reason,
+            error,
+        )
+        return False
+    return True
 
 
 async def _finished(work: Coroutine[Any, Any, None]) -> None:

@@ -37,13 +37,14 @@ from events_core.options import CommonOptions, did_you_mean, option
 __all__ = ["MemoryClient", "MemoryOptions"]
 
 # Reading a member off its class takes ten times as long as a global (CPython 3.11).
-ACK, NACK, RETURN = Outcome
+ACK, NACK, RETURN, REJECT = Outcome
 
 _FULL = Capabilities(
     durable="none",
     ordering="subscription",
     replay=True,
     dead_letter=True,
+    reject=True,
     delivery_attempts=True,
     ack_confirmed=True,
     exactly_once=True,
@@ -163,7 +164,7 @@ class MemoryDriver(Driver[MemoryOptions]):
     def __init__(self, topic_name: str, project_id: str, options: MemoryOptions) -> None:
         super().__init__(topic_name, project_id, options)
         self.capabilities = attrs.evolve(_FULL, ordering="none") if options.ordering is False else _FULL
-        self._buried: deque[tuple[str, int, str]] = deque()
+        self._buried: deque[tuple[str, int, str, str | None]] = deque()
 
     async def open(self) -> None:
         with _lock:
@@ -212,8 +213,8 @@ class MemoryDriver(Driver[MemoryOptions]):
             source.wake()
         return [each.message_id for each in stored]
 
-    def bury(self, item: _Item, subscription: str) -> list[MemorySource]:
-        """Move a dead letter to its topic; under the lock.  Returns whom to wake."""
+    def bury(self, item: _Item, subscription: str, reason: str | None = None) -> list[MemorySource]:
+        """Move a dead letter to its topic; under the lock.  Return the sources to wake."""
         stored = item.stored
         topic = self._find_topic(self.options.dead_letter_topic or "")
         attributes = dead_letter_attributes(
@@ -222,20 +223,22 @@ class MemoryDriver(Driver[MemoryOptions]):
             subscription=subscription,
             message_id=stored.message_id,
             attempts=item.attempts,
+            reason=reason,
         )
         topic.store([_Stored(stored.data, attributes, stored.ordering_key, time.monotonic(), datetime.now(UTC))])
-        self._buried.append((stored.message_id, item.attempts, subscription))
+        self._buried.append((stored.message_id, item.attempts, subscription, reason))
         return topic.sources()
 
     def log_buried(self) -> None:
         """Log each letter that :meth:`bury` has moved.  Call it without the lock, which a log handler may need."""
         while self._buried:
-            message_id, attempts, subscription = self._buried.popleft()
+            message_id, attempts, subscription, reason = self._buried.popleft()
             log_dead_letter(
                 message_id,
                 attempts=attempts,
                 subscription=subscription,
                 dead_letter_topic=self.options.dead_letter_topic or "",
+                reason=reason,
             )
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> MemorySource:
@@ -340,6 +343,7 @@ class MemorySource(Source):
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         results: list[BrokerError | None] = []
         wakes: list[MemorySource] = []
+        rejected: list[tuple[_Item, str]] = []
         now = time.monotonic()
         with _lock:
             # Backwards, so that a run goes back to the front of its key piece by piece.
@@ -348,10 +352,17 @@ class MemorySource(Source):
                 if item.delivery is not settlement.delivery or self._of.deleted:
                     results.append(BrokerError("the lease has expired; the message comes again", ErrorCode.EXPIRED))
                     continue
+                if settlement.outcome is REJECT:
+                    rejected.append((item, settlement.reason))
+                    results.append(None)
+                    continue
                 if settlement.outcome is NACK and delay is None:
                     delay = redelivery_delay(item.attempts)
                 wakes += self._take_back(item, settlement.outcome, delay or 0.0, now)
                 results.append(None)
+            # Forwards, so that the letters of a key keep their order.
+            for item, reason in reversed(rejected):
+                wakes += self._reject(item, reason)
             wakes += self._of.sources if self._of.queue else ()
         _wake(wakes)
         self._driver.log_buried()
@@ -374,6 +385,14 @@ class MemorySource(Source):
             return wakes
         self._of.queue.restore([item], now + delay if delay else 0.0)
         return []
+
+    def _reject(self, item: _Item, reason: str) -> list[MemorySource]:
+        """Dead-letter what the application gave up; under the lock.  Return the sources to wake."""
+        del self._held[item]
+        item.delivery = None
+        wakes = self._driver.bury(item, self.subscription, reason)
+        self._finish(item)
+        return wakes
 
     def _finish(self, item: _Item) -> None:
         """The subscription needs *item* no more; the engine remembers its delivery for long, so let go of the data."""

@@ -77,6 +77,7 @@ class State(enum.Enum):
     ACKNOWLEDGED = enum.auto()
     NACKED = enum.auto()
     RETURNED = enum.auto()
+    REJECTED = enum.auto()
 
 
 class Outcome(enum.Enum):
@@ -90,6 +91,12 @@ class Outcome(enum.Enum):
     RETURN = enum.auto()
     """The message goes back unprocessed, and it is not to blame.  The broker delivers it again at once, does not count
     the attempt if it can avoid that, and never dead-letters the message for it."""
+    REJECT = enum.auto()
+    """The application gave the message up, and the attempt counts.  The source moves the message to
+    ``options.dead_letter_topic`` at once, and only then takes it from the subscription.  Later messages of its key stay
+    where they are, as after ACK.
+
+    The engine sends this only if that option is set, and only to a source with ``capabilities.reject``."""
 
 
 @attrs.define(eq=False)
@@ -170,6 +177,8 @@ class Settlement:
     delay: float | None = None
     """For a ``NACK``: seconds until the message may come again.  ``None`` means the broker's own backoff or, if it has
     none, :func:`~events_core.engine.redelivery_delay`."""
+    reason: str = ""
+    """For a ``REJECT``: the reason of the application, for the letter and the log.  It may be empty."""
     _tickets: tuple[Any, ...] = attrs.field(default=(), init=False)
     """The callers that wait for it."""
     _given_up: bool = attrs.field(default=False, init=False)

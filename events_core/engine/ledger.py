@@ -2,7 +2,7 @@
 
 Everything that moves a delivery from one state to another is in this file::
 
-    BUFFERED ──take──▶ HELD ──begin──▶ SETTLING ──finish──▶ ACKNOWLEDGED | NACKED
+    BUFFERED ──take──▶ HELD ──begin──▶ SETTLING ──finish──▶ ACKNOWLEDGED | NACKED | REJECTED
        │                │ ▲               │
        │                │ └──finish(error)┘
        └──expire/close──┴──expire/close/nack of a predecessor──▶ RETURNED
@@ -31,8 +31,8 @@ REMEMBERED = 10_000
 """Ids of which it is known how their last delivery ended (S3)."""
 
 # Reading a member off its class takes ten times as long as a global (CPython 3.11), and this is done for every message.
-BUFFERED, HELD, SETTLING, ACKNOWLEDGED, NACKED, RETURNED = State
-ACK, NACK, RETURN = Outcome
+BUFFERED, HELD, SETTLING, ACKNOWLEDGED, NACKED, RETURNED, REJECTED = State
+ACK, NACK, RETURN, REJECT = Outcome
 
 
 class Begun:
@@ -147,7 +147,9 @@ class Ledger:
     def is_last(self, settlement: Settlement) -> bool:
         """Return whether the message leaves the subscription: it is acknowledged, or dead-lettered by the source."""
         outcome = settlement.outcome
-        return outcome is ACK or (outcome is NACK and self._local and self._has_failed_too_often(settlement.delivery))
+        if outcome is NACK:
+            return self._local and self._has_failed_too_often(settlement.delivery)
+        return outcome is ACK or outcome is REJECT
 
     @staticmethod
     def came_again(delivery: Delivery) -> bool:
@@ -206,7 +208,12 @@ class Ledger:
     # Settling
 
     def begin(
-        self, targets: Iterable[ReceivedMessage | str], outcome: Outcome, delay: float | None, now: float
+        self,
+        targets: Iterable[ReceivedMessage | str],
+        outcome: Outcome,
+        delay: float | None,
+        now: float,
+        reason: str = "",
     ) -> Begun:
         """Start settling *targets*, of which none is expired by *now*."""
         begun = Begun()
@@ -217,8 +224,8 @@ class Ledger:
                 if refusal is not None:
                     begun.refused[_id(target)] = refusal
                     continue
-            elif outcome is ACK or self._key(delivery) is None:
-                begun.asked.append(_begin(delivery, outcome, delay))
+            elif outcome is ACK or outcome is REJECT or self._key(delivery) is None:
+                begun.asked.append(_begin(delivery, outcome, delay, reason))
             else:
                 begun.asked += self._begin_run(delivery, outcome, delay, now)
             if delivery is not None and delivery._settlement is not None:
@@ -248,11 +255,11 @@ class Ledger:
         if state is None:
             return _unknown(_id(target))
         if state is RETURNED:
-            return _expired(_id(target)) if outcome is ACK else None
+            return _expired(_id(target)) if outcome is ACK or outcome is REJECT else None
         if delivery is not None and delivery._settlement is not None:
             first = delivery._settlement.outcome
         else:
-            first = ACK if state is ACKNOWLEDGED else NACK
+            first = ACK if state is ACKNOWLEDGED else REJECT if state is REJECTED else NACK
         return None if first is outcome else _already_settled(_id(target), first)
 
     def _begin_run(self, delivery: Delivery, outcome: Outcome, delay: float | None, now: float) -> list[Settlement]:
@@ -453,6 +460,8 @@ def _done(outcome: Outcome | None) -> State:
     # Not a dictionary: hashing a member of an enumeration takes longer than all of this.
     if outcome is ACK:
         return ACKNOWLEDGED
+    if outcome is REJECT:
+        return REJECTED
     return NACKED if outcome is NACK else RETURNED
 
 
@@ -471,9 +480,9 @@ def _copy(delivery: Delivery) -> Delivery:
     return copy
 
 
-def _begin(delivery: Delivery, outcome: Outcome, delay: float | None) -> Settlement:
+def _begin(delivery: Delivery, outcome: Outcome, delay: float | None, reason: str = "") -> Settlement:
     delivery._state = SETTLING
-    delivery._settlement = settlement = Settlement(delivery, outcome, delay)
+    delivery._settlement = settlement = Settlement(delivery, outcome, delay, reason)
     return settlement
 
 
@@ -482,7 +491,7 @@ def _id(target: ReceivedMessage | str) -> str:
 
 
 def _already_settled(message_id: str, outcome: Outcome) -> BrokerError:
-    word = "acknowledged" if outcome is ACK else "nacked"
+    word = "acknowledged" if outcome is ACK else "rejected" if outcome is REJECT else "nacked"
     return BrokerError(f"message {message_id!r} was already {word}", ErrorCode.ALREADY_SETTLED)
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Seque
 from contextlib import AbstractContextManager
 from types import MappingProxyType, TracebackType
 
-from events_core.arguments import checked_seconds, described
+from events_core.arguments import checked_delay, checked_seconds, described
 from events_core.capabilities import Capabilities
 from events_core.engine.closing import SHORTEST_CLOSE, CloseTime
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Source
@@ -102,6 +102,7 @@ class EngineReceiver(EventReceiver):
                 lambda: observed("reconnect", subscription=source.subscription),
             )
         )
+        self._dead_letter_topic = options.dead_letter_topic
         self._closing = False
         self._closed = False
         self._ending = False
@@ -246,6 +247,17 @@ class EngineReceiver(EventReceiver):
     async def nack_messages(self, messages: Iterable[ReceivedMessage | str], *, delay: float | None = None) -> None:
         await self._settle(messages, Outcome.NACK, self._checked(delay))
 
+    async def reject(self, message: ReceivedMessage | str, reason: str = "") -> None:
+        self._check()
+        if self._dead_letter_topic is None or not self.capabilities.reject:
+            raise self._locate(EventRuntimeError(self._why_not_reject(), code=ErrorCode.UNSUPPORTED))
+        await self._settle([message], Outcome.REJECT, None, single=True, reason=reason)
+
+    def _why_not_reject(self) -> str:
+        if self._dead_letter_topic is None:
+            return "reject was asked, and there is no dead-letter topic; set the option dead_letter_topic"
+        return "reject was asked; this backend cannot dead-letter a message at once, so nack it"
+
     async def hand_back(self, message: ReceivedMessage) -> None:
         await self._settle([message], Outcome.RETURN, None, single=True)
 
@@ -255,9 +267,7 @@ class EngineReceiver(EventReceiver):
     def _checked(self, delay: float | None) -> float | None:
         if delay is None:
             return None
-        delay = checked_seconds("delay", delay)
-        if not 0 <= delay < math.inf:
-            raise ValueError(f"delay must be a finite number of seconds from 0, not {delay!r}")
+        delay = checked_delay("delay", delay)
         longest = self.capabilities.limits.max_nack_delay
         if longest is not None and delay > longest:
             raise self._locate(
@@ -275,6 +285,7 @@ class EngineReceiver(EventReceiver):
         delay: float | None,
         *,
         single: bool = False,
+        reason: str = "",
     ) -> None:
         self._check()
         targets = list(messages)
@@ -282,17 +293,17 @@ class EngineReceiver(EventReceiver):
             if not isinstance(target, (ReceivedMessage, str)):
                 raise TypeError(f"settle a ReceivedMessage or a message id, not a {type(target).__name__}")
         with self._observed("settle", subscription=self.subscription, messages=len(targets)):
-            await self._settle_all(targets, outcome, delay, single)
+            await self._settle_all(targets, outcome, delay, single, reason)
 
     async def _settle_all(
-        self, targets: Sequence[ReceivedMessage | str], outcome: Outcome, delay: float | None, single: bool
+        self, targets: Sequence[ReceivedMessage | str], outcome: Outcome, delay: float | None, single: bool, reason: str
     ) -> None:
         with self._lock:
             if self._closed:
                 raise self._locate(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
             now = time.monotonic()
             self._settler.give_back_overdue(now)
-            begun = self._ledger.begin(targets, outcome, delay, now)
+            begun = self._ledger.begin(targets, outcome, delay, now, reason)
             ticket = self._settler.settle(begun)
         await self._settler.finished(ticket)
         if self._home.inline or not begun.awaited:

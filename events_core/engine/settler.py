@@ -274,7 +274,7 @@ class Settler:
             return False
         if error is None:
             delivery._was_acknowledged = True
-            if settlement.outcome is Outcome.NACK:  # dead-lettered: there is no second letter of the newer copy
+            if settlement.outcome is not Outcome.ACK:  # dead-lettered: there is no second letter of the newer copy
                 self._queue.append(Settlement(delivery, Outcome.ACK))
                 return False
             # Where nobody asks again after a timeout, a late success is the last word.
@@ -309,5 +309,5 @@ class Settler:
 
 def _told(settlement: Settlement, error: BrokerError | None) -> BrokerError | None:
     """What callers learn of *error*: giving back what the broker has taken back already is a no-op (S3)."""
-    is_back = error is not None and error.code is ErrorCode.EXPIRED and settlement.outcome is not Outcome.ACK
-    return None if is_back else error
+    gives_back = settlement.outcome is Outcome.NACK or settlement.outcome is Outcome.RETURN
+    return None if error is not None and error.code is ErrorCode.EXPIRED and gives_back else error

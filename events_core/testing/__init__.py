@@ -36,6 +36,7 @@ pytest.register_assert_rewrite(
             "redelivering",
             "settling",
             "processing",
+            "deciding",
             "closing",
             "interruption",
             "cancelling",

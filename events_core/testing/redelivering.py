@@ -192,14 +192,10 @@ class Redelivering:
         await receiver.acknowledge(message)
         await stage.silence(receiver)
 
-    def _dead_letters(self, stage: Stage) -> dict[str, str]:
-        attempts = stage.harness.dead_letter_attempts
-        return {"dead_letter_topic": stage.name("dead"), "max_delivery_attempts": str(attempts)}
-
     @rule("R12", proves=["dead_letter"])
     async def test_a_message_that_failed_too_often_is_dead_lettered(self, stage: Stage) -> None:
         """After the last attempt it goes to the dead letter topic, saying whence, and only there."""
-        options = self._dead_letters(stage)
+        options = stage.dead_letters
         if not stage.capabilities.dead_letter:
             await stage.refused("dead_letter", lambda: stage.client(**options).subscribe(stage.subscription))
         dead = await stage.client(stage.name("dead")).subscribe(stage.name("undertaker"))
@@ -222,7 +218,7 @@ class Redelivering:
         """A letter is kept in a new subscription if the dead-letter topic had none when the receiver joined."""
         stage.require("dead_letter")
         letters = stage.name("letters")
-        client, receiver = await stage.open(dead_letter_subscription=letters, **self._dead_letters(stage))
+        client, receiver = await stage.open(dead_letter_subscription=letters, **stage.dead_letters)
         await client.send_message(EventMessage(b"x"))
         for _ in range(stage.harness.dead_letter_attempts):
             await receiver.nack(await stage.receive(receiver))
@@ -234,7 +230,7 @@ class Redelivering:
         """When a keyed message is dead-lettered its successors come; asking for both may be a wrong configuration."""
         stage.require("dead_letter")
         await stage.require_ordering()
-        options = self._dead_letters(stage)
+        options = stage.dead_letters
         try:
             stage.client(ordering="true", **options)
         except ConfigurationError:
@@ -255,7 +251,7 @@ class Redelivering:
         """To be held beyond ``max_lease_duration`` is to fail."""
         stage.require("dead_letter")
         dead = await stage.client(stage.name("dead")).subscribe(stage.name("undertaker"))
-        client, receiver = await stage.open(max_lease_duration="1", **self._dead_letters(stage))
+        client, receiver = await stage.open(max_lease_duration="1", **stage.dead_letters)
         await client.send_message(EventMessage(b"x"))
         for _ in range(stage.harness.dead_letter_attempts):
             await stage.receive(receiver)
@@ -272,7 +268,7 @@ class Redelivering:
         Where handing back counts an attempt, that can be shown once only.
         """
         stage.require("dead_letter")
-        options = self._dead_letters(stage)
+        options = stage.dead_letters
         sender = stage.client(subscription=stage.subscription, **options)
         message_id = await sender.send_message(EventMessage(b"x"))
         counts = sender.capabilities.handback_counts

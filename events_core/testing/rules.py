@@ -60,6 +60,7 @@ RULES: Mapping[str, str] = {
     "S3": "settling too late, or what is unknown, says so",
     "S4": "a batch settles all that can be settled",
     "S5": "a failed or cancelled settlement ends nothing",
+    "S6": "a rejected message goes to the dead letter topic at once",
     "C1": "a closing receiver lets settle what is held and hands the rest back",
     "C2": "a closing client flushes its sends, and closing is idempotent",
     "C3": "after closing every call says CLOSED and nothing is left",
@@ -70,6 +71,7 @@ RULES: Mapping[str, str] = {
     "T2": "a connected client refuses to work after a fork",
     "H1": "processing settles a message by how its block ends",
     "H2": "consuming handles, settles and ends as it should",
+    "H3": "a handler may reject its message, or ask for it later",
     "V1": "an observer sees each operation, and nothing is printed",
 }
 """Every rule that has a test here, in the order of the contract, as one line."""
@@ -82,6 +84,7 @@ CLAIMS: Mapping[str, str] = {
     "ordering=subscription": "all receivers of a subscription get the messages of a key in order",
     "replay": "a new subscription may begin with the oldest message kept",
     "dead_letter": "what failed too often goes to another topic",
+    "reject": "a handler can send a message to the dead letter topic at once",
     "delivery_attempts": "deliveries are counted",
     "ack_confirmed": "acknowledging ends with the broker's confirmation",
     "exactly_once": "what was confirmed as acknowledged never comes again",

@@ -178,6 +178,16 @@ class Stage:
         longest = self.capabilities.limits.max_nack_delay
         return 0.5 if longest is None else min(0.5, longest)
 
+    @property
+    def dead_letters(self) -> dict[str, str]:
+        """Options that dead-letter a message to a topic of this test, after the fewest attempts."""
+        attempts = self.harness.dead_letter_attempts
+        return {"dead_letter_topic": self.name("dead"), "max_delivery_attempts": str(attempts)}
+
+    async def undertaker(self, **options: str) -> EventReceiver:
+        """Return a receiver of the topic of :attr:`dead_letters`."""
+        return await self.client(self.name("dead"), **options).subscribe(self.name("undertaker"))
+
     # Waiting
 
     async def receive(self, receiver: EventReceiver) -> ReceivedMessage:

@@ -8,6 +8,7 @@ from events_core.testing.arguments import Arguments
 from events_core.testing.cancelling import Cancelling
 from events_core.testing.closing import Closing
 from events_core.testing.configuring import Configuring
+from events_core.testing.deciding import Deciding
 from events_core.testing.failing import Failing
 from events_core.testing.harness import Harness
 from events_core.testing.lapsing import Lapsing
@@ -34,6 +35,7 @@ class ConformanceSuite(
     Threads,
     Observing,
     Failing,
+    Deciding,
     Processing,
     Arguments,
     Redelivering,

@@ -876,6 +876,52 @@ class ForgivesExpiries(MemoryClient):
             return source
 
 
+@breaks("S6", by=["test_a_rejected_message_is_dead_lettered_at_once"])
+class NacksWhatIsRejected(MemoryClient):
+    """Takes a rejection for a nack."""
+
+    class driver_class(TwistedDriver):
+        """Its driver."""
+
+        def settled(self, settlements: Iterable[Settlement]) -> Iterable[Settlement]:
+            for each in settlements:
+                yield attrs.evolve(each, outcome=Outcome.NACK) if each.outcome is Outcome.REJECT else each
+
+
+@breaks(
+    *("S6", "H3"),
+    by=[
+        "test_rejecting_without_a_dead_letter_topic_is_refused",
+        "test_a_message_that_cannot_be_rejected_is_nacked",
+    ],
+)
+class HidesThatItCannotReject(TwistedClient, MemoryClient):
+    """Nacks a rejected message, and says nothing."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def reject(self, message: ReceivedMessage | str, reason: str = "") -> None:
+            await self.nack(message)
+
+
+@breaks("H3", by=["test_a_handler_rejects_its_message", "test_a_handler_asks_for_its_message_later"])
+class NacksWhateverIsRaised(TwistedClient, MemoryClient):
+    """Does not know the exceptions of a handler that decides."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        @asynccontextmanager
+        async def processing(self, message: ReceivedMessage) -> AsyncIterator[ReceivedMessage]:
+            try:
+                yield message
+            except BaseException:
+                await self.nack(message)
+                raise
+            await self.acknowledge(message)
+
+
 @breaks("S1")
 class ForgetsAcknowledgements(MemoryClient):
     """Takes an acknowledgement for a return."""

@@ -129,7 +129,8 @@ class SessionSource(NetworkSource):
         return [attrs.evolve(delivery, token=delivery) for delivery in deliveries]
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-        return await super().settle([Settlement(each.delivery.token, each.outcome, each.delay) for each in settlements])
+        inner = [Settlement(each.delivery.token, each.outcome, each.delay, each.reason) for each in settlements]
+        return await super().settle(inner)
 
     def _lose(self) -> None:
         inline = self._inline

@@ -30,6 +30,7 @@ def test_the_names_are_those_of_the_contract() -> None:
         "ordering",
         "replay",
         "dead_letter",
+        "reject",
         "delivery_attempts",
         "ack_confirmed",
         "exactly_once",

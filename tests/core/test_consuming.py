@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
+import attrs
 import pytest
 
 from events_core import (
@@ -19,9 +22,14 @@ from events_core import (
     EventMessage,
     EventReceiver,
     ReceivedMessage,
+    Reject,
+    RetryAfter,
     consume,
     create_client,
 )
+from events_core.backends import memory
+from events_core.backends.memory import MemorySource
+from events_core.engine import BrokerError, Outcome, Settlement, dead_letter_attributes
 
 from .network_memory import NetworkClient, outage
 
@@ -389,3 +397,120 @@ def test_stopping_does_not_wait_for_what_cannot_be_settled() -> None:
                 assert receiver.stats.held == 1
 
     asyncio.run(main())
+
+
+def test_a_delay_beyond_the_limit_is_shortened_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """H3: the handler need not know how long the broker can delay."""
+
+    class HastySource(MemorySource):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            limits = attrs.evolve(self.capabilities.limits, max_nack_delay=0.1)
+            self.capabilities = attrs.evolve(self.capabilities, limits=limits)
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        with pytest.raises(RetryAfter):
+            async with receiver.processing(await next_of(receiver)):
+                raise RetryAfter(3600)
+        assert (await next_of(receiver)).delivery_attempt == 2
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "MemorySource", HastySource)
+        run(test)
+    assert "is to come again after 3600 s; the backend delays 0.1 s at most" in caplog.text
+
+
+def test_what_cannot_be_dead_lettered_is_nacked(caplog: pytest.LogCaptureFixture) -> None:
+    """H3: a letter that the broker refuses for good leaves no message held."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        with pytest.raises(Reject):
+            async with receiver.processing(await next_of(receiver)):
+                raise Reject("no total")
+        assert (await next_of(receiver)).delivery_attempt == 2
+
+    settle = MemorySource.settle
+
+    async def refused_rejection(self: MemorySource, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        if settlements[0].outcome is Outcome.REJECT:
+            return [BrokerError("the role pubsub.publisher is missing", ErrorCode.PERMISSION_DENIED)]
+        return await settle(self, settlements)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemorySource, "settle", refused_rejection)
+        run(test, dead_letter_topic="dead", max_delivery_attempts="5")
+    assert "was rejected (no total), and it cannot be dead-lettered" in caplog.text
+    assert "the role pubsub.publisher is missing" in caplog.text
+
+
+def test_a_decision_is_no_failure_of_the_handler(caplog: pytest.LogCaptureFixture) -> None:
+    """H3: consume logs no traceback for it."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_messages(numbered(2))
+        stop = asyncio.Event()
+
+        async def handle(message: ReceivedMessage) -> None:
+            if message.data == b"0":
+                raise Reject("no total")
+            if message.delivery_attempt == 1:
+                raise RetryAfter(0.01)
+            stop.set()
+
+        await consume(receiver, handle, stop=stop)
+
+    run(test, dead_letter_topic="dead", max_delivery_attempts="5")
+    assert "the handler failed" not in caplog.text
+    assert "was rejected at attempt 1" in caplog.text
+    assert caplog.text.count("no total") == 1
+
+
+@pytest.mark.parametrize(("seconds", "error"), [(-1, ValueError), (float("inf"), ValueError), ("5", TypeError)])
+def test_an_impossible_delay_is_an_error_of_the_handler(seconds: Any, error: type[Exception]) -> None:
+    """H3: it shows where the handler asks for it."""
+    with pytest.raises(error, match="seconds"):
+        RetryAfter(seconds)
+
+
+def test_a_decision_can_be_pickled() -> None:
+    """H3: a handler may run in a process pool."""
+    rejected, later = pickle.loads(pickle.dumps([Reject("no total"), RetryAfter(5)]))
+    assert (rejected.reason, later.seconds) == ("no total", 5.0)
+
+
+def test_a_rejected_message_that_could_not_be_settled_comes_again() -> None:
+    """H3, S5: an outage longer than ack_timeout costs an attempt, and the message becomes a letter all the same."""
+
+    async def main() -> None:
+        options = {"ack_timeout": "0.2", "dead_letter_topic": uuid.uuid4().hex, "max_delivery_attempts": "9"}
+        config = EventConfig(uuid.uuid4().hex, options=options)
+        async with asyncio.timeout(60), NetworkClient(config) as client, await client.subscribe("s") as receiver:
+            await client.send_messages(numbered(2, "key"))
+            handled: list[str] = []
+            stop = asyncio.Event()
+
+            async def handle(message: ReceivedMessage) -> None:
+                handled.append(message.data_as_string())
+                if len(handled) == 1:
+                    stack.enter_context(outage())
+                    asyncio.get_running_loop().call_later(0.5, stack.close)
+                if handled[-1] == "0":
+                    raise Reject("no total")
+                stop.set()
+
+            with ExitStack() as stack:
+                await consume(receiver, handle, stop=stop)
+            # On a stalled machine the rejection may just be in time.
+            assert handled in (["0", "0", "1"], ["0", "1"])
+
+    asyncio.run(main())
+
+
+def test_a_long_reason_is_shortened_in_the_letter() -> None:
+    """S6: a broker would refuse a letter whose attribute is too long."""
+    attributes = dead_letter_attributes(
+        {}, topic_name="t", subscription="s", message_id="1", attempts=1, reason="\ud800" + "é" * 1000
+    )
+    assert attributes["dead_letter_reason"] == "?" + "é" * 511

@@ -16,6 +16,7 @@ FULL_CAPABILITIES = Capabilities(
     ordering="subscription",
     replay=True,
     dead_letter=True,
+    reject=True,
     delivery_attempts=True,
     ack_confirmed=True,
     exactly_once=True,

@@ -158,7 +158,7 @@ class Subscription:
         self._patient_until = -math.inf
         self.safe_until = -math.inf
         """The :func:`uptime` until which nobody takes this session for dead."""
-        self._buried: list[tuple[int, int]] = []  # by the last transaction: message and failed attempts
+        self._buried: list[tuple[int, int, str | None]] = []  # by the last transaction: message, attempts, reason
         self._use(store)
 
     def on(self, store: Store) -> Subscription:
@@ -368,7 +368,7 @@ class Subscription:
                     ours = self._remove(message_id, delivery.token)
                     done += [message_id] if ours else []
                 else:
-                    ours = self._reject(message_id, delivery.token, settlement.outcome, settlement.delay, now)
+                    ours = self._give_back(message_id, delivery.token, settlement, now)
                 results.append(None if ours else _expired(delivery.message_id))
                 if ours and delivery.ordering_key is not None:
                     keys[delivery.ordering_key] = None
@@ -379,13 +379,16 @@ class Subscription:
     def _remove(self, message_id: int, session: int) -> bool:
         return bool(self._execute(_REMOVE, (self._id, message_id, session)).rowcount)
 
-    def _reject(self, message_id: int, session: int, outcome: Outcome, delay: float | None, now: float) -> bool:
+    def _give_back(self, message_id: int, session: int, settlement: Settlement, now: float) -> bool:
         row = self._execute(_ATTEMPTS, (self._id, message_id, session)).fetchone()
         if row is None:
             return False
         (failed,) = row
-        if outcome is Outcome.RETURN:
+        delay = settlement.delay
+        if settlement.outcome is Outcome.RETURN:
             self._put_back(message_id, failed, 0.0)
+        elif settlement.outcome is Outcome.REJECT:
+            self._bury(message_id, failed + 1, now, settlement.reason)
         else:
             self._fail(message_id, failed, now + (redelivery_delay(failed + 1) if delay is None else delay), now)
         return True
@@ -399,7 +402,7 @@ class Subscription:
     def _put_back(self, message_id: int, failed: int, available_at: float) -> None:
         self._execute(_PUT_BACK, (available_at, failed, self._id, message_id))
 
-    def _bury(self, message_id: int, failed: int, now: float) -> None:
+    def _bury(self, message_id: int, failed: int, now: float, reason: str | None = None) -> None:
         """Move a dead letter to its topic."""
         assert self._dead_letters is not None
         _, key, attributes, data = self._execute(_MESSAGE, (message_id,)).fetchone()
@@ -409,20 +412,22 @@ class Subscription:
             subscription=self.name,
             message_id=str(message_id),
             attempts=failed,
+            reason=reason,
         )
         self._store.insert(self._dead_letters, [(key, told, data)], now)
-        self._buried.append((message_id, failed))
+        self._buried.append((message_id, failed, reason))
         self._execute("DELETE FROM deliveries WHERE subscription_id = ? AND message_id = ?", (self._id, message_id))
         self._store.reclaim([message_id])
 
     def log_buried(self) -> None:
         """Log the letters that the last transaction has moved, once that is committed."""
-        for message_id, failed in self._buried:
+        for message_id, failed, reason in self._buried:
             log_dead_letter(
                 str(message_id),
                 attempts=failed,
                 subscription=self.name,
                 dead_letter_topic=self._options.dead_letter_topic or "",
+                reason=reason,
             )
 
     def _unblock(self, keys: Iterable[str]) -> None:
