@@ -18,9 +18,13 @@ project = "events-core"
 copyright = "the events-core authors"
 version = release = version_of("events-core")
 sys.path.insert(0, str(Path(__file__).parent / "extensions"))
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.intersphinx", "rules"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx_copybutton", "rules"]
 html_theme = "furo"
 html_title = f"events-core {release}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+copybutton_prompt_text = "$ "
+"""What the buttons leave out; they copy no output either."""
 nitpicky = True
 nitpick_ignore_regex = [
     # Annotations that Sphinx cannot resolve: type variables, and names of private or third-party modules.

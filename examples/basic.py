@@ -18,7 +18,7 @@ async def main(name: str) -> None:
         order = EventMessage.from_json({"order": 42, "total": "19.90"}, attributes={"kind": "created"})
         print("sent", await client.send_message(order))
 
-        async with await client.subscribe() as receiver:
+        async with client.subscribe() as receiver:
             message = await receiver.receive_message(timeout=30)
             if message is None:
                 raise SystemExit("no message within 30 seconds")

@@ -48,7 +48,7 @@ async def confirm(receiver: EventReceiver, messages: Sequence[ReceivedMessage]) 
 async def serve(
     client: EventClient, handle: Callable[[ReceivedMessage], Awaitable[object]], stop: asyncio.Event
 ) -> None:
-    async with await client.subscribe() as receiver:
+    async with client.subscribe() as receiver:
         await consume(receiver, handle, concurrency=10, stop=stop)
 
 
@@ -62,7 +62,7 @@ async def main() -> None:
 
     async with create_client(EventConfig.from_env("orders")) as client:
         waiting = set(await place(client, [b"1", b"2", b"3"]))
-        async with await client.subscribe() as receiver:
+        async with client.subscribe() as receiver:
             while waiting:
                 messages = await pull(receiver)
                 await confirm(receiver, messages)

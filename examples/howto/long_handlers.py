@@ -26,7 +26,7 @@ async def serve(service: str, url: str, stop: asyncio.Event) -> None:
         if not left:
             stop.set()
 
-    async with create_client(EventConfig.from_url(url)) as client, await client.subscribe() as receiver:
+    async with create_client(EventConfig.from_url(url)) as client, client.subscribe() as receiver:
         await consume(receiver, handle, concurrency=2, stop=stop)
 
 

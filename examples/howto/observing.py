@@ -38,7 +38,7 @@ async def main() -> None:
     async with create_client(EventConfig.from_url("memory:///orders?subscription=billing")) as client:
         client.observer = metrics
         await client.send_messages(EventMessage.from_string(f"order {number}") for number in range(3))
-        async with await client.subscribe() as receiver:
+        async with client.subscribe() as receiver:
             first, *_ = await receiver.receive_messages(3)
             await receiver.acknowledge(first)
             stats = receiver.stats

@@ -29,7 +29,7 @@ async def main() -> None:
         for step in STEPS:
             for order in ("order-1", "order-2", "order-3"):
                 await client.send_message(EventMessage.from_string(step, ordering_key=order))
-        async with await client.subscribe() as receiver:
+        async with client.subscribe() as receiver:
             await consume(receiver, handle, concurrency=3, stop=stop)
 
 

@@ -21,7 +21,7 @@ async def send_orders(url: str, shop: str) -> int:
 
 
 async def main(url: str) -> None:
-    async with create_client(EventConfig.from_url(url)) as client, await client.subscribe() as receiver:
+    async with create_client(EventConfig.from_url(url)) as client, client.subscribe() as receiver:
         spawning = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(2, mp_context=spawning) as processes:
             placed = [processes.submit(place_orders, url, shop) for shop in ("Leeds", "York")]

@@ -28,7 +28,7 @@ async def main(grace: float = 20.0) -> None:
                     patience.reschedule(loop.time() + grace)
 
             loop.add_signal_handler(signal.SIGTERM, end)
-            async with await client.subscribe() as receiver:
+            async with client.subscribe() as receiver:
                 await consume(receiver, bill, stop=stop)
         print("stopped")
     except TimeoutError:

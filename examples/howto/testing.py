@@ -20,14 +20,14 @@ async def bill_orders(stop: asyncio.Event) -> None:
         async def bill(order: ReceivedMessage) -> None:
             await invoices.send_message(EventMessage.from_json({"to pay": order.data_as_json()["total"]}))
 
-        async with await orders.subscribe() as receiver:
+        async with orders.subscribe() as receiver:
             await consume(receiver, bill, stop=stop)
 
 
 async def invoice_for(order: object) -> object:
     """What the application makes of *order*."""
     stop = asyncio.Event()
-    async with client_of("orders") as orders, client_of("invoices") as invoices, await invoices.subscribe() as receiver:
+    async with client_of("orders") as orders, client_of("invoices") as invoices, invoices.subscribe() as receiver:
         await orders.send_message(EventMessage.from_json(order))
         application = asyncio.create_task(bill_orders(stop))
         invoice = await receiver.receive_message(timeout=5)

@@ -3,9 +3,9 @@
 A page shows three kinds of code blocks:
 
 * A block whose caption names a file, such as ``bill.py``: the reader writes the file.
-* A ``console`` block: lines that begin with ``$`` are commands, and the lines below are their output.  A command without
-  output must succeed, and may print anything.  A caption names the terminal, and ``^C`` presses Ctrl-C.  In a terminal
-  with a name, the last command of a block goes on running.
+* A ``console`` block: lines that begin with ``$`` are commands, and the lines below are their output.  A command
+  without output must succeed, and may print anything.  A caption names the terminal, and ``^C`` presses Ctrl-C.  In a
+  terminal with a name, the last command of a block goes on running.
 * Any other block: the reader only reads it.
 
 In expected output, ``…`` stands for any text, and a line ``…`` for any number of lines.
