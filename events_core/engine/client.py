@@ -16,6 +16,7 @@ from events_core.capabilities import Capabilities
 from events_core.engine.backoff import Backoff
 from events_core.engine.batching import AnyCall
 from events_core.engine.closing import SHORTEST_CLOSE, CloseTime
+from events_core.engine.dead_letter_topic import DeadLetterTopic
 from events_core.engine.driver import BrokerError, Driver
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, InlineHome
@@ -24,6 +25,7 @@ from events_core.engine.loop_thread import ThreadHome
 from events_core.engine.publisher import AT_ONCE, Publisher
 from events_core.engine.receiver import EngineReceiver
 from events_core.engine.recipients import Recipients
+from events_core.engine.surroundings import Surroundings
 from events_core.engine.translation import translate
 from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom
 from events_core.errors import (
@@ -101,8 +103,8 @@ class EngineClient(EventClient):
         )
         self._link = Link(name)
         self._driver.connection_restored = self._link.retry
-        self._recipients = Recipients(self._driver)
-        self._publisher = Publisher(self._driver, self._home, self._link, self._recipients)
+        self._dead_letter_topic = DeadLetterTopic(self._driver)
+        self._publisher = Publisher(self._driver, self._home, self._link, Recipients(self._driver, self._home))
         self._publisher.unreached = BrokerError(f"{self._connecting}: no answer", ErrorCode.TIMEOUT, retryable=True)
         self._receivers: set[EngineReceiver] = set()
         self._opening = SingleFlight(self._home.run)
@@ -241,19 +243,12 @@ class EngineClient(EventClient):
             raise self._translated(error, ReceiveError, connecting=True) from error.__cause__
 
     async def _subscribe(self, name: str | None, ends: float) -> EngineReceiver:
-        await self._bounded(self._recipients.keep_dead_letters, ends, "subscribe")
+        await self._bounded(self._dead_letter_topic.ensure_subscribed, ends, "subscribe")
         waiting = WaitingRoom()
         receiver = EngineReceiver(
             await self._bounded(lambda: self._driver.subscribe(name, waiting.wake), ends, "subscribe"),
             waiting,
-            self._home,
-            self._link,
-            self._options,
-            settle_limit=self._driver.max_settle_batch,
-            check=self._check_process,
-            observed=self._observed,
-            locate=lambda error: error.located(self._backend, self._topic_name),
-            forget=self._receivers.discard,
+            self._surroundings(),
         )
         self._receivers.add(receiver)
         if self._publisher.closed:  # looked for after adding: a close that has not found the receiver is seen here
@@ -261,6 +256,19 @@ class EngineClient(EventClient):
             await receiver.end()
             raise BrokerError("the client was closed meanwhile", ErrorCode.CLOSED)
         return receiver
+
+    def _surroundings(self) -> Surroundings:
+        # Made for each receiver.  If the client kept it, the two would be a reference cycle.
+        return Surroundings(
+            home=self._home,
+            link=self._link,
+            options=self._options,
+            settle_limit=self._driver.max_settle_batch,
+            check_process=self._check_process,
+            observed=self._observed,
+            located=lambda error: error.located(self._backend, self._topic_name),
+            forget=self._receivers.discard,
+        )
 
     def _discard(self, receiver: EngineReceiver) -> None:
         """Nobody waits for this receiver any more."""

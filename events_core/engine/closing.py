@@ -45,7 +45,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["SHORTEST_CLOSE", "CloseTime", "cancelled"]
+__all__ = ["SHORTEST_CLOSE", "CloseTime", "cancelled", "ended"]
 
 _log = logging.getLogger("events_core.engine")
 
@@ -116,6 +116,16 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any] | None], within: float) ->
             task.cancel()
         await asyncio.wait(running, timeout=min(left, pause))
         pause = within / 32
+
+
+async def ended(task: asyncio.Task[None] | None, within: float) -> None:
+    """Cancel *task*, which works until it is cancelled, and wait for its end; log the error that has ended it before.
+
+    It takes *within* seconds at most.
+    """
+    await cancelled([task], within)
+    if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
+        _log.error("%s had died: %r", task.get_name(), task.exception())
 
 
 def _described(task: asyncio.Task[Any]) -> str:

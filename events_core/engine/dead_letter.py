@@ -1,4 +1,15 @@
-"""Dead letters: attributes that say where a message came from, and a line in the log (R12)."""
+"""Dead letters: who moves a message that failed too often, and when (R12).
+
+* Usually the broker decides, or the embedded backend.  It counts the attempts, and moves the message when it is told
+  of the last failure.
+* If a source says ``redelivers_locally``, the receiver hands a failed message with a key out again itself, and the
+  broker sees no failure.  Then :class:`LocalAttempts` decides, for the ledger.  After the last attempt the ledger lets
+  the NACK go to ``Source.settle``, and the source moves the message.  If the broker has delivered the message again
+  meanwhile, ``settlements.py`` acknowledges that copy instead of making a second letter of it.
+* A handler may reject its message.  Then the source moves it at once, whatever the number of attempts.
+* ``Source.settle`` stores the letter with :func:`dead_letter_attributes`, and calls :func:`log_dead_letter`.
+* ``dead_letter_topic.py`` sees to it that somebody keeps the letters.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +17,37 @@ import logging
 from collections.abc import Mapping
 
 from events_core.capabilities import PORTABLE_LIMITS
+from events_core.engine.driver import Delivery, Outcome, Settlement
 
-__all__ = ["dead_letter_attributes", "log_dead_letter"]
+__all__ = ["LocalAttempts", "dead_letter_attributes", "log_dead_letter"]
 
 _log = logging.getLogger("events_core.receiver")
 
-
 _LONGEST_REASON = PORTABLE_LIMITS.max_attribute_value_bytes
 """Bytes of a reason that a letter carries: a broker would refuse the letter for a longer attribute."""
+
+
+class LocalAttempts:
+    """The attempts of messages that the receiver itself hands out again.
+
+    :param redelivers_locally: whether it does; otherwise the broker counts.
+    :param most: the number of attempts of which the last failure goes to the source; ``None`` for no bound.
+    """
+
+    def __init__(self, redelivers_locally: bool, most: int | None) -> None:
+        self._are_counted_here = redelivers_locally
+        self._most = most
+
+    def are_used_up(self, delivery: Delivery) -> bool:
+        """Return whether a failure of *delivery* is its message's last one."""
+        return self._most is not None and (delivery.delivery_attempt or 1) >= self._most
+
+    def ends_message(self, settlement: Settlement) -> bool:
+        """Return whether the message leaves the subscription: it is acknowledged, or the source dead-letters it."""
+        outcome = settlement.outcome
+        if outcome is Outcome.NACK:
+            return self._are_counted_here and self.are_used_up(settlement.delivery)
+        return outcome is Outcome.ACK or outcome is Outcome.REJECT
 
 
 def dead_letter_attributes(
@@ -25,7 +59,7 @@ def dead_letter_attributes(
     attempts: int,
     reason: str | None = None,
 ) -> dict[str, str]:
-    """Return the *attributes* of a message with those that say where it was dead-lettered.
+    """Return the *attributes* of a message together with those that say where it was dead-lettered.
 
     :param reason: the reason of a handler that rejected the message; ``None`` if the message failed too often.
     """
@@ -53,7 +87,9 @@ def log_dead_letter(
     dead_letter_topic: str,
     reason: str | None = None,
 ) -> None:
-    """Log that a backend has moved a message, once that is certain; never call it under a lock.
+    """Log that a backend has moved a message.
+
+    Call it once the move is certain.  Do not call it while you hold a lock of yours, which a log handler may need.
 
     :param reason: the reason of a handler that rejected the message; ``None`` if the message failed too often.
     """

@@ -1,24 +1,26 @@
-"""Where a receiver's deliveries come from: straight from an inline source, or fetched ahead by a task at home."""
+"""The deliveries that a receiver hands out: fetched for one call, or ahead of the calls by a task at home.
+
+``inbox.py`` opens with the rules of the lock.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.clock import uptime
-from events_core.engine.closing import cancelled
+from events_core.engine.closing import ended
 from events_core.engine.driver import BrokerError, Delivery, Source
-from events_core.engine.failure import UNFORESEEN, internal, is_meant
-from events_core.engine.home import Home, step
-from events_core.engine.ledger import Ledger
-from events_core.engine.link import Link
+from events_core.engine.failure import UNFORESEEN, internal
+from events_core.engine.home import step
+from events_core.engine.inbox import Inbox
+from events_core.engine.leases import LeaseKeeper
 from events_core.engine.settler import Settler
+from events_core.engine.surroundings import Surroundings
 from events_core.engine.waiting import WaitingRoom
 
 __all__ = ["Feed", "InlineFeed", "PrefetchingFeed"]
@@ -27,42 +29,49 @@ _log = logging.getLogger("events_core.receiver")
 
 
 class Feed(ABC):
-    """Fills a ledger; its methods are called under the receiver's lock, but for the coroutines."""
+    """The way from a source into a ledger."""
 
-    def __init__(self, source: Source, ledger: Ledger) -> None:
+    def __init__(self, source: Source, inbox: Inbox) -> None:
         self._source = source
-        self._ledger = ledger
+        self._ledger = inbox.ledger
         self.last_message = math.nan
+        """The time of the last message that arrived; NaN before the first."""
         self.last_alive = math.nan
+        """The time of the broker's last answer; NaN before the first."""
         self.reconnects = 0
+
+    # Under the lock
 
     @abstractmethod
     def take(self, limit: int, now: float) -> Sequence[Delivery]:
         """Hand out up to *limit* deliveries.
 
-        :raises BrokerError: what retrying cannot mend, where nothing is at hand; the next call tries again.
+        :raises BrokerError: if there is none, and the source has failed for a reason that retrying does not remove.
+            The next call tries again.
         """
 
     @abstractmethod
     def may_have_more(self, now: float) -> bool:
-        """Whether another :meth:`take` may find something now."""
+        """Return whether another :meth:`take` may find something now."""
 
     @abstractmethod
     def next_due(self) -> float | None:
-        """When :meth:`take` may find something by time alone."""
+        """Return the time at which :meth:`take` may find something although nothing has happened; ``None`` if never."""
 
     def refill(self) -> None:
-        """There may be room again."""
+        """Fetch again if there is room now."""
+
+    # At home, without the lock
 
     async def stop_fetching(self, within: float) -> None:
-        """Fetch nothing more; at home.  It takes *within* seconds at most, and may be called again."""
+        """Fetch nothing more.  It takes *within* seconds at most, and may be called again."""
 
     async def stop(self, within: float) -> None:
-        """Let go of leases too; at home, after :meth:`stop_fetching`."""
+        """Keep no leases either, after :meth:`stop_fetching`.  It takes *within* seconds at most."""
 
 
 class InlineFeed(Feed):
-    """Nothing is fetched ahead: a message goes to the call that takes it."""
+    """A feed that fetches nothing ahead: a message goes to the call that takes it."""
 
     def take(self, limit: int, now: float) -> Sequence[Delivery]:
         room = min(limit, self._ledger.room(None))
@@ -79,48 +88,56 @@ class InlineFeed(Feed):
         return True
 
     def next_due(self) -> float | None:
-        # Nobody else looks at the clock.  A full receiver waits for its own deliveries alone.
+        # No task looks at the clock, so the receives do.  If there is no room, nothing is fetched whatever falls due at
+        # the source; only the receiver's own deliveries can expire and make room.
         expires = self._ledger.next_deadline()
         due = self._source.next_due() if self._ledger.room(None) else None
         return min((each for each in (expires, due) if each is not None), default=None)
 
 
 class PrefetchingFeed(Feed):
-    """A task fetches while there is room, another keeps the leases of what it fetched."""
+    """A feed with a task that fetches while there is room, and a keeper for the leases of what it fetched."""
 
     def __init__(
         self,
         source: Source,
-        ledger: Ledger,
+        inbox: Inbox,
         settler: Settler,
-        home: Home,
-        link: Link,
-        lock: threading.Lock,
+        *,
         waiting: WaitingRoom,
-        max_lease_duration: float,
-        outage: Callable[[], AbstractContextManager[object]],
+        surroundings: Surroundings,
     ) -> None:
-        """Start; at home.
+        """Start both tasks; at home.
 
-        :param outage: entered for the length of each.
+        :param waiting: the room of the receives, which wait for messages.
         """
-        super().__init__(source, ledger)
+        super().__init__(source, inbox)
+        self._settlements = inbox.settlements
         self._settler = settler
-        self._home = home
-        self._link = link
-        self._lock = lock
+        self._lock = inbox.lock
+        self._home = home = surroundings.home
+        self._link = surroundings.link
+        self._observed = surroundings.observed
         self._waiting = waiting
-        self._max_lease = max_lease_duration
         self._failure: BrokerError | None = None
-        self._outage = outage
+        """Why fetching has stopped, until a receive has raised it.  Under the lock, as _starving."""
         self._starving = False
+        """Whether fetching waits for room."""
         self._stopping = False
-        self._stopped = False
         self._go_on = asyncio.Event()
         source._tell_lost = self._lose
-        self._now = asyncio.get_running_loop().time  # time.monotonic, but for a loop with a clock of its own
+        self._now = asyncio.get_running_loop().time  # time.monotonic, unless the loop has a clock of its own
         self._fetching = home.spawn(self._fetch_until_stopped(), f"fetching from {source.subscription!r}")
-        self._keeping = home.spawn(self._keep_leases(), f"keeping leases of {source.subscription!r}")
+        self._leases = LeaseKeeper(
+            source,
+            inbox,
+            settler,
+            home=home,
+            waiting=waiting,
+            max_lease=surroundings.options.max_lease_duration,
+        )
+
+    # Under the lock
 
     def take(self, limit: int, now: float) -> Sequence[Delivery]:
         taken = self._ledger.take(limit, now) if self._is_safe() else []
@@ -135,29 +152,31 @@ class PrefetchingFeed(Feed):
         return self._ledger.ready(now)
 
     def next_due(self) -> float | None:
-        return self._ledger.next_due() if self._is_safe() else None  # otherwise the driver wakes receives
+        return self._ledger.next_due() if self._is_safe() else None  # otherwise the driver wakes the receives
 
     def _is_safe(self) -> bool:
         """Return whether the broker still keeps for this receiver what is buffered, as far as the source can tell."""
         until = self._source.safe_until
         return until is None or uptime() < until
 
-    def _lose(self, is_lost: Callable[[Delivery], bool]) -> None:
-        """Hand out nothing more of what the source has lost; from any thread, without the lock."""
-        with self._lock:
-            self._settler.enqueue(self._ledger.lose_buffered(is_lost))
-            self.refill()
-        self._settler.pump()
-
     def refill(self) -> None:
         if self._starving and self._ledger.room(self._source.prefetch) > 0:
             self._starving = False
             self._home.wake(self._go_on.set)
 
+    # In any thread, without the lock
+
+    def _lose(self, is_lost: Callable[[Delivery], bool]) -> None:
+        """Drop what is buffered and lost, before this returns."""
+        with self._lock:
+            self._settlements.enqueue(self._ledger.lose_buffered(is_lost))
+            self.refill()
+        self._settler.pump()
+
     # At home
 
     async def _fetch_until_stopped(self) -> None:
-        while not self._stopping:  # a cancellation may get lost in the driver
+        while not self._stopping:  # a library may swallow the cancellation
             try:
                 self._arrived(await self._fetch())
             except BrokerError as error:
@@ -174,13 +193,13 @@ class PrefetchingFeed(Feed):
             if not error.retryable:
                 raise
             lost = error
-        with self._outage():
+        with self._observed("reconnect", subscription=self._source.subscription):
             deliveries = await self._reconnect(lost)
         self.reconnects += 1
         return deliveries
 
     async def _reconnect(self, lost: BrokerError) -> Sequence[Delivery]:
-        """Try again until the broker answers, or says what retrying cannot mend (F1)."""
+        """Try again until the broker answers, or fails for a reason that retrying does not remove (F1)."""
         pauses = self._link.pauses(Backoff())
         while not self._stopping:
             self._link.down(lost)
@@ -194,10 +213,11 @@ class PrefetchingFeed(Feed):
         return ()
 
     async def _room(self) -> int:
-        """Wait until there is room; how much."""
+        """Wait until there is room; return the number of deliveries to fetch."""
         while True:
             with self._lock:
                 room = self._ledger.room(self._source.prefetch)
+                # Both under the lock: whoever makes room afterwards sees _starving, and sets the event that is clear.
                 self._starving = room < 1
                 self._go_on.clear()
             if room > 0:
@@ -216,65 +236,17 @@ class PrefetchingFeed(Feed):
         self._waiting.wake()
 
     async def _fail(self, error: BrokerError) -> None:
-        """Let a receive raise *error*; go on when one has."""
+        """Let a receive raise *error*, and wait until one has."""
         with self._lock:
             self._failure = error
             self._go_on.clear()
         self._waiting.wake_all()
         await self._go_on.wait()
 
-    async def _keep_leases(self) -> None:
-        """Renew what the broker would deliver again, give back what is held too long (R6)."""
-        lease = self._source.lease
-        pause = min(self._max_lease / 8, 5.0 if lease is None else lease / 6)
-        while not self._stopped:
-            await asyncio.sleep(pause)
-            now = self._now()
-            self._waiting.drop_the_dead()
-            with self._lock:
-                held = self._ledger.held
-                self._settler.give_back_overdue(now)
-                has_expired = self._ledger.held < held
-                renewals = self._ledger.renewals(now + lease / 2) if lease is not None else []
-            if has_expired:
-                self._waiting.wake()  # it may come again here after a delay that no waiting receive knows of
-            self._settler.pump()
-            if renewals and lease is not None:
-                await self._renew(renewals, lease)
-
-    async def _renew(self, deliveries: Sequence[Delivery], lease: float) -> None:
-        asked = self._now()
-        tokens = [delivery.token for delivery in deliveries]
-        try:
-            async with asyncio.timeout(lease / 3):  # what is asked for has more than that left, and is asked for again
-                lost = await self._source.extend(deliveries)
-        except UNFORESEEN as error:
-            if is_meant(error):
-                raise
-            _log.debug("%s: leases not renewed, trying again: %r", self._source.subscription, error)
-            return
-        for delivery in deliveries:
-            delivery.lease_until = asked + lease
-        if lost:  # except for messages that came again meanwhile: only their older tokens are over
-            current = {each for each, token in zip(deliveries, tokens, strict=True) if each.has_token(token)}
-            lost = [delivery for delivery in lost if delivery in current]
-        if lost:
-            _log.info("%s: the broker took back %d deliveries before their time", self._source.subscription, len(lost))
-            with self._lock:
-                self._settler.enqueue(self._ledger.lose(lost))
-            self._settler.pump()
-            self._settler.on_progress()
-
     async def stop_fetching(self, within: float) -> None:
         if not self._stopping:
             self._stopping = True
-            await self._end(self._fetching, within)
+            await ended(self._fetching, within)
 
     async def stop(self, within: float) -> None:
-        self._stopped = True
-        await self._end(self._keeping, within)
-
-    async def _end(self, task: asyncio.Task[None] | None, within: float) -> None:
-        await cancelled([task], within)
-        if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
-            _log.error("%s had died: %r", task.get_name(), task.exception())
+        await self._leases.stop(within)

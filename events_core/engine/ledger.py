@@ -1,14 +1,16 @@
-"""What one receiver has: which deliveries are buffered, held, settled, gone.  Pure, fed with ``now``.
+"""The deliveries of one receiver: which are buffered, held, settled or gone.  It is pure: callers pass ``now``.
 
-Everything that moves a delivery from one state to another is in this file::
+Only this file moves a delivery from one state to another::
 
     BUFFERED ──take──▶ HELD ──begin──▶ SETTLING ──finish──▶ ACKNOWLEDGED | NACKED | REJECTED
        │                │ ▲               │
        │                │ └──finish(error)┘
        └──expire/close──┴──expire/close/nack of a predecessor──▶ RETURNED
 
-The rules of the contract it keeps: R5 (bounds), R6 (expiry), R7 (duplicates), R8 and R10 (order per key), S2 and S3
-(what settling twice or too late means).
+A delivery that is over never comes back.  If its message comes again, that is a new delivery.
+
+It keeps these rules of the contract: R5 (bounds), R6 (expiry), R7 (duplicates), R8 and R10 (order per key), S2 and S3
+(settling twice or too late).  Its caller holds the lock (``inbox.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from events_core.engine.backoff import redelivery_delay
+from events_core.engine.dead_letter import LocalAttempts
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Settlement, State
 from events_core.engine.keyed_queue import KeyedQueue
 from events_core.engine.limits import message_size
@@ -28,7 +31,7 @@ from events_core.message import ReceivedMessage
 __all__ = ["Begun", "Ledger"]
 
 REMEMBERED = 10_000
-"""Ids of which it is known how their last delivery ended (S3)."""
+"""The number of message ids of which the ledger remembers how their last delivery ended (S3)."""
 
 # Reading a member off its class takes ten times as long as a global (CPython 3.11), and this is done for every message.
 BUFFERED, HELD, SETTLING, ACKNOWLEDGED, NACKED, RETURNED, REJECTED = State
@@ -36,21 +39,21 @@ ACK, NACK, RETURN, REJECT = Outcome
 
 
 class Begun:
-    """What has come of a call to settle."""
+    """The first result of a call to settle several messages."""
 
     __slots__ = ("asked", "awaited", "refused")
 
     def __init__(self) -> None:
         self.asked: list[Settlement] = []
-        """What the broker must be told, in this order."""
+        """The settlements that the broker must be told, in this order."""
         self.awaited: list[Settlement] = []
-        """What the caller waits for; what others have begun too."""
+        """The settlements that the caller waits for, including those that other calls have begun."""
         self.refused: dict[str, BrokerError] = {}
-        """Why messages cannot be settled so, by id."""
+        """The errors of messages that cannot be settled in this way, by id."""
 
 
 class Ledger:
-    """The deliveries of one receiver.  Not thread-safe: its owner locks."""
+    """The deliveries of one receiver.  It is not thread-safe: its owner locks."""
 
     def __init__(
         self,
@@ -65,38 +68,56 @@ class Ledger:
     ) -> None:
         """Begin empty.
 
+        :param max_messages: the largest number of deliveries that are buffered or held.
+        :param max_bytes: no more is fetched while the deliveries here have that many bytes.
+        :param max_lease_duration: seconds after which a delivery is given up.
+        :param redelivers_locally: see :class:`~events_core.engine.Source`, also for ``local_attempts``.
+        :param eager: fetch whenever there is room, however little.
         :param keeps_order: whether the subscription keeps the order of keys; otherwise they mean nothing here.
         """
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._max_lease = max_lease_duration
         self._local = redelivers_locally
-        self._local_attempts = local_attempts
+        self._attempts = LocalAttempts(redelivers_locally, local_attempts)
         self._eager = eager
         self._keeps_order = keeps_order
         self._buffer: KeyedQueue[Delivery] = KeyedQueue()
         self._buffer.keeps_order = keeps_order
-        # By id and, since each entry moves to the end when its deadline is set anew, by deadline.
+        # By message id.  It is sorted by deadline too, because an entry moves to the end when its deadline is set, and
+        # all leases are equally long.  So expire() looks only at the first ones.
         self._live: OrderedDict[str, Delivery] = OrderedDict()
         self._over: OrderedDict[str, State] = OrderedDict()
+        """The last states of messages whose deliveries are over: the newest :data:`REMEMBERED`."""
+        # Dictionaries as ordered sets: in the order in which they were handed out, and quick to remove from.
         self._held_by_key: dict[str, dict[Delivery, None]] = {}
         self._bytes = 0
         self.held = 0
+        """The number of deliveries that are handed out and not over."""
         self.duplicates = 0
+        """The number of deliveries that repeated one that was here already (R7)."""
         self.closing = False
 
     def keep_order(self, keeps_order: bool) -> None:
-        """Keep the order of keys or not, as the broker says; it takes effect once nothing earlier is here."""
+        """Keep the order of keys or not, as the broker says.
+
+        A change waits until nothing is here: a key that is busy would never be released otherwise.
+        """
         if keeps_order is not self._keeps_order and not self._live:
             self._keeps_order = self._buffer.keeps_order = keeps_order
 
     @property
     def buffered(self) -> int:
-        """Deliveries fetched and not handed out."""
+        """The number of deliveries that are fetched and not handed out."""
         return len(self._buffer)
 
     def room(self, prefetch: int | None) -> int:
-        """How many deliveries to fetch now; small refills wait until they are worth a request, unless *eager*."""
+        """Return the number of deliveries to fetch now.
+
+        A small refill waits until it is worth a request, unless the ledger is *eager*.
+
+        :param prefetch: the number of deliveries to have ready; ``None`` for as many as the bounds allow.
+        """
         if self._bytes >= self._max_bytes:
             return 0
         room = self._max_messages - self.held - self.buffered
@@ -106,26 +127,28 @@ class Ledger:
         return room if self._eager or not ready or room * 4 >= ahead else 0
 
     def is_full(self) -> bool:
-        """Whether R5 alone keeps more from being fetched."""
+        """Return whether the bounds of R5 alone keep more from being fetched."""
         return self.held >= self._max_messages or self._bytes >= self._max_bytes
 
     def blocked_keys(self) -> list[str]:
-        """Keys of which something is buffered and waits for what is held."""
+        """Return the keys of which a buffered delivery waits for a held one."""
         return list(self._buffer.blocked())
 
     def held_ids(self, key: str | None = None) -> list[str]:
-        """Ids handed out and not settled, of *key* or all."""
+        """Return the ids of the messages that are handed out and not settled: those of *key*, or all."""
         held: Iterable[Delivery] = self._live.values() if key is None else self._held_by_key.get(key, ())
         return [delivery.message_id for delivery in held if delivery._state in (HELD, SETTLING)]
 
     # Arriving and handing out
 
     def arrive(self, deliveries: Sequence[Delivery], now: float, lease_until: float = math.inf) -> None:
-        """Buffer what was fetched; a redelivery of what is here already only brings a newer token (R7).
+        """Buffer what was fetched.  If the message is here already, it only gets the newer token (R7).
 
-        A redelivery of a message that is being given back is the broker's answer to that, whatever its confirmation
-        says.  A message that is being dead-lettered is not given back: a redelivery takes that outcome too, because
-        otherwise it would come after its successors.
+        A message that is being given back may come again before the broker confirms that.  Then it is a new delivery,
+        and the old one is over, whatever the confirmation says.
+
+        A message that is being dead-lettered is not given back.  If it comes again, the copy takes that outcome too:
+        a new delivery would be handed out after the successors of the message.
         """
         for delivery in deliveries:
             delivery.lease_until = lease_until
@@ -139,28 +162,25 @@ class Ledger:
             else:
                 known.lease_until = lease_until
                 self.duplicates += 1
-                if known._is_out:  # the driver may read the token as late as it likes
+                if known._is_out:  # the driver may still read the token
                     known._newer_token = (delivery.token,)
                 else:
                     known.token = delivery.token
 
     def is_last(self, settlement: Settlement) -> bool:
-        """Return whether the message leaves the subscription: it is acknowledged, or dead-lettered by the source."""
-        outcome = settlement.outcome
-        if outcome is NACK:
-            return self._local and self._has_failed_too_often(settlement.delivery)
-        return outcome is ACK or outcome is REJECT
+        """Return whether the message leaves the subscription: it is acknowledged, or the source dead-letters it."""
+        return self._attempts.ends_message(settlement)
 
     @staticmethod
     def came_again(delivery: Delivery) -> bool:
-        """Take the newer token into use, now that no request is out; return whether there was one."""
+        """Use the newer token of *delivery* from now on, because no request is out; return whether there was one."""
         if delivery._newer_token is None:
             return False
         (delivery.token,), delivery._newer_token = delivery._newer_token, None
         return True
 
     def hold(self, deliveries: Sequence[Delivery], now: float) -> None:
-        """Take in what was fetched for the very call that gets it, past the buffer."""
+        """Hand out what was fetched for the call that gets it; nothing is buffered."""
         deadline = now + self._max_lease
         live = self._live
         for delivery in deliveries:
@@ -184,11 +204,11 @@ class Ledger:
         return taken
 
     def ready(self, now: float) -> bool:
-        """Whether :meth:`take` would hand anything out."""
+        """Return whether :meth:`take` would hand anything out."""
         return not self.closing and self._buffer.ready(now)
 
     def next_due(self) -> float | None:
-        """When a delayed delivery may be handed out."""
+        """Return when a delayed delivery may be handed out; ``None`` if none is delayed."""
         return self._buffer.next_due()
 
     def _admit(self, delivery: Delivery, now: float) -> None:
@@ -215,7 +235,7 @@ class Ledger:
         now: float,
         reason: str = "",
     ) -> Begun:
-        """Start settling *targets*, of which none is expired by *now*."""
+        """Begin to settle *targets*.  Call :meth:`expire` first, with the same *now*."""
         begun = Begun()
         for target in targets:
             delivery = self._find(target)
@@ -237,7 +257,10 @@ class Ledger:
         return delivery.ordering_key if self._keeps_order else None
 
     def _find(self, target: ReceivedMessage | str) -> Delivery | None:
-        """The delivery that *target* names: a message's own, or the one of an id that is handed out now (S2)."""
+        """Return the delivery that *target* names (S2).
+
+        A message names its own delivery.  An id names the delivery that is handed out now; ``None`` if there is none.
+        """
         if isinstance(target, ReceivedMessage):
             delivery = target.delivery
             return delivery if isinstance(delivery, Delivery) and delivery._owner is self else None
@@ -247,7 +270,10 @@ class Ledger:
     def _refusal(
         self, target: ReceivedMessage | str, delivery: Delivery | None, outcome: Outcome
     ) -> BrokerError | None:
-        """Why what is not held cannot be settled; ``None`` where the same has happened or is under way (S2, S3)."""
+        """Return why a message that is not held cannot be settled (S2, S3).
+
+        ``None`` means that it has the same outcome already, or soon: settling it again is then a success.
+        """
         if delivery is not None:
             state: State | None = delivery._state
         else:
@@ -263,29 +289,27 @@ class Ledger:
         return None if first is outcome else _already_settled(_id(target), first)
 
     def _begin_run(self, delivery: Delivery, outcome: Outcome, delay: float | None, now: float) -> list[Settlement]:
-        """R10: the delivery that goes back, and with it every later one of its key."""
+        """Give back *delivery*, and with it every later one of its key (R10); return what the broker must be told."""
         assert delivery.ordering_key is not None
         later = self._successors(delivery, delivery.ordering_key)
         if not self._local or self.closing:
             return [_begin(delivery, outcome, delay), *self._give_back(later, delivery.ordering_key)]
-        if outcome is NACK and self._has_failed_too_often(delivery):
+        if outcome is NACK and self._attempts.are_used_up(delivery):
             asked = [_begin(delivery, NACK, delay)]
             if later:
-                self._redeliver(later, RETURN, None, now)  # once the key is free: when this one is settled
+                # They are handed out again when the key is free, which is when the source has moved the dead letter.
+                self._redeliver(later, RETURN, None, now)
             return asked
         self._redeliver([delivery, *later], outcome, delay, now)
         return []
 
-    def _has_failed_too_often(self, delivery: Delivery) -> bool:
-        return self._local_attempts is not None and (delivery.delivery_attempt or 1) >= self._local_attempts
-
     def _successors(self, delivery: Delivery, key: str) -> list[Delivery]:
-        """What was handed out of *key* after *delivery* and is not being settled."""
+        """Return what was handed out of *key* after *delivery*, is still held and is not being settled."""
         later = itertools.dropwhile(lambda other: other is not delivery, self._held_by_key[key])
         return [other for other in itertools.islice(later, 1, None) if other._state is HELD]
 
     def _give_back(self, held: Sequence[Delivery], key: str) -> list[Settlement]:
-        """Return *held* and all that is buffered of *key*, in order."""
+        """Give back *held* and all that is buffered of *key*, in order; return the settlements for that."""
         buffered = self._buffer.waiting(key)
         for delivery in held:
             self._retire(delivery, RETURNED)
@@ -295,7 +319,11 @@ class Ledger:
     def _redeliver(
         self, run: Sequence[Delivery], outcome: Outcome, delay: float | None, now: float, *, expired: bool = False
     ) -> None:
-        """Put a run back into the buffer as new deliveries; the old ones are over."""
+        """Put a run back into the buffer, as new deliveries; the old ones are over.
+
+        :param outcome: the outcome of the first one.  A NACK counts an attempt, and has a delay that grows with each.
+        :param expired: whether the run goes back because its time is up, not because the application settles it.
+        """
         again = [_copy(delivery) for delivery in run]
         if outcome is NACK:
             again[0]._nacks += 1
@@ -311,35 +339,41 @@ class Ledger:
         self._buffer.restore(again, due)
 
     def finish(self, settlement: Settlement, error: BrokerError | None) -> Sequence[Settlement]:
-        """The broker has answered: settled, gone, or as before.
+        """Record the end of *settlement*: the delivery is settled, gone, or held as before.
 
-        :returns: what must go back too, behind a message that comes again (R10).
+        :param error: the broker's answer, or why there was none.
+        :returns: what must go back too, because its predecessor comes again (R10).
         """
         delivery = settlement.delivery
         if delivery._settlement is settlement:
             delivery._settlement = None
-        late = delivery._state is HELD and error is None  # the caller's time was up, the broker's was not
+        # The caller's time was up, so the delivery became held again.  Then the broker's success came.
+        late = delivery._state is HELD and error is None
         if delivery._state is not SETTLING and not late:
-            return ()  # returned with its predecessor
+            return ()  # it is over already, perhaps given back with its predecessor
         if error is None:
             self._retire(delivery, _done(settlement.outcome))
         elif error.code is ErrorCode.EXPIRED or (
             settlement.outcome is ACK and error.code in (ErrorCode.NOT_FOUND, ErrorCode.INVALID)
         ):
+            # The broker does not know this delivery any more, so its message comes again.
             return self._return(delivery)
         else:
             delivery._state = HELD
         return ()
 
     def _return(self, delivery: Delivery) -> list[Settlement]:
-        """A handed-out delivery is over, and its message comes again; what goes back behind it (R10)."""
+        """End a handed-out delivery whose message comes again; return what must go back behind it (R10)."""
         key = self._key(delivery)
         later = self._successors(delivery, key) if key is not None else []
         self._retire(delivery, RETURNED)
         return self._give_back(later, key) if key is not None else []
 
     def _retire(self, delivery: Delivery, state: State, *, release: bool = True) -> None:
-        """A handed-out delivery is over."""
+        """End a handed-out delivery.
+
+        :param release: whether its key is free afterwards.  It is not if the run goes back into the buffer.
+        """
         delivery._state = state
         self.held -= 1
         self._leave(delivery)
@@ -349,7 +383,7 @@ class Ledger:
             del held[delivery]
             if not held:
                 del self._held_by_key[key]
-            if release and delivery.order:  # it came through the buffer
+            if release and delivery.order:  # 0 if it did not come through the buffer, which then has no such key
                 self._buffer.release(delivery)
         over = self._over
         over.pop(delivery.message_id, None)
@@ -363,7 +397,7 @@ class Ledger:
             del self._live[delivery.message_id]
 
     def _drop(self, buffered: Sequence[Delivery]) -> None:
-        """Buffered deliveries are over, never handed out."""
+        """End *buffered* deliveries, which were never handed out."""
         self._buffer.remove(buffered)
         for delivery in buffered:
             delivery._state = RETURNED
@@ -372,9 +406,11 @@ class Ledger:
     # Leases
 
     def expire(self, now: float) -> list[Settlement]:
-        """Give back what is past its deadline (R6); keyed, with all its successors (R10).
+        """End what is past its deadline (R6), and its successors if it has a key (R10).
 
-        Where the broker would lose the order of keys, a run stays here instead, and comes again as after a nack.
+        If the broker would lose the order of the key, the run stays here instead, and comes again as after a nack.
+
+        :returns: the settlements that give the deliveries back.
         """
         over = []
         for delivery in self._live.values():
@@ -386,7 +422,11 @@ class Ledger:
         return self._expelled(over, NACK) if over else []
 
     def _stays(self, delivery: Delivery, now: float) -> bool:
-        """Return whether an overdue delivery stays here: its run comes again, or waits for the delay of a nack."""
+        """Return whether an overdue delivery stays here.
+
+        A held one does: its run goes back into the buffer.  A buffered one does while the first of its key waits for
+        the delay of a nack, which may be longer than a lease.
+        """
         key = delivery.ordering_key
         if key is None:
             return False
@@ -397,13 +437,13 @@ class Ledger:
             delivery._deadline = now + self._max_lease
             self._live.move_to_end(delivery.message_id)
             return True
-        if delivery._state is not HELD or self._has_failed_too_often(delivery):
+        if delivery._state is not HELD or self._attempts.are_used_up(delivery):
             return False
         self._redeliver([delivery, *self._successors(delivery, key)], NACK, None, now, expired=True)
         return True
 
     def lose(self, deliveries: Collection[Delivery]) -> list[Settlement]:
-        """The broker has taken *deliveries* back; what must go back with them, behind them (R10)."""
+        """End *deliveries*, which the broker has taken back; return what must go back behind them (R10)."""
         live = {delivery: None for delivery in deliveries if self._live.get(delivery.message_id) is delivery}
         return [each for each in self._expelled(list(live), RETURN) if each.delivery not in live]
 
@@ -415,17 +455,20 @@ class Ledger:
         return self.lose([each for each in self._live.values() if each._state is BUFFERED and is_lost(each)])
 
     def next_deadline(self) -> float | None:
-        """When the next delivery expires."""
+        """Return when the next delivery expires; ``None`` if nothing is here."""
         return next(iter(self._live.values()))._deadline if self._live else None
 
     def renewals(self, before: float) -> list[Delivery]:
-        """Live deliveries that the broker would deliver again *before* then."""
+        """Return the deliveries that the broker would deliver again *before* that time."""
         return [delivery for delivery in self._live.values() if delivery.lease_until <= before]
 
     # Closing
 
     def close(self) -> list[Settlement]:
-        """Hand out nothing more; give back what never was, except behind held deliveries of its key (C1)."""
+        """Hand out nothing more, and give back what was never handed out (C1).
+
+        A buffered delivery stays while an earlier one of its key is held: it must not be delivered before that one.
+        """
         self.closing = True
         free = [
             delivery
@@ -442,7 +485,10 @@ class Ledger:
         return self._expelled(rest, RETURN)
 
     def _expelled(self, deliveries: Sequence[Delivery], outcome: Outcome) -> list[Settlement]:
-        """Settlements that return *deliveries* and the successors of each, with *outcome* for those handed out."""
+        """End *deliveries* and the successors of each; return the settlements that give them back.
+
+        :param outcome: the outcome of those that were handed out; the others are returned.
+        """
         settlements: list[Settlement] = []
         for delivery in deliveries:
             key = self._key(delivery)
@@ -457,7 +503,7 @@ class Ledger:
 
 
 def _done(outcome: Outcome | None) -> State:
-    # Not a dictionary: hashing a member of an enumeration takes longer than all of this.
+    # Not a dictionary: hashing a member of an enumeration takes longer than both comparisons.
     if outcome is ACK:
         return ACKNOWLEDGED
     if outcome is REJECT:

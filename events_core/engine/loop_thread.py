@@ -321,6 +321,9 @@ class ThreadHome(Home):
         if self._thread is not None:
             self._thread.wake(callback)
 
+    def wake_from_collector(self, callback: Callable[[], object]) -> None:
+        self.wake(callback)
+
     def _post(self, callback: Callable[[], object]) -> bool:
         return self._thread is not None and not self._stopped and self._thread.post(callback)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
 from types import MappingProxyType, TracebackType
 
 from events_core.arguments import checked_delay, checked_seconds, described
@@ -17,17 +15,15 @@ from events_core.engine.closing import SHORTEST_CLOSE, CloseTime
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Source
 from events_core.engine.failure import UNFORESEEN, is_meant
 from events_core.engine.feed import Feed, InlineFeed, PrefetchingFeed
-from events_core.engine.home import Home
+from events_core.engine.inbox import Inbox
 from events_core.engine.ledger import Ledger
-from events_core.engine.link import Link
-from events_core.engine.settler import Settler
+from events_core.engine.settler import InlineSettler, Settler
+from events_core.engine.surroundings import Surroundings
 from events_core.engine.translation import translate
 from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom
 from events_core.errors import AcknowledgeError, ErrorCode, EventError, EventRuntimeError, ReceiveError
 from events_core.interface import EventReceiver, ReceiverStats
 from events_core.message import ReceivedMessage
-from events_core.observing import Operation
-from events_core.options import CommonOptions
 
 __all__ = ["EngineReceiver"]
 
@@ -40,40 +36,24 @@ BLOCKED_WARNING = 10.0
 class EngineReceiver(EventReceiver):
     """The receiver of every backend on the engine.
 
-    One lock guards the ledger.  What the broker sends arrives on the home's loop; what is ready is taken in the
-    caller's thread, when its coroutine runs.
+    A feed brings deliveries in from home, and a settler tells the broker their outcomes from there.  Both meet the
+    application's calls in the inbox, whose module opens with the rules of the lock.  A message is handed out in the
+    thread of the coroutine that receives it, when that coroutine runs: what is handed out has a taker.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        waiting: WaitingRoom,
-        home: Home,
-        link: Link,
-        options: CommonOptions,
-        *,
-        settle_limit: int,
-        check: Callable[[], None],
-        observed: Callable[..., AbstractContextManager[Operation | None]],
-        locate: Callable[[EventError], EventError],
-        forget: Callable[[EngineReceiver], None],
-    ) -> None:
+    def __init__(self, source: Source, waiting: WaitingRoom, surroundings: Surroundings) -> None:
         """Begin to receive from *source*; at home.
 
-        :param waiting: where receives wait; the source wakes them.
-        :param check: raises when the process is a forked child.
-        :param observed: tells the client's observer what happens in a ``with``.
-        :param locate: fills backend and topic into an error.
-        :param forget: tells the client that this receiver has closed.
+        :param waiting: the room in which receives wait.  The source wakes them too.
         """
         self._source = source
         self._waiting = waiting
-        self._home = home
-        self._check = check
-        self._observed = observed
-        self._locate = locate
-        self._forget = forget
-        self._lock = threading.Lock()
+        self._home = surroundings.home
+        self._check = surroundings.check_process
+        self._observed = surroundings.observed
+        self._located = surroundings.located
+        self._forget = surroundings.forget
+        options = surroundings.options
         self._ledger = Ledger(
             max_messages=options.max_outstanding_messages,
             max_bytes=options.max_outstanding_bytes,
@@ -83,32 +63,34 @@ class EngineReceiver(EventReceiver):
             eager=source.pushes,
             keeps_order=source.capabilities.ordering != "none",
         )
-        self._settler = Settler(
-            source, self._ledger, home, link, self._lock, limit=settle_limit, timeout=options.ack_timeout
+        self._inbox = inbox = Inbox(self._ledger)
+        self._lock = inbox.lock
+        is_inline = self._home.inline
+        self._settler = (InlineSettler if is_inline else Settler)(
+            source,
+            inbox,
+            home=self._home,
+            link=surroundings.link,
+            limit=surroundings.settle_limit,
+            timeout=options.ack_timeout,
+            progressed=self._progressed,
         )
-        self._settler.on_progress = self._progressed
         self._feed: Feed = (
-            InlineFeed(source, self._ledger)
-            if home.inline
-            else PrefetchingFeed(
-                source,
-                self._ledger,
-                self._settler,
-                home,
-                link,
-                self._lock,
-                waiting,
-                options.max_lease_duration,
-                lambda: observed("reconnect", subscription=source.subscription),
-            )
+            InlineFeed(source, inbox)
+            if is_inline
+            else PrefetchingFeed(source, inbox, self._settler, waiting=waiting, surroundings=surroundings)
         )
         self._dead_letter_topic = options.dead_letter_topic
         self._closing = False
+        """Whether nothing is handed out any more."""
         self._closed = False
+        """Whether nothing is settled any more either."""
         self._ending = False
+        """Whether a task closes the source, or has closed it."""
         self._close_time = CloseTime()
-        self._shutting = SingleFlight(home.run)
+        self._shutting = SingleFlight(self._home.run)
         self._empty: Waiter | None = None
+        """The waiter of a close that waits for settlements to end."""
 
     @property
     def subscription(self) -> str:
@@ -178,13 +160,13 @@ class EngineReceiver(EventReceiver):
         self._check()
         with self._lock:
             if self._closing:
-                raise self._locate(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
+                raise self._located(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
             now = time.monotonic()
-            self._settler.give_back_overdue(now)
+            self._inbox.give_back_overdue(now)
             try:
                 taken = self._feed.take(limit, now)
             except BrokerError as error:
-                raise self._locate(translate(error, ReceiveError)) from error.__cause__
+                raise self._located(translate(error, ReceiveError)) from error.__cause__
             more = bool(taken) and self._feed.may_have_more(now)
         if more:
             self._waiting.wake()
@@ -250,7 +232,7 @@ class EngineReceiver(EventReceiver):
     async def reject(self, message: ReceivedMessage | str, reason: str = "") -> None:
         self._check()
         if self._dead_letter_topic is None or not self.capabilities.reject:
-            raise self._locate(EventRuntimeError(self._why_not_reject(), code=ErrorCode.UNSUPPORTED))
+            raise self._located(EventRuntimeError(self._why_not_reject(), code=ErrorCode.UNSUPPORTED))
         await self._settle([message], Outcome.REJECT, None, single=True, reason=reason)
 
     def _why_not_reject(self) -> str:
@@ -262,7 +244,7 @@ class EngineReceiver(EventReceiver):
         await self._settle([message], Outcome.RETURN, None, single=True)
 
     def abandon(self, message: ReceivedMessage) -> None:
-        self._settler.abandoned.append(message)
+        self._inbox.abandoned.append(message)
 
     def _checked(self, delay: float | None) -> float | None:
         if delay is None:
@@ -270,7 +252,7 @@ class EngineReceiver(EventReceiver):
         delay = checked_delay("delay", delay)
         longest = self.capabilities.limits.max_nack_delay
         if longest is not None and delay > longest:
-            raise self._locate(
+            raise self._located(
                 EventRuntimeError(
                     f"a delay of {delay!r} s was asked of nack; this backend can delay {longest:g} s at most",
                     code=ErrorCode.UNSUPPORTED,
@@ -300,14 +282,12 @@ class EngineReceiver(EventReceiver):
     ) -> None:
         with self._lock:
             if self._closed:
-                raise self._locate(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
+                raise self._located(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
             now = time.monotonic()
-            self._settler.give_back_overdue(now)
+            self._inbox.give_back_overdue(now)
             begun = self._ledger.begin(targets, outcome, delay, now, reason)
-            ticket = self._settler.settle(begun)
+            ticket = self._settler.begin(begun)
         await self._settler.finished(ticket)
-        if self._home.inline or not begun.awaited:
-            self._progressed()
         if ticket.failed:
             raise self._failed(ticket.failed, single)
 
@@ -321,7 +301,7 @@ class EngineReceiver(EventReceiver):
             waiter.wake()
 
     def _failed(self, failed: dict[str, BrokerError], single: bool) -> EventError:
-        errors = {message_id: self._locate(translate(error, AcknowledgeError)) for message_id, error in failed.items()}
+        errors = {message_id: self._located(translate(error, AcknowledgeError)) for message_id, error in failed.items()}
         first = next(iter(failed.values()))
         if single and first.code is ErrorCode.CLOSED:
             return errors.popitem()[1]
@@ -333,15 +313,15 @@ class EngineReceiver(EventReceiver):
             failed=errors,
         )
         error.__cause__ = first.__cause__
-        return self._locate(error)
+        return self._located(error)
 
     # Closing (closing.py)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is GeneratorExit and not self._home.inline:  # perhaps the garbage collector, which may only wake
-            self._home.wake(lambda: self._home.spawn(self.close(timeout=0)))
+        if kind is GeneratorExit:  # perhaps of the garbage collector, which cannot await the close below
+            self._home.wake_from_collector(lambda: self._home.spawn(self.close(timeout=0)))
         await super().__aexit__(kind, error, trace)
 
     async def close(self, timeout: float = 15.0) -> None:
@@ -374,8 +354,8 @@ class EngineReceiver(EventReceiver):
                 self._close_time.begin()
             await self._feed.stop_fetching(self._close_time.step())
             with self._lock:
-                self._settler.give_back_overdue(time.monotonic())
-                self._settler.enqueue(self._ledger.close())
+                self._inbox.give_back_overdue(time.monotonic())
+                self._inbox.settlements.enqueue(self._ledger.close())
             self._settler.pump()
             await self._until(lambda: not self._ledger.held, self._close_time.patience)
         except asyncio.CancelledError:  # which only ends the patience
@@ -399,9 +379,9 @@ class EngineReceiver(EventReceiver):
         self._waiting.wake_all()
         await self._feed.stop_fetching(self._close_time.step())
         with self._lock:
-            self._settler.enqueue((*self._ledger.close(), *self._ledger.surrender()))
+            self._inbox.settlements.enqueue((*self._ledger.close(), *self._ledger.surrender()))
         self._settler.pump()
-        await self._until(lambda: self._settler.idle, self._close_time.flush)
+        await self._until(lambda: self._inbox.settlements.is_idle, self._close_time.flush)
         await self._settler.stop(self._close_time.step())
         await self._feed.stop(self._close_time.step())
         await self._home.release(self._source.close(), repr(self.subscription), self._close_time.step())

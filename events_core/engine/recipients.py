@@ -1,38 +1,38 @@
-"""Topics without a subscription, where messages and dead letters would be lost without a word (R12)."""
+"""The subscriptions of a topic: without one, messages are lost without a word (R12)."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 
-from events_core.engine.driver import BrokerError, Driver
+from events_core.engine.driver import Driver
 from events_core.engine.failure import UNFORESEEN, is_meant
-from events_core.errors import ErrorCode
+from events_core.engine.home import Home
 
 __all__ = ["Recipients"]
 
 _log = logging.getLogger("events_core.engine")
 
 LOOK_UP = 5.0
-"""Seconds for which a broker may look for subscriptions of the topic; a client that closes waits for that."""
+"""Seconds for which a broker may look for subscriptions of the topic.  A client that closes waits for that."""
 
 
 class Recipients:
-    """The subscriptions that receive what one client sends, and what its receivers dead-letter."""
+    """The subscriptions that receive what one client sends."""
 
-    def __init__(self, driver: Driver[Any]) -> None:
+    def __init__(self, driver: Driver[Any], home: Home) -> None:
         self._driver = driver
-        self._has_warned = False
+        self._home = home
 
     async def check(self) -> None:
         """Log a warning if the topic has no subscription; at home.
 
-        A failure to find out is logged at DEBUG, because the send itself was fine.
+        A failure to find out is logged at DEBUG, because the send itself was successful.
         """
         topic = self._driver.topic_name
         try:
-            found = await self._has_subscription()
+            async with self._home.timeout(LOOK_UP):
+                found = await self._driver.has_subscription()
         except UNFORESEEN as error:
             if is_meant(error):
                 raise
@@ -44,39 +44,3 @@ class Recipients:
                     "send, for example with the option 'subscription'",
                     topic,
                 )
-
-    async def _has_subscription(self) -> bool | None:
-        if self._driver.inline:
-            return await self._driver.has_subscription()
-        async with asyncio.timeout(LOOK_UP):
-            return await self._driver.has_subscription()
-
-    async def keep_dead_letters(self) -> None:
-        """Let the dead-letter topic have a subscription, or warn once that it has none; at home."""
-        options = self._driver.options
-        topic = options.dead_letter_topic
-        if topic is None:
-            return
-        subscription = options.dead_letter_subscription or f"{topic}-letters"
-        try:
-            kept = await self._driver.keep_dead_letters(subscription)
-        except UNFORESEEN as error:
-            if is_meant(error):
-                raise
-            if isinstance(error, BrokerError) and error.code is ErrorCode.PERMISSION_DENIED:
-                _log.debug("could not look for a subscription of dead-letter topic %r: %s", topic, error)
-            else:
-                self._warn("dead letters may be lost: no subscription of topic %r was found or made: %s", topic, error)
-        else:
-            if kept is False:
-                self._warn(
-                    "dead letters are lost: topic %r has no durable subscription, and create=never forbids to create "
-                    "%r; create it, or set create=subscription",
-                    topic,
-                    subscription,
-                )
-
-    def _warn(self, text: str, *values: object) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            _log.warning(text, *values)

@@ -1,138 +1,88 @@
-"""Telling the broker what became of deliveries: one request at a time, with what gathered meanwhile (S1, S4, S5)."""
+"""Settling: tell the broker the outcome of deliveries, one request at a time (S1, S4, S5).
+
+:class:`Settlements` decides what a request carries; this module sends it.  ``inbox.py`` opens with the rules of the
+lock.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.closing import cancelled
 from events_core.engine.driver import BrokerError, Outcome, Settlement, Source
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, step
-from events_core.engine.ledger import Begun, Ledger
+from events_core.engine.inbox import Inbox
+from events_core.engine.ledger import Begun
 from events_core.engine.link import Link, Pauses
+from events_core.engine.settlements import Ticket, told
 from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode
-from events_core.message import ReceivedMessage
 
-__all__ = ["Settler"]
-
-
-class Ticket:
-    """One caller that waits for several settlements."""
-
-    __slots__ = ("awaited", "failed", "pending", "waiter")
-
-    def __init__(self, begun: Begun) -> None:
-        self.awaited = begun.awaited
-        self.pending = 0
-        self.failed = begun.refused
-        self.waiter: Waiter | None = None
-
-    def wait(self) -> None:
-        """Be told of the end of each settlement."""
-        for settlement in self.awaited:
-            if self not in settlement._tickets:
-                settlement._tickets += (self,)
-                self.pending += 1
-
-    def done(self, message_id: str, error: BrokerError | None) -> None:
-        """One of them has ended."""
-        if error is not None:
-            self.failed[message_id] = error
-        self.pending -= 1
-        if not self.pending and self.waiter is not None:
-            self.waiter.wake()
+__all__ = ["InlineSettler", "Settler"]
 
 
 class Settler:
-    """The settlements of one receiver; *lock* is the receiver's and guards its ledger too."""
+    """Sends the settlements of one receiver from home, and lets callers wait for them."""
 
     def __init__(
         self,
         source: Source,
-        ledger: Ledger,
+        inbox: Inbox,
+        *,
         home: Home,
         link: Link,
-        lock: threading.Lock,
-        *,
         limit: int,
         timeout: float,
+        progressed: Callable[[], None],
     ) -> None:
+        """Begin with nothing under way.
+
+        :param limit: the largest number of settlements in one request.
+        :param timeout: seconds that a caller waits, and that a request may take.
+        :param progressed: called, without the lock, when settlements have ended.
+        """
         self._source = source
-        self._ledger = ledger
+        self._inbox = inbox
+        self._settlements = inbox.settlements
+        self._lock = inbox.lock
         self._home = home
         self._link = link
-        self._lock = lock
         self._limit = limit
         self._timeout = timeout
-        self._queue: deque[Settlement] = deque()
-        self._out: Sequence[Settlement] = ()
-        self._deferred: list[Settlement] = []
+        self.progressed = progressed
         self._retrying: asyncio.TimerHandle | None = None
-        """The one timer that ends the pause of what is deferred."""
+        """The one timer that ends the pause of what is deferred.  Only home touches it."""
         self._patience = Backoff(maximum=1.0)
-        self._busy = False
         self._name = f"settling for {source.subscription!r}"
         self._running: asyncio.Task[None] | None = None
-        self._stopped = False
         self._last_error: BrokerError | None = None
-        self.abandoned: deque[ReceivedMessage] = deque()
-        """Messages whose processing the garbage collector has ended, in any thread; appended without the lock."""
-        self.on_progress: Callable[[], None] = lambda: None
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is under way."""
-        return not self._queue and not self._deferred and not self._busy
+    # In a caller's thread
 
-    def enqueue(self, settlements: Iterable[Settlement]) -> None:
-        """Send *settlements* with the next request, in order.  Under the lock."""
-        for settlement in settlements:
-            settlement.delivery._settlement = settlement
-            self._queue.append(settlement)
-
-    def give_back_overdue(self, now: float) -> None:
-        """Give back what is past its deadline (R6), and what was abandoned.  Under the lock."""
-        while self.abandoned:
-            self.enqueue(self._ledger.begin([self.abandoned.popleft()], Outcome.RETURN, None, now).asked)
-        self.enqueue(self._ledger.expire(now))
-
-    def settle(self, begun: Begun) -> Ticket:
-        """Let the broker be told what was *begun*; inline it has been on return.  Under the lock."""
+    def begin(self, begun: Begun) -> Ticket:
+        """Let the broker be told of what has *begun*; return the caller's ticket for it.  Under the lock."""
         ticket = Ticket(begun)
-        if not self._home.inline:
-            self.enqueue(begun.asked)
-            ticket.wait()
-        elif begun.asked:
-            self._settle_inline(begun.asked, ticket.failed)
+        self.add(ticket, begun)
         return ticket
 
-    def _settle_inline(self, settlements: Sequence[Settlement], failed: dict[str, BrokerError]) -> None:
-        try:
-            results = step(self._source.settle(settlements))
-        except BrokerError as error:
-            results = [error] * len(settlements)
-        behind: list[Settlement] = []
-        for settlement, result in zip(settlements, results, strict=True):
-            behind += self._ledger.finish(settlement, result)
-            told = _told(settlement, result)
-            if told is not None and settlement.outcome is not Outcome.RETURN:
-                failed[settlement.delivery.message_id] = told
-        if behind:
-            self._settle_inline(behind, failed)
+    def add(self, ticket: Ticket, begun: Begun) -> None:
+        """Let *ticket* wait for what has *begun* too.  Under the lock."""
+        self._settlements.enqueue(begun.asked)
+        ticket.register(begun.awaited)
 
     def pump(self) -> None:
         """Let the next request leave, unless one is out.  Without the lock."""
-        if self._queue and not self._busy:
+        if self._settlements.may_leave:
             self._home.wake(self._start)
 
     async def finished(self, ticket: Ticket) -> None:
-        """Wait for *ticket* until its time is up; what is unsettled by then stays held (S5)."""
+        """Wait for *ticket* until its time is up; what is not settled by then stays held (S5)."""
         self.pump()
+        if not ticket.awaited:
+            self.progressed()  # the ledger has done all by itself, and perhaps put something into its buffer
         if not ticket.pending:
             return
         with self._lock:
@@ -142,47 +92,37 @@ class Settler:
         await waiter.wait_within(self._timeout)
         with self._lock:
             if ticket.pending:
-                self._give_up(ticket)
+                self._settlements.give_up(ticket, self._timed_out())
 
-    def _give_up(self, ticket: Ticket) -> None:
+    def _timed_out(self) -> BrokerError:
         last = f"; last: {self._last_error}" if self._last_error is not None else ""
-        timed_out = BrokerError(
+        return BrokerError(
             f"no confirmation within ack_timeout={self._timeout:g} s; the message is still held, settle it again{last}",
             ErrorCode.TIMEOUT,
             retryable=True,
         )
-        for settlement in ticket.awaited:
-            if ticket not in settlement._tickets:
-                continue
-            others = tuple(other for other in settlement._tickets if other is not ticket)
-            if others or settlement.delivery._settlement is not settlement:
-                settlement._tickets = others
-                ticket.done(settlement.delivery.message_id, timed_out)
-            else:
-                settlement._given_up = True
-                self._end(settlement, timed_out)
-
-    async def stop(self, within: float) -> None:
-        """Ask for nothing more, and cancel the request that is out, for *within* seconds at most; at home."""
-        self._stopped = True
-        await cancelled([self._running], within)
 
     def close(self) -> None:
-        """Ask for nothing more; whoever still waits is told so (C2)."""
+        """Ask for nothing more, and tell the callers that still wait (C2).  In any thread, without the lock."""
         closed = BrokerError(
             "the receiver was closed before the broker confirmed; the message is settled, or comes again",
             ErrorCode.CLOSED,
         )
         with self._lock:
-            for settlement in (*self._out, *self._queue, *self._deferred):
-                settlement._given_up = True
-                self._end(settlement, closed)
+            self._settlements.give_all_up(closed)
+
+    # At home
+
+    async def stop(self, within: float) -> None:
+        """Let no request leave any more, and cancel the one that is out, for *within* seconds at most."""
+        with self._lock:
+            self._settlements.stop()
+        await cancelled([self._running], within)
 
     def _start(self) -> None:
         with self._lock:
-            if self._busy or not self._queue:
+            if not self._settlements.reserve():
                 return
-            self._busy = True
         self._running = self._home.spawn(self._run(), self._name)
 
     async def _run(self) -> None:
@@ -190,56 +130,31 @@ class Settler:
         try:
             batch = self._next()
             if not batch:
-                self.on_progress()  # all that was queued had been given up
+                self.progressed()  # all that was queued had been given up
             while batch:
                 try:
                     results = await self._request(batch)
                 except BrokerError as error:
-                    if not await self._failed(batch, error, pauses):
-                        pauses.reset()
+                    await self._failed(batch, error, pauses)
                 else:
-                    pauses.reset()
                     self._link.up()
                     self._last_error = None
-                    self._finish(batch, results)
+                    pauses.reset()
+                    self._answered(results)
                 batch = self._next()
-                self.on_progress()
+                self.progressed()
         except BaseException:
-            self._busy = False
+            # Without the lock: a plain store, and the garbage collector may be what ends this coroutine.
+            self._settlements.abort()
             raise
-
-    async def _failed(self, batch: Sequence[Settlement], error: BrokerError, pauses: Pauses) -> bool:
-        """Record that a request failed as a whole.  Return whether to ask again, after the next of *pauses*."""
-        if not error.retryable:
-            self._finish(batch, [error] * len(batch))
-            return False
-        self._link.down(error)
-        self._last_error = error
-        with self._lock:
-            for settlement in batch:
-                settlement.delivery._is_out = False
-                self._ledger.came_again(settlement.delivery)
-            self._queue.extendleft(reversed(batch))
-        await pauses.next()
-        return True
 
     def _next(self) -> list[Settlement]:
         with self._lock:
-            batch: list[Settlement] = []
-            while self._queue and not self._stopped and len(batch) < self._limit:
-                settlement = self._queue.popleft()
-                if not settlement._given_up:
-                    settlement.delivery._is_out = True
-                    batch.append(settlement)
-            self._busy = bool(batch)
-            self._out = batch
-            return batch
+            return self._settlements.next(self._limit)
 
     async def _request(self, batch: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-        if self._home.inline:
-            return await self._source.settle(batch)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with self._home.timeout(self._timeout):
                 return await self._source.settle(batch)
         except TimeoutError as error:
             raise BrokerError("the broker did not answer", ErrorCode.TIMEOUT, retryable=True) from error
@@ -248,66 +163,54 @@ class Settler:
         except UNFORESEEN as error:
             raise internal(error) from error
 
-    def _finish(self, batch: Sequence[Settlement], results: Sequence[BrokerError | None]) -> None:
-        """Record the answers; what failed for a while is deferred."""
+    async def _failed(self, batch: Sequence[Settlement], error: BrokerError, pauses: Pauses) -> None:
+        """Record that the request failed as a whole; if it is worth another try, wait before that."""
+        if not error.retryable:
+            pauses.reset()
+            self._answered([error] * len(batch))
+            return
+        self._link.down(error)
+        self._last_error = error
         with self._lock:
-            for settlement, error in zip(batch, results, strict=True):
-                delivery = settlement.delivery
-                delivery._is_out = False
-                if delivery._newer_token is not None and self._must_repeat(settlement, error):
-                    if not settlement._given_up:
-                        self._queue.append(settlement)
-                elif error is not None and error.retryable:
-                    self._deferred.append(settlement)
-                else:
-                    self._end(settlement, error)
-            if not self._deferred:
-                self._patience.reset()
-            elif self._retrying is None:
-                self._retrying = asyncio.get_running_loop().call_later(next(self._patience), self._retry)
+            self._settlements.put_back()
+        await pauses.next()
 
-    def _must_repeat(self, settlement: Settlement, error: BrokerError | None) -> bool:
-        """Return whether the newer token of a message that came again decides; it takes the same outcome (S2)."""
-        delivery = settlement.delivery
-        self._ledger.came_again(delivery)
-        if not self._ledger.is_last(settlement):
-            return False
-        if error is None:
-            delivery._was_acknowledged = True
-            if settlement.outcome is not Outcome.ACK:  # dead-lettered: there is no second letter of the newer copy
-                self._queue.append(Settlement(delivery, Outcome.ACK))
-                return False
-            # Where nobody asks again after a timeout, a late success is the last word.
-            return not settlement._given_up or delivery._settlement is not None
-        return error.code is ErrorCode.EXPIRED
+    def _answered(self, results: Sequence[BrokerError | None]) -> None:
+        with self._lock:
+            self._settlements.answered(results)
+        if not self._settlements.has_deferred:
+            self._patience.reset()
+        elif self._retrying is None:
+            self._retrying = asyncio.get_running_loop().call_later(next(self._patience), self._retry)
 
     def _retry(self) -> None:
-        """Ask for what was deferred with the next request, behind what may have hindered it."""
         with self._lock:
             self._retrying = None
-            self._queue += self._deferred
-            self._deferred.clear()
+            self._settlements.retry()
         self._start()
 
-    def _end(self, settlement: Settlement, error: BrokerError | None) -> None:
-        delivery = settlement.delivery
-        if error is not None and error.code is ErrorCode.EXPIRED and delivery._was_acknowledged:
-            error = None  # the message is gone, and so is the copy that had come again
-        newer = delivery._settlement
-        if newer is settlement or newer is None:
-            behind = self._ledger.finish(settlement, error)
-            if behind:
-                self.enqueue(behind)
-        elif error is None and newer.outcome is settlement.outcome:
-            newer._given_up = True  # what was given up and asked for again has happened
-            self._end(newer, None)
-        told = _told(settlement, error)
-        for ticket in settlement._tickets:
-            ticket.done(delivery.message_id, told)
-        settlement._tickets = ()
 
+class InlineSettler(Settler):
+    """Settles in the caller's thread.  When :meth:`add` returns, the broker has answered."""
 
-def _told(settlement: Settlement, error: BrokerError | None) -> BrokerError | None:
-    """What callers learn of *error*: giving back what the broker has taken back already is a no-op (S3)."""
-    gives_back = settlement.outcome is Outcome.NACK or settlement.outcome is Outcome.RETURN
-    return None if error is not None and error.code is ErrorCode.EXPIRED and gives_back else error
+    def add(self, ticket: Ticket, begun: Begun) -> None:
+        if begun.asked:
+            self._settle_now(begun.asked, ticket.failed)
+
+    def _settle_now(self, settlements: Sequence[Settlement], failed: dict[str, BrokerError]) -> None:
+        try:
+            results = step(self._source.settle(settlements))
+        except BrokerError as error:
+            results = [error] * len(settlements)
+        behind: list[Settlement] = []
+        for settlement, result in zip(settlements, results, strict=True):
+            behind += self._inbox.ledger.finish(settlement, result)
+            error_told = told(settlement, result)
+            if error_told is not None and settlement.outcome is not Outcome.RETURN:
+                failed[settlement.delivery.message_id] = error_told
+        if behind:
+            self._settle_now(behind, failed)
+
+    async def finished(self, ticket: Ticket) -> None:
+        self.pump()
+        self.progressed()

@@ -24,8 +24,8 @@ from events_core import (
 )
 from events_core.backends.memory import MemoryClient
 from events_core.engine import client as client_module
+from events_core.engine import inbox as inbox_module
 from events_core.engine import publisher as publisher_module
-from events_core.engine import receiver as receiver_module
 from events_core.engine import waiting as waiting_module
 from events_core.engine.client import EngineClient
 from events_core.engine.loop_order import LoopOrder
@@ -66,7 +66,7 @@ class CollectingLock:
 def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Garbage is collected where a test says so, and under each lock of a client or receiver."""
     locks = types.SimpleNamespace(Lock=CollectingLock)
-    for module in (client_module, publisher_module, receiver_module, waiting_module):
+    for module in (client_module, publisher_module, inbox_module, waiting_module):
         monkeypatch.setattr(module, "threading", locks)
     monkeypatch.setattr(CollectingLock, "is_armed", False)
     monkeypatch.setattr(CollectingLock, "taken_twice", 0)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import threading
 import tracemalloc
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -15,14 +13,11 @@ import pytest
 from events_core import Capabilities
 from events_core.engine.backoff import Backoff
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Settlement, Source
-from events_core.engine.feed import PrefetchingFeed
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
-from events_core.engine.loop_thread import ThreadHome
-from events_core.engine.settler import Settler
-from events_core.engine.waiting import WaitingRoom
 from events_core.errors import ErrorCode
 
+from .receiving import prefetching
 from .settling import begin
 from .simulated_clock import simulate
 
@@ -80,12 +75,8 @@ class Receiving:
     """A feed at work, without a receiver around it."""
 
     def __init__(self, broker: Broker, messages: int) -> None:
-        home, link, lock, waiting = ThreadHome(), Link("test"), threading.Lock(), WaitingRoom()
         self.ledger = Ledger(max_messages=messages, max_bytes=2**30, max_lease_duration=2 * HOUR)
-        settler = Settler(broker, self.ledger, home, link, lock, limit=1000, timeout=60)
-        self.feed = PrefetchingFeed(
-            broker, self.ledger, settler, home, link, lock, waiting, 2 * HOUR, contextlib.nullcontext
-        )
+        self.feed = prefetching(broker, self.ledger, Link("test"), 2 * HOUR)
 
     async def hold(self, messages: int) -> Sequence[Delivery]:
         """Take *messages*."""
@@ -220,7 +211,7 @@ def test_a_settlement_that_fails_for_a_while_is_retried_with_backoff() -> None:
         for delivery in await receiving.hold(600):
             begun = begin(receiving.ledger, delivery, Outcome.ACK)
             assert not isinstance(begun, BrokerError)
-            settler.enqueue(begun)
+            settler._settlements.enqueue(begun)
             settler.pump()
             await asyncio.sleep(0.1)
         await receiving.stop()

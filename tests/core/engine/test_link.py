@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import threading
 from collections.abc import Sequence
 
 import pytest
@@ -16,10 +14,8 @@ from events_core.engine.driver import BrokerError, Delivery, Settlement, Source
 from events_core.engine.feed import PrefetchingFeed
 from events_core.engine.ledger import Ledger
 from events_core.engine.link import Link
-from events_core.engine.loop_thread import ThreadHome
-from events_core.engine.settler import Settler
-from events_core.engine.waiting import WaitingRoom
 
+from .receiving import prefetching
 from .simulated_clock import simulate
 
 AWAY = BrokerError("the broker is away", ErrorCode.UNAVAILABLE, retryable=True)
@@ -59,10 +55,7 @@ class Restarting(Source):
 
 
 def feed(source: Source, link: Link) -> PrefetchingFeed:
-    home, lock, waiting = ThreadHome(), threading.Lock(), WaitingRoom()
-    ledger = Ledger(max_messages=1, max_bytes=1, max_lease_duration=3600)
-    settler = Settler(source, ledger, home, link, lock, limit=1000, timeout=60)
-    return PrefetchingFeed(source, ledger, settler, home, link, lock, waiting, 3600, contextlib.nullcontext)
+    return prefetching(source, Ledger(max_messages=1, max_bytes=1, max_lease_duration=3600), link, 3600)
 
 
 def test_the_first_receiver_that_reconnects_wakes_all() -> None:

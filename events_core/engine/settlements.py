@@ -1,0 +1,216 @@
+"""Settlements on their way to the broker, and the callers that wait for them.  It is pure.
+
+A settlement is one delivery with its outcome.  It goes this way::
+
+    enqueue ──▶ queued ──next──▶ out ──answered──▶ ended
+                 ▲ ▲              │ │
+                 │ └──put_back────┘ └──answered: refused for a while──▶ deferred
+                 └──────────────────────────retry───────────────────────────┘
+
+* One request is out at a time.  It carries what was queued when it left, so settlements of the time between travel
+  together (S4).  A second request could overtake the first one, and with it the order of a key.
+* When a request fails as a whole, its settlements go back to the front of the queue, in order.
+* When the broker refuses one settlement for a while, that one is deferred.  The others go on, and it follows later.
+* A caller waits with a :class:`Ticket`.  Several callers may wait for one settlement (S2).  If nobody waits any more, a
+  settlement that has not left does not leave (S5).
+
+The caller's inbox lock guards all of it (``inbox.py``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from events_core.engine.driver import BrokerError, Outcome, Settlement
+from events_core.engine.ledger import Begun, Ledger
+from events_core.errors import ErrorCode
+
+__all__ = ["Settlements", "Ticket", "told"]
+
+
+class Wakeable(Protocol):
+    """A caller that waits."""
+
+    def wake(self) -> None:
+        """End the wait."""
+
+
+class Ticket:
+    """One call that waits for several settlements."""
+
+    __slots__ = ("awaited", "failed", "pending", "waiter")
+
+    def __init__(self, begun: Begun) -> None:
+        self.awaited = begun.awaited
+        self.failed = begun.refused
+        """The errors of messages that were not settled, by message id."""
+        self.pending = 0
+        """The number of settlements that have not ended."""
+        self.waiter: Wakeable | None = None
+
+    def register(self, settlements: Iterable[Settlement]) -> None:
+        """Let each of *settlements* report its end here."""
+        for settlement in settlements:
+            if self not in settlement._tickets:
+                settlement._tickets += (self,)
+                self.pending += 1
+
+    def report(self, message_id: str, error: BrokerError | None) -> None:
+        """Record the end of one settlement."""
+        if error is not None:
+            self.failed[message_id] = error
+        self.pending -= 1
+        if not self.pending and self.waiter is not None:
+            self.waiter.wake()
+
+
+class Settlements:
+    """The settlements of one receiver that are under way."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._queue: deque[Settlement] = deque()
+        self._out: Sequence[Settlement] = ()
+        self._deferred: list[Settlement] = []
+        self._is_busy = False
+        """Whether a request is out, or about to leave."""
+        self._is_stopped = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether nothing is under way."""
+        return not self._queue and not self._deferred and not self._is_busy
+
+    @property
+    def may_leave(self) -> bool:
+        """Return whether a request can leave now."""
+        return bool(self._queue) and not self._is_busy
+
+    @property
+    def has_deferred(self) -> bool:
+        """Return whether the broker has refused some for a while."""
+        return bool(self._deferred)
+
+    def enqueue(self, settlements: Iterable[Settlement]) -> None:
+        """Queue *settlements* for the next request, in order."""
+        for settlement in settlements:
+            settlement.delivery._settlement = settlement
+            self._queue.append(settlement)
+
+    def reserve(self) -> bool:
+        """Reserve the one request; return False if it is out already, or there is nothing to tell."""
+        if not self.may_leave:
+            return False
+        self._is_busy = True
+        return True
+
+    def next(self, limit: int) -> list[Settlement]:
+        """Return up to *limit* settlements that leave now; if there are none, the request is over."""
+        batch: list[Settlement] = []
+        while self._queue and not self._is_stopped and len(batch) < limit:
+            settlement = self._queue.popleft()
+            if not settlement._given_up:
+                settlement.delivery._is_out = True
+                batch.append(settlement)
+        self._is_busy = bool(batch)
+        self._out = batch
+        return batch
+
+    def put_back(self) -> None:
+        """Queue what is out again, before everything else: the request failed as a whole."""
+        for settlement in self._out:
+            settlement.delivery._is_out = False
+            self._ledger.came_again(settlement.delivery)
+        self._queue.extendleft(reversed(self._out))
+
+    def answered(self, results: Iterable[BrokerError | None]) -> None:
+        """Record the broker's answers to what is out."""
+        for settlement, error in zip(self._out, results, strict=True):
+            delivery = settlement.delivery
+            delivery._is_out = False
+            if delivery._newer_token is not None and self._must_repeat(settlement, error):
+                if not settlement._given_up:
+                    self._queue.append(settlement)
+            elif error is not None and error.retryable:
+                self._deferred.append(settlement)
+            else:
+                self._end(settlement, error)
+
+    def retry(self) -> None:
+        """Queue what was deferred, behind what may have hindered it."""
+        self._queue += self._deferred
+        self._deferred.clear()
+
+    def abort(self) -> None:
+        """Record that the request was cancelled, or has failed in an unforeseen way."""
+        self._is_busy = False
+
+    def stop(self) -> None:
+        """Let no request leave from now on."""
+        self._is_stopped = True
+
+    def give_up(self, ticket: Ticket, error: BrokerError) -> None:
+        """End the wait of *ticket* with *error*; the messages stay held unless another caller waits too (S5)."""
+        for settlement in ticket.awaited:
+            if ticket not in settlement._tickets:
+                continue
+            others = tuple(other for other in settlement._tickets if other is not ticket)
+            if others or settlement.delivery._settlement is not settlement:
+                settlement._tickets = others
+                ticket.report(settlement.delivery.message_id, error)
+            else:
+                settlement._given_up = True
+                self._end(settlement, error)
+
+    def give_all_up(self, error: BrokerError) -> None:
+        """End everything that is under way with *error*."""
+        for settlement in (*self._out, *self._queue, *self._deferred):
+            settlement._given_up = True
+            self._end(settlement, error)
+
+    def _must_repeat(self, settlement: Settlement, error: BrokerError | None) -> bool:
+        """Return whether to settle again, with the newer token of a message that came again meanwhile (S2).
+
+        That copy takes the outcome of the first one.
+        """
+        delivery = settlement.delivery
+        self._ledger.came_again(delivery)
+        if not self._ledger.is_last(settlement):
+            return False
+        if error is None:
+            delivery._was_acknowledged = True
+            if settlement.outcome is not Outcome.ACK:
+                # The message was dead-lettered.  The same outcome for the newer copy would make a second letter.
+                self._queue.append(Settlement(delivery, Outcome.ACK))
+                return False
+            # If the caller's time was up and it has not asked again, the late success is the last word.
+            return not settlement._given_up or delivery._settlement is not None
+        return error.code is ErrorCode.EXPIRED
+
+    def _end(self, settlement: Settlement, error: BrokerError | None) -> None:
+        delivery = settlement.delivery
+        if error is not None and error.code is ErrorCode.EXPIRED and delivery._was_acknowledged:
+            error = None  # the message is gone, and so is the copy that had come again
+        newer = delivery._settlement
+        if newer is settlement or newer is None:
+            behind = self._ledger.finish(settlement, error)
+            if behind:
+                self.enqueue(behind)
+        elif error is None and newer.outcome is settlement.outcome:
+            newer._given_up = True  # the caller gave the first one up and asked again; the first one has succeeded
+            self._end(newer, None)
+        result = told(settlement, error)
+        for ticket in settlement._tickets:
+            ticket.report(delivery.message_id, result)
+        settlement._tickets = ()
+
+
+def told(settlement: Settlement, error: BrokerError | None) -> BrokerError | None:
+    """Return what callers learn of *error*.
+
+    Giving a message back that the broker has already taken back is no failure (S3).
+    """
+    gives_back = settlement.outcome is Outcome.NACK or settlement.outcome is Outcome.RETURN
+    return None if error is not None and error.code is ErrorCode.EXPIRED and gives_back else error

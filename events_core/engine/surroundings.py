@@ -1,0 +1,47 @@
+"""The parts of a client that its receivers use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+from events_core.engine.home import Home
+from events_core.engine.link import Link
+from events_core.errors import EventError
+from events_core.observing import Operation, OperationName
+from events_core.options import CommonOptions
+
+if TYPE_CHECKING:
+    from events_core.engine.receiver import EngineReceiver
+
+__all__ = ["Observed", "Surroundings"]
+
+
+class Observed(Protocol):
+    """A function that makes contexts; each tells the client's observer of one operation."""
+
+    def __call__(
+        self, name: OperationName, *, subscription: str = "", messages: int = 0
+    ) -> AbstractContextManager[Operation | None]:
+        """Return a context to enter for the time of the operation."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Surroundings:
+    """The things of one client that all its receivers share."""
+
+    home: Home
+    link: Link
+    options: CommonOptions
+    settle_limit: int
+    """The largest number of settlements in one request."""
+    check_process: Callable[[], None]
+    """Raises if this process is a forked child."""
+    observed: Observed
+    located: Callable[[EventError], EventError]
+    """Returns the error with the backend and the topic filled in."""
+    forget: Callable[[EngineReceiver], None]
+    """Tells the client that a receiver has closed."""
