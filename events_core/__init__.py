@@ -3,6 +3,7 @@
 from events_core.capabilities import PORTABLE_LIMITS, Capabilities, Limits
 from events_core.config import EventConfig
 from events_core.consuming import consume
+from events_core.creation import create_client
 from events_core.errors import (
     AcknowledgeError,
     BackendConflictError,
@@ -21,7 +22,7 @@ from events_core.handling import Reject, RetryAfter
 from events_core.interface import EventClient, EventReceiver, ReceiverStats
 from events_core.message import EventMessage, ReceivedMessage
 from events_core.observing import Observer, Operation
-from events_core.registry import BackendInfo, available_backends, create_client, load_backend, register_backend
+from events_core.registry import BackendInfo, available_backends, load_backend, register_backend
 
 __all__ = [
     "PORTABLE_LIMITS",

@@ -1,4 +1,4 @@
-"""What a client is built from: a backend's name, a topic and options, read from wherever they are kept."""
+"""The configuration of a client: a backend's name, a topic and options, read from a file, a URL or the environment."""
 
 from __future__ import annotations
 
@@ -14,29 +14,36 @@ import attrs
 from events_core.arguments import described, text_objection
 from events_core.bounded_file import read_bounded
 from events_core.errors import ConfigurationError
-from events_core.options import SecretOrigin, did_you_mean, iterate_text
+from events_core.options import CommonOptions, GivenOptions, OptionValue, SecretOrigin, did_you_mean, iterate_text
 
 __all__ = ["ConfigOverrides", "EventConfig"]
 
 
 class ConfigOverrides(TypedDict, total=False):
-    """Explicit arguments of the ``from_…`` constructors: they beat whatever the source says."""
+    """Explicit arguments of :func:`create_client` and the ``from_…`` constructors, which go before the source.
+
+    A mapping of ``options`` is laid over the options of the source, one by one.  An options object replaces them all.
+    """
 
     backend: str
     topic_name: str
     project_id: str
-    options: Mapping[str, str]
+    options: Mapping[str, OptionValue] | CommonOptions
 
 
-def _options(value: Mapping[str, str]) -> Mapping[str, str]:
+def _options(value: Mapping[str, OptionValue] | CommonOptions) -> Mapping[str, str]:
+    if isinstance(value, CommonOptions):
+        return GivenOptions(value)
+    if isinstance(value, GivenOptions):  # from attrs.evolve
+        return value
     if not isinstance(value, Mapping):
-        raise ConfigurationError(f"options must be a mapping of text to text, not a value of type {_kind(value)}")
-    for name, text in value.items():
+        raise ConfigurationError(
+            f"options must be a mapping or an object of the backend's options class, not a value of type {_kind(value)}"
+        )
+    for name in value:
         if not isinstance(name, str):
             raise ConfigurationError(f"the name of an option is text, not {described(name)}")
-        if not isinstance(text, str):
-            raise ConfigurationError(f"option {name!r} is given as {_kind(text)}; options are text, as in '60'")
-    return MappingProxyType(dict(value))
+    return MappingProxyType(dict(iterate_text(value)))
 
 
 def _origins(value: Mapping[str, str]) -> Mapping[str, str]:
@@ -52,23 +59,26 @@ def _kind(value: object) -> str:
 
 @attrs.frozen(eq=True, hash=False)
 class EventConfig:
-    """Which topic of which broker, and how.
+    """The topic that a client uses, the backend that reaches it, and the backend's options.
 
-    Nothing here is checked against a backend: constructing the client does that, without any I/O.
+    Only the client's constructor checks a configuration against the backend, also without I/O.
 
-    :raises ConfigurationError: when the topic is missing, or a field is no text.
+    :raises ConfigurationError: if the topic is missing, or if a field has the wrong type.
     """
 
     topic_name: str = attrs.field()
-    """The one topic that a client speaks to."""
+    """The one topic that a client uses."""
     project_id: str = attrs.field(default="")
-    """The broker's name space, where it has one."""
+    """The broker's name space, if it has one."""
     options: Mapping[str, str] = attrs.field(factory=dict, converter=_options, repr=False)
-    """Option name to text; never part of the representation, since some are secret."""
+    """The options: name to text.  They are not in the representation, because some are secret (O2).
+
+    The constructor also takes numbers, booleans, paths and ``timedelta``, or an object of the backend's options class,
+    such as ``SQLiteOptions(path="events.db")``."""
     backend: str = attrs.field(default="")
     """A registered name, or ``"package.module:Class"``."""
     origins: Mapping[str, str] = attrs.field(factory=dict, converter=_origins, repr=False, eq=False, kw_only=True)
-    """Where each option's value came from, for error messages."""
+    """The source of each option's value, for error messages."""
 
     @topic_name.validator
     @project_id.validator
@@ -85,7 +95,8 @@ class EventConfig:
     def __reduce__(self) -> tuple[Any, ...]:
         # A mapping proxy cannot be pickled.
         restore = partial(type(self), origins=dict(self.origins))
-        return restore, (self.topic_name, self.project_id, dict(self.options), self.backend)
+        options = self.options.given if isinstance(self.options, GivenOptions) else dict(self.options)
+        return restore, (self.topic_name, self.project_id, options, self.backend)
 
     @classmethod
     def from_file(
@@ -96,44 +107,53 @@ class EventConfig:
         environ: Mapping[str, str] = os.environ,
         **overrides: Unpack[ConfigOverrides],
     ) -> Self:
-        """Read ``[clients.NAME]`` of a TOML file.
+        """Read the client *name*: the table ``[clients.NAME]`` of a TOML file.
 
-        Where the environment has ``EVENTS_<NAME>_URL``, that comes first: it replaces backend, project and topic,
-        and, when it names another backend, the file's options as well.  Of secrets that the file points at, only those
-        are looked up that nothing replaces.  An empty variable counts as not set.
+        If the environment has ``EVENTS_<NAME>_URL``, the variable goes before the file.  Its URL replaces backend,
+        project and topic.  If it names another backend, it replaces the file's options as well.  The file then need
+        not have the table.  An empty variable counts as not set.
 
-        :raises ConfigurationError: when the file cannot be read or parsed, or does not have such a client.
+        The file may point at secrets.  Those that an argument or the variable replaces are not looked up.
+
+        :raises ConfigurationError: if the file cannot be read or parsed, or if the client is configured nowhere.
         """
         file = _file(path)
         upper = cls.from_env(name, environ) if environ.get(_variable(name)) else None
-        # What is replaced is not looked up either: a test on another backend has none of the file's secrets.
-        table = _uncovered(_client_table(file, name), upper, _options(overrides.get("options", {})))
+        clients = _clients(file)
+        if name not in clients:
+            if upper is None:
+                raise ConfigurationError(_nowhere(name, environ, file, clients))
+            return upper.overridden(**overrides)
+        # A test that runs on another backend has none of the file's secrets, so they must not be looked up for it.
+        table = _uncovered(clients[name], upper, _options(overrides.get("options", {})))
         config = _from_table(cls, table, f"{file} [clients.{name}]", os.path.dirname(file), environ)
         if upper is not None:
             config = upper._over(config)
-        return config._overridden(overrides)
+        return config.overridden(**overrides)
 
     @classmethod
     def from_url(cls, url: str, **overrides: Unpack[ConfigOverrides]) -> Self:
         """Read ``backend://project/topic?option=value``; the backend says what authority and path mean.
 
-        All of it is percent-decoded.  In the value of an option ``+`` is a space: write ``%2B`` for a plus.
+        All parts are percent-decoded.  In the value of an option, ``+`` is a space: write ``%2B`` for a plus.
 
-        :raises ConfigurationError: when the URL is malformed.
-        :raises BackendError: when the backend that the URL names cannot be loaded.
+        :raises ConfigurationError: if the URL is malformed.
+        :raises BackendError: if the backend that the URL names cannot be loaded.
         """
-        return _from_url(cls, url, "the URL")._overridden(overrides)
+        return _from_url(cls, url, "the URL").overridden(**overrides)
 
     @classmethod
     def from_env(cls, name: str, environ: Mapping[str, str] = os.environ, **overrides: Unpack[ConfigOverrides]) -> Self:
-        """Read the URL in ``EVENTS_<NAME>_URL``.
+        """Read the URL in the environment variable ``EVENTS_<NAME>_URL``.
 
-        :raises ConfigurationError: when the variable is not set, or malformed.
+        The variable of ``client-7`` is ``EVENTS_CLIENT_7_URL``.
+
+        :raises ConfigurationError: if the variable is not set, or malformed.
         """
         variable = _variable(name)
         if not environ.get(variable):
-            raise ConfigurationError(f"no URL for client {name!r}: set the environment variable {variable}")
-        return _from_url(cls, environ[variable], variable)._overridden(overrides)
+            raise ConfigurationError(_nowhere(name, environ))
+        return _from_url(cls, environ[variable], variable).overridden(**overrides)
 
     @classmethod
     def from_mapping(
@@ -145,28 +165,40 @@ class EventConfig:
     ) -> Self:
         """Read a mapping of the same form as a client's table in a file.
 
+        Its options may also be paths and ``timedelta``.
+
         :raises ConfigurationError: for unknown keys and values of the wrong type.
         """
-        return _from_table(cls, mapping, "the mapping", "", environ)._overridden(overrides)
+        return _from_table(cls, mapping, "the mapping", "", environ).overridden(**overrides)
 
     def _over(self, lower: Self) -> Self:
-        """This configuration with what it has left of *lower*."""
+        """Return this configuration with the options of *lower* that it does not have."""
         return attrs.evolve(
             self,
             options={**lower.options, **self.options},
             origins={**lower.origins, **self.origins},
         )
 
-    def _overridden(self, overrides: ConfigOverrides) -> Self:
-        if not overrides:
-            return self
-        given = _options(overrides.get("options", {}))
-        merged: dict[str, Any] = {
-            **overrides,
-            "options": {**self.options, **given},
-            "origins": {**self.origins, **dict.fromkeys(given, "an argument")},
-        }
-        return attrs.evolve(self, **merged)
+    def overridden(self, **overrides: Unpack[ConfigOverrides]) -> Self:
+        """Return this configuration with *overrides* in place of what it has.
+
+        :raises ConfigurationError: for a value of the wrong type, and for options to be merged with an options object.
+        """
+        if "options" not in overrides:
+            return attrs.evolve(self, **overrides)
+        options = _options(overrides["options"])
+        origins: Mapping[str, str] = {}
+        if not isinstance(options, GivenOptions):
+            if isinstance(self.options, GivenOptions):
+                kind = _kind(self.options.given)
+                raise ConfigurationError(
+                    f"the options are an object of {kind}, which is never merged with others; "
+                    "change a copy of it with attrs.evolve, and pass that"
+                )
+            origins = {**self.origins, **dict.fromkeys(options, "an argument")}
+            options = {**self.options, **options}
+        fields: dict[str, Any] = {**overrides, "options": options, "origins": origins}
+        return attrs.evolve(self, **fields)
 
 
 def _file(path: str | os.PathLike[str]) -> str:
@@ -182,8 +214,9 @@ def _variable(name: str) -> str:
     return f"EVENTS_{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}_URL"
 
 
-def _client_table(path: str, name: str) -> Mapping[str, Any]:
-    import tomllib  # here, like all that only some programs need: importing events_core must not pay for it
+def _clients(path: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return the table of each client in the file at *path*."""
+    import tomllib  # only programs that read a file need it, and importing events_core must stay cheap
 
     try:
         document = tomllib.loads(read_bounded(path).decode("utf-8-sig"))
@@ -194,20 +227,31 @@ def _client_table(path: str, name: str) -> Mapping[str, Any]:
     except RecursionError:
         raise ConfigurationError(f"configuration file '{path}' is no usable TOML: nested too deeply") from None
     clients = document.get("clients", {})
-    if not isinstance(clients, dict) or not isinstance(clients.get(name), dict):
-        known = ", ".join(map(repr, clients)) if isinstance(clients, dict) and clients else "none"
-        hint = did_you_mean(name, clients) if isinstance(clients, dict) else ""
-        raise ConfigurationError(f"no table [clients.{name}] in '{path}'; it has clients: {known}{hint}")
-    table: Mapping[str, Any] = clients[name]
-    return table
+    items = clients.items() if isinstance(clients, dict) else ()
+    return {name: table for name, table in items if isinstance(table, dict)}
 
 
-def _uncovered(table: Mapping[str, Any], upper: EventConfig | None, given: Collection[str]) -> Mapping[str, Any]:
-    """*table* without the options that *upper* or *given* ones replace."""
+def _nowhere(name: str, environ: Mapping[str, str], file: str = "", clients: Collection[str] = ()) -> str:
+    """Return the message of an error: which places were searched for the client *name*, and similar names there."""
+    variable = _variable(name)
+    if not file:
+        found = "no file is given, as in file='events.toml'"
+    elif clients:
+        found = f"'{file}' has no table [clients.{name}]; its clients are: {', '.join(map(repr, clients))}"
+    else:
+        found = f"'{file}' has no table [clients.{name}] and no other client"
+    # Only names are shown: the URLs may have secrets.
+    others = [other for other in environ if re.fullmatch("EVENTS_.*_URL", other) and environ[other]]
+    hint = did_you_mean(name, clients) or did_you_mean(variable, others)
+    return f"client {name!r} is configured nowhere: the environment variable {variable} is not set, and {found}{hint}"
+
+
+def _uncovered(table: Mapping[str, Any], upper: EventConfig | None, given: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return *table* without the options that *upper* or *given* ones replace."""
     options = table.get("options", {})
     if not isinstance(options, Mapping):
         return table
-    if upper is not None and upper.backend != table.get("backend", ""):
+    if isinstance(given, GivenOptions) or (upper is not None and upper.backend != table.get("backend", "")):
         return {**table, "options": {}}
     replaced = {*given, *(upper.options if upper is not None else ())}
     return {**table, "options": {name: value for name, value in options.items() if name not in replaced}}
@@ -253,12 +297,12 @@ def _from_table(
 
 
 def _resolved(name: str, value: object, where: str, folder: str, environ: Mapping[str, str]) -> object:
-    """The value itself, or what ``{ env = … }`` or ``{ file = … }`` points at."""
+    """Return *value*, or the text to which ``{ env = … }`` or ``{ file = … }`` points."""
     match value:
         case {"env": str(variable), **rest} if not rest:
             try:
                 return environ[variable]
-            except (KeyError, ValueError):  # ValueError where no variable can have such a name
+            except (KeyError, ValueError):  # ValueError if no variable can have such a name
                 raise ConfigurationError(
                     f"{where}: option {name!r}: environment variable {variable} is not set"
                 ) from None
@@ -268,7 +312,7 @@ def _resolved(name: str, value: object, where: str, folder: str, environ: Mappin
                 return read_bounded(whole).decode().rstrip("\r\n")
             except (OSError, UnicodeDecodeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
-                # Not chained where it would show the content.
+                # A decoding error is not chained: its text would show the content.
                 cause = error if isinstance(error, OSError) else None
                 raise ConfigurationError(f"{where}: option {name!r}: cannot read file '{whole}': {reason}") from cause
         case Mapping():

@@ -1,59 +1,80 @@
-"""Typed options: declared once by a class, read from text, explained when wrong.
+"""Typed options: a class declares them once, and text is converted to them; errors explain what is wrong.
 
 A backend's options are a frozen attrs class that extends :class:`CommonOptions` and declares each field with
 :func:`option`.  The same declaration drives conversion, range checks, the command line's help and the documentation.
+
+A configuration carries options as text, because files, URLs and the environment have nothing else.  Python code may
+give other values, which become text here, or an object of the options class (:class:`GivenOptions`).
 """
 
 from __future__ import annotations
 
 import math
+import os
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from datetime import timedelta
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import attrs
 
 from events_core.arguments import described, text_objection
 from events_core.errors import ConfigurationError
 
-__all__ = ["CommonOptions", "OptionInfo", "SecretOrigin", "describe_options", "did_you_mean", "option", "read_options"]
+__all__ = [
+    "CommonOptions",
+    "GivenOptions",
+    "OptionInfo",
+    "OptionValue",
+    "SecretOrigin",
+    "describe_options",
+    "did_you_mean",
+    "option",
+    "read_options",
+]
 
 _KEY = "events_core.option"
 _INT64 = 2**63 - 1
-"""The largest number that a broker can be told."""
+"""The largest number that a broker can be told: Pub/Sub and SQLite store numbers in 64 bits."""
 _OptionsT = TypeVar("_OptionsT", bound="CommonOptions")
+
+OptionValue: TypeAlias = str | int | float | bool | os.PathLike[str] | timedelta
+"""A value that Python code may give to an option.  A ``timedelta`` stands for its number of seconds."""
 
 
 class SecretOrigin(str):
-    """The origin of a value that its source keeps apart, as in ``{ file = … }``: no error shows such a value."""
+    """The origin of a value that a configuration takes from elsewhere, as in ``{ file = … }``.
+
+    No error shows such a value: it may be a secret that was given to the wrong option.
+    """
 
     __slots__ = ()
 
 
 @attrs.frozen(kw_only=True)
 class OptionInfo:
-    """What is known of one option: for help texts, listings and documentation."""
+    """The description of one option: for help texts, listings and documentation."""
 
     name: str
-    """As in a configuration."""
+    """The name in a configuration."""
     type: str
     """``text``, ``integer``, ``number``, ``true or false``, or the choices separated by ``|``."""
     default: str | None
-    """As text; ``None`` where the option is required, ``""`` where it is unset."""
+    """The default as text: ``None`` if the option is required, ``""`` if it is unset."""
     help: str
     """One sentence."""
     unit: str
-    """``seconds`` or ``bytes``; ``""`` where it has none."""
+    """``seconds`` or ``bytes``; ``""`` if it has none."""
     minimum: float | None
-    """Smallest value allowed; ``None`` where there is no bound."""
+    """Smallest value allowed; ``None`` if there is no bound."""
     maximum: float | None
-    """Largest value allowed; ``None`` where there is no bound."""
+    """Largest value allowed; ``None`` if there is no bound."""
     secret: bool
-    """Whether its value, and its default, are never shown."""
+    """True if its value and its default are never shown."""
 
     @property
     def range(self) -> str:
-        """The range as text, ``""`` where there is none."""
+        """The range as text, ``""`` if there is none."""
         match self.minimum, self.maximum:
             case None, None:
                 return ""
@@ -80,12 +101,13 @@ def option(
     with ``| None``.
 
     :param help: one sentence for people.
-    :param default: without one the option is required.
-    :param unit: ``"seconds"`` or ``"bytes"``, where the number has one.
+    :param default: the value if none is given; an option without a default is required.
+    :param unit: ``"seconds"`` or ``"bytes"``, if the number has a unit.
     :param minimum: smallest value allowed, inclusive.
     :param maximum: largest value allowed, inclusive.
-    :param secret: never shown in a representation, log record, error or listing.
+    :param secret: true for a value that no representation, log record, error or listing may show (O2).
     """
+    # The range is checked by read_options and not by a validator of attrs, so that one error tells all problems.
     metadata = {_KEY: {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "secret": secret}}
     return attrs.field(default=default, kw_only=True, repr=not secret, metadata=metadata)
 
@@ -155,7 +177,7 @@ class CommonOptions:
     )
 
     def problems(self) -> Iterable[str]:
-        """What contradicts itself between several options; a backend's class extends it."""
+        """Yield a sentence for each contradiction between several options; a backend's class extends it."""
         if (self.max_delivery_attempts is None) is not (self.dead_letter_topic is None):
             yield "options 'max_delivery_attempts' and 'dead_letter_topic' go together; give both or neither"
         for name in ("subscription", "dead_letter_topic", "dead_letter_subscription"):
@@ -166,16 +188,41 @@ class CommonOptions:
             yield "the option 'dead_letter_subscription' needs 'dead_letter_topic'; give both or neither"
 
 
+class GivenOptions(Mapping[str, str]):
+    """The options of an options object, as text.
+
+    :func:`read_options` takes the object itself, because no text stands for ``None``.  A backend that reads the mapping
+    finds every option that is not ``None``.
+    """
+
+    def __init__(self, given: CommonOptions) -> None:
+        self.given = given
+        self._texts = dict(iterate_text(attrs.asdict(given, filter=_is_set, recurse=False), type(given).__name__))
+
+    def __getitem__(self, name: str) -> str:
+        return self._texts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+
+def _is_set(_: attrs.Attribute[Any], value: object) -> bool:
+    return value is not None
+
+
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest of *known*, ``""`` where none is near."""
-    import difflib  # for errors alone
+    """Return ``"; did you mean 'x'?"`` for the nearest of *known*, ``""`` if none is near."""
+    import difflib  # only errors need it, and importing events_core must stay cheap
 
     near = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def describe_options(options_class: type[CommonOptions]) -> list[OptionInfo]:
-    """Every option of *options_class*, its own first, the common ones last."""
+    """Return every option of *options_class*: its own first, the common ones last."""
     common = {field.name for field in attrs.fields(CommonOptions)}
     kinds = _kinds(options_class)
     found = [_describe(field, kinds[field.name]) for field in attrs.fields(options_class)]
@@ -190,18 +237,35 @@ def read_options(
     backend: str = "",
     topic_name: str = "",
 ) -> _OptionsT:
-    """Convert text to an instance of *options_class*.
+    """Convert the options of a configuration to an instance of *options_class*.
 
-    :param values: option name to text.
+    :param values: option name to text.  If the configuration was given an options object, it is checked as text is, and
+        must be an instance of *options_class*.
     :param origins: option name to where its value came from, for the error; a :class:`SecretOrigin` hides the value.
     :raises ConfigurationError: naming everything that is wrong at once.
     """
     origins = origins or {}
+    unset: Collection[str] = ()
+    if isinstance(values, GivenOptions):
+        given_class = type(values.given)
+        if not issubclass(given_class, options_class):
+            raise ConfigurationError(
+                f"the backend {backend!r} takes {options_class.__name__}, not {given_class.__name__}",
+                backend=backend,
+                topic_name=topic_name,
+            )
+        options_class = given_class
+        names = [field.name for field in attrs.fields(options_class)]
+        origins = dict.fromkeys(names, options_class.__name__)
+        unset = [name for name in names if name not in values]
     infos = {info.name: info for info in describe_options(options_class)}
     unknown = f"the backend {backend!r} has no option" if backend else "unknown option"
     kinds = _kinds(options_class)
     problems: list[str] = []
-    converted: dict[str, Any] = {}
+    converted: dict[str, Any] = dict.fromkeys(unset)
+    problems += [
+        f"option {name!r}{_from(origins, name)} must not be None" for name in unset if not kinds[name].optional
+    ]
     for name, text in values.items():
         if name not in infos:
             problems.append(f"{unknown} {name!r}{_from(origins, name)}{did_you_mean(name, infos)}")
@@ -211,7 +275,7 @@ def read_options(
         except ValueError as error:
             shown = "its value" if _is_hidden(infos[name], origins) else repr(text)
             problems.append(f"option {name!r}{_from(origins, name)}: {shown} {error}")
-    missing = [info.name for info in infos.values() if info.default is None and info.name not in values]
+    missing = [info.name for info in infos.values() if info.default is None and info.name not in {*values, *unset}]
     problems += [f"option {name!r} is required: {infos[name].help}" for name in missing]
     if not problems:
         options = options_class(**converted)
@@ -247,14 +311,16 @@ class _Kind:
 
     type: type[Any]
     choices: tuple[str, ...] = ()
+    optional: bool = False
 
     @classmethod
     def of(cls, hint: Any) -> _Kind:
-        if get_origin(hint) in (Union, types.UnionType):
+        optional = get_origin(hint) in (Union, types.UnionType)
+        if optional:
             (hint,) = (part for part in get_args(hint) if part is not type(None))
         if get_origin(hint) is Literal:
-            return cls(str, get_args(hint))
-        return cls(hint)
+            return cls(str, get_args(hint), optional)
+        return cls(hint, optional=optional)
 
     def __str__(self) -> str:
         words = {str: "text", int: "integer", float: "number", bool: "true or false"}
@@ -329,17 +395,43 @@ _CONVERTERS: dict[type[Any], Callable[[str], object]] = {
 }
 
 
-def iterate_text(values: Mapping[str, object], where: str) -> Iterator[tuple[str, str]]:
-    """Scalars of a parsed file as the text that stands for them.
+def iterate_text(values: Mapping[str, object], where: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each name with the text that stands for its value.
 
+    :param where: the source of the values, for the error.
     :raises ConfigurationError: for a list, a table or any other value that no option can hold.
     """
     for name, value in values.items():
-        if not isinstance(value, (str, bool, int, float)):
-            raise ConfigurationError(
-                f"option {name!r} ({where}) is a {type(value).__name__}; an option is text, a number, or true or false"
-            )
         try:
-            yield name, value if isinstance(value, str) else _text(value) if isinstance(value, bool) else repr(value)
+            text = _given_text(value)
         except ValueError:  # Python refuses to write thousands of digits
-            raise ConfigurationError(f"option {name!r} ({where}) has more digits than a number can have") from None
+            raise ConfigurationError(
+                f"option {name!r}{_from({name: where}, name)} has more digits than a number can have"
+            ) from None
+        if text is None:
+            raise ConfigurationError(
+                f"option {name!r}{_from({name: where}, name)} is of type {type(value).__name__}; "
+                "an option is text, a number, true or false, a path or a timedelta"
+            )
+        yield name, text
+
+
+def _given_text(value: object) -> str | None:
+    """Return the text that stands for *value*, ``None`` if no option can hold it."""
+    match value:
+        # The methods of the built-in types, because an enum or a number of numpy writes itself in another way.
+        case str():
+            return str.__str__(value)
+        case bool():
+            return _text(value)
+        case int():
+            return int.__repr__(value)
+        case float():
+            return float.__repr__(value)
+        case timedelta():
+            seconds = value.total_seconds()
+            return str(int(seconds)) if seconds.is_integer() else repr(seconds)  # an integer option takes no "60.0"
+        case os.PathLike():
+            path = os.fspath(value)
+            return path if isinstance(path, str) else None
+    return None

@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from events_core.arguments import described
-from events_core.errors import BackendConflictError, BackendLoadError, BackendNotFoundError, ConfigurationError
+from events_core.errors import BackendConflictError, BackendLoadError, BackendNotFoundError
 from events_core.interface import API_VERSION, EventClient
 from events_core.options import did_you_mean
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from events_core.config import EventConfig
-
-__all__ = ["BackendInfo", "available_backends", "create_client", "load_backend", "register_backend"]
+__all__ = ["BackendInfo", "available_backends", "load_backend", "register_backend"]
 
 GROUP = "events_core.backends"
 
@@ -53,19 +51,6 @@ class BackendInfo:
     def __str__(self) -> str:
         origin = f"{self.distribution} {self.version}" if self.distribution else "registered by this process"
         return f"{origin} ({self.target})"
-
-
-def create_client(config: EventConfig) -> EventClient:
-    """Construct the client that *config* asks for; no I/O beyond importing the backend.
-
-    :raises ConfigurationError: when *config* names no backend or the backend refuses it.
-    :raises BackendError: when the backend cannot be found or loaded.
-    """
-    if not config.backend:
-        raise ConfigurationError(
-            f"the configuration names no backend; set backend to one of: {_names()}", topic_name=config.topic_name
-        )
-    return load_backend(config.backend)(config)
 
 
 def register_backend(name: str, cls: type[EventClient]) -> None:

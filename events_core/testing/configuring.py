@@ -7,8 +7,8 @@ import threading
 import attrs
 import pytest
 
-from events_core import ConfigurationError, ErrorCode, EventMessage
-from events_core.options import describe_options
+from events_core import ConfigurationError, ErrorCode, EventMessage, create_client
+from events_core.options import describe_options, read_options
 from events_core.testing.rules import rule
 from events_core.testing.stage import Stage
 
@@ -40,6 +40,17 @@ class Configuring:
             for value in beyond:
                 with pytest.raises(ConfigurationError, match=repr(info.name)):
                     stage.client(**{info.name: f"{value:.0f}" if info.type == "integer" else f"{value}"})
+
+    @rule("O1")
+    async def test_options_may_be_given_as_an_object(self, stage: Stage) -> None:
+        """An object of the backend's options class works as its text does, and its ranges are checked."""
+        config = stage.config()
+        options = read_options(type(stage.client()).options_class, config.options)
+        client = stage.added(create_client(config, options=options))
+        assert client.capabilities == stage.client().capabilities
+        await client.send_message(EventMessage(b"x"))
+        with pytest.raises(ConfigurationError, match="'max_outstanding_messages'"):
+            create_client(config, options=attrs.evolve(options, max_outstanding_messages=0))
 
     @rule("O1")
     def test_constructing_starts_nothing(self, stage: Stage) -> None:

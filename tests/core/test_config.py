@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import pickle
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -23,7 +25,7 @@ from events_core import (
     register_backend,
 )
 from events_core.interface import Location
-from events_core.options import read_options
+from events_core.options import CommonOptions, option, read_options
 
 NOTHING: dict[str, str] = {}
 
@@ -116,11 +118,50 @@ def test_options_are_a_read_only_copy() -> None:
         config.options["create"] = "never"  # type: ignore[index]
 
 
-def test_options_are_text() -> None:
-    """A number is refused with a hint, and its value is not repeated."""
-    with pytest.raises(ConfigurationError, match=r"'pin' is given as int; options are text, as in '60'") as caught:
-        EventConfig("orders", options={"pin": 4711})  # type: ignore[dict-item]
-    assert "4711" not in str(caught.value)
+class Colour(enum.StrEnum):
+    """An option's value as applications may have it."""
+
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    """A number as applications may have it."""
+
+    HIGH = 3
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("60", "60"),
+        (60, "60"),
+        (2.5, "2.5"),
+        (1e-7, "1e-07"),
+        (True, "true"),
+        (False, "false"),
+        (timedelta(minutes=1), "60"),
+        (timedelta(milliseconds=1500), "1.5"),
+        (timedelta(days=10_000, microseconds=1), "864000000.000001"),
+        (timedelta(seconds=-1), "-1"),
+        (Path("a/b.db"), "a/b.db"),
+        (Colour.RED, "red"),
+        (Level.HIGH, "3"),
+    ],
+    ids=repr,
+)
+def test_an_option_may_be_given_as_what_it_is(value: Any, text: str) -> None:
+    """Numbers, booleans, paths and durations become the text that a file or URL would have."""
+    assert EventConfig("orders", options={"x": value}).options == {"x": text}
+    assert EventConfig.from_mapping({"topic_name": "orders", "options": {"x": value}}).options == {"x": text}
+    assert EventConfig.from_url("plain:///orders?x=1", options={"x": value}).options == {"x": text}
+
+
+@pytest.mark.parametrize("value", [None, b"60", ["60"], object(), 10**5000], ids=lambda value: type(value).__name__)
+def test_a_value_that_no_option_can_have_is_refused(value: Any) -> None:
+    """The error names the option and what it may be, and does not repeat the value."""
+    with pytest.raises(ConfigurationError, match=r"option 'pin'.* (a number, true or false|digits)") as caught:
+        EventConfig("orders", options={"pin": value})
+    assert "60" not in str(caught.value)
 
 
 def test_option_values_are_not_in_the_representation() -> None:
@@ -168,9 +209,9 @@ def test_a_value_may_point_at_the_environment_or_a_file(write: Any, tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "no table [clients.orders]"),
-        ("clients = 3", "no table [clients.orders]"),
-        ("[clients.oders]", "it has clients: 'oders'; did you mean 'oders'?"),
+        ("", "has no table [clients.orders] and no other client"),
+        ("clients = 3", "has no table [clients.orders] and no other client"),
+        ("[clients.oders]", "has no table [clients.orders]; its clients are: 'oders'; did you mean 'oders'?"),
         ("[clients.orders", "is no TOML"),
         ("[clients.orders]", "'topic_name' is required"),
         ("[clients.orders]\ntopic_name = 3", "'topic_name' must be text, not 3"),
@@ -373,7 +414,7 @@ def test_the_process_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("environ", [{}, {"EVENTS_ORDERS_URL": ""}])
 def test_a_missing_variable_is_named(environ: dict[str, str]) -> None:
     """An empty one counts as missing."""
-    with pytest.raises(ConfigurationError, match="set the environment variable EVENTS_ORDERS_URL"):
+    with pytest.raises(ConfigurationError, match="the environment variable EVENTS_ORDERS_URL is not set"):
         EventConfig.from_env("orders", environ)
 
 
@@ -464,6 +505,161 @@ def test_each_option_remembers_its_source(write: Any) -> None:
     assert config.origins["ordering"] == f"{path} [clients.orders]"
 
 
+# A client that is configured nowhere
+
+
+def test_a_client_may_be_configured_by_the_environment_alone(write: Any) -> None:
+    """The file need not have a table for it."""
+    environ = {"EVENTS_AUDIT_URL": "plain:///audit"}
+    config = EventConfig.from_file(write(ORDERS), "audit", environ=environ, project_id="p")
+    assert config == EventConfig("audit", "p", backend="plain")
+
+
+def test_the_error_says_where_a_name_was_looked_for(write: Any) -> None:
+    """Both places are named: the variable and the table."""
+    path = write(ORDERS)
+    with pytest.raises(ConfigurationError) as caught:
+        EventConfig.from_file(path, "audit", environ=NOTHING)
+    assert str(caught.value) == (
+        f"client 'audit' is configured nowhere: the environment variable EVENTS_AUDIT_URL is not set, "
+        f"and '{path}' has no table [clients.audit]; its clients are: 'orders'"
+    )
+
+
+def test_a_variable_of_a_similar_name_is_suggested(write: Any) -> None:
+    """Its value, which may hold a secret, is not shown; a variable that is empty, or is no URL's, is not suggested."""
+    environ = {"EVENTS_ORDER_URL": "plain:///orders?token=hunter2", "EVENTS_ORDERSS_URL": "", "XEVENTS_ORDERS_URL": "x"}
+    for read in (
+        lambda: EventConfig.from_env("orders", environ),
+        lambda: EventConfig.from_file(write(""), "orders", environ=environ),
+    ):
+        with pytest.raises(ConfigurationError, match=r"; did you mean 'EVENTS_ORDER_URL'\?$") as caught:
+            read()
+        assert "hunter2" not in str(caught.value)
+
+
+# Options as an object
+
+
+@attrs.frozen(kw_only=True)
+class TypedOptions(CommonOptions):
+    """Options of the backend ``typed``."""
+
+    path: str = option(help="Path.")
+    pause: float | None = option(default=5.0, minimum=1, unit="seconds", help="Pause.")
+    workers: int = option(default=4, minimum=1, maximum=8, help="Workers.")
+    pin: int | None = option(default=None, secret=True, minimum=1000, help="Pin.")
+
+
+class Typed(Plain):
+    """A client that keeps its options."""
+
+    options_class = TypedOptions
+
+    def __init__(self, config: EventConfig) -> None:
+        """Read the options."""
+        self.read = read_options(self.options_class, config.options, origins=config.origins, backend=config.backend)
+
+
+register_backend("typed", Typed)
+
+
+def read_typed(options: Any) -> TypedOptions:
+    """Options that a client is given as *options*."""
+    client = create_client(EventConfig("orders", backend="typed", options=options))
+    assert isinstance(client, Typed)
+    return client.read
+
+
+def test_options_may_be_given_as_an_object() -> None:
+    """The backend gets an equal object, also where None differs from the default."""
+    for given_ in (TypedOptions(path="p"), TypedOptions(path="p", pause=None, workers=2, create="all", ordering=False)):
+        assert read_typed(given_) == given_
+
+
+def test_an_options_object_may_hold_what_a_mapping_may() -> None:
+    """Paths and durations are converted to the type of the option."""
+    options: Any = TypedOptions(path=Path("p"), pause=timedelta(seconds=2))  # type: ignore[arg-type]
+    assert read_typed(options) == TypedOptions(path="p", pause=2.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"workers": 9}, r"option 'workers' \(from TypedOptions\): '9' is out of range: 1 to 8"),
+        ({"pause": 0.5}, r"option 'pause' \(from TypedOptions\): '0.5' is out of range: at least 1 seconds"),
+        ({"workers": None}, r"option 'workers' \(from TypedOptions\) must not be None"),
+        ({"workers": object()}, r"option 'workers' \(from TypedOptions\) is of type object"),
+        ({"create": "some"}, r"option 'create' \(from TypedOptions\): 'some' is not one of never, subscription, all"),
+        ({"path": ""}, r"option 'path' \(from TypedOptions\): '' is empty"),
+        ({"max_delivery_attempts": 5}, "'max_delivery_attempts' and 'dead_letter_topic' go together"),
+    ],
+)
+def test_an_options_object_is_checked(wrong: Any, reason: str) -> None:
+    """Types, ranges and contradictions are found before any I/O, as in text."""
+    with pytest.raises(ConfigurationError, match=reason):
+        read_typed(TypedOptions(**{"path": "p", **wrong}))
+
+
+def test_all_that_is_wrong_in_an_options_object_is_told_at_once() -> None:
+    """O1: and a secret is not shown."""
+    with pytest.raises(ConfigurationError, match=r"'workers'.*; .*'pin'.*its value is out of range") as caught:
+        read_typed(TypedOptions(path="p", workers=0, pin=471))
+    assert "471" not in str(caught.value)
+
+
+def test_an_options_object_of_another_backend_is_refused() -> None:
+    """The error names the backend, the class found and the class that it takes."""
+    with pytest.raises(ConfigurationError, match=r"'typed' takes TypedOptions, not CommonOptions"):
+        read_typed(CommonOptions())
+
+
+def test_an_options_object_replaces_all_options(write: Any) -> None:
+    """Nothing of the file or the URL is left, and the file's secrets are not looked up."""
+    path = write(f'{ORDERS.replace("plain", "typed")}secret = {{ env = "GONE" }}')
+    options = TypedOptions(path="p", start="earliest")
+    for config in (
+        EventConfig.from_file(path, "orders", environ=NOTHING, options=options),
+        EventConfig.from_url("typed://acme-prod/orders?create=all", options=options),
+    ):
+        assert config == EventConfig("orders", "acme-prod", options, "typed")
+        client = create_client(config)
+        assert isinstance(client, Typed)
+        assert client.read == options
+
+
+def test_an_options_object_is_never_merged() -> None:
+    """Options laid over an object are refused; the error says what to do."""
+    config = EventConfig("orders", backend="typed", options=TypedOptions(path="p"))
+    with pytest.raises(ConfigurationError, match=r"TypedOptions.* attrs\.evolve"):
+        create_client(config, options={"create": "all"})
+    again = create_client(config, options=TypedOptions(path="q"))
+    assert isinstance(again, Typed)
+    assert again.read.path == "q"
+
+
+def test_an_options_object_reads_as_text() -> None:
+    """A backend that reads the mapping by itself finds what is set."""
+    options = EventConfig("orders", options=TypedOptions(path="p", pause=2.5, pin=4711)).options
+    assert (options["path"], options["pause"], options["create"], "subscription" in options) == (
+        "p",
+        "2.5",
+        "never",
+        False,
+    )
+    assert len(options) == len(list(options))
+    assert "4711" not in repr(options)
+
+
+def test_a_configuration_with_an_options_object_can_be_pickled() -> None:
+    """The copy has the object too."""
+    config = EventConfig("orders", backend="typed", options=CommonOptions(create="all", ordering=None))
+    again = pickle.loads(pickle.dumps(config))
+    assert again == config
+    with pytest.raises(ConfigurationError, match="not CommonOptions"):
+        create_client(again)
+
+
 # Creating the client
 
 
@@ -477,3 +673,77 @@ def test_a_configuration_without_a_backend_is_refused() -> None:
     """The error lists what could be named."""
     with pytest.raises(ConfigurationError, match=r"names no backend; set backend to one of: .*plain"):
         create_client(EventConfig("orders"))
+
+
+def created(*arguments: Any, **more: Any) -> EventConfig:
+    """The configuration with which a client is created."""
+    client = create_client(*arguments, **more)
+    assert isinstance(client, Kept)
+    return client.config
+
+
+class Kept(Plain):
+    """A client that keeps its configuration."""
+
+    def __init__(self, config: EventConfig) -> None:
+        """Keep it."""
+        super().__init__(config)
+        self.config = config
+
+
+register_backend("kept", Kept)
+KEPT = ORDERS.replace("plain", "kept")
+
+
+def test_a_client_is_created_from_a_url() -> None:
+    """It means what EventConfig.from_url makes of it."""
+    assert created("kept://acme/orders?create=all") == EventConfig("orders", "acme", {"create": "all"}, "kept")
+
+
+def test_a_client_is_created_from_a_name_in_a_file(write: Any) -> None:
+    """It means what EventConfig.from_file makes of it, the environment first."""
+    path = write(KEPT)
+    environ = {"EVENTS_ORDERS_URL": "kept://acme-test/orders"}
+    assert created("orders", file=path, environ=NOTHING) == EventConfig.from_file(path, "orders", environ=NOTHING)
+    assert created("orders", file=str(path), environ=environ).project_id == "acme-test"
+
+
+def test_a_client_is_created_from_a_name_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default the environment is that of the process."""
+    monkeypatch.setenv("EVENTS_ORDERS_URL", "kept:///orders")
+    assert created("orders") == EventConfig("orders", backend="kept")
+
+
+@pytest.mark.parametrize(
+    "source", ["kept:///orders?create=all", "orders", EventConfig("orders", "", {"create": "all"}, "kept")]
+)
+def test_arguments_go_before_every_source(source: Any) -> None:
+    """create_client takes those of the other constructors."""
+    environ = {"EVENTS_ORDERS_URL": "kept:///orders?create=all"}
+    config = created(source, environ=environ, project_id="p", options={"send_timeout": timedelta(seconds=5)})
+    assert config == EventConfig("orders", "p", {"create": "all", "send_timeout": "5"}, "kept")
+
+
+def test_a_name_without_a_file_is_explained() -> None:
+    """The error says where it looked, and how else a client is named."""
+    with pytest.raises(ConfigurationError) as caught:
+        create_client("orders", environ=NOTHING)
+    assert str(caught.value) == (
+        "client 'orders' is configured nowhere: the environment variable EVENTS_ORDERS_URL is not set, and no file is "
+        "given, as in file='events.toml'"
+    )
+
+
+@pytest.mark.parametrize("source", ["kept:///orders?token=hunter2", EventConfig("orders", backend="kept")])
+def test_a_file_goes_with_a_name(write: Any, source: Any) -> None:
+    """A URL or a configuration has everything; the URL, which may hold a secret, is not shown."""
+    with pytest.raises(ConfigurationError, match=r"file=.* goes with the name of a client") as caught:
+        create_client(source, file=write(KEPT))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", [None, 7, b"memory:///orders", ["orders"], Path("events.toml")])
+def test_what_names_no_client_is_refused(source: Any) -> None:
+    """A client comes from a configuration, a URL or a name."""
+    with pytest.raises(ConfigurationError, match="an EventConfig, a URL or the name of a client, not"):
+        create_client(source)

@@ -71,7 +71,7 @@ def test_a_field_that_is_no_text_is_a_configuration_error(field: str, value: Any
         EventConfig(**{"topic_name": "orders", field: value})
 
 
-@pytest.mark.parametrize("value", [{1: "x"}, {None: "x"}, {"x": 1}, {"x": None}, {"x": Odd()}, {HALF: None}])
+@pytest.mark.parametrize("value", [{1: "x"}, {None: "x"}, {"x": DIGITS}, {"x": None}, {"x": Odd()}, {HALF: None}])
 @pytest.mark.parametrize("field", ["options", "origins"])
 def test_mappings_of_something_else_are_a_configuration_error(field: str, value: Any) -> None:
     """Neither a name nor a value of another type is let in."""
@@ -139,6 +139,8 @@ def test_a_url_is_explained(url: Any) -> None:
         create_client(EventConfig.from_url(url))
     with pytest.raises((ConfigurationError, BackendError)):
         create_client(EventConfig.from_env("a", {"EVENTS_A_URL": url}))
+    with pytest.raises((ConfigurationError, BackendError)):
+        create_client(url, environ=NOTHING)
 
 
 @pytest.mark.parametrize("name", ODD.values(), ids=ODD)
@@ -149,6 +151,8 @@ def test_a_name_of_a_client_is_explained(name: Any, tmp_path: Path) -> None:
         EventConfig.from_env(name, NOTHING)
     with pytest.raises(ConfigurationError):
         EventConfig.from_file(tmp_path / "c.toml", name, environ=NOTHING)
+    with pytest.raises(ConfigurationError):
+        create_client(name, file=tmp_path / "c.toml", environ=NOTHING)
 
 
 PATHS: dict[str, Any] = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import assert_type
 
 from events_core import (
@@ -29,6 +30,7 @@ from events_core import (
     load_backend,
     register_backend,
 )
+from events_core.backends.sqlite import SQLiteOptions
 
 
 def configurations() -> list[EventConfig]:
@@ -40,7 +42,29 @@ def configurations() -> list[EventConfig]:
         EventConfig.from_url("gcp://acme-prod/orders?subscription=billing", backend="gcp"),
         EventConfig.from_env("orders", {"EVENTS_ORDERS_URL": "memory:///orders"}, project_id="acme-test"),
         EventConfig.from_mapping({"backend": "memory", "topic_name": "orders", "options": {"ordering": True}}),
+        EventConfig(
+            "orders", options={"path": Path("events.db"), "send_timeout": timedelta(minutes=1), "ordering": True}
+        ),
+        EventConfig("orders", backend="sqlite", options=SQLiteOptions(path="events.db", durability="normal")),
     ]
+
+
+def clients() -> list[EventClient]:
+    """A client is created from a configuration, a URL or a name, each with arguments."""
+    return [
+        create_client(configurations()[0]),
+        create_client("sqlite:events.db/orders?subscription=billing"),
+        create_client("orders"),
+        create_client("orders", file="events.toml", options={"create": "all", "ack_timeout": 2.5}),
+        create_client("orders", file=Path("events.toml"), options=SQLiteOptions(path="events.db", retention=600)),
+    ]
+
+
+def mistakes() -> None:
+    """Type checkers find a wrong option; the comments would be reported if they did not."""
+    SQLiteOptions(path="events.db", durability="none")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SQLiteOptions(path="events.db", retension=600)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    create_client("orders", options={"create": None})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 
 
 def messages() -> list[EventMessage]:
