@@ -1,14 +1,29 @@
-"""The loop that everybody writes, once: bounded concurrency, key order, failures and shutdown (H2)."""
+"""The receiving loop of an application: bounded concurrency, order per key, failures and shutdown (H2).
+
+*concurrency* workers each receive one message, call the handler, settle the message, and begin again.  A worker holds
+one message at a time, so the receiver hands out no second message of its ordering key (R8).
+
+All of this runs on one event loop, so nothing here needs a lock.  Two things end the workers:
+
+- ``_end``, after which nobody receives.  It cancels the tasks that wait in ``_until_the_end``, which swallows that
+  cancellation.  Handlers that run go on to their end.
+- A cancellation of :func:`consume`, which the task group passes on to each worker, and so to its handler.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Literal, NoReturn, overload
 
+from events_core.arguments import described
 from events_core.errors import ErrorCode, EventError
 from events_core.handling import Reject, RetryAfter
 from events_core.interface import EventReceiver
@@ -22,36 +37,78 @@ _SETTLE_PAUSE = 1.0
 """Seconds between two tries to settle, each of which may itself take ack_timeout."""
 
 _TURN = 0.01
-"""Seconds after which the loop gets a turn, be it that neither the receiver nor the handler ever waits."""
+"""Seconds after which a worker gives the loop a turn, even if neither the receiver nor the handler ever waits."""
+
+THREAD_PATIENCE = 5.0
+"""Seconds for which a cancelled :func:`consume` waits for a function in a thread, and again for its acknowledgement."""
 
 _OVER = (ErrorCode.ALREADY_SETTLED, ErrorCode.CLOSED, ErrorCode.EXPIRED, ErrorCode.NOT_FOUND)
-"""Why a message cannot be settled that is not held."""
+"""Codes that say that a message is not held any more, so that trying to settle it again is useless."""
 
 
+@overload
 async def consume(
     receiver: EventReceiver,
     handler: Callable[[ReceivedMessage], Awaitable[object]],
     *,
     concurrency: int = 1,
     stop: asyncio.Event | None = None,
+    threads: Literal[False] = False,
+) -> None: ...
+
+
+@overload
+async def consume(
+    receiver: EventReceiver,
+    handler: Callable[[ReceivedMessage], object],
+    *,
+    concurrency: int = 1,
+    stop: asyncio.Event | None = None,
+    threads: Literal[True],
+) -> None: ...
+
+
+async def consume(
+    receiver: EventReceiver,
+    handler: Callable[[ReceivedMessage], object],
+    *,
+    concurrency: int = 1,
+    stop: asyncio.Event | None = None,
+    threads: bool = False,
 ) -> None:
     """Receive messages and give each to *handler*, until *stop* is set or *receiver* closes.
 
-    What *handler* finished is acknowledged; what it failed is logged and nacked, and comes again.  Where the broker
-    cannot be told within ``ack_timeout`` it is told later, while other messages are handled.  Messages of one ordering
-    key are handled one after the other, in order, whatever the *concurrency*.
+    When *handler* returns, the message is acknowledged.  When it raises, the exception is logged and the message is
+    nacked: it comes again, later each time.  :class:`~events_core.Reject` and :class:`~events_core.RetryAfter` decide
+    otherwise, and are no failures (H3).  If the broker does not answer within ``ack_timeout``, it is told later, while
+    other messages are handled.  Messages of one ordering key are handled one after the other, in order, whatever the
+    *concurrency*.
 
-    Stopped, it receives nothing more, and returns once the handlers that run have finished.  Cancelled, it cancels
-    them, hands their messages back, and then ends.  What the broker could not be told by then comes again.
+    When *stop* is set, nothing more is received, and the call returns once the handlers that run have finished.
 
-    :param concurrency: how many handlers run at once, at most.
-    :raises ValueError: when *concurrency* is less than 1.
-    :raises ReceiveError: what receiving raised and retrying cannot mend, after the handlers that run have finished.
+    When the call is cancelled, it cancels the handlers, hands their messages back, and then ends.  A message that
+    cannot be settled by then comes again.
+
+    **Functions in threads.** With *threads*, *handler* is a plain function, which may block.  It runs in a thread, with
+    a copy of the caller's context variables.  A thread cannot be interrupted.  So a cancelled call waits 5 seconds for
+    functions that run, and settles their messages if they end.  After that it hands their messages back and logs a
+    warning.  The function goes on, perhaps while another receiver handles the same message, and Python waits for it
+    before the process exits.  Setting *stop* waits without a bound instead.
+
+    :param concurrency: the most handlers that run at once; with *threads* also the number of threads.
+    :raises TypeError: if *handler* is not callable, before anything is received.  Also if *handler* returns something
+        that cannot be awaited, or with *threads* something that must be.  Its message is handed back, no other call is
+        made, and the error is raised when the handlers that run have finished.
+    :raises ValueError: if *concurrency* is less than 1.
+    :raises ReceiveError: if receiving failed and retrying cannot help, after the handlers that run have finished.
     """
+    if not callable(handler):
+        raise TypeError(f"handler must be callable, not {described(handler)}; pass the function itself")
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
     workers = asyncio.TaskGroup()
-    loop = _Loop(receiver, handler, workers)
+    pool = ThreadPoolExecutor(concurrency, "events_core.consume") if threads else None
+    loop = _Loop(receiver, handler, workers, pool)
     stopping = asyncio.ensure_future(loop.end_when(stop)) if stop is not None else None
     try:
         async with workers:
@@ -60,6 +117,8 @@ async def consume(
     finally:
         if stopping is not None:
             stopping.cancel()
+        if pool is not None:
+            pool.shutdown(wait=False)  # a function that hangs would block the event loop here
     if loop.failure is not None:
         raise loop.failure
 
@@ -70,23 +129,26 @@ class _Loop:
     def __init__(
         self,
         receiver: EventReceiver,
-        handler: Callable[[ReceivedMessage], Awaitable[object]],
+        handler: Callable[[ReceivedMessage], object],
         workers: asyncio.TaskGroup,
+        pool: ThreadPoolExecutor | None,
     ) -> None:
         self._receiver = receiver
         self._handler = handler
         self._workers = workers
+        self._pool = pool
         self._waiting: set[asyncio.Task[None]] = set()
         self._ended = False
         self._yields_at = 0.0
-        self.failure: EventError | None = None
+        self.failure: Exception | None = None
+        """The error that ended the loop."""
 
     async def end_when(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self._end()
 
     def _end(self) -> None:
-        """Receive nothing more; who handles a message goes on."""
+        """Receive nothing more; handlers that run go on."""
         self._ended = True
         for task in self._waiting:
             task.cancel()
@@ -103,11 +165,12 @@ class _Loop:
     def _goes_on(self) -> bool:
         task = asyncio.current_task()
         assert task is not None
-        return not self._ended and not task.cancelling()  # which a handler may have made another exception of
+        # A handler may turn a cancellation into another exception, which looks like a failure of the handler.
+        return not self._ended and not task.cancelling()
 
     @contextmanager
     def _until_the_end(self) -> Iterator[None]:
-        """What waits in here is cancelled when nothing more is to be received."""
+        """Let :meth:`_end` cancel what waits inside, and swallow that cancellation."""
         task = asyncio.current_task()
         assert task is not None
         self._waiting.add(task)
@@ -139,11 +202,13 @@ class _Loop:
             if handled:
                 _log.warning("message %s was handled, but is not acknowledged yet: %s", message.message_id, error)
                 settle = self._receiver.acknowledge
+            elif error is self.failure:
+                return  # ``_refuse`` has handed the message back
             else:
                 _log_failure(message, error)
                 settle = partial(self._receiver.nack, delay=self._delay_of(error))
             if self._goes_on():
-                # ``processing`` has settled the message, and this is a no-op, unless the broker could not be told.
+                # ``processing`` has settled the message, and this is a no-op, unless the broker did not answer.
                 # Then a message that was rejected is nacked: it comes again, and its handler rejects it again.
                 self._workers.create_task(self._settle(message, settle))
 
@@ -153,16 +218,66 @@ class _Loop:
         return None
 
     async def _call_handler(self, message: ReceivedMessage) -> None:
+        if self._pool is not None:
+            await self._call_in_thread(message, self._pool)
+            return
+        result = self._handler(message)
+        if not inspect.isawaitable(result):
+            await self._refuse(
+                message,
+                f"the handler returned {described(result)}, which cannot be awaited; make it a coroutine function, or "
+                "pass threads=True to run a plain function in threads",
+            )
         try:
-            await self._handler(message)
+            await result
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             raise RuntimeError("the handler awaited something that was cancelled") from error
 
+    async def _refuse(self, message: ReceivedMessage, text: str) -> NoReturn:
+        """End the loop, because the handler is of the wrong kind: it would fail for every message."""
+        self.failure = TypeError(text)
+        self._end()  # before anything is awaited, so that no other worker calls the handler
+        await self._receiver.hand_back(message)  # the nack of ``processing`` is a no-op after this (S3)
+        raise self.failure
+
+    # Functions in threads
+
+    async def _call_in_thread(self, message: ReceivedMessage, pool: ThreadPoolExecutor) -> None:
+        context = contextvars.copy_context()
+        running = asyncio.get_running_loop().run_in_executor(pool, context.run, self._call_function, message)
+        try:
+            result = await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running], timeout=THREAD_PATIENCE)
+            if not running.done():
+                _log.warning("message %s is handed back, and its handler still runs in its thread", message.message_id)
+                raise
+            task = asyncio.current_task()
+            assert task is not None
+            # The message is settled by how the function ended.  A second cancellation bounds that, in an outage.
+            asyncio.get_running_loop().call_later(THREAD_PATIENCE, task.cancel)
+            result = running.result()
+        if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()  # otherwise Python warns that nobody awaited it
+            await self._refuse(
+                message, "the handler returned an awaitable, which nobody awaits in a thread; leave out threads=True"
+            )
+
+    def _call_function(self, message: ReceivedMessage) -> object:
+        try:
+            return self._handler(message)
+        except (StopIteration, asyncio.CancelledError) as error:
+            # A future cannot carry these two: the worker would wait for ever, or take itself for cancelled.
+            raise RuntimeError(f"the handler raised {error!r}") from error
+
+    # Settling again
+
     async def _settle(self, message: ReceivedMessage, settle: Callable[[ReceivedMessage], Awaitable[None]]) -> None:
-        """Repeat what may have failed: a message that stays held would keep those of its key waiting (S5)."""
+        """Settle *message*, again and again: while it stays held, no other message of its key comes (S5)."""
         with self._until_the_end():
             while self._goes_on():
                 try:

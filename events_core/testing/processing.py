@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,18 @@ class Processing:
         assert sorted(texts(handled)) == texts(numbered(10))
         assert receiver.stats.held == 0
         await stage.silence(receiver)
+
+    @rule("H2")
+    async def test_consuming_refuses_a_plain_function(self, stage: Stage) -> None:
+        """It is called once; then its message comes again, uncounted where the backend can do that."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        handled: list[ReceivedMessage] = []
+        handle: Any = handled.append
+        with pytest.raises(TypeError):
+            await consume(receiver, handle)
+        assert len(handled) == 1, "the function was called again"
+        await _assert_uncounted(stage, receiver)
 
     @rule("H2")
     async def test_consuming_outlives_a_failing_handler(self, stage: Stage) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import pickle
+import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,11 +29,14 @@ from events_core import (
     consume,
     create_client,
 )
+from events_core import consuming as consuming_module
 from events_core.backends import memory
 from events_core.backends.memory import MemorySource
 from events_core.engine import BrokerError, Outcome, Settlement, dead_letter_attributes
 
 from .network_memory import NetworkClient, outage
+
+REQUEST = contextvars.ContextVar("REQUEST", default="")
 
 
 def run(test: Callable[[EventClient, EventReceiver], Awaitable[None]], **options: str) -> None:
@@ -514,3 +519,193 @@ def test_a_long_reason_is_shortened_in_the_letter() -> None:
         {}, topic_name="t", subscription="s", message_id="1", attempts=1, reason="\ud800" + "é" * 1000
     )
     assert attributes["dead_letter_reason"] == "?" + "é" * 511
+
+
+@pytest.mark.parametrize("handler", [None, "handle", 7])
+def test_a_handler_that_cannot_be_called_is_refused(handler: Any) -> None:
+    """H2: before a message is received."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        with pytest.raises(TypeError, match="handler must be callable"):
+            await consume(receiver, handler)
+        assert receiver.stats.held == 0
+        assert (await next_of(receiver)).delivery_attempt == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_plain_function_is_called_once_and_refused(concurrency: int) -> None:
+    """H2: its effects would repeat with each redelivery; its message goes back, uncounted."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_messages(numbered(5))
+        handled: list[bytes] = []
+        plain: Any = lambda message: handled.append(message.data)  # noqa: E731
+        with pytest.raises(TypeError, match="returned None, which cannot be awaited"):
+            await consume(receiver, plain, concurrency=concurrency)
+        assert handled == [b"0"]
+        assert receiver.stats.held == 0
+        assert sorted(each.data for each in await receiver.receive_messages(10, 10)) == [b"0", b"1", b"2", b"3", b"4"]
+
+    run(test)
+
+
+def test_a_refused_function_lets_other_handlers_finish() -> None:
+    """H2: what they did is acknowledged before the TypeError is raised."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_messages(numbered(2))
+        finished: list[bytes] = []
+
+        async def slow(message: ReceivedMessage) -> None:
+            await asyncio.sleep(0.05)
+            finished.append(message.data)
+
+        either: Any = lambda message: slow(message) if message.data == b"0" else None  # noqa: E731
+        with pytest.raises(TypeError):
+            await consume(receiver, either, concurrency=2)
+        assert finished == [b"0"]
+        (left,) = await receiver.receive_messages(10, 10)
+        assert (left.data, left.delivery_attempt) == (b"1", 1)
+
+    run(test)
+
+
+def test_any_awaitable_will_do() -> None:
+    """H2: a handler may return a future."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        stop = asyncio.Event()
+
+        def handle(_: ReceivedMessage) -> asyncio.Future[None]:
+            stop.set()
+            return asyncio.ensure_future(asyncio.sleep(0))
+
+        await consume(receiver, handle, stop=stop)
+        assert await receiver.receive_message(0) is None
+
+    run(test)
+
+
+def test_functions_run_in_threads() -> None:
+    """H2: as many at once as the concurrency says, off the event loop, with the context of the caller."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_messages(numbered(6))
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        together = threading.Barrier(3)
+        lock = threading.Lock()
+        handled: list[str] = []
+        threads: set[int] = set()
+        REQUEST.set("mine")
+
+        def handle(message: ReceivedMessage) -> None:
+            together.wait(30)
+            with lock:
+                threads.add(threading.get_ident())
+                handled.append(f"{message.data_as_string()} {REQUEST.get()}")
+                if len(handled) == 6:
+                    loop.call_soon_threadsafe(stop.set)
+
+        await consume(receiver, handle, concurrency=3, stop=stop, threads=True)
+        assert sorted(handled) == [f"{number} mine" for number in range(6)]
+        assert len(threads) == 3
+        assert threading.get_ident() not in threads
+        assert await receiver.receive_message(0) is None
+
+    run(test)
+
+
+def test_a_function_in_a_thread_fails_as_a_coroutine_does(caplog: pytest.LogCaptureFixture) -> None:
+    """H2, H3: exceptions, StopIteration among them, and decisions reach consume."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_messages(numbered(3))
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        handled: list[str] = []
+
+        def handle(message: ReceivedMessage) -> None:
+            handled.append(message.data_as_string())
+            if len(handled) == 5:
+                loop.call_soon_threadsafe(stop.set)
+            if message.delivery_attempt == 1:
+                raise {b"0": LookupError("no luck"), b"1": StopIteration(), b"2": Reject("no total")}[message.data]
+
+        await consume(receiver, handle, stop=stop, threads=True)
+        assert sorted(handled) == ["0", "0", "1", "1", "2"]
+
+    run(test, dead_letter_topic="dead", max_delivery_attempts="5")
+    assert "no luck" in caplog.text
+    assert "StopIteration" in caplog.text
+    assert "rejected at attempt 1" in caplog.text
+
+
+def test_a_coroutine_function_in_a_thread_is_called_once_and_refused() -> None:
+    """H2: nobody would await what it returns."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+
+        async def handle(_: ReceivedMessage) -> None: ...
+
+        with pytest.raises(TypeError, match="leave out threads=True"):
+            await consume(receiver, handle, threads=True)
+        assert (await next_of(receiver)).delivery_attempt == 1
+
+    run(test)
+
+
+def test_a_cancelled_consume_waits_for_its_threads() -> None:
+    """H2: a function cannot be interrupted; if it finishes soon, its message is acknowledged."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_messages(numbered(2))
+        loop, started, released = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+        def handle(_: ReceivedMessage) -> None:
+            loop.call_soon_threadsafe(started.set)
+            assert released.wait(60)
+
+        consuming = asyncio.create_task(consume(receiver, handle, threads=True))
+        await started.wait()
+        consuming.cancel()
+        await asyncio.sleep(0)
+        assert not consuming.done()
+        released.set()
+        await asyncio.wait([consuming])
+        assert consuming.cancelled()
+        assert [each.data for each in await receiver.receive_messages(10, 10)] == [b"1"]
+
+    run(test)
+
+
+def test_a_cancelled_consume_leaves_a_thread_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """H2: after its patience it hands the message back, which may then be handled twice; a warning says so."""
+    monkeypatch.setattr(consuming_module, "THREAD_PATIENCE", 0.05)
+    released = threading.Event()
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        loop, started = asyncio.get_running_loop(), asyncio.Event()
+
+        def handle(_: ReceivedMessage) -> None:
+            loop.call_soon_threadsafe(started.set)
+            assert released.wait(60)
+
+        consuming = asyncio.create_task(consume(receiver, handle, threads=True))
+        await started.wait()
+        consuming.cancel()
+        await asyncio.wait([consuming])
+        assert consuming.cancelled()
+        assert (await next_of(receiver)).delivery_attempt == 1
+
+    try:
+        run(test)
+    finally:
+        released.set()
+    assert "still runs in its thread" in caplog.text

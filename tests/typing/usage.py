@@ -24,6 +24,8 @@ from events_core import (
     PublishError,
     ReceivedMessage,
     ReceiverStats,
+    Reject,
+    RetryAfter,
     available_backends,
     consume,
     create_client,
@@ -140,9 +142,18 @@ async def handle(message: ReceivedMessage) -> bool:
     return message.delivery_attempt == 1
 
 
+def handle_in_thread(message: ReceivedMessage) -> None:
+    """A plain function, and the two exceptions with which a handler decides."""
+    if not message.data:
+        raise Reject("there is no data")
+    if message.delivery_attempt == 1:
+        raise RetryAfter(0.5)
+
+
 async def run_handlers(receiver: EventReceiver, stop: asyncio.Event) -> None:
     """The loop, written once."""
     await consume(receiver, handle, concurrency=8, stop=stop)
+    await consume(receiver, handle_in_thread, concurrency=8, threads=True)
 
 
 class Timing:
