@@ -348,7 +348,7 @@ class Driver(ABC, Generic[OptionsT]):
     many leave in the time of one round trip."""
 
     capabilities: Capabilities
-    """The promises of this configuration; set by :meth:`__init__`."""
+    """The promises of this configuration; set by ``__init__``."""
     address: str = ""
     """The broker's address, for errors and logs; without secrets."""
     connection_restored: Callable[[], None] = staticmethod(lambda: None)

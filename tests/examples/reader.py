@@ -17,6 +17,7 @@ import os
 import re
 import selectors
 import subprocess
+import sys
 import termios
 import textwrap
 import time
@@ -66,7 +67,13 @@ class Terminal:
                 # setsid makes the terminal the shell's own, so that Ctrl-C reaches what the shell runs.
                 ["setsid", "--ctty", "--wait", "bash", "--norc", "--noprofile", "--noediting", "-i"],
                 cwd=folder,
-                env={**os.environ, "PS1": "<ready $?>", "TERM": "dumb", "VIRTUAL_ENV_DISABLE_PROMPT": "1"},
+                env={
+                    **os.environ,
+                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                    "PS1": "<ready $?>",
+                    "TERM": "dumb",
+                    "VIRTUAL_ENV_DISABLE_PROMPT": "1",
+                },
                 stdin=screen,
                 stdout=screen,
                 stderr=screen,
