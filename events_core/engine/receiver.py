@@ -1,4 +1,7 @@
-"""Receiving: an :class:`EventReceiver` over a source."""
+"""The receiver of every backend on the engine: an :class:`EventReceiver` over a source.
+
+``inbox.py`` opens with the rules of its lock, and ``closing.py`` with the steps of closing.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from events_core.engine.failure import UNFORESEEN, is_meant
 from events_core.engine.feed import Feed, InlineFeed, PrefetchingFeed
 from events_core.engine.inbox import Inbox
 from events_core.engine.ledger import Ledger
+from events_core.engine.settlements import Ticket
 from events_core.engine.settler import InlineSettler, Settler
 from events_core.engine.surroundings import Surroundings
 from events_core.engine.translation import translate
@@ -29,16 +33,20 @@ __all__ = ["EngineReceiver"]
 
 _log = logging.getLogger("events_core.receiver")
 
+AT_ONCE = 1000
+"""The number of settlements that one call begins before other tasks of the loop have their turn."""
 BLOCKED_WARNING = 10.0
-"""Seconds after which a receive that only bounds or held keys keep waiting says so (R8)."""
+"""Seconds after which a receive warns if it only waits for a bound, or for held messages of a key (R8)."""
 
 
 class EngineReceiver(EventReceiver):
     """The receiver of every backend on the engine.
 
     A feed brings deliveries in from home, and a settler tells the broker their outcomes from there.  Both meet the
-    application's calls in the inbox, whose module opens with the rules of the lock.  A message is handed out in the
-    thread of the coroutine that receives it, when that coroutine runs: what is handed out has a taker.
+    application's calls in the inbox.
+
+    A message is handed out in the thread of the coroutine that receives it, at the moment when that coroutine runs.
+    There is no ``await`` between handing out and returning.  So a cancelled receive loses nothing.
     """
 
     def __init__(self, source: Source, waiting: WaitingRoom, surroundings: Surroundings) -> None:
@@ -136,12 +144,14 @@ class EngineReceiver(EventReceiver):
         ends = math.inf if timeout is None else began + checked_seconds("timeout", timeout)
         warns = began + BLOCKED_WARNING
         while True:
+            # Read before looking: if something happens in between, enter() below returns None, and we look again.
             events = self._waiting.events
             taken = self._take(limit)
             now = time.monotonic()
             if taken or now >= ends:
                 if not taken:
-                    self._waiting.wake()  # whoever goes on waiting: to keep the time of what falls due later
+                    # This receive may have been the one that kept the time of what falls due.  Let another one do that.
+                    self._waiting.wake()
                 return [_message(delivery) for delivery in taken]
             waiter = self._waiting.enter(events)
             if waiter is None:
@@ -149,14 +159,14 @@ class EngineReceiver(EventReceiver):
             try:
                 await self._waiting.wait(waiter, self._patience(min(ends, warns)))
             except asyncio.CancelledError:
-                self._waiting.wake()  # what this wake-up was for is still there
+                self._waiting.wake()  # perhaps this one was woken for a message; pass that on
                 raise
             if time.monotonic() >= warns:
                 warns = math.inf
                 self._warn_if_blocked()
 
     def _take(self, limit: int) -> Sequence[Delivery]:
-        """What is ready now."""
+        """Hand out up to *limit* deliveries that are ready now."""
         self._check()
         with self._lock:
             if self._closing:
@@ -174,7 +184,7 @@ class EngineReceiver(EventReceiver):
         return taken
 
     def _patience(self, until: float) -> float | None:
-        """Seconds to wait: until something falls due by time alone, at most *until*; ``None`` for ever."""
+        """Return the seconds to wait: until something falls due by time alone, or *until* then; ``None`` for ever."""
         with self._lock:
             due = self._feed.next_due()
         first = until if due is None else min(until, due)
@@ -192,12 +202,12 @@ class EngineReceiver(EventReceiver):
             )
         elif keys:
             self._warn_of_keys(keys)
-        else:  # the receive does not wait for the broker to tell
+        else:  # in a task at home, so that no receive waits for the broker's answer
             self._home.wake(lambda: self._home.spawn(self._warn_of_withheld()))
 
     async def _warn_of_withheld(self) -> None:
         try:
-            async with asyncio.timeout(BLOCKED_WARNING):
+            async with self._home.timeout(BLOCKED_WARNING):
                 keys = await self._source.withheld()
         except UNFORESEEN as error:
             if is_meant(error):
@@ -280,19 +290,46 @@ class EngineReceiver(EventReceiver):
     async def _settle_all(
         self, targets: Sequence[ReceivedMessage | str], outcome: Outcome, delay: float | None, single: bool, reason: str
     ) -> None:
+        if len(targets) <= AT_ONCE:
+            ticket = self._begin(targets, outcome, delay, reason)
+        else:
+            ticket = await self._begin_gently(targets, outcome, delay, reason)
+        await self._settler.finished(ticket)
+        if ticket.failed:
+            raise self._failed(ticket.failed, single)
+
+    def _begin(
+        self,
+        targets: Sequence[ReceivedMessage | str],
+        outcome: Outcome,
+        delay: float | None,
+        reason: str,
+        ticket: Ticket | None = None,
+    ) -> Ticket:
+        """Begin to settle *targets*; return the ticket to wait with, which is *ticket* if there is one already."""
         with self._lock:
             if self._closed:
                 raise self._located(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
             now = time.monotonic()
             self._inbox.give_back_overdue(now)
             begun = self._ledger.begin(targets, outcome, delay, now, reason)
-            ticket = self._settler.begin(begun)
-        await self._settler.finished(ticket)
-        if ticket.failed:
-            raise self._failed(ticket.failed, single)
+            return self._settler.begin(begun, ticket)
+
+    async def _begin_gently(
+        self, targets: Sequence[ReceivedMessage | str], outcome: Outcome, delay: float | None, reason: str
+    ) -> Ticket:
+        """Do what :meth:`_begin` does for many *targets*, and give way to other tasks meanwhile."""
+        ticket: Ticket | None = None
+        for start in range(0, len(targets), AT_ONCE):
+            if ticket is not None:
+                self._settler.pump()
+                await asyncio.sleep(0)
+            ticket = self._begin(targets[start : start + AT_ONCE], outcome, delay, reason, ticket)
+        assert ticket is not None
+        return ticket
 
     def _progressed(self) -> None:
-        """Settlements have ended: a key may be free, there may be room, a close may be waiting for it."""
+        """Tell those who wait for the end of settlements: fetching for room, a receive for its key, a close."""
         with self._lock:
             self._feed.refill()
         self._waiting.wake()
@@ -315,7 +352,7 @@ class EngineReceiver(EventReceiver):
         error.__cause__ = first.__cause__
         return self._located(error)
 
-    # Closing (closing.py)
+    # Closing
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -340,7 +377,7 @@ class EngineReceiver(EventReceiver):
             pass  # its client has closed it meanwhile
 
     def hasten_close(self, timeout: float) -> None:
-        """Let a close take *timeout* seconds from now at most: the least patient caller decides."""
+        """Let a close take *timeout* seconds from now at most.  Of several callers the least patient one decides."""
         with self._lock:
             self._close_time.hasten(timeout)
             waiter = self._empty
@@ -348,7 +385,7 @@ class EngineReceiver(EventReceiver):
             waiter.wake()
 
     async def _shut(self) -> None:
-        """Stop fetching, give back what is free, wait for what is held, end."""
+        """Stop fetching, give back what is free, wait for what is held, and end."""
         try:
             with self._lock:
                 self._close_time.begin()
@@ -358,7 +395,7 @@ class EngineReceiver(EventReceiver):
                 self._inbox.settlements.enqueue(self._ledger.close())
             self._settler.pump()
             await self._until(lambda: not self._ledger.held, self._close_time.patience)
-        except asyncio.CancelledError:  # which only ends the patience
+        except asyncio.CancelledError:  # nobody waits for the application any longer
             await self.end()
             raise
         await self.end()
@@ -366,7 +403,8 @@ class EngineReceiver(EventReceiver):
     async def end(self) -> None:
         """Give back everything and close the source, once; at home, after :meth:`hasten_close`.
 
-        If another task does so, wait for it: the client cancels what runs when its receivers have ended.
+        If another task does so already, wait for it, because the client cancels what runs when its receivers have
+        ended.
         """
         with self._lock:
             begins = not self._ending
@@ -390,7 +428,7 @@ class EngineReceiver(EventReceiver):
 
     async def _until_closed(self) -> None:
         if self._home.inline:
-            return  # the other task is in another loop, which may stand still
+            return  # the other task runs in another caller's loop, which may stand still
         ends = time.monotonic() + SHORTEST_CLOSE
         while (left := ends - time.monotonic()) > 0:
             events = self._waiting.events
@@ -401,7 +439,7 @@ class EngineReceiver(EventReceiver):
                 await self._waiting.wait(waiter, left)
 
     def give_up(self) -> None:
-        """Refuse every call from now on, and fail those that wait; in any thread."""
+        """Refuse every call from now on, and fail the calls that wait; in any thread, without the lock."""
         with self._lock:
             if self._closed:
                 return
@@ -410,7 +448,7 @@ class EngineReceiver(EventReceiver):
         self._settler.close()
 
     async def _until(self, done: Callable[[], bool], seconds: Callable[[], float]) -> None:
-        """Wait until *done*, or until *seconds* are over, which another caller may shorten meanwhile."""
+        """Wait until *done* returns True, or until *seconds* are over; another caller may shorten them meanwhile."""
         while True:
             with self._lock:
                 patience = seconds()
@@ -421,7 +459,7 @@ class EngineReceiver(EventReceiver):
 
 
 class _Messages(AsyncIterator[ReceivedMessage]):
-    """Iteration that an error does not end, as it would end a generator."""
+    """An iterator over messages.  Unlike a generator it goes on after an error."""
 
     def __init__(self, receiver: EngineReceiver) -> None:
         self._receiver = receiver
@@ -446,7 +484,7 @@ def _some(ids: Sequence[str]) -> str:
     return f"{shown} and {len(ids) - 10} more" if len(ids) > 10 else shown
 
 
-# The class is frozen; going through its slots takes two thirds of the time of ``object.__setattr__``.
+# The class is frozen.  Setting its slots in this way takes two thirds of the time of ``object.__setattr__``.
 _set_data, _set_attributes, _set_key, _set_id, _set_time, _set_attempt, _set_delivery = (
     getattr(ReceivedMessage, name).__set__
     for name in ("data", "attributes", "ordering_key", "message_id", "publish_time", "delivery_attempt", "delivery")
@@ -454,7 +492,7 @@ _set_data, _set_attributes, _set_key, _set_id, _set_time, _set_attempt, _set_del
 
 
 def _message(delivery: Delivery) -> ReceivedMessage:
-    """The application's view, made without the checks that what came from the broker does not need."""
+    """Return the application's view of *delivery*, made without the checks for what an application passes."""
     message = object.__new__(ReceivedMessage)
     attributes = delivery.attributes
     _set_data(message, delivery.data)

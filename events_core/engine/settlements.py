@@ -50,6 +50,11 @@ class Ticket:
         """The number of settlements that have not ended."""
         self.waiter: Wakeable | None = None
 
+    def extend(self, begun: Begun) -> None:
+        """Wait for what the same call has *begun* later, too."""
+        self.awaited += begun.awaited
+        self.failed.update(begun.refused)
+
     def register(self, settlements: Iterable[Settlement]) -> None:
         """Let each of *settlements* report its end here."""
         for settlement in settlements:

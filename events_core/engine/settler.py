@@ -62,14 +62,19 @@ class Settler:
 
     # In a caller's thread
 
-    def begin(self, begun: Begun) -> Ticket:
-        """Let the broker be told of what has *begun*; return the caller's ticket for it.  Under the lock."""
-        ticket = Ticket(begun)
-        self.add(ticket, begun)
+    def begin(self, begun: Begun, ticket: Ticket | None = None) -> Ticket:
+        """Let the broker be told of what has *begun*.  Under the lock.
+
+        :returns: the caller's ticket for it, which is *ticket* if the call has begun others before.
+        """
+        if ticket is None:
+            ticket = Ticket(begun)
+        else:
+            ticket.extend(begun)
+        self._tell(begun, ticket)
         return ticket
 
-    def add(self, ticket: Ticket, begun: Begun) -> None:
-        """Let *ticket* wait for what has *begun* too.  Under the lock."""
+    def _tell(self, begun: Begun, ticket: Ticket) -> None:
         self._settlements.enqueue(begun.asked)
         ticket.register(begun.awaited)
 
@@ -191,9 +196,9 @@ class Settler:
 
 
 class InlineSettler(Settler):
-    """Settles in the caller's thread.  When :meth:`add` returns, the broker has answered."""
+    """Settles in the caller's thread.  When :meth:`begin` returns, the broker has answered."""
 
-    def add(self, ticket: Ticket, begun: Begun) -> None:
+    def _tell(self, begun: Begun, ticket: Ticket) -> None:
         if begun.asked:
             self._settle_now(begun.asked, ticket.failed)
 
