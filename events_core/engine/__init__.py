@@ -3,7 +3,7 @@
 from events_core.engine.backoff import redelivery_delay
 from events_core.engine.client import EngineClient
 from events_core.engine.clock import uptime
-from events_core.engine.dead_letter import dead_letter_attributes, log_dead_letter
+from events_core.engine.dead_letter import DeadLetterLog, dead_letter_attributes, log_dead_letter
 from events_core.engine.driver import BrokerError, Delivery, Driver, Outcome, Settlement, Source
 from events_core.engine.keyed_queue import KeyedQueue
 from events_core.engine.limits import message_size
@@ -11,6 +11,7 @@ from events_core.engine.loop_thread import off_loop
 
 __all__ = [
     "BrokerError",
+    "DeadLetterLog",
     "Delivery",
     "Driver",
     "EngineClient",

@@ -7,19 +7,21 @@
   the NACK go to ``Source.settle``, and the source moves the message.  If the broker has delivered the message again
   meanwhile, ``settlements.py`` acknowledges that copy instead of making a second letter of it.
 * A handler may reject its message.  Then the source moves it at once, whatever the number of attempts.
-* ``Source.settle`` stores the letter with :func:`dead_letter_attributes`, and calls :func:`log_dead_letter`.
+* ``Source.settle`` stores the letter with :func:`dead_letter_attributes`, and calls :func:`log_dead_letter`.  A source
+  that moves letters in a transaction, or under a lock, keeps a :class:`DeadLetterLog` until that is over.
 * ``dead_letter_topic.py`` sees to it that somebody keeps the letters.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 
 from events_core.capabilities import PORTABLE_LIMITS
 from events_core.engine.driver import Delivery, Outcome, Settlement
 
-__all__ = ["LocalAttempts", "dead_letter_attributes", "log_dead_letter"]
+__all__ = ["DeadLetterLog", "LocalAttempts", "dead_letter_attributes", "log_dead_letter"]
 
 _log = logging.getLogger("events_core.receiver")
 
@@ -101,3 +103,40 @@ def log_dead_letter(
         dead_letter_topic,
         f": {reason}" if reason else "",
     )
+
+
+class DeadLetterLog:
+    """Dead letters of one subscription that were moved, and are not in the log yet.
+
+    A backend records a letter while it moves it, in a transaction or under a lock, and writes it to the log after that:
+    the transaction may still fail, and a log handler may need the lock.  Letters may be recorded and written by several
+    threads at once; each is written once.
+    """
+
+    def __init__(self, subscription: str, dead_letter_topic: str) -> None:
+        self._subscription = subscription
+        self._dead_letter_topic = dead_letter_topic
+        self._letters: deque[tuple[str, int, str | None]] = deque()
+
+    def record(self, message_id: str, attempts: int, reason: str | None = None) -> None:
+        """Remember a letter that was moved after *attempts* attempts, or rejected for *reason*."""
+        self._letters.append((message_id, attempts, reason))
+
+    def clear(self) -> None:
+        """Forget the letters of a transaction that failed."""
+        self._letters.clear()
+
+    def write(self) -> None:
+        """Log each letter; never call it under a lock."""
+        while self._letters:
+            try:
+                message_id, attempts, reason = self._letters.popleft()
+            except IndexError:  # another thread has just taken the last one
+                return
+            log_dead_letter(
+                message_id,
+                attempts=attempts,
+                subscription=self._subscription,
+                dead_letter_topic=self._dead_letter_topic,
+                reason=reason,
+            )

@@ -21,7 +21,7 @@ from typing import Any
 
 from events_core import EventConfig, EventMessage
 from events_core.backends.sqlite import SQLiteClient
-from events_core.backends.sqlite.schema import open_file
+from events_core.backends.sqlite.opening import open_file
 
 SENDERS = 64
 MESSAGES = 12_800
@@ -54,7 +54,7 @@ async def send(path: str) -> tuple[float, Pragmas, list[int]]:
     """Also the sizes of the transactions."""
     async with SQLiteClient(EventConfig("orders", options={"path": path})) as client:
         await client.ping()
-        store = client._driver.store
+        store = client._driver.file.store
         publish = store.publish
         sizes: list[int] = []
 

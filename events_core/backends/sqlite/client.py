@@ -1,4 +1,4 @@
-"""The client of the SQLite backend, and its URLs."""
+"""The class that the registry finds, and what its URLs mean."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["SQLiteClient"]
 class SQLiteClient(EngineClient):
     """A client of a topic in a file: ``sqlite:///absolute/path/events.db/orders``, or ``sqlite:events.db/orders``.
 
-    Clients share topics by file, project and name.  The file must be on a local file system: SQLite's write-ahead log
-    needs memory shared between the processes that use it.
+    Clients share topics by file, project and name.  The file must be on a local file system, because SQLite's
+    write-ahead log needs memory that is shared between the processes that use it.
     """
 
     api_version = 1
@@ -32,11 +32,14 @@ class SQLiteClient(EngineClient):
 
     @classmethod
     def parse_location(cls, authority: str, path: str) -> Location:
-        """The path is the file's, then the topic's name."""
+        """Split *path* into the file's path and the topic's name, its last part.
+
+        :raises ConfigurationError: for a URL with a host, or without a file or a topic.
+        """
         if authority:
-            host = authority.rpartition("@")[2].partition(":")[0]  # what else there is may be a password
+            host = authority.rpartition("@")[2].partition(":")[0]  # the rest may be a password
             raise ConfigurationError(
-                f"the URL has the host {host!r}, and a file has none; write sqlite:///absolute/path/events.db/topic "
+                f"the URL has the host {host!r}, but a file has no host; write sqlite:///absolute/path/events.db/topic "
                 "with three slashes, or sqlite:relative/path/events.db/topic with none",
                 backend="sqlite",
             )
@@ -51,7 +54,7 @@ class SQLiteClient(EngineClient):
     @classmethod
     @contextmanager
     def scratch(cls, config: EventConfig) -> Iterator[EventConfig]:
-        """A file beside the configured one: on the same disk, and in nobody's way."""
+        """Yield *config* with a new file in a temporary folder next to the configured file, and so on the same disk."""
         path = Path(config.options["path"])
         try:
             folder = tempfile.TemporaryDirectory(prefix="events-check-", dir=path.parent, ignore_cleanup_errors=True)

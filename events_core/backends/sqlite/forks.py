@@ -1,8 +1,8 @@
-"""Forks wait while SQLite works: otherwise a lock that SQLite holds at that moment stays taken in the child for ever.
+"""Making forks wait while SQLite works, so that no child inherits a lock that SQLite holds at that moment.
 
-SQLite's library has locks of its own, for its memory and its lists, apart from those on files.  Each call may hold one
-for a moment.  If a child is forked at that moment, it has no thread that would release the lock, and it hangs when it
-first opens any file.  So each client calls SQLite under a lock of its own, from :func:`await_calls` to
+SQLite's library has internal locks, for its memory and its lists, apart from the locks on files.  Each call may hold
+one for a moment.  If a child is forked at that moment, it has no thread that would release the lock, and it hangs when
+it first opens any file.  So each client calls SQLite under a lock of its own, from :func:`await_calls` to
 :func:`forget_calls`.  A fork takes all these locks first and releases them afterwards.
 """
 
@@ -17,10 +17,12 @@ __all__ = ["await_calls", "forget_calls"]
 PATIENCE = 1.0
 """Seconds that a fork waits at most: a disk may never answer."""
 
+# Clients add and remove their locks in their own threads, while another thread copies the set to fork.  Each of these
+# steps is one step of the interpreter, so none needs a lock.
 _callers: set[threading.RLock] = set()
-"""The locks of the clients that use SQLite.  Each change and each copy of it is one step of the interpreter."""
+"""The locks of the clients that use SQLite."""
 _taken: dict[int, list[threading.RLock]] = {}
-"""The locks that each forking thread has taken."""
+"""The locks that each forking thread has taken, by thread."""
 
 
 def await_calls(lock: threading.RLock) -> None:
@@ -29,7 +31,7 @@ def await_calls(lock: threading.RLock) -> None:
 
 
 def forget_calls(lock: threading.RLock) -> None:
-    """Let no fork wait for *lock* any more: SQLite is no longer called under it."""
+    """Let forks no longer wait for *lock*: its client no longer calls SQLite."""
     _callers.discard(lock)
 
 
@@ -48,8 +50,9 @@ def _after_fork() -> None:
 
 def _after_fork_in_child() -> None:
     _after_fork()
+    # The child has none of the threads that hold the other locks, and can use none of these clients.
     _taken.clear()
-    _callers.clear()  # none of these clients can be used here
+    _callers.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,4 +1,4 @@
-"""What the SQLite backend is configured with, and what it promises in that configuration."""
+"""The options of the SQLite backend, and the capabilities that follow from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FULL_CAPABILITIES = Capabilities(
     delivery_attempts=True,
     ack_confirmed=True,
     exactly_once=True,
-    # A transaction whose commit failed is rolled back, and its pages of the log are written over by the retry.
+    # When a commit fails, the transaction is rolled back, and the retry overwrites its pages in the log.
     idempotent_publish=True,
     redelivery="lease",
     limits=PORTABLE_LIMITS,
@@ -31,31 +31,35 @@ FULL_CAPABILITIES = Capabilities(
 class SQLiteOptions(CommonOptions):
     """Options of the SQLite backend."""
 
-    path: str = option(help="File that holds the topics; created, but not its directory, where create=all.")
+    path: str = option(help="File that holds the topics.  With create=all it is created, but not its directory.")
     create: Literal["never", "subscription", "all"] = option(
         default="all",
-        help="What may be created when it is missing: nothing, the subscription, or the file and topic as well.",
+        help="What may be created if it is missing: nothing, the subscription, or also the topic and the file.",
     )
     durability: Literal["full", "normal"] = option(
-        default="full", help="What is confirmed survives a power loss, or, faster, only the crash of a process."
+        default="full",
+        help="What a confirmed send or acknowledgement survives: a power loss or, faster, a crash of the process.",
     )
     retention: float | None = option(
         default=None,
         minimum=0,
         unit="seconds",
-        help="How long the topic keeps messages for subscriptions yet to come; unset leaves it as it is, 0 at first.",
+        help="How long the topic keeps messages for later subscriptions; unset leaves it as it is, 0 in a new topic.",
     )
     session_timeout: float = option(
-        default=15.0, minimum=1, unit="seconds", help="How soon what a dead process held goes to others."
+        default=15.0,
+        minimum=1,
+        unit="seconds",
+        help="Time after which the messages that a dead process held go to other receivers.",
     )
 
 
 def capabilities_of(options: SQLiteOptions) -> Capabilities:
-    """What a client with *options* promises."""
+    """Return the capabilities of a client with *options*."""
     safe = options.durability == "full"
     return attrs.evolve(
         FULL_CAPABILITIES,
         durable="power_loss" if safe else "process_crash",
         ordering="none" if options.ordering is False else "subscription",
-        exactly_once=safe,  # a power loss may take back the last acknowledgements
+        exactly_once=safe,  # after a power loss, the last acknowledgements may be missing
     )

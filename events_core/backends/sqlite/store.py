@@ -1,11 +1,11 @@
-"""The file as one client uses it: its topic, what is published, subscriptions, and what nobody needs any more.
+"""The file as one client uses it: its topic, the messages sent to it, its subscriptions, and what can be deleted.
 
-Synchronous, each method one transaction.
+Synchronous, and called under the lock of :class:`~events_core.backends.sqlite.connection.FileConnection`.  A public
+method is one transaction, except those under "Inside a transaction".
 """
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
 import time
@@ -15,9 +15,11 @@ from functools import cache
 from typing import Any
 
 from events_core import ErrorCode, EventMessage
+from events_core.backends.sqlite import schema
+from events_core.backends.sqlite.codec import encode_attributes
+from events_core.backends.sqlite.opening import check_version, open_file
 from events_core.backends.sqlite.options import SQLiteOptions
 from events_core.backends.sqlite.place import Place
-from events_core.backends.sqlite.schema import VERSION, check_version, next_id, open_file
 from events_core.engine import BrokerError
 from events_core.options import did_you_mean
 
@@ -27,12 +29,13 @@ SWEEP = 1000
 """Messages looked at, deliveries deleted, and free pages given back, by one step of :meth:`Store.sweep`."""
 
 SPARE = 4096
-"""Free pages that a file keeps in any case, for the next messages."""
+"""Free pages that a file always keeps for the next messages."""
 
 LONG_LOG = 16 * 2**20
 """Bytes of the log from which on it is emptied."""
 LOOK_PAUSE = 0.005
-"""Seconds between two looks at its size, of which each lets go of the interpreter."""
+"""Seconds between two looks at the size of the log.  Each look releases the interpreter's lock, which busy threads may
+then keep for a while."""
 
 ROWS = 256
 """Messages that one statement inserts, at most: SQLite may allow no more than 999 parameters
@@ -46,16 +49,41 @@ NEEDED = """EXISTS (
         SELECT 1 FROM deliveries AS d WHERE d.subscription_id = s.id AND d.message_id = m.id
     ))
 )"""
-"""Whether a subscription has yet to deliver, or to settle, the message ``m``."""
+"""The condition that a subscription has not yet delivered, or not yet settled, the message ``m``."""
 
+_FIND_TOPIC = "SELECT id FROM topics WHERE project = :project AND name = :name"
+_CREATE_TOPIC = "INSERT INTO topics (project, name) VALUES (:project, :name)"
+_SET_RETENTION = "UPDATE topics SET retention = ifnull(:retention, retention) WHERE id = :topic"
+_RETENTION = "SELECT retention FROM topics WHERE id = :topic"
+_FIND_SUBSCRIPTION = "SELECT id FROM subscriptions WHERE topic_id = :topic AND name = :name"
+_CREATE_SUBSCRIPTION = """
+    INSERT INTO subscriptions (topic_id, name, cursor, expires_at) VALUES (:topic, :name, :cursor, :expires_at)
+"""
+_DURABLE_NAMES = "SELECT name FROM subscriptions WHERE topic_id = :topic AND expires_at IS NULL"
+_HAS_SUBSCRIPTION = """
+    SELECT 1 FROM subscriptions WHERE topic_id = :topic AND (expires_at IS NULL OR expires_at >= :until)
+"""
+_LAPSED = "SELECT id, expires_at FROM subscriptions WHERE topic_id = :topic AND expires_at < :now"
+_DROP = (
+    """
+    DELETE FROM deliveries
+    WHERE session_id IN (SELECT id FROM sessions WHERE subscription_id = :subscription)
+    """,
+    "DELETE FROM sessions WHERE subscription_id = :subscription",
+    "DELETE FROM subscriptions WHERE id = :subscription",
+)
+# Positional: it runs once for each message.
+_RECLAIM = f"DELETE FROM messages AS m WHERE m.id = ? AND NOT {NEEDED}"
+_DELETE_MESSAGE = "DELETE FROM messages WHERE id = :message"
+# Up to the lowest cursor: messages that every subscription has looked at.
 _LOOKED_AT = f"""
     SELECT m.id, m.publish_time, {NEEDED} FROM messages AS m
-    WHERE m.topic_id = ? AND m.id > ?
-        AND m.id <= ifnull((SELECT min(cursor) FROM subscriptions WHERE topic_id = ?), {2**63 - 1})
-    ORDER BY m.id LIMIT ?
+    WHERE m.topic_id = :topic AND m.id > :swept
+        AND m.id <= ifnull((SELECT min(cursor) FROM subscriptions WHERE topic_id = :topic), {2**63 - 1})
+    ORDER BY m.id LIMIT :limit
 """
-"""Messages that every subscription has looked at."""
-
+# Finds a subscription that is gone and has left deliveries.  It goes from one subscription's first delivery to the next
+# one's, by the primary key, so its cost does not grow with the number of deliveries.
 _ORPHANED = """
     WITH RECURSIVE present (id) AS (
         SELECT min(subscription_id) FROM deliveries
@@ -66,44 +94,43 @@ _ORPHANED = """
     SELECT id FROM present
     WHERE id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM subscriptions AS s WHERE s.id = present.id) LIMIT 1
 """
-"""A subscription that is gone and has left deliveries; looks at one of each subscription."""
-
 _DELETE_ORPHANS = """
-    DELETE FROM deliveries WHERE subscription_id = ? AND message_id IN (
-        SELECT message_id FROM deliveries WHERE subscription_id = ? ORDER BY message_id LIMIT ?
+    DELETE FROM deliveries WHERE subscription_id = :subscription AND message_id IN (
+        SELECT message_id FROM deliveries WHERE subscription_id = :subscription ORDER BY message_id LIMIT :limit
     )
 """
 
 
-_FIRST_ID = next_id("messages", "?")
+_FIRST_ID = schema.next_id("messages", "?")
 
 
 @cache
-def _insertion(rows: int) -> str:
-    """A statement that inserts the first of *rows* messages, as many as its last parameter says.
+def _insertion(rows: int, version: int) -> str:
+    """Return a statement that inserts the first of *rows* messages; its last parameter says how many.
 
-    One statement for many, since each lets go of the interpreter's lock and must win it back from busy threads.  For
-    the same reason it looks at the file's version itself, and inserts nothing into a newer one.
+    It inserts nothing into a file of another *version*.
     """
+    # One statement for many messages, and for the check of the version.  Each statement releases the interpreter's
+    # lock, and must win it back from busy threads.
     values = ", ".join(f"({place}, ?, ?, ?)" for place in range(rows))
     return f"""
         INSERT INTO messages (id, topic_id, publish_time, ordering_key, attributes, data)
         SELECT {_FIRST_ID} + column1, ?, ?, column2, column3, column4 FROM (VALUES {values})
-        WHERE (SELECT user_version FROM pragma_user_version) = {VERSION} LIMIT ?
+        WHERE (SELECT user_version FROM pragma_user_version) = {version} LIMIT ?
     """
 
 
 class Store:
-    """One connection.
+    """A connection to the file.
 
-    :raises BrokerError: from any method, for what is missing or was refused.
-    :raises sqlite3.Error: from any method; nothing was changed then.
+    :raises BrokerError: from any method, if something is missing or was refused.
+    :raises sqlite3.Error: from any method; the file is then unchanged.
     """
 
     def __init__(self, project: str, topic_name: str, options: SQLiteOptions, *, restored: bool = False) -> None:
         """Open the file.
 
-        :param restored: as :func:`open_file` has it.
+        :param restored: whether the file has had content before, as for :func:`open_file`.
         """
         self.options = options
         self.topic_name = topic_name
@@ -136,23 +163,21 @@ class Store:
             raise
 
     def _prepare(self) -> None:
-        """The topic and the configured subscription, created where options allow (Q2)."""
+        """Find the topic and the configured subscription; create them if the options allow it (Q2)."""
         options = self.options
         with self.transaction():
             self.topic_id = self.find_topic(self.topic_name)
-            # Also where it changes nothing: SQLite opens what it must not write, and says so at the first write.
-            self.connection.execute(
-                "UPDATE topics SET retention = ifnull(?, retention) WHERE id = ?", (options.retention, self.topic_id)
-            )
+            # Even if it changes nothing: SQLite opens a file that it cannot write, and reports that at the first write.
+            self.connection.execute(_SET_RETENTION, {"retention": options.retention, "topic": self.topic_id})
             if options.subscription is not None and options.create != "never":
                 self.find_subscription(options.subscription)
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[None]:
-        """Write, all or nothing.
+        """Make one transaction of the statements inside; roll it back if they raise.
 
-        :param durable: False for what may be lost by a power loss, such as who holds what: that spares a sync, and
-            since the log is replayed in order, it is never lost without also losing all that came after it.
+        :param durable: False if a power loss may take back the changes, for example who holds which message.  That
+            saves a sync.  The log is replayed in order, so a later durable transaction makes them durable too.
         """
         execute = self.connection.execute
         relax = not durable and self.options.durability == "full"
@@ -172,21 +197,21 @@ class Store:
                 execute("PRAGMA synchronous = full")
 
     def version(self) -> int:
-        """A number that another one replaces when another connection has changed the file; asked often."""
+        """Return a number that changes when another connection changes the file; cheap, because it is asked often."""
         version: int = self.connection.execute("PRAGMA data_version").fetchone()[0]
         return version
 
     def check_version(self) -> None:
-        """Raise when a newer program has taken over the file."""
+        """Raise when another version of this library has taken over the file."""
         check_version(self.connection, self.options.path)
 
     def ping(self) -> None:
         """Read the topic."""
         self.check_version()
-        self.connection.execute("SELECT name FROM topics WHERE id = ?", (self.topic_id,)).fetchone()
+        self._retention()
 
     def close(self) -> None:
-        """Close the connection; the last one of all processes removes the log.  Closing twice is a no-op."""
+        """Close the connection; the last one of all processes removes the log.  Closing again does nothing."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -200,7 +225,7 @@ class Store:
             self._leave()
             return
         folded = False
-        with suppress(sqlite3.Error):  # what was moved away keeps all that is in it
+        with suppress(sqlite3.Error):  # so that the file that was moved away keeps everything that was confirmed
             _, pages, done = self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             folded = pages == done
         self.connection.close()
@@ -210,7 +235,8 @@ class Store:
         if self.place.has_another_log:
             self.place.close_leaving_log(self.connection)
             return
-        if not self.place.is_current:  # no other process can read the log any more: bring it into the file
+        if not self.place.is_current:
+            # No other process can read the log any more, so its messages must go into the file now.
             with suppress(sqlite3.Error):
                 self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         self.connection.close()
@@ -218,8 +244,9 @@ class Store:
     # Inside a transaction
 
     def find_topic(self, name: str) -> int:
-        """Id of the topic *name*, created where options allow."""
-        found: int | None = self._value("SELECT id FROM topics WHERE project = ? AND name = ?", (self._project, name))
+        """Return the id of the topic *name*; create the topic if the options allow it."""
+        topic = {"project": self._project, "name": name}
+        found: int | None = self._value(_FIND_TOPIC, topic)
         if found is not None:
             return found
         if self.options.create != "all":
@@ -228,13 +255,12 @@ class Store:
                 "create it with create=all",
                 ErrorCode.NOT_FOUND,
             )
-        created = self.connection.execute("INSERT INTO topics (project, name) VALUES (?, ?)", (self._project, name))
-        return created.lastrowid or 0
+        return self.connection.execute(_CREATE_TOPIC, topic).lastrowid or 0
 
     def find_subscription(self, name: str, *, expires_at: float | None = None) -> int:
-        """Id of the subscription *name*, created where options allow, or where it is ephemeral.
+        """Return the id of the subscription *name*; create it if it is ephemeral or the options allow it.
 
-        :param expires_at: until when it is kept if it is ephemeral and its receiver vanishes.
+        :param expires_at: for an ephemeral one, the ``time.time()`` until which it is kept if its receiver vanishes.
         """
         found = self._subscription_id(name)
         if found is not None:
@@ -249,22 +275,17 @@ class Store:
         return self._create_subscription(self.topic_id, name, cursor=cursor, expires_at=expires_at)
 
     def _nearest(self, name: str) -> str:
-        rows = self.connection.execute(
-            "SELECT name FROM subscriptions WHERE topic_id = ? AND expires_at IS NULL", (self.topic_id,)
-        )
+        rows = self.connection.execute(_DURABLE_NAMES, {"topic": self.topic_id})
         return did_you_mean(name, [known for (known,) in rows])
 
     def _create_subscription(self, topic_id: int, name: str, *, cursor: int, expires_at: float | None = None) -> int:
-        created = self.connection.execute(
-            "INSERT INTO subscriptions (topic_id, name, cursor, expires_at) VALUES (?, ?, ?, ?)",
-            (topic_id, name, cursor, expires_at),
-        )
-        return created.lastrowid or 0
+        subscription = {"topic": topic_id, "name": name, "cursor": cursor, "expires_at": expires_at}
+        return self.connection.execute(_CREATE_SUBSCRIPTION, subscription).lastrowid or 0
 
     def insert(self, topic_id: int, messages: Sequence[_Row], now: float) -> range:
-        """Append messages, each an ordering key, attributes and data; returns their ids.
+        """Append messages, each an ordering key, attributes and data; return their ids.
 
-        Up to :data:`ROWS` of them need no transaction around this.
+        Up to :data:`ROWS` messages are one statement, and need no transaction around it.
         """
         last = 0
         first_id = int(now * 1e6)
@@ -273,73 +294,64 @@ class Store:
             rows = 1 << (len(chunk) - 1).bit_length()  # few sizes, so that SQLite compiles few statements
             parameters: list[object] = [first_id, topic_id, now]
             for key, attributes, data in chunk:
-                parameters += (key, json.dumps(dict(attributes)) if attributes else None, data)
+                parameters += (key, encode_attributes(attributes), data)
             parameters += [None] * (3 * (rows - len(chunk)))
             parameters.append(len(chunk))
-            while not (inserted := self.connection.execute(_insertion(rows), parameters)).rowcount:
+            while not (inserted := self.connection.execute(_insertion(rows, schema.VERSION), parameters)).rowcount:
                 self.check_version()
             last = inserted.lastrowid or 0
-        return range(last + 1 - len(messages), last + 1)  # one writer at a time: its ids are consecutive
+        # The ids are consecutive, because SQLite has one writer at a time.
+        return range(last + 1 - len(messages), last + 1)
 
     def reclaim(self, message_ids: Iterable[int]) -> None:
-        """Delete those of *message_ids* that no subscription needs, unless the topic keeps them."""
+        """Delete the messages that no subscription needs any more, unless the topic retains them."""
         if not self._retention():
-            self.connection.executemany(
-                f"DELETE FROM messages AS m WHERE m.id = ? AND NOT {NEEDED}", [(number,) for number in message_ids]
-            )
+            self.connection.executemany(_RECLAIM, [(number,) for number in message_ids])
 
     def drop_subscription(self, subscription_id: int) -> None:
-        """Delete a subscription and what its receivers hold; what it has not delivered is left to :meth:`sweep`."""
-        for statement in (
-            "DELETE FROM deliveries WHERE session_id IN (SELECT id FROM sessions WHERE subscription_id = ?)",
-            "DELETE FROM sessions WHERE subscription_id = ?",
-            "DELETE FROM subscriptions WHERE id = ?",
-        ):
-            self.connection.execute(statement, (subscription_id,))
+        """Delete a subscription and what its receivers hold; :meth:`sweep` deletes the rest of its deliveries."""
+        for statement in _DROP:
+            self.connection.execute(statement, {"subscription": subscription_id})
 
     def has_subscription(self, topic_id: int, *, until: float) -> bool:
-        """Return whether the topic of that id has a subscription that does not expire before *until*."""
-        query = "SELECT 1 FROM subscriptions WHERE topic_id = ? AND (expires_at IS NULL OR expires_at >= ?)"
-        return self._value(query, (topic_id, until)) is not None
+        """Return whether the topic *topic_id* has a subscription that does not expire before *until*."""
+        return self._value(_HAS_SUBSCRIPTION, {"topic": topic_id, "until": until}) is not None
 
     def _subscription_id(self, name: str) -> int | None:
-        found: int | None = self._value(
-            "SELECT id FROM subscriptions WHERE topic_id = ? AND name = ?", (self.topic_id, name)
-        )
+        found: int | None = self._value(_FIND_SUBSCRIPTION, {"topic": self.topic_id, "name": name})
         return found
 
     def _last_id(self) -> int:
         return int(self._value("SELECT seq FROM sqlite_sequence WHERE name = 'messages'") or 0)
 
     def _oldest_kept(self) -> int:
-        """Return a cursor before every message, except those that are past the retention and not yet swept away.
-
-        The id of a message is the time of its insertion, in microseconds.
-        """
+        """Return a cursor before every message that is within the retention."""
+        # The id of a message is the time of its insertion in microseconds, or more.  Messages past the retention may
+        # still be in the file, until a sweep deletes them.
         retention = self._retention()
         return int((time.time() - retention) * 1e6) if retention else 0
 
     def _retention(self) -> float:
-        return float(self._value("SELECT retention FROM topics WHERE id = ?", (self.topic_id,)))
+        return float(self._value(_RETENTION, {"topic": self.topic_id}))
 
-    def _value(self, query: str, parameters: Sequence[object] = ()) -> Any:
-        row = self.connection.execute(query, parameters).fetchone()
+    def _value(self, query: str, parameters: Mapping[str, object] | None = None) -> Any:
+        row = self.connection.execute(query, parameters or {}).fetchone()
         return None if row is None else row[0]
 
     # Whole transactions
 
     def publish(self, messages: Sequence[EventMessage]) -> Sequence[str]:
-        """Store *messages* in order; their ids."""
+        """Store *messages* in order; return their ids."""
         rows = [(message.ordering_key, message.attributes, message.data) for message in messages]
         with self.transaction() if len(rows) > ROWS else nullcontext():
             return [str(number) for number in self.insert(self.topic_id, rows, time.time())]
 
     def is_heard(self) -> bool:
-        """Return whether what is published reaches a subscription, or is kept for one yet to come."""
+        """Return whether a message that is sent now reaches a subscription, or is retained for a later one."""
         return self.has_subscription(self.topic_id, until=time.time()) or self._retention() > 0
 
     def keep_dead_letters(self, subscription: str) -> bool:
-        """Create *subscription* of the dead-letter topic unless it has a durable one; return whether it has one now."""
+        """Create *subscription* on the dead-letter topic if that has no durable one; return whether it has one now."""
         with self.transaction():
             topic_id = self.find_topic(self.options.dead_letter_topic or "")
             if self.has_subscription(topic_id, until=math.inf):
@@ -361,10 +373,9 @@ class Store:
             self.drop_subscription(found)
 
     def bound_log(self) -> None:
-        """Empty the log where it has become long, if others let go of it for a moment.
-
-        SQLite does so by itself once all of the log is in the file, which busy processes never let come about.
-        """
+        """Empty the log if it has become long and nobody else is using it at the moment."""
+        # SQLite starts the log from its beginning once all of it is in the file and nobody reads from it.  If several
+        # processes are busy, that moment never comes, and the log grows without end.
         now = time.monotonic()
         if now < self._look_at:
             return
@@ -372,38 +383,37 @@ class Store:
         size = self.place.log_size
         if size > self._long_log:
             (busy, *_) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            self._long_log = size + LONG_LOG if busy else LONG_LOG  # waiting has its price, also in vain
+            # A try waits for the others, even if it fails.  So try again only after the log has grown some more.
+            self._long_log = size + LONG_LOG if busy else LONG_LOG
 
     def sweep(self) -> bool:
-        """Delete some of what nobody needs.
+        """Delete some of what is no longer needed; return whether to call this again at once.
 
-        That is lapsed ephemeral subscriptions, what deleted ones had not delivered, messages past the topic's
-        retention, and most of the space that a backlog has left.  What is acknowledged goes at once where nothing is
-        retained; this is for the rest.  Looks at :data:`SWEEP` messages, and next time at those after them.
-
-        :returns: whether it is worth going on at once.
+        It deletes ephemeral subscriptions that have lapsed, deliveries of deleted subscriptions, and messages past the
+        topic's retention.  It also gives most of the space of a past backlog back to the disk.  Each call looks at
+        :data:`SWEEP` messages, and the next call goes on after them.  Without retention, a message is deleted when it
+        is acknowledged, not here.
         """
         now = time.time()
         with self.transaction(durable=False):
             for subscription_id in self._deserted(now):
                 self.drop_subscription(subscription_id)
             orphans = self._delete_orphans()
-            seen = self.connection.execute(_LOOKED_AT, (self.topic_id, self._swept, self.topic_id, SWEEP)).fetchall()
+            part = {"topic": self.topic_id, "swept": self._swept, "limit": SWEEP}
+            seen = self.connection.execute(_LOOKED_AT, part).fetchall()
             oldest_kept = now - self._retention()
-            doomed = [(number,) for number, published, needed in seen if published <= oldest_kept and not needed]
-            self.connection.executemany("DELETE FROM messages WHERE id = ?", doomed)
+            doomed = [{"message": number} for number, at, needed in seen if at <= oldest_kept and not needed]
+            self.connection.executemany(_DELETE_MESSAGE, doomed)
             shrunk = self._shrink()
         at_end = len(seen) < SWEEP or seen[-1][1] > oldest_kept
         self._swept = 0 if at_end else seen[-1][0]
         return orphans or shrunk or (bool(doomed) and not at_end)
 
     def _deserted(self, now: float) -> list[int]:
-        """Return the ephemeral subscriptions that lapsed and were not renewed for a session timeout since then.
-
-        If the clock is set forward, those of running receivers look lapsed too, until they are renewed.
-        """
-        query = "SELECT id, expires_at FROM subscriptions WHERE topic_id = ? AND expires_at < ?"
-        lapsed = self.connection.execute(query, (self.topic_id, now)).fetchall()
+        """Return the ephemeral subscriptions that lapsed, and were not renewed for another session timeout."""
+        # The wait is for a clock that was set forward: then the subscriptions of running receivers look lapsed too,
+        # until they are renewed.
+        lapsed = self.connection.execute(_LAPSED, {"topic": self.topic_id, "now": now}).fetchall()
         passed = time.monotonic()
         self._lapsed = {each: self._lapsed.get(each, passed) for each in lapsed}
         patience = self.options.session_timeout
@@ -413,11 +423,11 @@ class Store:
         orphaned = self._value(_ORPHANED)
         if orphaned is None:
             return False
-        self.connection.execute(_DELETE_ORPHANS, (orphaned, orphaned, SWEEP))
+        self.connection.execute(_DELETE_ORPHANS, {"subscription": orphaned, "limit": SWEEP})
         return True
 
     def _shrink(self) -> bool:
-        """Give free pages back to the disk, where more are free than in use."""
+        """Give free pages back to the disk if more pages are free than in use."""
         free, pages = self._value("PRAGMA freelist_count"), self._value("PRAGMA page_count")
         if free <= max(SPARE, pages // 2):
             return False

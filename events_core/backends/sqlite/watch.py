@@ -1,4 +1,4 @@
-"""Learning that the file has changed: at once where this client changed it, by looking often where others did."""
+"""Noticing that the file has changed: at once after this client's own writes, by polling for those of others."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from collections.abc import Callable
 
 __all__ = ["Watch"]
 
+# SQLite tells nobody that a file has changed, so a waiting receiver has to look.  On average, half of the pause between
+# two looks delays a message from another process.  A look costs about 0.2 ms of CPU, nearly all of it for waking up.
 IDLE_POLL = 0.025
-"""Seconds between two looks.  Half of it delays a message from another process; each look costs about 0.2 ms of CPU,
-nearly all of it for waking up."""
+"""Seconds between two looks."""
 BUSY_POLL = 0.008
-"""The same, while this client has worked within :data:`BUSY`: others' upkeep alone makes nobody busy."""
+"""Seconds between two looks while the client is busy."""
 BUSY = 1.0
+"""Seconds for which a client counts as busy after it has changed the file.  Changes by others do not count, because the
+upkeep of idle clients changes the file too."""
 
 
 class Watch:
-    """Wakes those who wait for a change.  On one event loop.
+    """A wake-up call for receivers that wait for a change of the file.  Use it on one event loop.
 
-    :param version: a number that changes with the file; looking at it must be cheap.
+    :param version: returns a number that changes with the file; it must be cheap.
     """
 
     def __init__(self, version: Callable[[], int]) -> None:
@@ -30,7 +33,10 @@ class Watch:
         self._busy_until = 0.0
 
     async def changed(self, timeout: float) -> None:
-        """Return when the file has changed since the last look, or after *timeout* seconds; may return for nothing."""
+        """Wait until the file has changed since the last look, at most *timeout* seconds.
+
+        It may also return although nothing has changed.
+        """
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         self._arm()
@@ -43,12 +49,13 @@ class Watch:
             self._waiters.discard(waiter)
 
     def stir(self) -> None:
-        """This client has changed the file."""
+        """Wake all waiters: this client has changed the file."""
         self._busy_until = asyncio.get_running_loop().time() + BUSY
         self._wake()
 
     def restart(self) -> None:
-        """The versions are those of another connection from now on: one may equal the last of the old one by chance."""
+        """Wake all waiters, and forget the last version: the file was opened again."""
+        # Versions are those of one connection.  The first one of a new connection may equal the last one of the old.
         self._seen = -1
         self.stir()
 
@@ -58,7 +65,7 @@ class Watch:
                 waiter.set_result(None)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -73,7 +80,7 @@ class Watch:
         try:
             version = self._version()
         except sqlite3.Error:
-            version = -1  # whoever waits meets the error, and raises it
+            version = -1  # the waiters wake up, meet the same error and report it
         if version < 0 or version != self._seen:
             self._seen = version
             self._wake()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from events_core import ErrorCode, EventConnectionError, EventError, EventMessage, PublishError
-from events_core.backends.sqlite import SQLiteClient, driver
+from events_core.backends.sqlite import SQLiteClient, connection
 from events_core.backends.sqlite.schema import APPLICATION_ID, VERSION
 from events_core.backends.sqlite.store import Store
 
@@ -127,7 +127,7 @@ def test_pipe_is_no_file(client: Clients, file: Path) -> None:
     os.mkfifo(file)
     error = refusal(client())
     assert error.code is ErrorCode.INVALID
-    assert "is no regular file" in str(error)
+    assert "is not a regular file" in str(error)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such devices")
@@ -139,7 +139,7 @@ def test_device_is_no_file(client: Clients, device: str, create: str) -> None:
         pytest.skip(f"this system has no {device}")
     error = refusal(client(path=device, create=create))
     assert (error.code, error.retryable) == (ErrorCode.INVALID, False)
-    assert "is no regular file" in str(error)
+    assert "is not a regular file" in str(error)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows asks for a privilege to make a link")
@@ -358,7 +358,7 @@ def test_full_disk_is_waited_for(client: Clients, caplog: pytest.LogCaptureFixtu
             await filling.ping()
 
             async def limit(pages: int) -> None:
-                filling._driver.store.connection.execute(f"PRAGMA max_page_count = {pages}")
+                filling._driver.file.store.connection.execute(f"PRAGMA max_page_count = {pages}")
 
             await filling._home.run(limit(1))
             sending = asyncio.create_task(filling.send_message(EventMessage(b"x" * 100_000)))
@@ -390,7 +390,7 @@ def test_lock_of_another_program_delays_a_send(client: Clients, file: Path) -> N
 
 def test_lock_held_too_long_is_reported(client: Clients, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of a send whose time is up says that somebody holds the lock."""
-    monkeypatch.setattr(driver, "LOCK_WAIT", 0.05)
+    monkeypatch.setattr(connection, "LOCK_WAIT", 0.05)
 
     async def run() -> None:
         async with client(send_timeout="0.5") as waiting:

@@ -112,7 +112,7 @@ def test_file_locked_at_the_fork_is_refused(file: Path) -> None:
     program = """
 client = connected()
 async def lock():
-    client._driver.store.connection.execute("BEGIN IMMEDIATE")
+    client._driver.file.store.connection.execute("BEGIN IMMEDIATE")
 asyncio.run(client._home.run(lock()))
 print(json.dumps(forked(path)[0][1]))
 """
@@ -149,7 +149,7 @@ def work(store):
     time.sleep(0.3)
     seen.append("done")
 async def use():
-    working = asyncio.create_task(client._home.run(client._driver.run(work)))
+    working = asyncio.create_task(client._home.run(client._driver.file.run(work)))
     while not seen:
         await asyncio.sleep(0)
     child = os.fork()
@@ -173,7 +173,7 @@ def work(store):
     begun.set()
     assert ends.wait(30)
 async def use():
-    working = asyncio.create_task(client._home.run(client._driver.run(work)))
+    working = asyncio.create_task(client._home.run(client._driver.file.run(work)))
     while not begun.is_set():
         await asyncio.sleep(0)
     child = os.fork()

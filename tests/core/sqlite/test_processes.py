@@ -241,7 +241,7 @@ def test_ephemeral_subscription_of_a_killed_process_is_removed(
             query = "SELECT count(*) FROM subscriptions WHERE name = ?"
 
             async def left() -> int:
-                count: int = other._driver.store.connection.execute(query, (name,)).fetchone()[0]
+                count: int = other._driver.file.store.connection.execute(query, (name,)).fetchone()[0]
                 return count
 
             assert await other._home.run(left()) == 1

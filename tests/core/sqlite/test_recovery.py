@@ -22,7 +22,7 @@ from events_core import (
     PublishError,
     ReceiveError,
 )
-from events_core.backends.sqlite import SQLiteClient, driver
+from events_core.backends.sqlite import SQLiteClient, connection
 from events_core.backends.sqlite.schema import READY, VERSION
 from events_core.engine import BrokerError, Settlement
 
@@ -133,7 +133,7 @@ def test_refused_file_is_left_alone_and_used_when_put_right(
     ("spoil", "reason", "code"),
     [
         (damaged, "is damaged; restore it from a backup", ErrorCode.INTERNAL),
-        (no_database, "is no SQLite database", ErrorCode.INVALID),
+        (no_database, "is not an SQLite database", ErrorCode.INVALID),
     ],
 )
 def test_damage_met_at_work_fails_what_meets_it(
@@ -293,7 +293,7 @@ def test_emptied_file_is_not_taken_into_use(client: Clients, file: Path) -> None
             with pytest.raises(PublishError, match="is damaged"):
                 await send(working, "lost?")
             os.truncate(file, 0)
-            reason = "is empty, which it was not; restore it, or remove it"
+            reason = "is empty, although it was not before; restore it, or remove it"
             with pytest.raises(EventConnectionError, match=reason) as caught:
                 await working.ping()
             assert caught.value.retryable
@@ -387,7 +387,7 @@ def test_file_kept_locked_is_refused_until_it_is_let_go(
     client: Clients, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where another program lets nobody even read it."""
-    monkeypatch.setattr(driver, "LOCK_WAIT", 0.05)
+    monkeypatch.setattr(connection, "LOCK_WAIT", 0.05)
 
     async def run() -> list[str]:
         async with client(subscription="s") as before:

@@ -93,7 +93,7 @@ async def joined_again(client: SQLiteClient, file: Path, name: str) -> None:
     Nobody else may open it before: it would find the old file's log beside the new file, and SQLite would apply it.
     """
     async with asyncio.timeout(10):
-        while client._driver._store is None or not client._driver._store.place.is_current:
+        while client._driver.file._store is None or not client._driver.file._store.place.is_current:
             await asyncio.sleep(0.01)
         while True:
             try:
@@ -132,7 +132,7 @@ def test_send_under_way_is_not_confirmed(client: Clients, file: Path, fresh: Pat
     async def run() -> None:
         async with client(subscription="s") as sending:
             await send(sending, "old")
-            store = sending._driver.store
+            store = sending._driver.file.store
 
             def meddle(statement: str) -> None:
                 if "INSERT INTO messages" in statement:
@@ -159,7 +159,7 @@ def test_engine_sends_again_what_was_under_way(client: Clients, file: Path) -> N
     async def run() -> None:
         async with client(subscription="s") as sending:
             await sending.ping()
-            connection = sending._driver.store.connection
+            connection = sending._driver.file.store.connection
 
             def meddle(statement: str) -> None:
                 if "INSERT INTO messages" in statement:

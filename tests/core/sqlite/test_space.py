@@ -132,7 +132,7 @@ def test_clients_delete_what_is_older_than_the_retention(client: Callable[..., S
     """By themselves, and not before."""
 
     async def left(of: SQLiteClient) -> int:
-        count: int = of._driver.store.connection.execute("SELECT count(*) FROM messages").fetchone()[0]
+        count: int = of._driver.file.store.connection.execute("SELECT count(*) FROM messages").fetchone()[0]
         return count
 
     async def run() -> None:

@@ -12,6 +12,7 @@ import pytest
 from events_core import ErrorCode, EventMessage
 from events_core.backends.sqlite import store as store_module
 from events_core.backends.sqlite import subscription as subscription_module
+from events_core.backends.sqlite import taking
 from events_core.backends.sqlite.store import Store
 from events_core.backends.sqlite.subscription import Subscription
 from events_core.engine import BrokerError, Delivery, Outcome, Settlement
@@ -169,19 +170,19 @@ def test_long_key_leaves_room_for_others(store: Stores) -> None:
     """One fetch takes a bounded run of it."""
     opened = store()
     subscription = Subscription(opened, "s")
-    publish(opened, *map(str, range(subscription_module.RUN + 50)), key="long")
+    publish(opened, *map(str, range(taking.RUN + 50)), key="long")
     publish(opened, "other", key="k")
     taken = subscription.take(200)
-    assert len(taken) == subscription_module.RUN + 1
+    assert len(taken) == taking.RUN + 1
     assert texts(taken)[-1] == "other"
 
 
 def test_fetch_looks_at_a_bounded_number_of_messages(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocked ones are remembered and not looked at again."""
-    monkeypatch.setattr(subscription_module, "RUN", 1)
+    monkeypatch.setattr(taking, "RUN", 1)
     opened = store()
     subscription = Subscription(opened, "s")
-    publish(opened, *map(str, range(subscription_module.SCAN)), key="k")
+    publish(opened, *map(str, range(taking.SCAN)), key="k")
     publish(opened, "free")
     assert texts(subscription.take(9)) == ["0"]
     assert texts(subscription.take(9)) == ["free"]
@@ -190,7 +191,7 @@ def test_fetch_looks_at_a_bounded_number_of_messages(store: Stores, monkeypatch:
 
 def test_fetch_takes_a_bounded_number_of_bytes(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message beyond that comes alone."""
-    monkeypatch.setattr(subscription_module, "TAKE_BYTES", 10)
+    monkeypatch.setattr(taking, "TAKE_BYTES", 10)
     opened = store()
     subscription = Subscription(opened, "s")
     publish(opened, "x" * 20, "y" * 6, "z" * 6, "last")

@@ -1,4 +1,12 @@
-"""From SQLite's errors to what the engine understands: what was found, what to do, whether to try again."""
+"""From SQLite's errors to the engine's: one table.
+
+``BrokerError``
+    ``Locked``: another connection holds a lock; the same call may succeed in a moment.
+    ``Lost``: the connection is of no more use; the file must be opened again.
+        ``Unusable``: the file is damaged, or not a database of this application and version.
+
+``place.py`` adds two kinds of ``Lost``, for a file or a log that another program has moved.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +23,15 @@ from events_core.engine import BrokerError
 __all__ = ["Locked", "Lost", "Unusable", "translated"]
 
 _PRIMARY = 0xFF
-"""Extended result codes carry the primary one in their lowest byte (sqlite.org/rescode.html)."""
+"""The lowest byte of an extended result code is the primary code (sqlite.org/rescode.html)."""
 
 _REASONS: dict[int, tuple[str, ErrorCode, bool]] = {
     sqlite3.SQLITE_BUSY: ("is locked by another program; end that program's transaction", ErrorCode.UNAVAILABLE, True),
-    sqlite3.SQLITE_LOCKED: ("is locked by another connection", ErrorCode.UNAVAILABLE, True),
+    sqlite3.SQLITE_LOCKED: ("is locked by another connection; wait for it", ErrorCode.UNAVAILABLE, True),
     sqlite3.SQLITE_FULL: ("cannot grow, the disk is full; make room", ErrorCode.EXHAUSTED, True),
     sqlite3.SQLITE_IOERR: ("could not be read or written; check the disk", ErrorCode.UNAVAILABLE, True),
     sqlite3.SQLITE_CORRUPT: ("is damaged; restore it from a backup or move it away", ErrorCode.INTERNAL, False),
-    sqlite3.SQLITE_NOTADB: ("is no SQLite database; choose another path", ErrorCode.INVALID, False),
+    sqlite3.SQLITE_NOTADB: ("is not an SQLite database; choose another path", ErrorCode.INVALID, False),
     sqlite3.SQLITE_READONLY: (
         "cannot be written; let this user write the file and its directory",
         ErrorCode.PERMISSION_DENIED,
@@ -34,25 +42,25 @@ _REASONS: dict[int, tuple[str, ErrorCode, bool]] = {
         ErrorCode.PERMISSION_DENIED,
         False,
     ),
-    sqlite3.SQLITE_TOOBIG: ("does not take a value of this size", ErrorCode.INVALID, False),
+    sqlite3.SQLITE_TOOBIG: ("cannot store a value of this size; send less", ErrorCode.INVALID, False),
 }
 
 
 class Locked(BrokerError):
-    """Another connection is in the way, for now."""
+    """Another connection holds a lock on the file."""
 
 
 class Lost(BrokerError):
-    """The connection is of no more use; the file must be opened again."""
+    """A connection that is of no more use: the file must be opened again."""
 
     has_changed = False
-    """Whether the file, when it can be used again, may be another one or an older copy."""
+    """True if the file that is opened next may be another one, or an older copy."""
     is_in_the_way = False
-    """Whether the connection must be closed before the file can be opened again."""
+    """True if the connection must be closed before the file can be opened again."""
 
 
 class Unusable(Lost):
-    """What is there is no database of this application and version, or no whole one."""
+    """A file that is damaged, or not a database of this application and version."""
 
     has_changed = True
 
@@ -70,9 +78,9 @@ _KINDS: dict[int | None, type[BrokerError]] = {
 
 @contextmanager
 def translated(path: str, *, create: bool) -> Iterator[None]:
-    """Raise :class:`BrokerError` for whatever SQLite raises about the file *path*.
+    """Turn each error that SQLite raises about the file *path* into a :class:`BrokerError`.
 
-    :param create: whether the file was to be created if it is missing.
+    :param create: whether a missing file was to be created; the advice depends on it.
     """
     try:
         yield
@@ -94,15 +102,16 @@ def _explain(file: Path, primary: int | None, create: bool) -> tuple[str, ErrorC
             return _why_not_opened(file, create)
         except PermissionError:  # a directory on the way may not be entered
             return _REASONS[sqlite3.SQLITE_PERM]
-        except OSError as failed:  # such as a name that is too long
+        except OSError as failed:  # for example a name that is too long
             return f"cannot be opened: {failed.strerror}; choose another path", ErrorCode.INVALID, False
     if primary == sqlite3.SQLITE_IOERR:
         return _why_it_failed(file)
-    return _REASONS.get(primary or -1, ("cannot be used", ErrorCode.INTERNAL, False))
+    return _REASONS.get(primary or -1, ("cannot be used; SQLite says why", ErrorCode.INTERNAL, False))
 
 
 def _why_it_failed(file: Path) -> tuple[str, ErrorCode, bool]:
-    """SQLite tells a full disk from a broken one only where it writes the file itself, not beside it."""
+    """Return the reason of an I/O error, which may be a full disk."""
+    # SQLite reports SQLITE_FULL only for the file itself.  For the log and its index it reports SQLITE_IOERR.
     with suppress(OSError):
         if os.statvfs(file.parent).f_bavail == 0:
             return _REASONS[sqlite3.SQLITE_FULL]
@@ -112,16 +121,16 @@ def _why_it_failed(file: Path) -> tuple[str, ErrorCode, bool]:
 def _why_not_opened(file: Path, create: bool) -> tuple[str, ErrorCode, bool]:
     if _lacks_descriptors():
         return (
-            "cannot be opened, this process has too many files open; let it open more (ulimit -n)",
+            "cannot be opened, this process has too many files open; raise its limit (ulimit -n)",
             ErrorCode.EXHAUSTED,
             True,
         )
     with suppress(FileNotFoundError):
-        os.stat(file)  # raises what pathlib takes for a missing file, such as a link that leads to itself
+        os.stat(file)  # raises for a link that leads to itself, which pathlib reports as a missing file
     if file.is_dir():
         return "is a directory; name a file in it", ErrorCode.INVALID, False
     if not file.parent.is_dir():
-        return f"cannot be: there is no directory {str(file.parent)!r}; create it", ErrorCode.NOT_FOUND, False
+        return f"cannot be created, there is no directory {str(file.parent)!r}; create it", ErrorCode.NOT_FOUND, False
     if not file.exists():
         return _why_not_created(file.resolve(), create)
     if not (os.access(file, os.R_OK | os.W_OK) and os.access(file.parent, os.W_OK)):
@@ -134,7 +143,7 @@ def _why_not_opened(file: Path, create: bool) -> tuple[str, ErrorCode, bool]:
 
 
 def _lacks_descriptors() -> bool:
-    """Return whether this process may not open as many files as a connection needs: file, log and index."""
+    """Return whether this process cannot open the three files of a connection: file, log and index."""
     try:
         with open(os.devnull), open(os.devnull), open(os.devnull):
             return False
