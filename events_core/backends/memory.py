@@ -1,6 +1,12 @@
-"""The memory backend: topics that live as long as the process, and the reference for every rule one process can keep.
+"""The memory backend: topics that live as long as the process.
 
-Clients of one process share topics by project and name.  A forked child starts with none.
+It is the reference for each rule of the contract that one process can keep.  Clients of one process share topics by
+project and name.  A forked child starts without topics.
+
+Every topic, subscription and message is guarded by one lock, ``_lock``, which is held for a moment and never across an
+``await``.  A receiver fetches while it holds the engine's lock of its own receiver.  So ``_lock`` is always the inner
+one: code that holds it calls neither ``wake`` nor the log, whose handlers may take other locks.  The methods that need
+the lock return what there is to wake, and the callers wake it after they have released the lock.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ import attrs
 from events_core import PORTABLE_LIMITS, Capabilities, ErrorCode, EventConfig, EventMessage
 from events_core.engine import (
     BrokerError,
+    DeadLetterLog,
     Delivery,
     Driver,
     EngineClient,
@@ -28,7 +35,6 @@ from events_core.engine import (
     Settlement,
     Source,
     dead_letter_attributes,
-    log_dead_letter,
     message_size,
     redelivery_delay,
 )
@@ -36,7 +42,7 @@ from events_core.options import CommonOptions, did_you_mean, option
 
 __all__ = ["MemoryClient", "MemoryOptions"]
 
-# Reading a member off its class takes ten times as long as a global (CPython 3.11).
+# As globals, because reading a member from its class takes ten times as long (CPython 3.11).
 ACK, NACK, RETURN, REJECT = Outcome
 
 _FULL = Capabilities(
@@ -59,10 +65,10 @@ class MemoryOptions(CommonOptions):
     """Options of the memory backend."""
 
     create: Literal["never", "subscription", "all"] = option(
-        default="all", help="What may be created when it is missing: nothing, the subscription, or the topic as well."
+        default="all", help="What may be created if it is missing: nothing, the subscription, or also the topic."
     )
     retention: float = option(
-        default=0.0, minimum=0, unit="seconds", help="How long messages are kept for subscriptions yet to come."
+        default=0.0, minimum=0, unit="seconds", help="How long the topic keeps messages for later subscriptions."
     )
 
 
@@ -84,7 +90,7 @@ class _Stored:
 
 
 class _Item:
-    """A message in one subscription."""
+    """A message in one subscription; the token of its deliveries."""
 
     __slots__ = ("attempts", "deadline", "delivery", "due", "order", "ordering_key", "stored")
 
@@ -99,7 +105,7 @@ class _Item:
 
 
 class _Subscription:
-    """What one subscription has not settled, and who receives from it."""
+    """The messages that a subscription has not settled, and its receivers."""
 
     def __init__(self, name: str, kept: Iterable[_Stored], *, ephemeral: bool = False) -> None:
         self.name = name
@@ -112,7 +118,7 @@ class _Subscription:
 
 
 class _Topic:
-    """Subscriptions, and what is kept beyond their need."""
+    """A topic: its subscriptions, and the messages that it keeps for later ones."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -142,13 +148,12 @@ class _Topic:
 
 _ids = itertools.count(1)
 _topics: dict[tuple[str, str], _Topic] = {}
-# Guards every topic.  Wake-ups are called without it, since a receiver fetches under a lock of its own.
 _lock = threading.Lock()
 
 
 def _start_empty() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.Lock()  # a thread of the parent may have held the old one at the fork
     _topics.clear()
 
 
@@ -156,7 +161,7 @@ os.register_at_fork(after_in_child=_start_empty)
 
 
 class MemoryDriver(Driver[MemoryOptions]):
-    """Publishes straight into the subscriptions of a topic."""
+    """A driver that puts each message into the subscriptions of its topic."""
 
     inline: ClassVar[bool] = True
     mixed_keys: ClassVar[bool] = True
@@ -164,7 +169,6 @@ class MemoryDriver(Driver[MemoryOptions]):
     def __init__(self, topic_name: str, project_id: str, options: MemoryOptions) -> None:
         super().__init__(topic_name, project_id, options)
         self.capabilities = attrs.evolve(_FULL, ordering="none") if options.ordering is False else _FULL
-        self._buried: deque[tuple[str, int, str, str | None]] = deque()
 
     async def open(self) -> None:
         with _lock:
@@ -226,20 +230,7 @@ class MemoryDriver(Driver[MemoryOptions]):
             reason=reason,
         )
         topic.store([_Stored(stored.data, attributes, stored.ordering_key, time.monotonic(), datetime.now(UTC))])
-        self._buried.append((stored.message_id, item.attempts, subscription, reason))
         return topic.sources()
-
-    def log_buried(self) -> None:
-        """Log each letter that :meth:`bury` has moved.  Call it without the lock, which a log handler may need."""
-        while self._buried:
-            message_id, attempts, subscription, reason = self._buried.popleft()
-            log_dead_letter(
-                message_id,
-                attempts=attempts,
-                subscription=subscription,
-                dead_letter_topic=self.options.dead_letter_topic or "",
-                reason=reason,
-            )
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> MemorySource:
         with _lock:
@@ -250,7 +241,7 @@ class MemoryDriver(Driver[MemoryOptions]):
 
     async def has_subscription(self) -> bool:
         with _lock:
-            return bool(self._topic.subscriptions) or self._topic.retention > 0  # kept for one yet to come
+            return bool(self._topic.subscriptions) or self._topic.retention > 0  # which keeps it for a later one
 
     async def keep_dead_letters(self, subscription: str) -> bool:
         with _lock:
@@ -281,7 +272,7 @@ class MemoryDriver(Driver[MemoryOptions]):
 
 
 class MemorySource(Source):
-    """One receiver of a subscription."""
+    """A receiver of a subscription."""
 
     def __init__(self, driver: MemoryDriver, name: str, ephemeral: bool, wake: Callable[[], None]) -> None:
         self.subscription = name
@@ -289,7 +280,8 @@ class MemorySource(Source):
         self.wake = wake
         self._driver = driver
         self._ephemeral = ephemeral
-        # In order of deadline, since all leases of one receiver are equally long.
+        self._letters = DeadLetterLog(name, driver.options.dead_letter_topic or "")
+        # In the order of their deadlines, because all leases of one receiver are equally long.
         self._held: OrderedDict[_Item, None] = OrderedDict()
         self._join()
 
@@ -304,13 +296,14 @@ class MemorySource(Source):
                 for item in self._held:
                     item.delivery = None
                 self._held.clear()
-                self._join()  # created anew where options allow (F1)
-            wakes = self._reclaim(now)
+                self._join()  # creates it again if the options allow it (F1)
+            wakes, lapsed = self._reclaim(now)
             items = self._of.queue.pop(limit, now)
             deadline = now + self._driver.options.max_lease_duration
             deliveries = [self._lend(item, deadline) for item in items]
         _wake(wakes)
-        self._driver.log_buried()
+        for source in lapsed:
+            source._letters.write()
         return deliveries
 
     def _lend(self, item: _Item, deadline: float) -> Delivery:
@@ -331,14 +324,19 @@ class MemorySource(Source):
         )
         return item.delivery
 
-    def _reclaim(self, now: float) -> list[MemorySource]:
-        """Take back what any receiver of the subscription has held beyond its lease: a failed attempt each."""
+    def _reclaim(self, now: float) -> tuple[list[MemorySource], list[MemorySource]]:
+        """Take back the messages that any receiver of the subscription has held beyond its lease, as failed attempts.
+
+        Return the sources to wake, and the sources whose leases lapsed.
+        """
         wakes: list[MemorySource] = []
+        lapsed: list[MemorySource] = []
         for source in self._of.sources:
             while source._held and next(iter(source._held)).deadline <= now:
                 item = next(iter(source._held))
                 wakes += source._take_back(item, NACK, redelivery_delay(item.attempts), now)
-        return wakes
+                lapsed.append(source)
+        return wakes, lapsed
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         results: list[BrokerError | None] = []
@@ -346,11 +344,11 @@ class MemorySource(Source):
         rejected: list[tuple[_Item, str]] = []
         now = time.monotonic()
         with _lock:
-            # Backwards, so that a run goes back to the front of its key piece by piece.
+            # Backwards, because each message of a run goes back to the front of its key.
             for settlement in reversed(settlements):
                 delay, item = settlement.delay, settlement.delivery.token
                 if item.delivery is not settlement.delivery or self._of.deleted:
-                    results.append(BrokerError("the lease has expired; the message comes again", ErrorCode.EXPIRED))
+                    results.append(BrokerError("the lease has expired; the message will come again", ErrorCode.EXPIRED))
                     continue
                 if settlement.outcome is REJECT:
                     rejected.append((item, settlement.reason))
@@ -365,12 +363,12 @@ class MemorySource(Source):
                 wakes += self._reject(item, reason)
             wakes += self._of.sources if self._of.queue else ()
         _wake(wakes)
-        self._driver.log_buried()
+        self._letters.write()
         results.reverse()
         return results
 
     def _take_back(self, item: _Item, outcome: Outcome, delay: float, now: float) -> list[MemorySource]:
-        """End a hand-over; under the lock.  Returns whom to wake besides this subscription's own."""
+        """End a delivery; under the lock.  Return the sources of other topics to wake."""
         del self._held[item]
         item.delivery = None
         if outcome is ACK:
@@ -380,22 +378,25 @@ class MemorySource(Source):
         if outcome is RETURN:
             item.attempts -= 1
         elif maximum is not None and item.attempts >= maximum:
-            wakes = self._driver.bury(item, self.subscription)
-            self._finish(item)
-            return wakes
+            return self._bury(item)
         self._of.queue.restore([item], now + delay if delay else 0.0)
         return []
 
     def _reject(self, item: _Item, reason: str) -> list[MemorySource]:
-        """Dead-letter what the application gave up; under the lock.  Return the sources to wake."""
+        """Dead-letter a message that a handler has rejected; under the lock.  Return the sources to wake."""
         del self._held[item]
         item.delivery = None
-        wakes = self._driver.bury(item, self.subscription, reason)
+        return self._bury(item, reason)
+
+    def _bury(self, item: _Item, *reason: str) -> list[MemorySource]:
+        self._letters.record(item.stored.message_id, item.attempts, *reason)
+        wakes = self._driver.bury(item, self.subscription, *reason)
         self._finish(item)
         return wakes
 
     def _finish(self, item: _Item) -> None:
-        """The subscription needs *item* no more; the engine remembers its delivery for long, so let go of the data."""
+        """Remove *item* from the subscription, and free its data."""
+        # The engine remembers the deliveries of settled messages for long, and with them their tokens, which are items.
         self._of.queue.release(item)
         del item.stored
 
@@ -432,5 +433,5 @@ class MemoryClient(EngineClient):
 
     @classmethod
     def scratch(cls, config: EventConfig) -> AbstractContextManager[EventConfig]:
-        """Everything here is gone with the process."""
+        """Return *config*: everything in memory is gone with the process."""
         return nullcontext(config)

@@ -160,3 +160,20 @@ def test_a_missing_subscription_is_told_with_the_nearest() -> None:
             assert "did you mean" not in str(caught.value)
 
     asyncio.run(scenario())
+
+
+def test_a_letter_is_logged_by_the_receiver_that_moves_it(caplog: pytest.LogCaptureFixture) -> None:
+    """R12: also when another client held the message for too long."""
+
+    async def scenario() -> None:
+        options = {"dead_letter_topic": "failed", "max_delivery_attempts": "1", "max_lease_duration": "0.01"}
+        config = EventConfig("overdue", options=options, backend="memory")
+        async with create_client(config) as holding, create_client(config) as moving:
+            held, other = await holding.subscribe("s"), await moving.subscribe("s")
+            await holding.send_message(EventMessage(b"x"))
+            assert await held.receive_message() is not None
+            async with asyncio.timeout(30):
+                while "was moved to dead-letter topic 'failed'" not in caplog.text:
+                    assert await other.receive_message(0.01) is None
+
+    asyncio.run(scenario())
