@@ -68,6 +68,20 @@ def test_text_as_data_is_refused_and_names_the_way() -> None:
         EventMessage("paid")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("more", [("41",), (None,), ("41", "customer-7", None)])
+def test_an_ordering_key_must_be_named(more: tuple[str | None, ...]) -> None:
+    """A message to send has no id, so an argument in the place of the id would be taken for the key."""
+    with pytest.raises(TypeError, match="ordering_key=…"):
+        EventMessage(b"paid", {}, *more)  # type: ignore[call-arg]
+
+
+def test_a_message_to_send_takes_no_id() -> None:
+    """The broker chooses it; the attribute is there, and says None."""
+    with pytest.raises(TypeError, match="message_id"):
+        EventMessage(b"paid", message_id="41")  # type: ignore[call-arg]
+    assert EventMessage(b"paid").message_id is None
+
+
 @pytest.mark.parametrize("value", [None, 5, [1, 2]])
 def test_data_that_is_no_buffer_is_refused(value: object) -> None:
     """bytes(5) would be five zeroes; a number, a list and None are refused."""
@@ -185,7 +199,10 @@ def test_equality_compares_what_was_sent(one: EventMessage, other: EventMessage)
     """Equal data, attributes and key make equal messages with equal hashes, and nothing else does."""
     same = (one.data, one.attributes, one.ordering_key) == (other.data, other.attributes, other.ordering_key)
     assert (one == other) is same
-    assert hash(one) == hash(EventMessage(one.data, one.attributes, "other id", one.ordering_key))
+    known = ReceivedMessage(
+        data=one.data, attributes=one.attributes, ordering_key=one.ordering_key, message_id="other id"
+    )
+    assert hash(one) == hash(known)
 
 
 def test_a_received_message_equals_the_one_sent() -> None:
@@ -216,6 +233,24 @@ def test_messages_can_be_pickled_and_copied(duplicate: object) -> None:
     assert type(duplicate(message)) is EventMessage  # type: ignore[operator]
     assert duplicate(message) == message  # type: ignore[operator]
     assert duplicate(message).message_id == "41"  # type: ignore[operator]
+
+
+OLD_PICKLES = [
+    b"\x80\x02cevents_core.message\nEventMessage\nq\x00(c_codecs\nencode\nq\x01X\x04\x00\x00\x00paidq\x02X\x06"
+    b"\x00\x00\x00latin1q\x03\x86q\x04Rq\x05}q\x06X\x06\x00\x00\x00regionq\x07X\x02\x00\x00\x00euq\x08sX\x02\x00\x00"
+    b"\x0041q\tX\n\x00\x00\x00customer-7q\ntq\x0bRq\x0c.",
+    b"\x80\x04\x95W\x00\x00\x00\x00\x00\x00\x00\x8c\x13events_core.message\x94\x8c\x0cEventMessage\x94\x93\x94(C\x04"
+    b"paid\x94}\x94\x8c\x06region\x94\x8c\x02eu\x94s\x8c\x0241\x94\x8c\ncustomer-7\x94t\x94R\x94.",
+]
+"""A received message, pickled with protocols 2 and 4 when ``message_id`` was still an argument."""
+
+
+@pytest.mark.parametrize("old", OLD_PICKLES)
+def test_a_pickle_from_before_loads(old: bytes) -> None:
+    """Work queues may keep pickles for long: data, attributes, key and id are as they were."""
+    message = pickle.loads(old)
+    assert message == received()
+    assert message.message_id == "41"
 
 
 def test_the_representation_is_short_and_readable() -> None:

@@ -81,6 +81,13 @@ def messages() -> list[EventMessage]:
     ]
 
 
+def wrong_messages() -> None:
+    """Text is no data, and the place after the attributes is nobody's: a type checker says so."""
+    EventMessage("paid")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    EventMessage(b"paid", {}, "customer-7")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    EventMessage(b"paid", message_id="41")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
 async def send(client: EventClient) -> None:
     """One message, and many with the outcome of each."""
     assert_type(await client.send_message(EventMessage(b"paid")), str)
@@ -154,6 +161,7 @@ async def run_handlers(receiver: EventReceiver, stop: asyncio.Event) -> None:
     """The loop, written once."""
     await consume(receiver, handle, concurrency=8, stop=stop)
     await consume(receiver, handle_in_thread, concurrency=8, threads=True)
+    await consume(receiver, handle_in_thread)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 class Timing:
