@@ -1,11 +1,23 @@
-"""When a request to publish leaves, and with which messages; pure.
+"""Batching: which entries leave in one request, and when; pure, under the lock of its owner.
 
-A request leaves at once while it finds a place; what gathers meanwhile is the next batch (P5).  So a lone send waits
-for no timer, and a busy client fills its batches by itself.  Requests without a key have ``max_inflight`` places.
-Requests with one have ``max_keys`` places of their own, because each key has only one request out at a time: with many
-keys and few places, the time of a round trip would bound the rate.
+A request leaves at once if a *place* is free; entries that arrive while all places are taken are the next batch (P5).
+So a single send waits for no timer, and the batches of a busy client fill by themselves.
 
-A :class:`~events_core.engine.pace.Pace`, where there is one, also bounds the bytes that are out.
+A *lane* is a queue of entries that must leave in order: those of one key, or those without a key.  Requests without a
+key have ``max_inflight`` places.  Requests with a key have ``max_keys`` places of their own, because each key has only
+one request out at a time.  With many keys and few places, the time of a round trip would bound the rate.
+
+A batch goes through these calls, in this order::
+
+    next      it takes a place and leaves its lane
+    depart    its request begins
+    confirm   the broker has answered; its bytes are no longer out
+    release   it is over; the place is free
+
+Between :meth:`Batcher.depart` and :meth:`Batcher.release`, a request that failed for a while goes through
+:meth:`Batcher.pause`, which gives its place to others, and :meth:`Batcher.resume`, which waits for a place again.
+
+A :class:`~events_core.engine.pace.Pace`, if there is one, also bounds the bytes that are out.
 """
 
 from __future__ import annotations
@@ -13,188 +25,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from events_core.engine.driver import BrokerError
 from events_core.engine.pace import Pace, Trip
+from events_core.engine.sends import Entry, EntryQueue, Wakeable
 from events_core.engine.turns import Turns
-from events_core.errors import ErrorCode
-from events_core.message import EventMessage
 
-__all__ = ["AnyCall", "Batch", "Batcher", "Call", "Entry", "Line", "SingleCall", "Wakeable", "not_attempted"]
-
-
-class Wakeable(Protocol):
-    """Somebody who waits."""
-
-    def wake(self) -> None:
-        """There is news."""
-
-
-WakeableT = TypeVar("WakeableT", bound=Wakeable)
-
-
-class Entry:
-    """One message on its way."""
-
-    __slots__ = ("admitted", "deadline", "message", "result", "size")
-
-    message: EventMessage
-    size: int
-    """In bytes."""
-    admitted: bool
-    """Whether it counts among what is in flight."""
-    deadline: float
-    """The ``time.monotonic()`` at which its call ends."""
-    result: str | BrokerError | None
-    """``None`` while somebody waits for it."""
-
-    @property
-    def call(self) -> AnyCall[Any]:
-        """Return the call that it is sent with."""
-        raise NotImplementedError
-
-    def complete(self, result: str | BrokerError) -> bool:
-        """Record its outcome, once; return whether it was the last of its call."""
-        raise NotImplementedError
-
-    def hindrance(self) -> BrokerError | None:
-        """Return why it must not be sent, if an earlier message of its key failed in the same call (P3)."""
-        return None
-
-
-class SingleCall(Entry, Generic[WakeableT]):
-    """One ``send_message``, and its message: one object instead of three for what is done most."""
-
-    __slots__ = ("last_error", "waiter")
-
-    def __init__(self, message: EventMessage, size: int, deadline: float, waiter: WakeableT) -> None:
-        self.message = message
-        self.size = size
-        self.admitted = False
-        self.result = None
-        self.deadline = deadline
-        self.last_error: BrokerError | None = None
-        self.waiter = waiter
-        """Who wants to know when nothing is pending."""
-
-    @property
-    def call(self) -> SingleCall[WakeableT]:
-        return self
-
-    @property
-    def entries(self) -> Sequence[Entry]:
-        """Its message."""
-        return (self,)
-
-    @property
-    def pending(self) -> int:
-        """How many messages have no outcome."""
-        return 1 if self.result is None else 0
-
-    def complete(self, result: str | BrokerError) -> bool:
-        self.result = result
-        return True
-
-    def take_results(self) -> list[str | BrokerError]:
-        """What became of its message, once nothing is pending."""
-        assert self.result is not None
-        return [self.result]
-
-
-class Call(Generic[WakeableT]):
-    """One ``send_messages``: what became of each of its messages."""
-
-    __slots__ = ("deadline", "entries", "failed_keys", "last_error", "pending", "waiter")
-
-    def __init__(self, deadline: float, waiter: WakeableT) -> None:
-        self.entries: list[Entry] = []
-        self.pending = 0
-        self.deadline = deadline
-        self.failed_keys: set[str] = set()
-        self.last_error: BrokerError | None = None
-        self.waiter = waiter
-        """Who wants to know when nothing is pending."""
-
-    def add(self, message: EventMessage, size: int) -> None:
-        """One message more, of *size* bytes."""
-        self.entries.append(_Part(self, message, size))
-        self.pending += 1
-
-    def take_results(self) -> list[str | BrokerError]:
-        """What became of each message, once nothing is pending; to be asked once."""
-        results = [entry.result for entry in self.entries if entry.result is not None]
-        assert len(results) == len(self.entries)
-        self.entries.clear()  # else each send would leave a cycle, and its messages, to the garbage collector
-        return results
-
-
-AnyCall: TypeAlias = Call[WakeableT] | SingleCall[WakeableT]
-
-
-class _Part(Entry):
-    """One message of several."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Call[Any], message: EventMessage, size: int) -> None:
-        self.message = message
-        self.size = size
-        self.admitted = False
-        self.result = None
-        self.deadline = call.deadline
-        self._call = call
-
-    @property
-    def call(self) -> Call[Any]:
-        return self._call
-
-    def complete(self, result: str | BrokerError) -> bool:
-        self.result = result
-        call = self._call
-        call.pending -= 1
-        key = self.message.ordering_key
-        if key is not None and isinstance(result, BrokerError):
-            call.failed_keys.add(key)
-        return not call.pending
-
-    def hindrance(self) -> BrokerError | None:
-        key = self.message.ordering_key
-        if key is None or key not in self._call.failed_keys:
-            return None
-        return not_attempted(key)
-
-
-def not_attempted(key: str) -> BrokerError:
-    """Return the result of a message of *key* after one that failed in the same call (P3)."""
-    return BrokerError(
-        f"not attempted, because an earlier message of ordering key {key!r} failed in the same call",
-        ErrorCode.NOT_ATTEMPTED,
-        retryable=True,
-    )
-
-
-class Line(deque[Entry]):
-    """Entries that wait their turn."""
-
-    __slots__ = ("_given_up",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._given_up = 0
-
-    def forget_given_up(self) -> None:
-        """Nobody waits for one of them any more; they are dropped when they may be as many as the others."""
-        self._given_up += 1
-        if 2 * self._given_up > len(self):
-            self._given_up = 0
-            waiting = [entry for entry in self if entry.result is None]
-            self.clear()
-            self.extend(waiting)
+__all__ = ["Batch", "Batcher"]
 
 
 class _Places:
-    """The places for requests that may be out at once, and what waits for one."""
+    """The places for requests that may be out at once, and the lanes and batches that wait for one."""
 
     __slots__ = ("claims", "free", "ready", "total")
 
@@ -202,11 +42,11 @@ class _Places:
         self.total = self.free = total
         self.ready: deque[_Lane] = deque()
         self.claims: deque[tuple[Batch, Wakeable]] = deque()
-        """Paused requests that would leave again, before those that have not left yet."""
+        """Paused batches that may try again.  They get a place before lanes do: they are older."""
 
 
 class _Lane:
-    """Entries that leave in order: of one key, or all."""
+    """A queue of entries that leave in order: those of one key, or all."""
 
     __slots__ = ("entries", "exclusive", "failing", "key", "out", "places", "queued")
 
@@ -214,14 +54,17 @@ class _Lane:
         self.key = key
         self.places = places
         self.exclusive = exclusive
-        self.entries = Line()
+        """True if only one of its requests may be out, to keep the order."""
+        self.entries = EntryQueue()
         self.out = 0
         self.failing = 0
+        """Batches of it that have paused and not completed yet."""
         self.queued = False
+        """True while it waits in ``places.ready``."""
 
 
 class Batch:
-    """Entries that leave in one request, or in several, one after the other, if the line is too narrow for one."""
+    """Entries that leave in one request, or in several, one after the other, if the network is too slow for one."""
 
     __slots__ = ("began", "entries", "failing", "lane", "size", "trip")
 
@@ -233,14 +76,17 @@ class Batch:
         self.began = began
         self.failing = False
         self.trip: Trip | None = None
-        """Its request, where there is a pace."""
+        """Its request that is out, if there is a pace."""
 
 
 class Batcher:
-    """Gathers entries into requests.
+    """The lanes of one client, which gather entries into batches.
 
-    :param max_keys: how many requests with a key may be out; ``None`` where they share ``max_inflight``.
-    :param mixed_keys: whether one request may carry several keys; then requests leave one at a time.
+    :param max_messages: most entries of one batch.
+    :param max_bytes: most bytes of one batch; a larger entry leaves alone.
+    :param max_inflight: most requests that are out.
+    :param max_keys: most requests with a key that are out; ``None`` if they share ``max_inflight``.
+    :param mixed_keys: True if one request may carry several keys; then requests leave one at a time.
     :param pace: bounds the bytes that are out.
     """
 
@@ -259,7 +105,7 @@ class Batcher:
         self._places = _Places(1 if mixed_keys else max_inflight)
         self._keyed_places = self._places if mixed_keys or max_keys is None else _Places(max_keys)
         self._turn = deque({id(each): each for each in (self._places, self._keyed_places)}.values())
-        """In the order of their turns, so that requests of one kind do not use up all the bytes."""
+        """Both kinds of places, by turns, so that requests of one kind do not use up all the bytes of the pace."""
         self._mixed = mixed_keys
         self._pace = pace
         self._lanes: dict[str | None, _Lane] = {}
@@ -276,15 +122,19 @@ class Batcher:
         lane.entries.append(entry)
         self._offer(lane)
 
-    def forget(self, entry: Entry) -> None:
-        """Let go of *entry*, for which nobody waits any more, whether it has left or not."""
+    def give_up(self, entry: Entry) -> None:
+        """Take note that nobody waits for *entry* any more, whether it has left or not."""
         lane = self._lanes.get(None if self._mixed else entry.message.ordering_key)
         if lane is not None:
-            lane.entries.forget_given_up()
+            lane.entries.give_up()
 
     @property
     def is_ready(self) -> bool:
-        """Whether a request may leave now."""
+        """Return whether a batch may leave now.
+
+        The only method that may be called without the lock.  It changes nothing, and a wrong answer does no harm: the
+        owner looks again under the lock before a batch leaves, and whenever one may have become ready.
+        """
         places = self._places
         if not places.ready or places.free <= 0:
             places = self._keyed_places
@@ -297,7 +147,10 @@ class Batcher:
         return self._pace is None or self._pace.has_room
 
     def next(self, now: float) -> Batch | None:
-        """Return the next request that may leave, *now* in seconds of any clock; :meth:`release` must follow."""
+        """Return the next batch that may leave, if any; :meth:`release` must follow.
+
+        :param now: seconds of any clock, the same in all methods.
+        """
         if not self._has_room:
             return None
         for places in tuple(self._turn):
@@ -312,7 +165,7 @@ class Batcher:
             lane = places.ready.popleft()
             lane.queued = False
             if lane.failing >= places.total:
-                continue  # until one of them is over
+                continue  # all its batches fail; release() of one of them offers the lane again
             queued = len(lane.entries)
             entries, size = self._gather(lane, self._turns.take(queued, now) if self._turns else queued)
             if entries:
@@ -323,11 +176,11 @@ class Batcher:
                 if self._pace is not None:
                     batch.trip = self._pace.leave(size, now)
                 return batch
-            self._forget(lane)
+            self._drop_if_empty(lane)  # all its entries had been given up
         return None
 
     def depart(self, batch: Batch, entries: list[Entry], now: float) -> list[Entry]:
-        """Begin a request of *batch*; return those of *entries*, from the first on, that the line has room for."""
+        """Begin a request of *batch*; return the first of *entries*, as many as one request of the pace may carry."""
         pace = self._pace
         if pace is None:
             return entries
@@ -340,13 +193,13 @@ class Batcher:
         return entries[:count]
 
     def confirm(self, batch: Batch, now: float) -> None:
-        """Take note that the broker has answered the request: its bytes are no longer out."""
+        """Take note that the broker has answered the request of *batch*: its bytes are no longer out."""
         if self._pace is not None and batch.trip is not None:
             self._pace.confirm(batch.trip, now)
             batch.trip = None
 
     def release(self, batch: Batch, now: float) -> None:
-        """End *batch*: its place is free, and its lane may leave again."""
+        """End *batch*: free its place, and let its lane leave again."""
         lane = batch.lane
         lane.out -= 1
         lane.failing -= batch.failing
@@ -354,12 +207,14 @@ class Batcher:
             self._turns.over(len(batch.entries), batch.began, now, waiting=bool(lane.entries))
         self._vacate(batch)
         self._offer(lane)
-        self._forget(lane)
+        self._drop_if_empty(lane)
 
     def pause(self, batch: Batch, now: float = 0.0, *, timed_out: bool = False) -> None:
-        """Give the place of *batch* to another request while *batch* waits for its next try; its key stays taken.
+        """Give the place of *batch* to another while *batch* waits for its next try; its key stays taken.
 
-        If as many requests without a key have paused as may be out, no other leaves: it would only fail as well.
+        If as many batches without a key have paused as may be out, no other leaves, because it would fail as well.
+
+        :param timed_out: True if the request got no answer in time; the pace then carries less.
         """
         batch.lane.failing += not batch.failing
         batch.failing = True
@@ -369,7 +224,7 @@ class Batcher:
         self._vacate(batch)
 
     def resume(self, batch: Batch, claim: Wakeable) -> None:
-        """Let a paused request leave again: *claim* is woken when it has a place, before new requests get one."""
+        """Wake *claim* when the paused *batch* has a place again; it gets one before batches that have not left yet."""
         batch.lane.places.claims.append((batch, claim))
         self._grant()
 
@@ -381,7 +236,7 @@ class Batcher:
         self._grant()
 
     def _grant(self) -> None:
-        """Give places to paused requests."""
+        """Give free places to paused batches."""
         for places in self._turn:
             while places.claims and places.free > 0 and self._has_room:
                 batch, claim = places.claims.popleft()
@@ -391,7 +246,7 @@ class Batcher:
                 claim.wake()
 
     def _gather(self, lane: _Lane, enough: int) -> tuple[list[Entry], int]:
-        """Take *enough* entries of *lane*, or a few more so that no call is divided; return them and their size."""
+        """Take *enough* entries of *lane*, or more so that no send is divided; return them and their bytes together."""
         largest = self._max_bytes if self._pace is None else min(self._max_bytes, self._pace.request_size)
         gathered: list[Entry] = []
         size = 0
@@ -399,7 +254,7 @@ class Batcher:
             entry = lane.entries[0]
             if gathered and size + entry.size > largest:
                 break
-            if len(gathered) >= enough and entry.call is not gathered[-1].call:
+            if len(gathered) >= enough and entry.send is not gathered[-1].send:
                 break
             lane.entries.popleft()
             if entry.result is None:
@@ -408,17 +263,19 @@ class Batcher:
         return gathered, size
 
     def _offer(self, lane: _Lane) -> None:
+        """Let *lane* wait for a place, if it has something to send and may send it."""
         if lane.entries and not lane.queued and not (lane.exclusive and lane.out):
             lane.queued = True
             lane.places.ready.append(lane)
 
-    def _forget(self, lane: _Lane) -> None:
+    def _drop_if_empty(self, lane: _Lane) -> None:
+        # There is a lane for each key, and a program may use any number of keys.
         if not lane.entries and not lane.out:
             self._lanes.pop(lane.key, None)
 
 
 def _fitting(entries: Sequence[Entry], largest: int) -> tuple[int, int]:
-    """Return how many of *entries*, at least one, have *largest* bytes or fewer together, and their bytes."""
+    """Return how many of *entries*, at least one, have at most *largest* bytes together, and these bytes."""
     size = entries[0].size
     for count, entry in enumerate(entries[1:], 1):
         if size + entry.size > largest:

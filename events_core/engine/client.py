@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from events_core.arguments import checked_name, checked_seconds
 from events_core.capabilities import Capabilities
 from events_core.engine.backoff import Backoff
-from events_core.engine.batching import AnyCall
+from events_core.engine.batching_publisher import BatchingPublisher
 from events_core.engine.closing import SHORTEST_CLOSE, CloseTime
 from events_core.engine.dead_letter_topic import DeadLetterTopic
 from events_core.engine.driver import BrokerError, Driver
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, InlineHome
+from events_core.engine.inline_publisher import InlinePublisher
 from events_core.engine.link import Link
 from events_core.engine.loop_thread import ThreadHome
-from events_core.engine.publisher import AT_ONCE, Publisher
+from events_core.engine.publisher import Publisher
 from events_core.engine.receiver import EngineReceiver
-from events_core.engine.recipients import Recipients
 from events_core.engine.surroundings import Surroundings
 from events_core.engine.translation import translate
-from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom
+from events_core.engine.waiting import SingleFlight, WaitingRoom
 from events_core.errors import (
     ConfigurationError,
     ErrorCode,
@@ -96,16 +96,18 @@ class EngineClient(EventClient):
             raise error.located(self._backend, config.topic_name) from error.__cause__
         self._options = options
         name = f"{self._backend} {config.topic_name}"
-        self._home: Home = (
-            InlineHome()
-            if self.driver_class.inline
-            else ThreadHome(private=f"events {name}" if self.driver_class.blocking else None)
-        )
         self._link = Link(name)
         self._driver.connection_restored = self._link.retry
         self._dead_letter_topic = DeadLetterTopic(self._driver)
-        self._publisher = Publisher(self._driver, self._home, self._link, Recipients(self._driver, self._home))
-        self._publisher.unreached = BrokerError(f"{self._connecting}: no answer", ErrorCode.TIMEOUT, retryable=True)
+        self._home: Home
+        self._publisher: Publisher
+        if self.driver_class.inline:
+            self._home = InlineHome()
+            self._publisher = InlinePublisher(self._driver, self._home)
+        else:
+            self._home = ThreadHome(private=f"events {name}" if self.driver_class.blocking else None)
+            self._publisher = BatchingPublisher(self._driver, self._home, self._link)
+        self._publisher.unreached(BrokerError(f"{self._connecting}: no answer", ErrorCode.TIMEOUT, retryable=True))
         self._receivers: set[EngineReceiver] = set()
         self._opening = SingleFlight(self._home.run)
         self._closing = SingleFlight(self._home.run)
@@ -139,72 +141,23 @@ class EngineClient(EventClient):
     # Sending
 
     async def send_message(self, message: EventMessage) -> str:
-        if self.observer is None:  # a context costs as much as checking the message
-            return self._only(await self._send([message]))
-        with self._observed("publish", messages=1):
-            return self._only(await self._send([message]))
+        self._check()
+        try:
+            if self.observer is None:  # observing costs as much as checking the message
+                return self._only(await self._publisher.send([message], self._open))
+            with self._observed("publish", messages=1):
+                return self._only(await self._publisher.send([message], self._open))
+        except EventError as error:
+            raise error.located(self._backend, self._topic_name) from error.__cause__
 
     async def send_messages(self, messages: Iterable[EventMessage]) -> list[str]:
         batch = list(messages)
-        if not batch:
-            self._check()
-            return []
-        with self._observed("publish", messages=len(batch)):
-            results = await self._send(batch)
-            failed = [result for result in results if isinstance(result, BrokerError)]
-            if failed:
-                raise self._partly(results, failed)
-            return [result for result in results if isinstance(result, str)]
-
-    def _send(self, messages: Sequence[EventMessage]) -> Coroutine[Any, Any, Sequence[str | BrokerError]]:
-        # No coroutine itself: each one more would be kept, for each of thousands of sends, until its outcome.
         self._check()
-        if len(messages) > AT_ONCE or (self._publisher.order.lines and self._publisher.must_wait(messages)):
-            return self._send_gently(messages)
-        if self._home.inline:
-            return self._send_inline(messages)
+        if not batch:
+            return []
         try:
-            call = self._publisher.submit(messages)
-        except EventError as error:
-            raise error.located(self._backend, self._topic_name) from error.__cause__
-        if self._opened:
-            return self._publisher.outcome(call)
-        return self._send_connecting(call)
-
-    async def _send_gently(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        async with self._publisher.turn():
-            if self._home.inline:
-                return await self._send_inline(messages, gently=True)
-            try:
-                call = await self._publisher.submit_gently(messages)
-            except EventError as error:
-                raise error.located(self._backend, self._topic_name) from error.__cause__
-        if self._opened:
-            return await self._publisher.outcome(call, has_waited=True)
-        return await self._send_connecting(call)
-
-    async def _send_connecting(self, call: AnyCall[Waiter]) -> Sequence[str | BrokerError]:
-        try:
-            await self._open(call.deadline)
-        except (Exception, asyncio.CancelledError) as error:  # not GeneratorExit, where no lock may be taken
-            reason = error if isinstance(error, BrokerError) else BrokerError("cancelled", ErrorCode.CLOSED)
-            self._publisher.abandon(call, reason)
-            if not isinstance(error, BrokerError):
-                raise
-        return await self._publisher.outcome(call, has_waited=True)
-
-    async def _send_inline(
-        self, messages: Sequence[EventMessage], *, gently: bool = False
-    ) -> Sequence[str | BrokerError]:
-        if not self._opened:
-            try:
-                await self._open(time.monotonic() + self._options.send_timeout)
-            except BrokerError as error:
-                return [error] * len(messages)
-        try:
-            if gently:
-                return await self._publisher.send_inline_gently(messages)
-            return self._publisher.send_inline(messages)
+            with self._observed("publish", messages=len(batch)):
+                return self._all(await self._publisher.send(batch, self._open))
         except EventError as error:
             raise error.located(self._backend, self._topic_name) from error.__cause__
 
@@ -214,7 +167,11 @@ class EngineClient(EventClient):
             raise self._translated(result, PublishError)
         return result
 
-    def _partly(self, results: Sequence[str | BrokerError], failed: Sequence[BrokerError]) -> EventError:
+    def _all(self, results: Sequence[str | BrokerError]) -> list[str]:
+        """Return the ids, or raise one error for all messages that failed (P3)."""
+        failed = [result for result in results if isinstance(result, BrokerError)]
+        if not failed:
+            return [result for result in results if isinstance(result, str)]
         first = next((error for error in failed if error.code is not ErrorCode.NOT_ATTEMPTED), failed[0])
         error = PublishError(
             f"{len(failed)} of {len(results)} messages were not sent; message {results.index(first)}: {first}",
@@ -225,8 +182,7 @@ class EngineClient(EventClient):
                 for result in results
             ],
         )
-        error.__cause__ = first.__cause__
-        return error.located(self._backend, self._topic_name)
+        raise error from first.__cause__
 
     # Subscribing
 
@@ -359,7 +315,7 @@ class EngineClient(EventClient):
         try:
             await self._bounded(self._driver.open, by, self._connecting)
         except BrokerError as error:
-            self._publisher.unreached = error
+            self._publisher.unreached(error)
             raise
         self._opened = True
         self._link.up()

@@ -35,6 +35,7 @@ from events_core import (
 from events_core.backends import memory
 from events_core.backends.memory import MemoryClient, MemoryDriver, MemoryOptions, MemorySource
 from events_core.engine import BrokerError, Delivery, EngineClient, Outcome, Settlement, Source
+from events_core.engine.batching_publisher import BatchingPublisher
 from events_core.engine.ledger import Ledger
 from events_core.engine.receiver import EngineReceiver
 from events_core.interface import API_VERSION, ReceiverStats
@@ -378,15 +379,16 @@ class LeaksRoom(NetworkClient):
 
     def __init__(self, config: EventConfig) -> None:
         super().__init__(config)
-        publisher = self._publisher
-        abandon = publisher.abandon
+        assert isinstance(self._publisher, BatchingPublisher)
+        outbox = self._publisher._outbox
+        end = outbox.end
 
-        def leak(call: Any, error: BrokerError) -> None:
-            waiting = [entry for entry in call.entries if entry.result is None and not entry.admitted]
-            abandon(call, error)
-            publisher._messages += len(waiting)
+        def leak(send: Any, error: BrokerError) -> None:
+            waiting = [entry for entry in send.entries if entry.result is None and not entry.admitted]
+            end(send, error)
+            outbox.messages += len(waiting)
 
-        publisher.abandon = leak  # type: ignore[method-assign]
+        outbox.end = leak  # type: ignore[method-assign]
 
 
 @breaks("P7")

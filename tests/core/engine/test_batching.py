@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from events_core import ErrorCode, EventMessage
 from events_core.engine import BrokerError
-from events_core.engine.batching import Batch, Batcher, Call, Entry
+from events_core.engine.batching import Batch, Batcher
 from events_core.engine.pace import Pace
+from events_core.engine.sends import Entry, Send
 
 
 def batcher(**changes: object) -> Batcher:
@@ -26,15 +27,15 @@ class Nobody:
         self.woken = True
 
 
-def call(*keys: str, size: int = 10) -> Call[Nobody]:
-    made = Call(60.0, Nobody())
+def send(*keys: str, size: int = 10) -> Send[Nobody]:
+    made = Send(60.0, Nobody())
     for key in keys:
         made.add(EventMessage(b"x", ordering_key=key), size)
     return made
 
 
-def fill(target: Batcher, *calls: Call[Nobody]) -> None:
-    for each in calls:
+def fill(target: Batcher, *sends: Send[Nobody]) -> None:
+    for each in sends:
         for entry in each.entries:
             target.add(entry)
 
@@ -47,16 +48,16 @@ def keys(batch: Batch | None) -> list[str | None]:
 def test_a_lone_message_leaves_at_once() -> None:
     """P5: no timer."""
     target = batcher()
-    fill(target, call(""))
+    fill(target, send(""))
     assert keys(target.next(0.0)) == [None]
 
 
 def test_what_gathers_while_requests_are_out_is_the_next_batch() -> None:
     """P5: only so many requests are out; the rest waits together."""
     target = batcher(max_inflight=1)
-    fill(target, call(""))
+    fill(target, send(""))
     out = target.next(0.0)
-    fill(target, call("", ""))
+    fill(target, send("", ""))
     assert target.next(0.0) is None
     assert out is not None
     target.release(out, 0.0)
@@ -66,14 +67,14 @@ def test_what_gathers_while_requests_are_out_is_the_next_batch() -> None:
 def test_a_batch_respects_the_brokers_limits() -> None:
     """P2: so many messages and bytes; one that is larger goes alone."""
     target = batcher(max_inflight=9)
-    fill(target, call("", "", "", ""), call("", size=500))
+    fill(target, send("", "", "", ""), send("", size=500))
     assert [len(keys(target.next(0.0))) for _ in range(3)] == [3, 1, 1]
 
 
 def test_one_request_a_key_and_one_key_a_request() -> None:
     """P4: a key's next request leaves only after the last one."""
     target = batcher(max_inflight=9)
-    fill(target, call("a", "b", "a", "a", "a"))
+    fill(target, send("a", "b", "a", "a", "a"))
     first, second = target.next(0.0), target.next(0.0)
     assert (keys(first), keys(second)) == (["a", "a", "a"], ["b"])
     assert target.next(0.0) is None
@@ -85,18 +86,18 @@ def test_one_request_a_key_and_one_key_a_request() -> None:
 def test_mixed_keys_leave_in_one_lane() -> None:
     """A broker that takes several keys in a request gets them in order, one request at a time."""
     target = batcher(mixed_keys=True)
-    fill(target, call("a", "", "b", "a"))
+    fill(target, send("a", "", "b", "a"))
     assert keys(target.next(0.0)) == ["a", None, "b"]
     assert target.next(0.0) is None
 
 
-def after_a_pause(target: Batcher, *calls: Call[Nobody]) -> int:
-    """How many messages leave of *calls*, which came when a request that took as long had long been over."""
-    fill(target, call(""))
+def after_a_pause(target: Batcher, *sends: Send[Nobody]) -> int:
+    """How many messages leave of *sends*, which came when a request that took as long had long been over."""
+    fill(target, send(""))
     out = target.next(10.0)
     assert out is not None
     target.release(out, 12.0)
-    fill(target, *calls)
+    fill(target, *sends)
     return len(keys(target.next(14.0)))
 
 
@@ -104,19 +105,19 @@ def after_a_pause(target: Batcher, *calls: Call[Nobody]) -> int:
 def test_a_request_takes_half_where_requests_leave_one_at_a_time(mixed_keys: bool, taken: int) -> None:
     """P5: then the broker works while callers are told."""
     target = batcher(max_messages=100, max_bytes=None, mixed_keys=mixed_keys)
-    assert after_a_pause(target, *(call("") for _ in range(64))) == taken
+    assert after_a_pause(target, *(send("") for _ in range(64))) == taken
 
 
-def test_halving_divides_no_call() -> None:
-    """P3: what one call sends together leaves together where it fits."""
+def test_halving_divides_no_send() -> None:
+    """P3: what one send carries leaves together where it fits."""
     target = batcher(max_messages=100, max_bytes=None, mixed_keys=True)
-    assert after_a_pause(target, call("a"), call(*"a" * 50), call("a")) == 51
+    assert after_a_pause(target, send("a"), send(*"a" * 50), send("a")) == 51
 
 
 def test_a_paused_request_gives_its_place_away() -> None:
     """P5: a retrying key delays only itself."""
     target = batcher(max_inflight=1)
-    fill(target, call("a", "b"))
+    fill(target, send("a", "b"))
     out = target.next(0.0)
     assert target.next(0.0) is None
     assert out is not None
@@ -127,7 +128,7 @@ def test_a_paused_request_gives_its_place_away() -> None:
 def test_a_paused_request_leaves_again_when_there_is_a_place() -> None:
     """P5: before what has not left yet, and never beyond those that may be out."""
     target = batcher(max_inflight=1)
-    fill(target, call("a", "b", "c"))
+    fill(target, send("a", "b", "c"))
     paused, claim = target.next(0.0), Nobody()
     assert paused is not None
     target.pause(paused)
@@ -146,11 +147,11 @@ def test_what_has_no_key_gathers_while_all_its_requests_are_paused() -> None:
     """P5: an outage does not make a request of each message; keys go on."""
     target = batcher(max_inflight=2, max_messages=10)
     for _ in range(2):
-        fill(target, call(""))
+        fill(target, send(""))
         out = target.next(0.0)
         assert out is not None
         target.pause(out)
-    fill(target, call(""), call(""), call("a"))
+    fill(target, send(""), send(""), send("a"))
     assert keys(target.next(0.0)) == ["a"]
     assert target.next(0.0) is None
     target.resume(out, Nobody())
@@ -162,17 +163,17 @@ def test_what_has_no_key_gathers_while_all_its_requests_are_paused() -> None:
 def test_messages_nobody_waits_for_stay_behind() -> None:
     """P8: what was given up before it left does not leave."""
     target = batcher()
-    given_up = call("")
-    fill(target, given_up, call(""))
+    given_up = send("")
+    fill(target, given_up, send(""))
     given_up.entries[0].complete(BrokerError("late", ErrorCode.TIMEOUT))
     batch = target.next(0.0)
     assert batch is not None
-    assert [entry.call is given_up for entry in batch.entries] == [False]
+    assert [entry.send is given_up for entry in batch.entries] == [False]
 
 
-def test_a_failed_message_hinders_later_ones_of_its_key_in_its_call_only() -> None:
-    """P3: NOT_ATTEMPTED within the call; the next call starts afresh."""
-    failed, other = call("a", "a", "b"), call("a")
+def test_a_failed_message_hinders_later_ones_of_its_key_in_its_send_only() -> None:
+    """P3: NOT_ATTEMPTED within the send; the next send starts afresh."""
+    failed, other = send("a", "a", "b"), send("a")
     failed.entries[0].complete(BrokerError("no", ErrorCode.INVALID))
     hindrances: list[Entry] = [*failed.entries[1:], *other.entries]
     assert [entry.hindrance() is not None for entry in hindrances] == [True, False, False]
@@ -181,10 +182,10 @@ def test_a_failed_message_hinders_later_ones_of_its_key_in_its_call_only() -> No
 def test_requests_with_a_key_have_places_of_their_own() -> None:
     """P5: so many keys at once, whatever is out without one."""
     target = batcher(max_inflight=1, max_keys=3)
-    fill(target, call("", "", "a", "b", "c", "d"))
+    fill(target, send("", "", "a", "b", "c", "d"))
     left = [keys(target.next(0.0)) for _ in range(4)]
     assert sorted(map(str, left)) == ["['a']", "['b']", "['c']", "[None, None]"]
-    fill(target, call(""))
+    fill(target, send(""))
     assert target.next(0.0) is None
     assert not target.is_ready
 
@@ -192,7 +193,7 @@ def test_requests_with_a_key_have_places_of_their_own() -> None:
 def test_a_paused_request_takes_a_place_of_its_kind() -> None:
     """P5: one with a key does not wait for those without."""
     target = batcher(max_inflight=1, max_keys=1)
-    fill(target, call("a", "", "b"))
+    fill(target, send("a", "", "b"))
     paused, other, claim = target.next(0.0), target.next(0.0), Nobody()
     if keys(paused) != ["a"]:
         paused, other = other, paused
@@ -217,7 +218,7 @@ def paced(**changes: object) -> Batcher:
 def test_no_more_bytes_are_out_than_the_line_takes() -> None:
     """P5: a request carries a share of them, and others wait until one is over."""
     target = paced()
-    fill(target, call(*[""] * 9, size=50))
+    fill(target, send(*[""] * 9, size=50))
     left = [target.next(0.0) for _ in range(5)]
     assert [len(batch.entries) for batch in left if batch] == [2, 2, 2, 2]
     assert not target.is_ready
@@ -229,7 +230,7 @@ def test_no_more_bytes_are_out_than_the_line_takes() -> None:
 def test_a_message_beyond_the_window_leaves_alone() -> None:
     """P5: when nothing else is out that would share the line with it."""
     target = paced()
-    fill(target, call("", "a", size=1000))
+    fill(target, send("", "a", size=1000))
     assert len(keys(target.next(0.0))) == 1
     assert target.next(0.0) is None
 
@@ -237,14 +238,14 @@ def test_a_message_beyond_the_window_leaves_alone() -> None:
 def test_neither_kind_of_request_keeps_the_line_from_the_other() -> None:
     """P5: they take turns."""
     target = paced()
-    fill(target, call(*"abcd", size=100), call(*[""] * 4, size=100))
+    fill(target, send(*"abcd", size=100), send(*[""] * 4, size=100))
     assert sum(keys(target.next(0.0)) == [None] for _ in range(4)) == 2
 
 
 def test_a_request_that_timed_out_leaves_again_in_parts() -> None:
     """P5, P7: at the same size it would fail again."""
     target = paced()
-    fill(target, call(*"aaaa", size=25))
+    fill(target, send(*"aaaa", size=25))
     batch, claim = target.next(0.0), Nobody()
     assert batch is not None
     assert len(target.depart(batch, batch.entries, 0.0)) == 4
@@ -261,11 +262,11 @@ def test_a_request_that_timed_out_leaves_again_in_parts() -> None:
 def test_a_paused_request_waits_until_the_line_has_room() -> None:
     """P5: then it leaves before what has not left yet."""
     target = paced()
-    fill(target, call("a", size=300))
+    fill(target, send("a", size=300))
     paused, claim = target.next(0.0), Nobody()
     assert paused is not None
     target.pause(paused)
-    fill(target, call("b", "c", size=500))
+    fill(target, send("b", "c", size=500))
     out = target.next(0.0)
     assert out is not None
     target.resume(paused, claim)
@@ -289,7 +290,7 @@ class Sender:
         self.now = 0.0
 
     def add(self, key: str, size: int) -> None:
-        made = call(key, size=size)
+        made = send(key, size=size)
         fill(self.target, made)
         self.added += made.entries
 

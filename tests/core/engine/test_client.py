@@ -455,7 +455,7 @@ def test_a_request_without_an_answer_ends_with_the_time_of_its_sends() -> None:
         client.broker.gate = asyncio.Event()
         dead = DeadLoop()
         sends = await dead.send(client, *(message(str(number), "k") for number in range(1, 50)))
-        await until(lambda: not client._publisher._calls)
+        await until(lambda: not client._publisher.is_busy)
         client.broker.gate = None
         assert await client.send_message(message("50", "k")) == "id-50"
         sent = [data for request in client.broker.requests for data in request]
@@ -475,8 +475,8 @@ def test_a_send_of_a_loop_that_stopped_ends_while_nothing_connects() -> None:
         held = [weakref.ref(each) for each in unsent]
         sends = await dead.send(client, *unsent)
         unsent.clear()
-        assert client._publisher._calls
-        await until(lambda: not client._publisher._calls)
+        assert client._publisher.is_busy
+        await until(lambda: not client._publisher.is_busy)
         assert await asyncio.to_thread(dead.codes, sends) == {ErrorCode.TIMEOUT}
         sends.clear()
         gc.collect()

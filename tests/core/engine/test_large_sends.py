@@ -103,7 +103,7 @@ def test_queueing_a_large_send_gives_way_to_other_tasks() -> None:
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         meter = Meter()
-        batcher = client._publisher._batcher
+        batcher = client._publisher._outbox.batcher
         batcher.add = meter.counts(batcher.add)  # type: ignore[method-assign]
         with watched(meter):
             await client.send_messages(numbered(LARGE))
@@ -189,7 +189,7 @@ def test_a_large_send_that_is_cancelled_leaves_a_beginning(kind: type[EngineClie
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         sending = await begun(client, numbered(LARGE))
         following = asyncio.create_task(client.send_messages(numbered(1, start=LARGE)))
-        while not client._publisher._calls and not client._publisher._storing:
+        while not client._publisher.is_busy:
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         sending.cancel()
@@ -200,8 +200,7 @@ def test_a_large_send_that_is_cancelled_leaves_a_beginning(kind: type[EngineClie
             numbers += await received(receiver, 1)
         assert numbers == [*range(len(numbers) - 1), LARGE]
         assert len(numbers) < LARGE
-        assert not client._publisher._calls
-        assert not client._publisher._storing
+        assert not client._publisher.is_busy
 
     run(kind, test, "cancelled")
 
@@ -261,7 +260,7 @@ def test_a_close_waits_for_a_large_send(timeout: float) -> None:
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         sending = await begun(client, numbered(LARGE))
-        while not client._publisher._storing:
+        while not client._publisher.is_busy:
             await asyncio.sleep(0)
         await receiver.close(timeout=0)
         await client.close(timeout)

@@ -1,0 +1,314 @@
+"""Sending through a driver on a thread: sends are gathered into requests, retried, and ended in time.
+
+Who does what, and where:
+
+* The caller's thread checks the messages, queues them in the outbox and waits for their results.
+* Home takes batches out of the outbox, sends them, and completes their entries.
+* ``_lock`` guards the outbox.  Nothing is awaited, no driver is called and no log is written under it.
+
+The home looks for batches that may leave when somebody has woken it (:meth:`BatchingPublisher.pump`).
+
+Two timers end each send at its deadline (P7).  The home has one: it ends the send and sends nothing of it afterwards,
+because the loop of the caller may be blocked or closed.  The caller has the other one, and never waits for the home,
+because a home may hang.  The first of them decides; the second finds nothing left to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any
+
+from events_core.engine.backoff import Backoff
+from events_core.engine.batching import Batch, Batcher
+from events_core.engine.driver import BrokerError, Driver
+from events_core.engine.failure import UNFORESEEN, internal
+from events_core.engine.home import Home
+from events_core.engine.link import Link, Pauses
+from events_core.engine.outbox import Outbox
+from events_core.engine.pace import Pace
+from events_core.engine.publisher import AT_ONCE, Connect, Publisher, Results, parts, unconfirmed
+from events_core.engine.sends import AnySend, Entry, Send, SingleSend
+from events_core.engine.waiting import Waiter
+from events_core.errors import ErrorCode
+from events_core.message import EventMessage
+
+__all__ = ["BatchingPublisher"]
+
+_ENDED_AT_ONCE = 1000
+"""Sends that the home ends at their deadline before it turns to other things."""
+
+
+class BatchingPublisher(Publisher):
+    """The sending side of a client whose driver runs on a thread."""
+
+    def __init__(self, driver: Driver[Any], home: Home, link: Link) -> None:
+        super().__init__(driver, home)
+        self._link = link
+        # A driver that blocks has no network that could be too slow.
+        pace = None if driver.blocking else Pace(1 if driver.mixed_keys else driver.publish_max_inflight)
+        batcher = Batcher(
+            max_messages=driver.max_batch_messages,
+            max_bytes=driver.max_batch_bytes,
+            max_inflight=driver.publish_max_inflight,
+            mixed_keys=driver.mixed_keys,
+            max_keys=driver.publish_max_keys,
+            pace=pace,
+        )
+        self._outbox = Outbox(batcher, self._bounds, self._send_timeout)
+        self._is_pumping = False  # read and set without the lock; see pump()
+        self._is_watching = False  # only home reads and sets it
+
+    # In the caller's thread
+
+    def _send(self, messages: Sequence[EventMessage], connect: Connect) -> Coroutine[Any, Any, Results]:
+        send = self._checked(messages)
+        with self._lock:
+            self._accept(send)
+            self._outbox.queue(send.entries)
+        if self._opened:
+            return self._results(send)
+        return self._connect_and_wait(send, connect)
+
+    def _checked(self, messages: Sequence[EventMessage]) -> AnySend[Waiter]:
+        deadline = time.monotonic() + self._send_timeout
+        size = self._check.size
+        if len(messages) == 1:
+            return SingleSend(messages[0], size(0, messages[0]), deadline, Waiter())
+        send = Send(deadline, Waiter())
+        for index, message in enumerate(messages):
+            send.add(message, size(index, message))
+        return send
+
+    def _accept(self, send: AnySend[Waiter]) -> None:
+        """Take in a send that has been checked.  Under the lock."""
+        self._refuse_if_closed()
+        self._outbox.accept(send)
+
+    async def _send_gently(self, messages: Sequence[EventMessage], connect: Connect) -> Results:
+        async with self.order.turn():
+            send = await self._submit_gently(messages)
+        if self._opened:
+            return await self._results(send, has_waited=True)
+        return await self._connect_and_wait(send, connect)
+
+    async def _submit_gently(self, messages: Sequence[EventMessage]) -> AnySend[Waiter]:
+        sizes = await self._sizes(messages)
+        send = Send(time.monotonic() + self._send_timeout, Waiter())
+        for index, message in enumerate(messages):
+            if index % AT_ONCE == 0:
+                await asyncio.sleep(0)
+            send.add(message, sizes[index])
+        with self._lock:
+            self._accept(send)
+        try:
+            for part in parts(send.entries):
+                with self._lock:
+                    if not send.pending:
+                        break  # its time is up, or the client was closed
+                    self._outbox.queue(part)
+                self.pump()
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self._end(send, self._outbox.timed_out(None))
+            raise
+        return send
+
+    async def _connect_and_wait(self, send: AnySend[Waiter], connect: Connect) -> Results:
+        try:
+            await connect(send.deadline)
+        # Not GeneratorExit: then the garbage collector runs this, and may not take the lock.
+        except (Exception, asyncio.CancelledError) as error:
+            reason = error if isinstance(error, BrokerError) else BrokerError("cancelled", ErrorCode.CLOSED)
+            self._end(send, reason)
+            if not isinstance(error, BrokerError):
+                raise
+        return await self._results(send, has_waited=True)
+
+    async def _results(self, send: AnySend[Waiter], *, has_waited: bool = False) -> Results:
+        """Wait until *send* is complete, at the latest when its time is up, and return its results.
+
+        :param has_waited: True if some of its time has gone since it was accepted.
+        """
+        self.pump()
+        try:
+            if has_waited:
+                await send.waiter.wait(send.deadline - time.monotonic())
+            else:
+                await send.waiter.wait_within(self._send_timeout)
+        except asyncio.CancelledError:
+            self._end(send, self._outbox.timed_out(send.last_error))
+            raise
+        # Not in a ``finally`` clause.  If the loop was closed, the garbage collector runs such a clause, perhaps in a
+        # thread that holds the lock.  The home ends the send in that case.
+        if send.pending:
+            self._end(send, self._outbox.timed_out(send.last_error))
+        return send.take_results()
+
+    def _end(self, send: AnySend[Waiter], error: BrokerError) -> None:
+        """End *send* with *error*, because nobody waits for it any more; in any thread."""
+        with self._lock:
+            self._outbox.end(send, error)
+            self._wake_if_drained()
+        self.pump()  # there is room for others now
+
+    def pump(self) -> None:
+        """Wake the home if something may leave; in any thread.
+
+        Without a lock.  If the flag is set, the home has not begun to look yet, so it finds what this thread has
+        queued.  If two threads both find it unset, the home looks twice, which does no harm.  If nothing is ready,
+        whoever makes it ready pumps too.
+        """
+        if not self._is_pumping and self._outbox.is_ready:
+            self._is_pumping = True
+            self._home.wake(self._pump)
+
+    # At home
+
+    def _pump(self) -> None:
+        self._is_pumping = False  # before looking: what comes from now on wakes the home again
+        self.watch()
+        while batch := self._next():
+            self._home.spawn(self._run(batch))
+
+    def watch(self) -> None:
+        if not self._is_watching:
+            self._is_watching = True
+            self._home.spawn(self._watch())
+
+    async def _watch(self) -> None:
+        """End each send at its deadline, until no send is left."""
+        try:
+            while self._outbox.sends:
+                deadline = self._end_overdue()
+                await asyncio.sleep(deadline - time.monotonic())
+        finally:
+            self._is_watching = False
+
+    def _end_overdue(self) -> float:
+        """End sends whose time is up, a few at a time; return when to look again."""
+        with self._lock:
+            oldest = self._outbox.oldest(_ENDED_AT_ONCE)
+        now = time.monotonic()
+        for send in oldest:
+            if send.deadline > now:
+                return send.deadline
+            self._end(send, self._outbox.timed_out(send.last_error))
+        return now
+
+    def unreached(self, error: BrokerError) -> None:
+        self._outbox.unreached = error
+
+    def open(self) -> None:
+        super().open()
+        self._outbox.opened = True
+        self.pump()
+
+    def _next(self) -> Batch | None:
+        with self._lock:
+            return self._outbox.batcher.next(time.monotonic())
+
+    async def _run(self, batch: Batch) -> None:
+        """Send *batch*, then whatever may leave at its end, so that the broker works while callers wake up."""
+        following: Batch | None = batch
+        try:
+            while following is not None:
+                batch = following
+                try:
+                    await self._publish(batch, batch.entries)
+                finally:
+                    with self._lock:
+                        self._outbox.batcher.release(batch, time.monotonic())
+                following = self._next()
+                self.pump()  # a large request that is over may make room for several
+        finally:
+            self._pump()
+
+    async def _publish(self, batch: Batch, entries: Iterable[Entry]) -> None:
+        """Send *entries* of *batch* until all of them are complete."""
+        pauses = self._link.pauses(Backoff(maximum=10.0))
+        while sendable := self._depart(batch, entries):
+            try:
+                results = await self._request(sendable)
+            except BrokerError as error:
+                if error.retryable:
+                    self._link.down(error)
+                    await self._pause(batch, pauses, sendable, error)
+                elif error.code is ErrorCode.INVALID and len(sendable) > 1:
+                    # One caller's bad message must not fail another's.  So halve until only the offenders fail (P3).
+                    await self._publish(batch, sendable[: len(sendable) // 2])
+                    await self._publish(batch, sendable[len(sendable) // 2 :])
+                else:
+                    self._complete(sendable, [error] * len(sendable))
+            else:
+                self._link.up()
+                self._look_once()
+                self._complete(sendable, results, batch)
+
+    def _depart(self, batch: Batch, entries: Iterable[Entry]) -> Sequence[Entry]:
+        """Return those of *entries* that leave in the next request; the others are complete, or follow."""
+        with self._lock:
+            departing = self._outbox.depart(batch, entries, time.monotonic())
+            self._wake_if_drained()
+            return departing
+
+    async def _request(self, entries: Sequence[Entry]) -> Results:
+        """Send one request.
+
+        :raises BrokerError: and nothing else that a driver may raise.
+        """
+        try:
+            # The last entry was accepted last, so its deadline is the latest.
+            async with asyncio.timeout(entries[-1].deadline - time.monotonic()):
+                results = await self._driver.publish([entry.message for entry in entries])
+        except TimeoutError as error:
+            raise self._outbox.timed_out(error) from error
+        except BrokerError:
+            raise
+        except UNFORESEEN as error:
+            raise internal(error) from error
+        if len(results) != len(entries):
+            raise BrokerError(
+                f"the backend answered for {len(results)} of {len(entries)} messages; they may be stored or not",
+                ErrorCode.INTERNAL,
+            )
+        return results
+
+    def _complete(self, entries: Sequence[Entry], results: Results, confirmed: Batch | None = None) -> None:
+        with self._lock:
+            if confirmed is not None:
+                self._outbox.batcher.confirm(confirmed, time.monotonic())
+            for entry, result in zip(entries, results, strict=True):
+                self._outbox.complete(entry, result)
+            self._wake_if_drained()
+        self.pump()  # there is room for others now
+
+    async def _pause(self, batch: Batch, pauses: Pauses, entries: Sequence[Entry], error: BrokerError) -> None:
+        """Wait before the next try, but no longer than anybody waits for its result."""
+        for entry in entries:
+            entry.send.last_error = error
+        with self._lock:
+            self._outbox.batcher.pause(batch, time.monotonic(), timed_out=error.code is ErrorCode.TIMEOUT)
+        self._pump()
+        patience = max(entry.deadline for entry in entries) - time.monotonic()
+        await pauses.next(max(0.0, patience))
+        place = Waiter()
+        with self._lock:
+            self._outbox.batcher.resume(batch, place)
+        await place.wait()
+
+    # Closing (closing.py)
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._outbox.sends)
+
+    def _wake_if_drained(self) -> None:
+        """Let a flush go on if no send is left.  Under the lock."""
+        if self._drained is not None and not self._outbox.sends:
+            self._drained.wake()
+
+    def _end_all(self) -> None:
+        for send in list(self._outbox.sends):
+            self._end(send, unconfirmed())

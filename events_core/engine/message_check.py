@@ -1,0 +1,45 @@
+"""The check of each message before anything is sent (P2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from events_core.engine.driver import Driver
+from events_core.engine.limits import measure
+from events_core.errors import ErrorCode, EventRuntimeError, PublishError
+from events_core.message import EventMessage
+
+__all__ = ["MessageCheck"]
+
+
+class MessageCheck:
+    """The check of messages for one driver; it keeps no state, so any thread may use it at any time."""
+
+    def __init__(self, driver: Driver[Any]) -> None:
+        self._driver = driver
+        self._limits = driver.capabilities.limits
+        self._keeps_order = driver.capabilities.ordering != "none"
+
+    def size(self, index: int, message: EventMessage) -> int:
+        """Return the bytes of *message*, the one with number *index* of its send.
+
+        :raises TypeError: if it is no :class:`EventMessage`.
+        :raises EventRuntimeError: ``UNSUPPORTED`` for an ordering key if the configuration keeps no order.
+        :raises PublishError: ``INVALID`` if it is beyond a limit, or the driver objects to it.
+        """
+        if not isinstance(message, EventMessage):
+            raise TypeError(f"message {index} is a {type(message).__name__}, not an EventMessage")
+        if message.ordering_key is not None and not self._keeps_order:
+            raise EventRuntimeError(
+                f"message {index} has ordering key {message.ordering_key!r}, and this configuration keeps no order; "
+                "send it without, or set the option ordering=true where the backend can",
+                code=ErrorCode.UNSUPPORTED,
+            )
+        try:
+            size = measure(message, self._limits)
+        except ValueError as error:
+            raise PublishError(f"message {index} cannot be sent: {error}", code=ErrorCode.INVALID) from None
+        objection = self._driver.objection(message)
+        if objection:
+            raise PublishError(f"message {index} cannot be sent: {objection}", code=ErrorCode.INVALID)
+        return size
