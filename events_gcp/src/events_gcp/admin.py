@@ -112,7 +112,7 @@ class Admin:
         if found is None:
             await self.create_topics()
             found = await self._api.create_subscription(self._wanted(subscription, ephemeral=ephemeral))
-        if found is None:  # another process has created it meanwhile
+        if found is None:  # another process was faster
             found = await self._api.get_subscription(subscription)
         if found.topic != self._topic:
             raise _unsuitable(found.name, f"belongs to {found.topic!r}, not {self._topic!r}")
@@ -207,7 +207,7 @@ class Admin:
         by_service = bool(policy.dead_letter_topic)
         own = (policy.dead_letter_topic, policy.max_delivery_attempts or _DEFAULT_ATTEMPTS) if by_service else None
         dead_letter = self._dead_letter or own
-        # Without order and without a policy, nobody counts attempts.
+        # Without order, only Pub/Sub can count attempts, and it does so only under a policy.
         counts_here = found.enable_message_ordering and self._is_ordered and dead_letter is not None
         return JoinedSubscription(
             name=path.rpartition("/")[2],

@@ -105,7 +105,7 @@ class Api:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the channel is connected, as far as gRPC knows."""
+        """True if the channel is connected, as far as gRPC knows."""
         return bool(self._channel.grpc.get_state() is grpc.ChannelConnectivity.READY)
 
     async def close(self) -> None:
@@ -133,6 +133,8 @@ class Api:
         try:
             return readable(await call(request, **settings))
         except grpc.aio.AioRpcError as error:
+            # Any failure may come from a lost connection.  All waiting receivers and requests should then hear at once
+            # when it is back.
             self.look_out()
             if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not self.renew_credentials():
                 raise
@@ -176,6 +178,7 @@ class Api:
                 await self._reconnected()
             # On a slow line the engine makes smaller requests, but it cannot divide a large message.
             timeout = _PUBLISH_TIMEOUT + sum(len(message.data) for message in messages) / _SLOWEST_LINE
+            # Many publish requests may be under way, each for as long as its bytes take.  So they count like streams.
             channel = self._pool.for_stream()
             channel.streams += 1
             try:
@@ -252,6 +255,7 @@ class Api:
                 self.look_out()
                 if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or now() < ends:
                     raise
+                # A transfer had begun before the deadline if the headers had come by then.
                 return Pulled([], 0.0, was_cut_off=began < ends)
             if response is grpc.aio.EOF:
                 return Pulled([], 0.0)

@@ -77,7 +77,7 @@ class Channel:
 
     def __init__(self, endpoint: Endpoint, credentials: Any) -> None:
         self.streams = 0
-        """Streams and publish requests that are open.  Other requests are few and short, so nobody counts them."""
+        """Streams and publish requests that are open.  Other requests are few and short, so they do not count."""
         self.methods: dict[str, Any] = {}
         """The callable of each method, by the path of the method."""
         self.grpc = (
@@ -114,6 +114,7 @@ class Pool:
                 ErrorCode.WRONG_PROCESS,
             )
         pool = _pools.setdefault((endpoint, asyncio.get_running_loop()), cls(endpoint))
+        # Before the first wait: a client that leaves during it must not close the channels under this one.
         pool._users.append(restored)
         try:
             with translated(f"connect to {endpoint.target!r}"):
@@ -127,6 +128,7 @@ class Pool:
         """Leave the pool.  The last client closes the channels."""
         self._users.remove(restored)
         if not self._users:
+            # Out of the table first, so that a client which joins while channels close gets a new pool.
             del _pools[self.endpoint, asyncio.get_running_loop()]
             if self._looking_out is not None:
                 self._looking_out.cancel()
@@ -134,6 +136,7 @@ class Pool:
                 await channel.grpc.close()
 
     async def _connect(self) -> None:
+        # Several clients may join at once; the first one loads the credentials and opens the channel for all.
         async with self._connecting:
             if not self._channels:
                 if not self.endpoint.is_emulator:

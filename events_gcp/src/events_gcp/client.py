@@ -33,7 +33,7 @@ class GcpPubSubClient(EngineClient):
     @classmethod
     @contextmanager
     def scratch(cls, config: EventConfig) -> Iterator[EventConfig]:
-        """Yield *config* itself, and afterwards delete the topics that this process has created meanwhile."""
+        """Yield *config* itself; on leaving, delete the topics that this process has created since."""
         options = read_options(cls.options_class, config.options, origins=config.origins, backend=config.backend)
         with creations() as topics:
             try:

@@ -41,6 +41,7 @@ def decode(received: Iterable[Any]) -> list[Delivery]:
         message = each.message
         published = message.publish_time
         attributes = message.attributes
+        # By position, because each keyword argument costs time, once for each message.
         deliveries.append(
             Delivery(
                 message.message_id,

@@ -67,7 +67,7 @@ def load_credentials(endpoint: Endpoint) -> Any:
 def channel_credentials(credentials: Any) -> Any:
     """Return gRPC's credentials for a channel: it is encrypted, and each request carries a token of *credentials*.
 
-    ``create_channel`` of Google's packages uses a copy of *credentials*, and nobody could renew the token of the copy.
+    ``create_channel`` of Google's packages uses a copy of *credentials*, whose token could not be renewed from here.
     """
     plugin = AuthMetadataPlugin(credentials, Request(), default_host=_AUDIENCE)  # type: ignore[no-untyped-call]
 

@@ -3,9 +3,8 @@
 Only then does the receiver acknowledge the message.  If the process dies between the two requests, the message is a
 letter and also comes again.
 
-Each letter is published by a task of its own, apart from the requests to settle: a topic that does not answer must
-not delay acknowledgements.  A settlement that comes before the task has ended gets a retryable error, so the engine
-repeats it.
+A separate task publishes each letter, because a topic that does not answer must not delay acknowledgements.  A
+settlement that comes before the task has ended gets a retryable error, so the engine repeats it.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ class GcpDriver(Driver[GcpOptions]):
             raise ConfigurationError("; ".join(problems))
         self._endpoint = Endpoint.of(options)
         self.address = self._endpoint.target
+        # On the service, other tools usually create resources, and the account often may not.
         self._create = options.create or ("all" if self._endpoint.is_emulator else "never")
         self._topic = self._path("topics", topic_name)
         self.capabilities = _capabilities(options, is_emulator=self._endpoint.is_emulator)
@@ -64,6 +65,7 @@ class GcpDriver(Driver[GcpOptions]):
         from events_gcp.admin import Admin
         from events_gcp.api import Api
 
+        # Cancelled here, `Api.open` itself leaves the pool of channels.
         self._api = api = await Api.open(
             self._endpoint, self.connection_restored, compress=self.options.compression == "gzip"
         )
@@ -105,6 +107,7 @@ class GcpDriver(Driver[GcpOptions]):
         objection = name_objection("subscription", name)
         if objection:
             raise BrokerError(objection, ErrorCode.INVALID)
+        # Its name is new, so a failed or cancelled creation may delete whatever has this name.
         ephemeral = subscription is None
         try:
             joined = await self.admin.join(self.subscription_path(name), ephemeral=ephemeral)

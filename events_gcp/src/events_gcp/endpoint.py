@@ -54,7 +54,7 @@ def check_emulator(config: EventConfig) -> None:
     """Check that *config* does not name both an emulator and credentials.
 
     If both come from one place, for example from one URL, they contradict each other.  If the emulator comes from
-    another place, somebody redirects the configuration, for a test or by mistake.  That is logged as a WARNING.
+    another place, it redirects the configuration, for a test or by mistake.  That is logged as a WARNING.
 
     :raises ConfigurationError: for the contradiction.
     """

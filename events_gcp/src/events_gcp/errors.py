@@ -128,6 +128,7 @@ def _meaning(error: Exception) -> tuple[_Meaning, str]:
 
 def _meaning_of(status: StatusCode, details: str) -> tuple[_Meaning, str]:
     found = f"{details} ({status.name})"
+    # gRPC reports a missing token as UNAVAILABLE, whatever the reason is.
     if _NO_TOKEN in details and _REFUSED.search(details):
         return _UNKNOWN_CALLER, found
     return _MEANINGS.get(status, _Meaning(ErrorCode.INTERNAL)), found

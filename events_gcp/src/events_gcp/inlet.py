@@ -1,8 +1,8 @@
 """One way in for deliveries: the base class of :class:`~events_gcp.stream.Stream` and :class:`~events_gcp.pulls.Pulls`.
 
-A read is a task, and nobody cancels it while the inlet is open.  Pub/Sub would still answer a cancelled read, and the
-messages in that answer would be lost until their leases run out.  So a read continues when nobody waits for it, and the
-next call of :meth:`Inlet.take` returns its result.
+A read is a task that is never cancelled while the inlet is open.  Pub/Sub would still answer a cancelled read, and the
+messages in that answer would be lost until their leases run out.  So a read continues when no caller waits for it, and
+a later call of :meth:`Inlet.take` returns its result.
 """
 
 from __future__ import annotations

@@ -1,8 +1,13 @@
 """Reading from a subscription, through several streams or several concurrent pulls.
 
-The reader opens all of its inlets together and closes them together.  It closes them when one fails, when the
-application does not read for too long, when a stream may bring less than there is room for, and when the receiver
-closes.  What the inlets brought and nobody has taken then goes back to Pub/Sub:
+The reader opens all of its inlets together and closes them together.  It closes them
+
+* when one of them fails,
+* when the engine has not fetched for a while, because the leases of unread deliveries run on,
+* when the streams were told a smaller bound than there is room for now,
+* when the receiver closes.
+
+The deliveries that the inlets brought and the engine has not fetched then go back to Pub/Sub:
 
 * Deliveries without order go back at once.
 * Deliveries with order stay here until the next inlets open, or until the receiver closes.  If the reader gave them
@@ -66,7 +71,7 @@ class Reader:
 
     @property
     def is_routine(self) -> bool:
-        """Whether the inlets had been open for so long that their end is no outage."""
+        """True if the inlets had been open for so long that their end is no outage."""
         return self._read_at - self._opened_at >= _ROUTINE_AGE
 
     async def open(self, limit: int) -> None:
@@ -157,7 +162,7 @@ class _Opener:
             return [Pulls(pull, self._pace, self._joined.name) for _ in count]
         settings = {
             "stream_ack_deadline_seconds": self._options.ack_deadline,
-            # Anything beyond these bounds would lie unread in the connection, and nobody would renew its lease.
+            # Anything beyond these bounds would lie unread in the connection, and its leases would run out.
             "max_outstanding_messages": max(1, limit // len(count)),
             "max_outstanding_bytes": max(1, self._options.max_outstanding_bytes // len(count)),
             "client_id": self._client_id,

@@ -21,7 +21,7 @@ _recordings: list[set[str]] = []
 
 @contextmanager
 def creations() -> Iterator[set[str]]:
-    """Yield a set that collects the full names of topics which this process creates meanwhile."""
+    """Yield a set, and add the full name of each topic that this process creates inside the block."""
     topics: set[str] = set()
     _recordings.append(topics)
     try:

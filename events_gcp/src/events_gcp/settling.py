@@ -96,7 +96,7 @@ class Settling:
         return groups
 
     def _delay(self, settlement: Settlement) -> float | None:
-        """Return the seconds until the message shall come again; ``None`` acknowledges it.
+        """Return the seconds until the message may come again; ``None`` acknowledges it.
 
         From one second on it is a whole number, because Pub/Sub counts in seconds.
         """

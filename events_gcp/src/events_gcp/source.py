@@ -92,7 +92,7 @@ class GcpSource(Source):
             await self._recover(error)
             return
         self._has_renewed = False
-        # Deliveries stay in the reader meanwhile, so that it gives them back if this task is cancelled.
+        # The deliveries stay in the reader until the end, so that it gives them back if this task is cancelled.
         if self.capabilities.exactly_once:
             await self._confirm_receipt()
         elif self._late:
@@ -101,7 +101,9 @@ class GcpSource(Source):
             self._attempts.number(self._reader.arrived)
 
     def _learn(self, found: Any) -> None:
-        """Believe what a stream tells: the account may not have been allowed to look, or somebody has changed it.
+        """Correct what was believed about the subscription by what a stream says about it.
+
+        They differ if the account was not allowed to look it up, or if it was deleted and created again.
 
         :raises BrokerError: if the options ask for something else.
         """

@@ -75,7 +75,7 @@ class Stream(Inlet):
         return self._ending.is_set()
 
     def _is_silent_since(self, instant: float) -> bool:
-        # If nobody reads, an answer may wait in the connection: that is not the server's silence.
+        # If there is no read, an answer may lie unread in the connection.  Then the server is not silent.
         return self._heard < instant and self._reading_since < instant
 
     async def _read(self, limit: int) -> Sequence[Delivery]:
