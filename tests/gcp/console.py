@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 import grpc
+from google.api_core.exceptions import DeadlineExceeded
 from google.pubsub_v1 import PublisherClient, SubscriberClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
@@ -47,9 +48,12 @@ class Console:
     def create(self, name: str, **settings: object) -> None:
         self.subscriber.create_subscription({"name": self.path(name), "topic": self.topic, **settings})
 
-    def pull(self, subscription: str, limit: int = 100) -> dict[str, PubsubMessage]:
-        """Take messages away from everybody else, for as long as the subscription's ack deadline; by ack id."""
-        response = self.subscriber.pull(subscription=self.path(subscription), max_messages=limit, timeout=10)
+    def pull(self, subscription: str, limit: int = 100, seconds: float = 10) -> dict[str, PubsubMessage]:
+        """Take messages away from all receivers, until the subscription's ack deadline; return them by ack id."""
+        try:
+            response = self.subscriber.pull(subscription=self.path(subscription), max_messages=limit, timeout=seconds)
+        except DeadlineExceeded:
+            return {}
         return {received.ack_id: received.message for received in response.received_messages}
 
     def close(self) -> None:

@@ -14,13 +14,21 @@ import grpc
 import pytest
 from google.pubsub_v1 import types
 
-from events_core import AcknowledgeError, ErrorCode, EventConnectionError, EventMessage, EventReceiver, ReceiveError
+from events_core import (
+    AcknowledgeError,
+    ErrorCode,
+    EventConnectionError,
+    EventMessage,
+    EventReceiver,
+    ReceivedMessage,
+    ReceiveError,
+)
 from events_core.engine import Delivery, feed
 from events_core.engine.backoff import Backoff
 from events_gcp import channels, stream
 
 from .broker import Broker, Subscription
-from .console import client
+from .console import PROJECT, client
 from .faults import FaultyServer, never, serving
 from .servers import free_address
 from .waiting import until
@@ -385,6 +393,9 @@ def test_a_server_that_does_not_wait_for_messages_is_not_asked_in_a_hot_loop() -
     assert asyncio.run(asyncio.wait_for(receive(), 60)) < 40
 
 
+LETTERS = {"ordering": "true", "dead_letter_topic": "dead", "max_delivery_attempts": "5"}
+
+
 class Graveless(Broker):
     """Never answers a request to publish to the topic for dead letters."""
 
@@ -406,9 +417,8 @@ def test_a_silent_dead_letter_topic_holds_up_no_acknowledgement() -> None:
     async def scenario() -> None:
         async with serving(Graveless()) as broker:
             broker.subscription("billing", "orders", enable_message_ordering=True)
-            letters = {"ordering": "true", "dead_letter_topic": "dead", "max_delivery_attempts": "5"}
             async with (
-                client(emulator_host=broker.address, create="never", **letters) as both,
+                client(emulator_host=broker.address, create="never", **LETTERS) as both,
                 await both.subscribe("billing") as receiver,
             ):
                 await both.send_message(EventMessage(b"poison", ordering_key="k"))
@@ -429,6 +439,55 @@ def test_a_silent_dead_letter_topic_holds_up_no_acknowledgement() -> None:
                 assert not nacking.done()
                 nacking.cancel()
                 await receiver.close(timeout=0)
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_letters_of_a_key_keep_their_order_over_a_failure() -> None:
+    """S6: of three messages rejected at once, the first letter is stored at the second attempt, and is still first."""
+
+    async def scenario() -> None:
+        async with serving(Broker()) as broker:
+            broker.subscription("billing", "orders", enable_message_ordering=True)
+            broker.fail("Publish", "dead", grpc.StatusCode.UNAVAILABLE)
+            async with (
+                client(emulator_host=broker.address, create="never", **LETTERS) as both,
+                await both.subscribe("billing") as receiver,
+            ):
+                await both.send_messages([EventMessage(b"%d" % number, ordering_key="k") for number in range(3)])
+                run: list[ReceivedMessage] = []
+                while len(run) < 3:
+                    run += await receiver.receive_messages(3, 30)
+                await asyncio.gather(*(receiver.reject(message) for message in run))
+            letters = broker.topics[f"projects/{PROJECT}/topics/dead"]
+            assert [letter.data for letter in letters] == [b"0", b"1", b"2"]
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_rejection_without_the_permission_leaves_the_message_held() -> None:
+    """S6: the account needs to publish to the dead-letter topic; if it may not, the error says so."""
+
+    async def scenario() -> None:
+        async with serving(Broker()) as broker:
+            broker.subscription("billing", "orders", enable_message_ordering=True)
+            broker.fail("Publish", "dead", grpc.StatusCode.PERMISSION_DENIED, left=math.inf)
+            async with (
+                client(emulator_host=broker.address, create="never", **LETTERS) as both,
+                await both.subscribe("billing") as receiver,
+            ):
+                await both.send_message(EventMessage(b"x"))
+                message = await receiver.receive_message(30)
+                assert message is not None
+                with pytest.raises(
+                    AcknowledgeError, match=r"projects/.*/topics/dead.*roles/pubsub\.publisher"
+                ) as caught:
+                    await receiver.reject(message)
+                assert caught.value.code is ErrorCode.PERMISSION_DENIED
+                assert receiver.stats.held == 1
+                broker.mend("Publish", "dead")
+                await receiver.reject(message)
+            assert [letter.data for letter in broker.topics[f"projects/{PROJECT}/topics/dead"]] == [b"x"]
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
 

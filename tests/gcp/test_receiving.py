@@ -325,6 +325,34 @@ def test_a_last_attempt_that_expires_is_a_dead_letter_too(console: Console, capl
     assert [text for text in moved if f"failed 5 times in subscription '{console.topic_name}-s'" in text]
 
 
+@pytest.mark.parametrize("ordering", ["true", "false"])
+def test_a_rejected_message_becomes_a_dead_letter_at_once(
+    console: Console, caplog: pytest.LogCaptureFixture, ordering: str
+) -> None:
+    """S6: the receiver publishes the letter at the first attempt, with or without order, and acknowledges."""
+    dead = f"{console.topic_name}-dead"
+    options = {"ordering": ordering, "dead_letter_topic": dead, "max_delivery_attempts": "5"}
+
+    async def receive() -> None:
+        async with console.client(**options) as both, console.of(dead).client() as undertaker:
+            letters = await undertaker.subscribe(f"{dead}-s")
+            receiver = await both.subscribe(f"{console.topic_name}-s")
+            await both.send_message(EventMessage(b"x", {"name": "value"}))
+            (message,) = await gather(receiver, 1)
+            await receiver.reject(message, "there is no total")
+            (letter,) = await gather(letters, 1)
+            assert (letter.data, letter.attributes["name"]) == (b"x", "value")
+            assert letter.attributes["dead_letter_reason"] == "there is no total"
+            assert letter.attributes["dead_letter_source_message_id"] == message.message_id
+            assert letter.attributes["dead_letter_delivery_attempts"] == "1"
+            await letters.acknowledge(letter)
+            assert await receiver.receive_message(0.5) is None
+
+    asyncio.run(receive())
+    assert console.pull(f"{console.topic_name}-s", seconds=1) == {}
+    assert "was rejected at attempt 1" in caplog.text
+
+
 def test_pubsub_moves_dead_letters_where_there_is_no_order(console: Console) -> None:
     """R12 without order: Pub/Sub counts, as the deliveries tell, and moves the message."""
     dead = f"{console.topic_name}-dead"

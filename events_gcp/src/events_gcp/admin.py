@@ -217,6 +217,7 @@ class Admin:
                 self._capabilities,
                 ordering=self._capabilities.ordering if found.enable_message_ordering else "none",
                 dead_letter=by_service or counts_here,
+                reject=dead_letter is not None,
                 delivery_attempts=by_service or counts_here,
                 handback_counts=by_service,
                 exactly_once=found.enable_exactly_once_delivery,

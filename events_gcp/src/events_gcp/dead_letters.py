@@ -1,10 +1,14 @@
-"""Dead letters that the receiver publishes itself, because Pub/Sub would lose the order of the key.
+"""Dead letters that the receiver publishes itself.
 
-Only then does the receiver acknowledge the message.  If the process dies between the two requests, the message is a
-letter and also comes again.
+It does so for a message that the application rejects, and for one that failed too often if the subscription has order,
+because Pub/Sub would lose the order of the key.  The receiver acknowledges the message when the letter is stored.  If
+the process dies between the two requests, the message is a letter and also comes again.
 
 A separate task publishes each letter, because a topic that does not answer must not delay acknowledgements.  A
 settlement that comes before the task has ended gets a retryable error, so the engine repeats it.
+
+Letters of one key keep their order.  They are published one after the other, and when one fails and may be repeated,
+the later ones of its key wait until it is stored or its settlement has ended.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from events_core import ErrorCode, EventMessage
-from events_core.engine import BrokerError, Delivery, dead_letter_attributes, log_dead_letter
+from events_core.engine import BrokerError, Outcome, Settlement, dead_letter_attributes, log_dead_letter
 from events_gcp.limits import MAX_ATTRIBUTES
 
 if TYPE_CHECKING:
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
     from events_gcp.subscription import JoinedSubscription
 
 __all__ = ["DeadLetters"]
+
+_PATIENCE = 10.0
+"""Seconds for which letters of a key wait for a failed one.  The engine repeats a settlement about every second.  So
+after this time it has given that message up."""
 
 
 class DeadLetters:
@@ -33,16 +41,21 @@ class DeadLetters:
         self._source_topic = source_topic
         self._joined = joined
         self._moving: dict[str, asyncio.Task[BrokerError | None]] = {}
+        # For each key, the newest letter under way.
+        self._newest: dict[str, asyncio.Task[BrokerError | None]] = {}
+        # For each key of which a letter has failed: the message whose letter must be stored first, and until when.
+        self._first: dict[str, tuple[str, float]] = {}
         self._moved: set[str] = set()
 
-    def move(self, delivery: Delivery) -> BrokerError | None:
-        """Begin to publish the letter of *delivery*; return ``None`` when it is stored, otherwise why it is not."""
+    def move(self, settlement: Settlement) -> BrokerError | None:
+        """Begin to publish the letter; return ``None`` when it is stored, otherwise the reason why it is not."""
+        delivery = settlement.delivery
         name = delivery.message_id
         if name in self._moved:
             return None
         task = self._moving.get(name)
         if task is None:
-            task = self._moving[name] = asyncio.ensure_future(self._stored(delivery))
+            task = self._moving[name] = self._begin(settlement)
         if not task.done():
             return BrokerError("the dead-letter topic has not answered yet", ErrorCode.UNAVAILABLE, retryable=True)
         del self._moving[name]
@@ -51,23 +64,57 @@ class DeadLetters:
             self._moved.add(name)
         return error
 
-    async def _stored(self, delivery: Delivery) -> BrokerError | None:
+    def _begin(self, settlement: Settlement) -> asyncio.Task[BrokerError | None]:
+        key = settlement.delivery.ordering_key
+        if not key:
+            return asyncio.ensure_future(self._stored(settlement))
+        task = asyncio.ensure_future(self._stored_in_order(settlement, key, self._newest.get(key)))
+        self._newest[key] = task
+        task.add_done_callback(lambda ended: self._newest.pop(key) if self._newest.get(key) is ended else None)
+        return task
+
+    async def _stored_in_order(
+        self, settlement: Settlement, key: str, before: asyncio.Task[BrokerError | None] | None
+    ) -> BrokerError | None:
+        if before is not None:
+            await asyncio.wait([before])
+        name = settlement.delivery.message_id
+        now = asyncio.get_running_loop().time
+        first, until = self._first.get(key, (name, 0.0))
+        if first != name and now() < until:
+            return BrokerError(
+                f"the dead letter of message {first}, which has the same key, is not stored yet",
+                ErrorCode.UNAVAILABLE,
+                retryable=True,
+            )
+        error = await self._stored(settlement)
+        if error is not None and error.retryable:
+            self._first[key] = name, now() + _PATIENCE
+        else:
+            self._first.pop(key, None)
+        return error
+
+    async def _stored(self, settlement: Settlement) -> BrokerError | None:
+        """Publish the letter, and return the error if it is not stored."""
         try:
-            await self._store(delivery)
+            await self._store(settlement)
         except BrokerError as error:
             return error
         return None
 
-    async def _store(self, delivery: Delivery) -> None:
+    async def _store(self, settlement: Settlement) -> None:
+        delivery = settlement.delivery
         topic = self._joined.dead_letter_topic
         assert topic is not None
         attempts = delivery.delivery_attempt or 1
+        reason = settlement.reason if settlement.outcome is Outcome.REJECT else None
         attributes = dead_letter_attributes(
             delivery.attributes,
             topic_name=self._source_topic,
             subscription=self._joined.name,
             message_id=delivery.message_id,
             attempts=attempts,
+            reason=reason,
         )
         if len(attributes) > MAX_ATTRIBUTES:
             # Pub/Sub would refuse the letter.  A letter without its origin is better than none.
@@ -79,11 +126,15 @@ class DeadLetters:
             attempts=attempts,
             subscription=self._joined.name,
             dead_letter_topic=topic.rpartition("/")[2],
+            reason=reason,
         )
 
     def forget(self, message_ids: Iterable[str]) -> None:
         """Forget letters whose settlements have ended, so that nothing repeats them."""
-        self._moved.difference_update(message_ids)
+        if self._moved or self._first:  # usually there are no letters, and each settled message passes here
+            ended = set(message_ids)
+            self._moved -= ended
+            self._first = {key: first for key, first in self._first.items() if first[0] not in ended}
 
     async def close(self) -> None:
         """Cancel unfinished requests.  Their messages come again, and each may also be stored as a letter."""

@@ -196,6 +196,7 @@ def _capabilities(options: GcpOptions, *, is_emulator: bool) -> Capabilities:
         FULL_CAPABILITIES,
         durable="process_crash" if is_emulator else "power_loss",
         ordering="receiver" if ordering else "none",
+        reject=dead_letters,
         delivery_attempts=dead_letters,
         handback_counts=dead_letters and not ordering,
         exactly_once=bool(options.exactly_once),

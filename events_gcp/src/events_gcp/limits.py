@@ -43,6 +43,7 @@ FULL_CAPABILITIES = Capabilities(
     durable="power_loss",
     ordering="receiver",
     dead_letter=True,
+    reject=True,
     delivery_attempts=True,
     ack_confirmed=True,
     exactly_once=True,

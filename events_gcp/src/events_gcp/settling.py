@@ -1,7 +1,8 @@
 """From settlements to requests, and from answers to the result of each settlement.
 
 Settlements with the same effect share a request: one request acknowledges, one for each delay lets messages come again.
-The requests are sent one after the other.  A dead letter is acknowledged once it is stored.
+The requests are sent one after the other.  A message that the receiver makes a dead letter is acknowledged once the
+letter is stored.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class Settling:
         :raises BrokerError: if every request failed as a whole.
         """
         asked = asyncio.get_running_loop().time()
-        failed = [each.delivery for each in settlements if self._is_last_attempt(each)]
-        letters = {delivery: self._letters.move(delivery) for delivery in failed}
+        dead = sorted(filter(self._makes_letter, settlements), key=lambda each: each.delivery.order)
+        letters = {each.delivery: self._letters.move(each) for each in dead}
         results = [letters.get(each.delivery) for each in settlements]
         groups = self._grouped(settlements, letters)
         lost: list[BrokerError] = []
@@ -64,13 +65,15 @@ class Settling:
                 lost.append(error)
             for index, each in zip(indices, errors, strict=True):
                 results[index] = each
-        self._note(settlements, results, asked)
+        self._note(settlements, results, letters, asked)
         if lost and len(lost) == len(groups) and None not in results:
             raise lost[0]  # so the engine treats it as an outage, and pauses before it asks again
         return results
 
-    def _is_last_attempt(self, settlement: Settlement) -> bool:
-        """Return whether this failure makes the message a dead letter of this receiver."""
+    def _makes_letter(self, settlement: Settlement) -> bool:
+        """Return whether the receiver itself makes a dead letter of this message."""
+        if settlement.outcome is Outcome.REJECT:
+            return True
         limit = self._joined.local_attempts
         if limit is None or settlement.outcome is not Outcome.NACK:
             return False
@@ -88,6 +91,7 @@ class Settling:
             if settlement.delivery not in letters:
                 groups[self._delay(settlement)].append(index)
             elif letters[settlement.delivery] is None:
+                self._attempts.forget(settlement.delivery.message_id)
                 groups[None].append(index)
         for indices in groups.values():
             # With order and exactly-once delivery, Pub/Sub refuses an acknowledgement that comes before the one of an
@@ -115,9 +119,16 @@ class Settling:
             delay = 0.0 if self._joined.has_backoff else redelivery_delay(failures)
         return delay if delay < 1 else float(math.ceil(delay))
 
-    def _note(self, settlements: Sequence[Settlement], results: Sequence[BrokerError | None], asked: float) -> None:
+    def _note(
+        self,
+        settlements: Sequence[Settlement],
+        results: Sequence[BrokerError | None],
+        letters: Mapping[Delivery, BrokerError | None],
+        asked: float,
+    ) -> None:
         """Remember what later deliveries and settlements must know about these results."""
         ended = [each for each, error in zip(settlements, results, strict=True) if error is None]
         self._letters.forget(each.delivery.message_id for each in ended)
         if not self._joined.capabilities.exactly_once:
-            self._late.note((each.delivery for each in ended if each.outcome is Outcome.ACK), asked)
+            done = (each.delivery for each in ended if each.outcome is Outcome.ACK or each.delivery in letters)
+            self._late.note(done, asked)
