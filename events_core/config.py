@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Self, TypedDict, TypeVar, Unpack
@@ -15,6 +15,7 @@ from events_core.arguments import described, text_objection
 from events_core.bounded_file import read_bounded
 from events_core.errors import ConfigurationError
 from events_core.options import CommonOptions, GivenOptions, OptionValue, SecretOrigin, did_you_mean, iterate_text
+from events_core.requirements import Requirements
 
 __all__ = ["ConfigOverrides", "EventConfig"]
 
@@ -29,6 +30,7 @@ class ConfigOverrides(TypedDict, total=False):
     topic_name: str
     project_id: str
     options: Mapping[str, OptionValue] | CommonOptions
+    require: Sequence[str]
 
 
 def _options(value: Mapping[str, OptionValue] | CommonOptions) -> Mapping[str, str]:
@@ -44,6 +46,10 @@ def _options(value: Mapping[str, OptionValue] | CommonOptions) -> Mapping[str, s
         if not isinstance(name, str):
             raise ConfigurationError(f"the name of an option is text, not {described(name)}")
     return MappingProxyType(dict(iterate_text(value)))
+
+
+def _require(value: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(str, Requirements.read(value).each))
 
 
 def _origins(value: Mapping[str, str]) -> Mapping[str, str]:
@@ -77,6 +83,10 @@ class EventConfig:
     such as ``SQLiteOptions(path="events.db")``."""
     backend: str = attrs.field(default="")
     """A registered name, or ``"package.module:Class"``."""
+    require: tuple[str, ...] = attrs.field(default=(), converter=_require, kw_only=True)
+    """The least that the backend must promise, such as ``["ordering:subscription", "durable:power_loss"]`` (O4).
+
+    Each is the name of a capability or limit, a colon, and a value; ``"replay"`` is short for ``"replay:true"``."""
     origins: Mapping[str, str] = attrs.field(factory=dict, converter=_origins, repr=False, eq=False, kw_only=True)
     """The source of each option's value, for error messages."""
 
@@ -94,7 +104,7 @@ class EventConfig:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A mapping proxy cannot be pickled.
-        restore = partial(type(self), origins=dict(self.origins))
+        restore = partial(type(self), origins=dict(self.origins), require=self.require)
         options = self.options.given if isinstance(self.options, GivenOptions) else dict(self.options)
         return restore, (self.topic_name, self.project_id, options, self.backend)
 
@@ -172,9 +182,13 @@ class EventConfig:
         return _from_table(cls, mapping, "the mapping", "", environ).overridden(**overrides)
 
     def _over(self, lower: Self) -> Self:
-        """Return this configuration with the options of *lower* that it does not have."""
+        """Return this configuration with the options of *lower* that it does not have, and what *lower* requires.
+
+        Requirements stay if another backend is chosen: they say what the program needs of any backend.
+        """
         return attrs.evolve(
             self,
+            require=self.require or lower.require,
             options={**lower.options, **self.options},
             origins={**lower.origins, **self.origins},
         )
@@ -259,7 +273,7 @@ def _uncovered(table: Mapping[str, Any], upper: EventConfig | None, given: Mappi
 
 ConfigT = TypeVar("ConfigT", bound=EventConfig)
 
-_FIELDS = ("backend", "topic_name", "project_id", "options")
+_FIELDS = ("backend", "topic_name", "project_id", "options", "require")
 
 
 def _from_table(
@@ -281,6 +295,10 @@ def _from_table(
     raw = table.get("options", {})
     if not isinstance(raw, Mapping):
         problems.append("'options' must be a table")
+    try:
+        Requirements.read(table.get("require", ()))
+    except ConfigurationError as error:
+        problems.append(str(error))
     if not table.get("topic_name"):
         problems.append("'topic_name' is required")
     if problems:
@@ -292,6 +310,7 @@ def _from_table(
         project_id=table.get("project_id", ""),
         backend=table.get("backend", ""),
         options=options,
+        require=table.get("require", ()),
         origins={name: SecretOrigin(where) if isinstance(raw[name], Mapping) else where for name in options},
     )
 

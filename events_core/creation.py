@@ -35,9 +35,10 @@ def create_client(
         in the environment variable ``EVENTS_<NAME>_URL`` and then in *file*.
     :param file: a TOML file with a table ``[clients.NAME]``; only together with a name.
     :param environ: the environment, by default that of the process.
-    :param overrides: ``backend``, ``topic_name``, ``project_id`` and ``options``, which go before *config*.
-    :raises ConfigurationError: if the name is configured nowhere, the configuration names no backend, or the backend
-        refuses it.
+    :param overrides: ``backend``, ``topic_name``, ``project_id``, ``options`` and ``require``, which go before
+        *config*.
+    :raises ConfigurationError: if the name is configured nowhere, the configuration names no backend, the backend
+        refuses it, or the backend does not have what the configuration requires.
     :raises BackendError: if the backend cannot be found or loaded.
     """
     found = _configuration(config, file, environ, overrides)
@@ -46,7 +47,10 @@ def create_client(
         raise ConfigurationError(
             f"the configuration names no backend; set backend to one of: {names}", topic_name=found.topic_name
         )
-    return load_backend(found.backend)(found)
+    client = load_backend(found.backend)(found)
+    # The constructor of a backend that does not use the engine may know nothing of requirements.
+    client.check_requirements(found)
+    return client
 
 
 def _configuration(

@@ -24,6 +24,7 @@ from events_core.joining import Joining, joins
 from events_core.message import EventMessage, ReceivedMessage
 from events_core.observing import Observer
 from events_core.options import CommonOptions
+from events_core.requirements import Requirements
 
 if TYPE_CHECKING:
     from events_core.config import EventConfig
@@ -98,6 +99,9 @@ class EventClient(ABC):
     full_capabilities: ClassVar[Capabilities]
     """The most that this backend can do, in whichever configuration."""
 
+    requirements: Requirements = Requirements()
+    """The least that the configuration asks of the capabilities (O4); set by :meth:`check_requirements`."""
+
     observer: Observer | None = None
     """Told of each operation of this client and its receivers (V1); may be set at any time."""
 
@@ -105,7 +109,7 @@ class EventClient(ABC):
         """Let ``subscribe`` be entered with ``async with`` also if the class defines it as ``async def``."""
         super().__init_subclass__(**kwargs)
         if inspect.iscoroutinefunction(cls.subscribe):
-            cls.subscribe = joins(cls.subscribe)  # type: ignore[method-assign]
+            cls.subscribe = joins(cls.subscribe)  # type: ignore[method-assign, assignment]
 
     @abstractmethod
     def __init__(self, config: EventConfig) -> None:
@@ -113,6 +117,20 @@ class EventClient(ABC):
 
         :raises ConfigurationError: naming everything that is wrong with it.
         """
+
+    def check_requirements(self, config: EventConfig) -> None:
+        """Remember what *config* requires, and compare it with the capabilities of this client (O4).
+
+        ``create_client`` calls this for every client, and the engine's constructor does.
+
+        :raises ConfigurationError: ``UNSUPPORTED``, naming the backend, and for each requirement the rule.
+        """
+        self.requirements = Requirements.read(config.require, config.backend or type(self).__name__)
+        # A configuration that requires nothing also works with a backend that cannot tell its capabilities yet.
+        if self.requirements.each and (objection := self.requirements.objection(self.capabilities)):
+            raise ConfigurationError(
+                objection, code=ErrorCode.UNSUPPORTED, backend=config.backend, topic_name=config.topic_name
+            )
 
     @classmethod
     def parse_location(cls, authority: str, path: str) -> Location:

@@ -9,14 +9,17 @@ import functools
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from events_core.errors import ErrorCode, EventRuntimeError
 
 if TYPE_CHECKING:
-    from events_core.interface import EventReceiver
+    from events_core.interface import EventClient, EventReceiver
 
 __all__ = ["Joining", "joins"]
 
 ParamsT = ParamSpec("ParamsT")
+ClientT = TypeVar("ClientT", bound="EventClient")
 ReceiverT = TypeVar("ReceiverT", bound="EventReceiver", covariant=True)
 
 
@@ -70,11 +73,32 @@ class Joining(Coroutine[Any, Any, ReceiverT], AbstractAsyncContextManager[Receiv
             )
 
 
-def joins(subscribe: Callable[ParamsT, Coroutine[Any, Any, ReceiverT]]) -> Callable[ParamsT, Joining[ReceiverT]]:
-    """Decorate the coroutine function *subscribe* of a client, so that its callers may also enter the result."""
+def joins(
+    subscribe: Callable[Concatenate[ClientT, ParamsT], Coroutine[Any, Any, ReceiverT]],
+) -> Callable[Concatenate[ClientT, ParamsT], Joining[ReceiverT]]:
+    """Decorate the coroutine function *subscribe* of a client, so that its callers may also enter the result.
+
+    The receiver is checked against what the configuration requires (O4).
+    """
+
+    async def checked(client: ClientT, /, *args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ReceiverT:
+        receiver = await subscribe(client, *args, **kwargs)
+        objection = client.requirements.objection(receiver.capabilities)
+        if objection:
+            await receiver.close(timeout=0)
+            raise EventRuntimeError(
+                f"subscription {receiver.subscription!r}: {objection}",
+                code=ErrorCode.UNSUPPORTED,
+                backend=client.requirements.backend,
+                topic_name=client.topic_name,
+            )
+        return receiver
+
+    # A task and the warning "was never awaited" show the name of the coroutine.
+    functools.update_wrapper(checked, subscribe)
 
     @functools.wraps(subscribe)
-    def joining(*args: ParamsT.args, **kwargs: ParamsT.kwargs) -> Joining[ReceiverT]:
-        return Joining(subscribe(*args, **kwargs))
+    def joining(client: ClientT, /, *args: ParamsT.args, **kwargs: ParamsT.kwargs) -> Joining[ReceiverT]:
+        return Joining(checked(client, *args, **kwargs))
 
     return joining

@@ -94,6 +94,7 @@ class EngineClient(EventClient):
             self._driver = self.driver_class(config.topic_name, config.project_id, options)
         except ConfigurationError as error:
             raise error.located(self._backend, config.topic_name) from error.__cause__
+        self.check_requirements(config)
         self._options = options
         name = f"{self._backend} {config.topic_name}"
         self._link = Link(name)

@@ -1,13 +1,21 @@
-"""O1, O2, §6: options and capabilities, before any I/O."""
+"""O1, O2, O4, §6: options and capabilities, before any I/O."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import attrs
 import pytest
 
-from events_core import ConfigurationError, ErrorCode, EventMessage, create_client
+from events_core import (
+    ConfigurationError,
+    ErrorCode,
+    EventMessage,
+    EventReceiver,
+    EventRuntimeError,
+    create_client,
+)
 from events_core.options import describe_options, read_options
 from events_core.testing.rules import rule
 from events_core.testing.stage import Stage
@@ -78,6 +86,45 @@ class Configuring:
                 stage.client(**{name: _SECRET, "no_such_option": "x"})
             assert _SECRET not in str(caught.value)
 
+    @rule("O4")
+    async def test_what_is_declared_may_be_required(self, stage: Stage) -> None:
+        """A client that requires all it declares is constructed; its receiver keeps that, or is refused."""
+        config = stage.config()
+        capabilities = stage.client().capabilities
+        require = [
+            *(name for name in _FLAGS if getattr(capabilities, name)),
+            *(f"{name}:{getattr(capabilities, name)}" for name in _SCALES),
+        ]
+        client = stage.added(create_client(config, require=require))
+        (receiver,) = await asyncio.gather(client.subscribe(stage.subscription), return_exceptions=True)
+        if isinstance(receiver, EventRuntimeError):
+            assert receiver.code is ErrorCode.UNSUPPORTED
+            return
+        assert isinstance(receiver, EventReceiver)
+        for name in _FLAGS:
+            assert getattr(receiver.capabilities, name) >= getattr(capabilities, name), name
+        for name, scale in _SCALES.items():
+            kept, required = getattr(receiver.capabilities, name), getattr(capabilities, name)
+            assert scale.index(kept) >= scale.index(required), name
+
+    @rule("O4")
+    def test_what_is_not_declared_cannot_be_required(self, stage: Stage) -> None:
+        """The error comes before any I/O, and names the requirement and the backend."""
+        config = stage.config()
+        capabilities = stage.client().capabilities
+        require = [name for name in _FLAGS if not getattr(capabilities, name)]
+        require += [
+            f"{name}:{scale[-1]}" for name, scale in _SCALES.items() if getattr(capabilities, name) != scale[-1]
+        ]
+        if capabilities.limits.max_message_bytes is not None:
+            require.append(f"max_message_bytes:{capabilities.limits.max_message_bytes + 1}")
+        for requirement in require:
+            with pytest.raises(ConfigurationError) as caught:
+                create_client(config, require=[requirement])
+            assert caught.value.code is ErrorCode.UNSUPPORTED
+            assert requirement in str(caught.value)
+            assert config.backend in str(caught.value)
+
     @rule("§6")
     async def test_capabilities_are_constant(self, stage: Stage) -> None:
         """They are the same before and after connecting, and frozen."""
@@ -100,4 +147,5 @@ class Configuring:
                 assert scale.index(getattr(promised, name)) <= scale.index(full[name]), name
 
 
+_FLAGS = ("replay", "dead_letter", "reject", "delivery_attempts", "ack_confirmed", "exactly_once", "idempotent_publish")
 _SCALES = {"durable": ("none", "process_crash", "power_loss"), "ordering": ("none", "receiver", "subscription")}

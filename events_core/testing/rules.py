@@ -29,6 +29,7 @@ RULES: Mapping[str, str] = {
     "§6": "capabilities are known without I/O and never grow",
     "O1": "wrong options are reported all at once, before any I/O",
     "O2": "option values and secrets are never shown",
+    "O4": "what a configuration requires is checked before I/O, and on joining",
     "B1": "importing the backend does not import its SDK",
     "B3": "the backend loads by its name, for this interface version",
     "P1": "a send returns the id that receivers see, once it is stored",

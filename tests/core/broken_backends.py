@@ -38,7 +38,7 @@ from events_core.engine import BrokerError, Delivery, EngineClient, Outcome, Set
 from events_core.engine.batching_publisher import BatchingPublisher
 from events_core.engine.ledger import Ledger
 from events_core.engine.receiver import EngineReceiver
-from events_core.interface import API_VERSION, ReceiverStats
+from events_core.interface import API_VERSION, Joining, ReceiverStats
 from events_core.observing import UNOBSERVED, Operation
 from events_core.testing import ConformanceSuite, Harness, Stage, rule
 
@@ -219,6 +219,19 @@ class IsOfAnotherVersion(MemoryClient):
     """Was written for an interface that is not this one."""
 
     api_version = API_VERSION + 1
+
+
+@breaks("O4")
+class KeepsLessThanItDeclares(MemoryClient):
+    """Gives receivers without order to a client that requires order."""
+
+    def subscribe(self, subscription: str | None = None) -> Joining[EventReceiver]:
+        return Joining(self._joined(subscription))
+
+    async def _joined(self, subscription: str | None) -> EventReceiver:
+        receiver: Any = await super().subscribe(subscription)
+        receiver._source.capabilities = attrs.evolve(receiver.capabilities, ordering="none")
+        return receiver  # type: ignore[no-any-return]
 
 
 @breaks("B1")

@@ -60,7 +60,7 @@ ODD: dict[str, Any] = {
     "half a surrogate pair": HALF,
 }
 
-FIELDS = ["topic_name", "project_id", "backend", "options", "origins"]
+FIELDS = ["topic_name", "project_id", "backend", "options", "require", "origins"]
 
 
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD)
@@ -87,6 +87,7 @@ MAPPINGS: dict[str, Any] = {
     **{f"{name} as the mapping": value for name, value in ODD.items() if name != "a deep mapping"},
     **{f"{name} as the topic": {"topic_name": value} for name, value in ODD.items()},
     **{f"{name} as the options": {"topic_name": "t", "options": value} for name, value in ODD.items()},
+    **{f"{name} as the requirements": {"topic_name": "t", "require": value} for name, value in ODD.items()},
     **{f"{name} as an option": table(x=value) for name, value in ODD.items() if name not in ("a number", "NaN")},
     "a key that is no text": {5: "x", "topic_name": "t"},
     "no key at all": {None: None, "topic_name": "t"},

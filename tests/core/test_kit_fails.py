@@ -71,6 +71,7 @@ FOUND_OUT = [
     ("TestPromisesMoreThanItCan", "§6", "test_capabilities_are_within_what_the_class_can_do"),
     ("TestIgnoresUnknownOptions", "O1", "test_wrong_options_are_reported_all_at_once"),
     ("TestShowsItsOptions", "O2", "test_option_values_are_not_shown"),
+    ("TestKeepsLessThanItDeclares", "O4", "test_what_is_declared_may_be_required"),
     ("TestImportsItsSdk", "B1", "test_importing_the_backend_does_not_import_its_sdk"),
     ("TestIsOfAnotherVersion", "B3", "test_the_class_states_its_interface_version"),
     ("TestRepeatsIds", "P1", "test_ids_are_unique_and_those_that_receivers_see"),

@@ -58,6 +58,7 @@ def clients() -> list[EventClient]:
         create_client("sqlite:events.db/orders?subscription=billing"),
         create_client("orders"),
         create_client("orders", file="events.toml", options={"create": "all", "ack_timeout": 2.5}),
+        create_client("orders", require=["ordering:subscription", "durable:power_loss"]),
         create_client("orders", file=Path("events.toml"), options=SQLiteOptions(path="events.db", retention=600)),
     ]
 
