@@ -1,4 +1,4 @@
-"""For authors of backends: the hard parts, once, over a small driver."""
+"""The engine: the door for authors of backends, who write a small driver and get the hard parts from here."""
 
 from events_core.engine.backoff import redelivery_delay
 from events_core.engine.client import EngineClient

@@ -1,4 +1,4 @@
-"""How long to wait before trying again; pure."""
+"""Backoff: how long to wait before the next try; pure."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ __all__ = ["Backoff", "redelivery_delay"]
 
 
 def redelivery_delay(attempt: int) -> float:
-    """Seconds before a message that failed *attempt* times is delivered again (R11): 0.1 s doubling to 60 s."""
+    """Return the seconds before a message that failed *attempt* times is delivered again (R11).
+
+    They begin with 0.1 s and double with each attempt, up to 60 s.
+    """
     return min(60.0, 0.1 * 2.0 ** min(attempt - 1, 10)) if attempt > 0 else 0.0
 
 
 class Backoff:
-    """Full-jitter exponential delays, in seconds: each is anywhere up to a ceiling that doubles.
+    """Random delays, in seconds, below a ceiling that doubles with each of them.
 
-    Full jitter spreads clients that lost the same broker at the same instant
-    (AWS Architecture Blog, "Exponential Backoff And Jitter", 2015).
+    The wide range spreads the clients that lost the same broker at the same moment
+    (AWS Architecture Blog, "Exponential Backoff And Jitter", 2015).  The least delay is half of *initial*, so that no
+    client asks in a hot loop.
+
+    :param initial: the first ceiling.
+    :param maximum: the last ceiling.
     """
 
     def __init__(
@@ -32,7 +39,7 @@ class Backoff:
         self._ceiling = initial
 
     def reset(self) -> None:
-        """Start over: the last try succeeded."""
+        """Start again with the first ceiling, because the last try succeeded."""
         self._ceiling = self._initial
 
     def __next__(self) -> float:

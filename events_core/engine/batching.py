@@ -123,7 +123,7 @@ class Batcher:
         self._offer(lane)
 
     def give_up(self, entry: Entry) -> None:
-        """Take note that nobody waits for *entry* any more, whether it has left or not."""
+        """Take note that the caller no longer waits for *entry*, whether it has left or not."""
         lane = self._lanes.get(None if self._mixed else entry.message.ordering_key)
         if lane is not None:
             lane.entries.give_up()

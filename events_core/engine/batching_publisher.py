@@ -6,7 +6,7 @@ Who does what, and where:
 * Home takes batches out of the outbox, sends them, and completes their entries.
 * ``_lock`` guards the outbox.  Nothing is awaited, no driver is called and no log is written under it.
 
-The home looks for batches that may leave when somebody has woken it (:meth:`BatchingPublisher.pump`).
+The home looks for batches that may leave when a caller wakes it (:meth:`BatchingPublisher.pump`).
 
 Two timers end each send at its deadline (P7).  The home has one: it ends the send and sends nothing of it afterwards,
 because the loop of the caller may be blocked or closed.  The caller has the other one, and never waits for the home,
@@ -147,7 +147,7 @@ class BatchingPublisher(Publisher):
         return send.take_results()
 
     def _end(self, send: AnySend[Waiter], error: BrokerError) -> None:
-        """End *send* with *error*, because nobody waits for it any more; in any thread."""
+        """End *send* with *error*, because its caller no longer waits; in any thread."""
         with self._lock:
             self._outbox.end(send, error)
             self._wake_if_drained()
@@ -158,7 +158,7 @@ class BatchingPublisher(Publisher):
 
         Without a lock.  If the flag is set, the home has not begun to look yet, so it finds what this thread has
         queued.  If two threads both find it unset, the home looks twice, which does no harm.  If nothing is ready,
-        whoever makes it ready pumps too.
+        the thread that makes something ready pumps too.
         """
         if not self._is_pumping and self._outbox.is_ready:
             self._is_pumping = True
@@ -210,7 +210,7 @@ class BatchingPublisher(Publisher):
             return self._outbox.batcher.next(time.monotonic())
 
     async def _run(self, batch: Batch) -> None:
-        """Send *batch*, then whatever may leave at its end, so that the broker works while callers wake up."""
+        """Send *batch*, then the batches that may leave at its end, so that the broker works while callers wake up."""
         following: Batch | None = batch
         try:
             while following is not None:

@@ -1,4 +1,16 @@
-"""The client of every backend on the engine: an :class:`EventClient` over a driver."""
+"""The client of every backend on the engine: an :class:`EventClient` over a driver.
+
+A client may be used from any thread and loop.  It connects when it is first used, and every later step looks whether it
+has been closed since.  Its own state has few fields, and most are read without a lock:
+
+* ``_starting`` is the only lock.  It is held when the client begins to connect and when it begins to close, so that
+  one of them sees the other.
+* ``_process``, ``_opened``, ``_closed`` and ``_ending`` change once.  A thread that reads an old value of one of them
+  goes on, and finds the new one at its next step: under the lock, or at home.
+* ``_receivers`` is copied before it is iterated, because other threads add and discard.
+
+The order of closing is written in ``closing.py``.
+"""
 
 from __future__ import annotations
 
@@ -52,13 +64,14 @@ T = TypeVar("T")
 _log = logging.getLogger("events_core.engine")
 
 _CONNECT_PAUSE = 2.0
-"""Longest pause, in seconds, before connecting is tried again: it is tried only while a caller waits for it."""
+"""Longest pause, in seconds, before the next try to connect.  It is short, because a caller waits for each try."""
 
 _HOMEWARD = 0.25
-"""Seconds that a call still waits for the home after its time for the broker: the home knows why there is no answer."""
+"""Seconds that a caller waits for its home after the time for the broker is over.  The home knows the reason for the
+failure, so its answer is better than the caller's own."""
 
 _forks = 0
-"""How many forks lie between the first process and this one."""
+"""Number of forks between the first process and this one.  A client that started with another number is inherited."""
 
 
 def _count_fork() -> None:
@@ -70,14 +83,14 @@ os.register_at_fork(after_in_child=_count_fork)
 
 
 class EngineClient(EventClient):
-    """Fill in the class attributes, and the engine does the rest.
+    """The base class of a backend's client.  A backend fills in the class attributes, and the engine does the rest.
 
-    Besides those below a backend states its own :attr:`~events_core.EventClient.api_version`, ``options_class`` and
-    ``full_capabilities``.
+    Besides :attr:`driver_class`, a backend states its own :attr:`~events_core.EventClient.api_version`,
+    ``options_class`` and ``full_capabilities``.
     """
 
     driver_class: ClassVar[type[Driver[Any]]]
-    """The broker's side."""
+    """The class of the broker's side."""
 
     def __init__(self, config: EventConfig) -> None:
         self._backend = config.backend or type(self).__name__
@@ -125,6 +138,8 @@ class EngineClient(EventClient):
 
     @property
     def is_connected(self) -> bool:
+        # Without a lock: each part is one read, and the answer is the last known state, which may be old when it
+        # arrives.  A forked child inherits a link that is up, so it must look at its process.
         return self._link.is_up and not self._publisher.closed and self._process == _forks
 
     @property
@@ -208,7 +223,8 @@ class EngineClient(EventClient):
             self._surroundings(),
         )
         self._receivers.add(receiver)
-        if self._publisher.closed:  # looked for after adding: a close that has not found the receiver is seen here
+        # Look after adding.  A close that did not find the receiver has set the flag before, so it is seen here.
+        if self._publisher.closed:
             receiver.hasten_close(0)
             await receiver.end()
             raise BrokerError("the client was closed meanwhile", ErrorCode.CLOSED)
@@ -228,7 +244,10 @@ class EngineClient(EventClient):
         )
 
     def _discard(self, receiver: EngineReceiver) -> None:
-        """Nobody waits for this receiver any more."""
+        """Close a receiver whose caller is gone; at home.
+
+        If the client closes before this task has started, it finds the receiver among its own and closes it.
+        """
         self._home.spawn(receiver.close(timeout=0))
 
     async def delete_subscription(self, subscription: str) -> None:
@@ -261,8 +280,10 @@ class EngineClient(EventClient):
     # Connecting
 
     async def _open(self, ends: float, *, patient: bool = True) -> None:
-        """Connect unless connected; *patient* tries again until *ends*.
+        """Connect unless connected.
 
+        :param ends: the ``time.monotonic()`` until which to try.
+        :param patient: True to try again after a failure that is retryable.
         :raises BrokerError: when it failed.
         """
         backoff = Backoff(maximum=_CONNECT_PAUSE)
@@ -280,23 +301,27 @@ class EngineClient(EventClient):
                 await self._pause(pause)
 
     def _start(self) -> None:
-        """Make ready; whoever closes from now on finds something to stop."""
+        """Start the home, unless the client is closed.
+
+        :raises BrokerError: ``CLOSED``, or ``EXHAUSTED`` if the process may have no more threads.
+        """
+        # Under the lock: a close that comes before makes this raise, and a close that comes after finds a home to stop.
         with self._starting:
             if self._closed:
                 raise BrokerError("the client is closed", ErrorCode.CLOSED)
             self._home.start()
-            self._home.wake(self._publisher.watch)  # also while nothing connects
+            self._home.wake(self._publisher.watch)  # sends must end in time also if nothing ever connects
             self._process = _forks
 
     async def _pause(self, seconds: float) -> None:
-        """Wait before connecting again, unless the client is closed meanwhile."""
-        waiter = self._pausing.enter(0)  # its one event is the end of the client
+        """Wait before the next try to connect, at most until the client is closed."""
+        waiter = self._pausing.enter(0)  # the only event of this room is the end of the client
         if waiter is None:
             return
         await self._pausing.wait(waiter, seconds)
 
     async def _connected(self, ends: float) -> None:
-        """Connect, or wait for whoever does."""
+        """Connect, or wait for another caller that is connecting."""
         try:
             await self._opening.run(
                 lambda: self._connect(ends),
@@ -308,7 +333,7 @@ class EngineClient(EventClient):
 
     @property
     def _connecting(self) -> str:
-        """The name of connecting in errors."""
+        """Return the name of connecting, for errors."""
         return f"connect to {self._driver.address}" if self._driver.address else "connect"
 
     async def _connect(self, ends: float) -> None:
@@ -329,14 +354,17 @@ class EngineClient(EventClient):
         what: str,
         orphaned: Callable[[T], None] | None = None,
     ) -> T:
-        """Run *operation* at home.  It has a bound there; the wait has one too, because the home's thread may hang."""
+        """Run *operation* at home, where its time is bounded.  Bound the wait too, because the home may hang."""
         try:
             return await self._home.run(operation, orphaned, timeout=ends - time.monotonic() + _HOMEWARD)
         except TimeoutError as error:
             raise _unanswered(what) from error
 
     async def _bounded(self, operation: Callable[[], Awaitable[T]], ends: float, what: str) -> T:
-        """Await a driver's *operation* until *ends*; everything it raises becomes a :class:`BrokerError`."""
+        """Await a driver's *operation* until *ends*; at home.
+
+        :raises BrokerError: for everything that the driver raises, and when there is no answer in time.
+        """
         try:
             async with self._home.timeout(ends - time.monotonic()):
                 return await operation()
@@ -376,7 +404,7 @@ class EngineClient(EventClient):
         if self._process is None:
             await self._publisher.flush(0)
             return
-        # Another close may have told these to wait for longer.
+        # Another caller may be closing with more patience.  The shortest timeout counts for all.
         self._publisher.hasten_flush(self._close_time.patience())
         for receiver in tuple(self._receivers):
             receiver.hasten_close(timeout)
@@ -386,22 +414,23 @@ class EngineClient(EventClient):
             await self._home.overdue(self._end, repr(self))
             await self._give_up()
         except BrokerError:
-            pass  # another caller has closed it meanwhile
+            pass  # another caller has closed it
         await self._home.ended(ends - time.monotonic())
 
     async def _shut(self, timeout: float) -> None:
-        """Flush, close the receivers, end."""
+        """Flush the sends and close the receivers, then end; at home."""
         closing = [receiver.close(timeout) for receiver in tuple(self._receivers)]
         flushing = self._publisher.flush(self._close_time.patience())
         try:
             await asyncio.gather(flushing, *closing, return_exceptions=True)
-        except asyncio.CancelledError:  # which only ends the patience
+        except asyncio.CancelledError:
+            # Home is ending its tasks.  That ends the patience, but what is open must still be closed.
             await self._end()
             raise
         await self._end()
 
     async def _end(self) -> None:
-        """Close whatever is still open, once; at home."""
+        """Close all that is still open, once; at home."""
         with self._starting:
             if self._ending:
                 return
@@ -409,7 +438,7 @@ class EngineClient(EventClient):
             self._close_time.begin()
         await self._publisher.flush(0)
         ended: set[EngineReceiver] = set()
-        while left := self._receivers - ended:  # a call to subscribe may bring one meanwhile
+        while left := self._receivers - ended:  # a subscribe that is under way may add one
             for receiver in left:
                 receiver.hasten_close(0)
                 await receiver.end()
@@ -418,17 +447,18 @@ class EngineClient(EventClient):
         await self._home.release(self._driver.close(), repr(self), self._close_time.step())
         self._link.closed()
         await self._home.stop(self._close_time.step())
-        await self._give_up()  # last: whoever sees that it is closed finds nothing left to stop
+        # Last: other callers of close() return when they see that the client is closed, and nothing may be left then.
+        await self._give_up()
 
     async def _give_up(self) -> None:
-        """Refuse every call from now on, and fail those that wait; in any thread."""
+        """Refuse every operation from now on, and fail those that wait; in any thread."""
         await self._publisher.flush(0)
         for receiver in tuple(self._receivers):
             receiver.give_up()
         self._closed = True
         self._pausing.wake_all()
 
-    # Being used where it can be
+    # Checks before each operation
 
     def _check(self) -> None:
         self._check_process()
@@ -448,7 +478,7 @@ class EngineClient(EventClient):
 
 
 def _late(error: BrokerError, lost: BrokerError | None) -> BrokerError:
-    """Return *error*, which ended the attempts to connect; if it is a mere timeout, with the failure before it."""
+    """Return *error*, which ended the tries to connect.  If it is a timeout, add the failure before it."""
     if lost is None or error.code is not ErrorCode.TIMEOUT:
         return error
     return BrokerError(f"{error}; last: {lost}", error.code, retryable=error.retryable)

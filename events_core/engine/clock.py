@@ -1,7 +1,7 @@
-"""A clock that goes on while the machine is suspended.
+"""A clock that also runs while the machine is suspended.
 
-A broker counts such time too: a session that was not renewed for so long is over.  ``time.monotonic`` stands still on
-Linux meanwhile.
+Brokers count that time too: if a session was not renewed for so long, it is over.  On Linux, ``time.monotonic`` stands
+still in that time.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import time
 
 __all__ = ["uptime"]
 
+# macOS has no CLOCK_BOOTTIME, but its CLOCK_MONOTONIC runs while the machine is suspended.  Windows has neither.
 _CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 
 
 def uptime() -> float:
-    """Return seconds since some moment of the past, those in which the machine was suspended included."""
+    """Return seconds since some moment of the past, with the time in which the machine was suspended."""
     return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)

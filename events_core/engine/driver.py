@@ -120,7 +120,7 @@ class Delivery:
     publish_time: datetime | None = None
     """The time of publishing: aware, in UTC; ``None`` if the broker does not tell."""
     delivery_attempt: int | None = None
-    """The number of this attempt, from 1; ``None`` if nobody counts."""
+    """The number of this attempt, from 1; ``None`` if neither the broker nor the driver counts."""
     token: Any = None
     """The driver's handle: what :meth:`Source.settle` needs."""
     size: int = 0
@@ -151,7 +151,7 @@ class Delivery:
     _kept_until: float = attrs.field(default=0.0, init=False)
     """The receiver does not give it up before: it waits for its delay, and then to be handed out (R11)."""
     _is_out: bool = attrs.field(default=False, init=False)
-    """True while a request to settle it is out.  Its ``token`` does not change meanwhile: the driver may read it
+    """True while a request to settle it is out.  Its ``token`` does not change in that time: the driver may read it
     late."""
     _newer_token: tuple[Any] | None = attrs.field(default=None, init=False)
     """The token of a redelivery that came while a request was out."""
@@ -182,7 +182,7 @@ class Settlement:
     _tickets: tuple[Any, ...] = attrs.field(default=(), init=False)
     """The callers that wait for it."""
     _given_up: bool = attrs.field(default=False, init=False)
-    """True if nobody waits for it any more; what is not sent yet is not sent."""
+    """True if no caller waits for it; what is not sent yet is not sent."""
 
 
 class Source(ABC):
@@ -200,7 +200,7 @@ class Source(ABC):
     allow."""
     pushes: bool = False
     """True if the broker sends by itself, up to the bounds that it was told.  The engine then calls :meth:`fetch` while
-    there is any room, because nobody keeps the lease of what is not fetched.  Otherwise the engine waits until a
+    there is any room, because no receiver keeps the lease of what is not fetched.  Otherwise the engine waits until a
     request is worth it."""
     redelivers_locally: bool = False
     """True if the broker would lose the order of a key when a message is nacked or expires.  The engine then keeps the
@@ -209,8 +209,8 @@ class Source(ABC):
     If False, the engine settles them in one call: the nacked message first, then its successors as ``RETURN``, in
     order.  The broker must keep that order.
 
-    Without meaning if ``capabilities.ordering`` is ``none``: the engine then settles each delivery alone, whatever its
-    key."""
+    Without meaning if ``capabilities.ordering`` is ``none``: the engine then settles each delivery alone, with or
+    without a key."""
     local_attempts: int | None = None
     """With :attr:`redelivers_locally`: the ``delivery_attempt`` at which a nacked message of a key comes to
     :meth:`settle` all the same, as ``NACK``.  The source then dead-letters it while its successors wait.  The driver
@@ -280,8 +280,8 @@ class Source(ABC):
         """Keep *deliveries* safe for another :attr:`lease` seconds, and return those that the broker has taken back.
 
         *Called* only if :attr:`lease` is a number and the source is not inline, for deliveries that have less than half
-        of it left.  Overlaps every method but :meth:`extend` itself and :meth:`close`: a delivery may be settled
-        meanwhile.
+        of it left.  Overlaps every method but :meth:`extend` itself and :meth:`close`: a delivery may be settled at
+        the same time.
 
         *Cancelled* after a third of the lease, and when the receiver closes.  Leases may then be extended or not.
 
@@ -430,9 +430,10 @@ class Driver(ABC, Generic[OptionsT]):
     async def has_subscription(self) -> bool | None:
         """Return whether the topic has a subscription; ``None`` if the broker cannot tell.
 
-        The engine warns if nobody will receive what was sent.  *Called* once, after the first message was stored.
-        Overlaps every method but :meth:`open` and :meth:`close`.  *Cancelled* after 5 seconds, and when the client
-        closes.
+        The engine warns if there is none, because what was sent is lost.
+
+        *Called* once, after the first message was stored.  Overlaps every method but :meth:`open` and :meth:`close`.
+        *Cancelled* after 5 seconds, and when the client closes.
 
         :raises BrokerError: when it cannot be found out; then there is no warning.
         """

@@ -1,4 +1,4 @@
-"""What a driver raises by mistake, as a failure that the engine knows."""
+"""Mistakes of a driver: exceptions that are no :class:`BrokerError`, turned into failures that the engine knows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from events_core.errors import ErrorCode
 __all__ = ["UNFORESEEN", "internal", "is_meant"]
 
 UNFORESEEN = (Exception, asyncio.CancelledError, SystemExit)
-"""What may come out of a driver, an SDK that exits included.  A cancellation that is none of the running task's comes
-from something that the driver shares with others; a task that it ended would leave everybody waiting who relies on
-that task."""
+"""Exceptions that a driver may let out by mistake.
+
+``SystemExit`` is one of them, because an SDK may call ``sys.exit``.  ``CancelledError`` is one of them too, because a
+driver may await a future that another task cancels.  Neither may end a task of the engine, because callers wait for
+it."""
 
 
 def internal(error: BaseException, what: str = "") -> BrokerError:
-    """A failure in place of the unforeseen *error*, to be raised from it.
+    """Return a failure with the code ``INTERNAL`` in place of *error*.
 
     :param what: the operation, with a colon.
-    :raises BaseException: *error* itself, where it ends the running task or the program.
+    :raises BaseException: *error* itself, if it must end the running task or the program.
     """
     if is_meant(error):
         raise error
@@ -30,8 +32,10 @@ def internal(error: BaseException, what: str = "") -> BrokerError:
 
 
 def is_meant(error: BaseException) -> bool:
-    """Whether *error* is there because the running task is being cancelled, or the program ended."""
+    """Return whether *error* must end the running task or the program."""
     if isinstance(error, SystemExit):
-        return threading.current_thread() is threading.main_thread()  # a signal's handler may have raised it there
+        # In the main thread the handler of a signal may have raised it, to end the program.
+        return threading.current_thread() is threading.main_thread()
+    # A cancellation that was not asked of this task comes from something that the driver awaits.
     task = asyncio.current_task() if isinstance(error, asyncio.CancelledError) else None
     return task is not None and task.cancelling() > 0

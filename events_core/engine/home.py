@@ -46,7 +46,7 @@ class Home(ABC):
     ) -> T:
         """Run *coroutine* at home and wait for it.  Cancelling the wait does not stop the coroutine.
 
-        :param orphaned: is called at home with the result if nobody waits for it any more: the caller was cancelled, or
+        :param orphaned: is called at home with the result if the caller no longer waits for it: it was cancelled, or
             had no more time, or its loop was closed.
         :param timeout: seconds to wait, by a timer in the caller's loop.  An inline home has no such timer.
         :raises TimeoutError: when they are over.  The coroutine still runs, or will.

@@ -1,4 +1,4 @@
-"""What one message weighs, and whether the broker would take it; pure."""
+"""The size of a message, and the limits of a broker; pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Sized(Protocol):
 
 
 def message_size(message: _Sized) -> int:
-    """Bytes of data, attributes and ordering key in UTF-8: what bounds and limits count."""
+    """Return the bytes of data, attributes and ordering key in UTF-8.  All bounds and limits count these."""
     size = len(message.data)
     if message.ordering_key:
         size += _length(message.ordering_key)
@@ -31,9 +31,10 @@ def message_size(message: _Sized) -> int:
 
 
 def measure(message: EventMessage, limits: Limits) -> int:
-    """The size of *message* in bytes.
+    """Check *message* and return its size in bytes, as :func:`message_size` counts it.
 
-    :raises ValueError: when it is beyond *limits*, naming the limit, or holds text that UTF-8 cannot carry.
+    :raises ValueError: if it is beyond one of *limits*, or its text has half of a surrogate pair, which UTF-8 cannot
+        carry.  The error names the limit.
     """
     size = len(message.data)
     if message.ordering_key:
@@ -63,6 +64,7 @@ def _attributes_size(attributes: Mapping[str, str], limits: Limits) -> int:
 
 
 def _length(text: str) -> int:
+    # Nearly all keys and attributes are ASCII, and encoding them only to count would dominate the check of a message.
     return len(text) if text.isascii() else len(text.encode())
 
 

@@ -1,4 +1,8 @@
-"""The last known state of a connection, and how long requests wait for their next try."""
+"""The last known state of a connection, and the pauses of requests before their next try.
+
+Requests report what they see: :meth:`Link.up` after each answer, :meth:`Link.down` after each failure that is
+retryable.  The first answer after an outage wakes all requests that pause.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,11 @@ class Link:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        # Guards the changes: home and callers that ping may report at the same moment, and each outage counts once.
         self._lock = threading.Lock()
         self._pausing = WaitingRoom()
         self._is_told = False
+        # Read without the lock, for each answer of the broker.  What was read decides nothing alone: up() looks again.
         self.is_up = False
         self.outages = 0
 
@@ -31,12 +37,14 @@ class Link:
         if self.is_up:
             return
         with self._lock:
-            self.is_up = True
+            was_up, self.is_up = self.is_up, True
+        if was_up:
+            return
         _log.info("%s: %s", self._name, "reconnected" if self.outages else "connected")
         self.retry()
 
     def unreachable(self, error: BaseException) -> None:
-        """Log, once, that the first connection failed and is tried again."""
+        """Log, once, that the first connection failed and that the engine tries again."""
         with self._lock:
             is_news, self._is_told = not self._is_told, True
         if is_news:
@@ -51,7 +59,7 @@ class Link:
             _log.warning("%s: connection lost, trying again: %s", self._name, error)
 
     def retry(self) -> None:
-        """End the pauses of all requests: the next try may succeed.  From any thread."""
+        """End the pauses of all requests, because the next try may succeed; from any thread."""
         self._pausing.wake_all()
 
     def pauses(self, backoff: Backoff) -> Pauses:
@@ -66,7 +74,7 @@ class Link:
 class Pauses:
     """The pauses between the tries of one request.
 
-    After an outage the first answer ends the pauses of all requests, since the connection works again.  A pause is not
+    After an outage the first answer ends the pauses of all requests, because the connection works again.  No pause is
     cut short twice in a row.  Otherwise a broker that answers some requests and refuses others would be asked in a hot
     loop.
     """
@@ -77,13 +85,14 @@ class Pauses:
         self._was_cut_short = False
 
     def reset(self) -> None:
-        """Start over: the last try succeeded."""
+        """Start again with short pauses, because the last try succeeded."""
         self._backoff.reset()
         self._was_cut_short = False
 
     async def next(self, longest: float = math.inf) -> None:
         """Wait before the next try, for *longest* seconds at most."""
         seconds = min(next(self._backoff), longest)
+        # Remember the events before entering: if the connection comes back in between, there is no pause at all.
         events = self._room.events
         waiter = None if self._was_cut_short else self._room.enter(events)
         if waiter is None:

@@ -186,7 +186,7 @@ async def off_loop(work: Callable[[], T]) -> T:
     stop the work.
 
     :raises BrokerError: ``EXHAUSTED`` when the process may have no more threads.
-    :raises BaseException: whatever *work* raises.
+    :raises BaseException: the exception of *work*.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -196,7 +196,7 @@ async def off_loop(work: Callable[[], T]) -> T:
             resolve = partial(_resolve, done, work(), None)
         except BaseException as error:
             resolve = partial(_resolve, done, None, error)
-        with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, so the caller is gone
             loop.call_soon_threadsafe(resolve)
 
     _start(threading.Thread(target=run, name="events off loop", daemon=True))
@@ -250,7 +250,7 @@ _io_thread = _IOThread()
 def _forget_thread() -> None:
     """Start a forked child without a thread and with a new lock.
 
-    No thread survives a fork, and the old lock may be held by a thread of the parent, so for ever.
+    No thread survives a fork, and a thread of the parent may have held the old lock.
     """
     global _io_thread
     _io_thread = _IOThread()
@@ -410,12 +410,12 @@ class _Errand(Generic[T]):
         self._look()
 
     def _look(self) -> None:
-        """Pass the result to *orphaned* if nobody waits for it any more."""
+        """Pass the result to *orphaned* if the caller no longer waits for it."""
         # Look at the loop before _taken.  If the loop is closed, the waiting task can no longer take the result, so
         # what _taken says now is final.
         is_gone = self._abandoned or self._waiter.loop.is_closed()
         task, orphaned = self._task, self._orphaned
-        # Ask for the exception in any case, because asyncio logs an exception that nobody has asked for.
+        # Ask for the exception in any case, because asyncio logs an exception that was never retrieved.
         if task is None or task.cancelled() or task.exception() is not None or self._taken or orphaned is None:
             return
         if is_gone:
@@ -428,7 +428,7 @@ class _Errand(Generic[T]):
     def result(self) -> T:
         """Take the result of the task.
 
-        :raises BaseException: whatever the task raised.
+        :raises BaseException: the exception of the task.
         :raises BrokerError: ``CLOSED`` if the task was cancelled, which only a close does.
         """
         assert self._task is not None

@@ -1,16 +1,17 @@
-"""How many bytes of requests to publish a network takes at once; pure, fed with ``now``.
+"""The pace of sending: how many bytes of requests a network carries at once; pure, under the lock of its owner.
 
-Requests that are out share one line.  If they are more than it carries in the time of a request, all of them fail, and
-sent again at the same size they fail again.  So the bytes that are out, the *window*, follow the line as TCP's
-congestion window does (RFC 5681), with the time of a request in place of a lost packet:
+All requests that are out share one network.  If it cannot carry them in the time of a request, all of them fail.  Sent
+again at the same size, they fail again.  So a *window* bounds the bytes that are out.  It follows the network as TCP's
+congestion window does (RFC 5681), but it watches the time of requests instead of lost packets:
 
-- While requests are quick, each confirmed one adds its size to the window, unless the window was hardly used.
-- Slower ones leave it as it is: there the line is full, and more bytes would only wait for longer.
-- A request that took far too long halves it.  A request that timed out quarters it, since each try that is still too
-  large costs a whole timeout.  Requests that left before that say nothing new.
+- A quick request adds its size to the window, unless the window was hardly used.
+- A slower one leaves the window as it is.  The network is full, and more bytes would only wait.
+- A request that took far too long halves the window.
+- A request that timed out quarters it, because each try that is still too large costs a whole timeout.
+- Requests that left before the window last shrank say nothing new.
 
-Quick means: not much longer than the quickest request since the window was last made smaller.  So a broker that is far
-away, or slow to answer whatever the size, is not taken for a narrow line.
+Quick means: not much longer than the quickest request since the window last shrank.  So the window does not shrink
+because a broker is far away, or is slow to answer requests of any size.
 """
 
 from __future__ import annotations
@@ -20,30 +21,31 @@ import math
 __all__ = ["Pace", "Trip"]
 
 FIRST_WINDOW = 1 << 20
-"""Bytes; a line of 1 Mbit/s takes them in 8 seconds."""
+"""Bytes at the start; a network of 1 Mbit/s carries them in 8 seconds."""
 LEAST_WINDOW = 1 << 16
+"""Bytes at least."""
 SHARES = 4
-"""Into how many requests the window is divided: while one is confirmed, others keep the line busy."""
+"""Number of requests that the window is divided into.  While one is confirmed, the others keep the network busy."""
 QUICK, SLOW = 2.0, 8.0
-"""Seconds that a request may take beyond the quickest before the window stops growing, and before it is halved."""
+"""Seconds that a request may take longer than the quickest before the window stops growing, and before it is halved."""
 
 
 class Trip:
-    """One request that is out."""
+    """A request that is out."""
 
     __slots__ = ("began", "size", "together")
 
     def __init__(self, size: int, together: int, began: float) -> None:
         self.size = size
         self.together = together
-        """Bytes that were out when it left, its own included."""
+        """Bytes that were out when it left, with its own."""
         self.began = began
 
 
 class Pace:
-    """The window of one client, and what is out of it.
+    """The window of one client, and the bytes that are out.
 
-    :param requests: how many requests are out at once at most.
+    :param requests: most requests that are out at once.
     """
 
     def __init__(self, requests: int) -> None:
@@ -52,25 +54,25 @@ class Pace:
         self._out = 0
         self._quickest = math.inf
         self._narrowed = -math.inf
-        """When the window was made smaller."""
+        """The time at which the window last shrank."""
 
     @property
     def has_room(self) -> bool:
-        """Return whether another request may leave; a single one always may."""
+        """Return whether another request may leave.  If none is out, one always may."""
         return self._out < self._window
 
     @property
     def request_size(self) -> int:
-        """Bytes of one request at most; a message that is larger leaves alone."""
+        """Return the most bytes of one request.  A message that is larger leaves alone."""
         return self._window // self._shares
 
     def leave(self, size: int, now: float) -> Trip:
-        """Begin a request of *size* bytes."""
+        """Begin a request of *size* bytes.  Exactly one of the three methods below must end it."""
         self._out += size
         return Trip(size, self._out, now)
 
     def end(self, trip: Trip) -> None:
-        """Forget a request whose time tells nothing."""
+        """End a request whose time says nothing about the network, for example because it was refused."""
         self._out -= trip.size
 
     def confirm(self, trip: Trip, now: float) -> None:
@@ -83,6 +85,8 @@ class Pace:
         delay = took - self._quickest
         if delay >= SLOW:
             self._narrow(2, trip, now)
+        # Grow only if the bytes that were out, or this request alone, filled at least half of what they may.  Otherwise
+        # small requests would grow a window that the network has never been seen to carry.
         elif delay < QUICK and (2 * trip.together >= self._window or 2 * trip.size >= self.request_size):
             self._window += trip.size
 

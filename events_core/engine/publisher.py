@@ -2,7 +2,7 @@
 
 A send is checked, and takes its place among the sends of its key, in the thread that makes it and before anything is
 awaited.  That fixes the order (P4).  A large send, of more than :data:`AT_ONCE` messages, gives way to other tasks
-while it is checked and queued.  Keyed sends that begin in the same loop meanwhile wait for their turn
+while it is checked and queued.  Keyed sends that begin in the same loop in that time wait for their turn
 (``loop_order.py``).
 
 :class:`~events_core.engine.batching_publisher.BatchingPublisher` gathers, retries and bounds the sends for a driver on
@@ -82,7 +82,7 @@ class Publisher(ABC):
         thousands of sends may wait at the same time, and each would keep one coroutine more.
 
         :param connect: connects the client if it is not connected yet.  It is no attribute, because a cycle of
-            references would keep a client that nobody uses from being collected at once.
+            references would keep an unused client from being collected at once.
         :raises PublishError: ``INVALID`` for the first message that is refused; ``EXHAUSTED`` beyond the bounds.
         :raises EventRuntimeError: ``UNSUPPORTED`` for a key if there is no order; ``CLOSED``.
         """
@@ -100,10 +100,10 @@ class Publisher(ABC):
 
     @abstractmethod
     async def _send_gently(self, messages: Sequence[EventMessage], connect: Connect) -> Results:
-        """Do what :meth:`send` does, when it is the turn of *messages*, and give way to other tasks meanwhile."""
+        """Do what :meth:`send` does, when it is the turn of *messages*, and give way to other tasks."""
 
     async def _sizes(self, messages: Sequence[EventMessage]) -> list[int]:
-        """Check *messages*, giving way to other tasks meanwhile; return their sizes."""
+        """Check *messages* and return their sizes; give way to other tasks."""
         sizes: list[int] = []
         for part in parts(messages):
             await asyncio.sleep(0)
@@ -129,13 +129,13 @@ class Publisher(ABC):
     # Recipients of what is sent
 
     def _look_once(self) -> None:
-        """After the first message was stored, see that somebody receives it; at home."""
+        """After the first message was stored, look for a subscription that receives it; at home."""
         if not self._has_looked:
             self._has_looked = self._is_looking = True
             self._home.spawn(self._look())
 
     async def _look(self) -> None:
-        """Warn if nobody receives what was sent.  A close waits for that."""
+        """Warn if the topic has no subscription.  A close waits for that."""
         try:
             await self._recipients.check()
         finally:

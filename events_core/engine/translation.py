@@ -1,4 +1,4 @@
-"""From what a driver raised to what the application sees: the operation gives the class, the broker the code."""
+"""The translation of a driver's error for the application: the operation gives the class, the broker the code."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ANYWHERE = (ErrorCode.CLOSED, ErrorCode.WRONG_PROCESS, ErrorCode.UNSUPPORTED)
 
 
 def translate(error: BrokerError, kind: type[EventError], *, connecting: bool = False) -> EventError:
-    """*error* as an error of class *kind*, with the native exception as its cause.
+    """Return *error* as an error of class *kind*, with the native exception as its cause.
 
-    :param connecting: whether the operation is one that cannot reach the broker rather than fail.
+    :param connecting: True if the operation raises :class:`EventConnectionError` when it cannot reach the broker.
     """
     cls: type[EventError] = kind
     if error.code in _ANYWHERE:
