@@ -20,7 +20,7 @@ from pathlib import Path
 from events_core import ErrorCode
 from events_core.engine import BrokerError
 
-__all__ = ["Locked", "Lost", "Unusable", "translated"]
+__all__ = ["EMPTIED", "Locked", "Lost", "Unusable", "translated"]
 
 _PRIMARY = 0xFF
 """The lowest byte of an extended result code is the primary code (sqlite.org/rescode.html)."""
@@ -44,6 +44,13 @@ _REASONS: dict[int, tuple[str, ErrorCode, bool]] = {
     ),
     sqlite3.SQLITE_TOOBIG: ("cannot store a value of this size; send less", ErrorCode.INVALID, False),
 }
+
+EMPTIED = (
+    "is empty, although it was not before; restore it, or remove it and a new one is created",
+    ErrorCode.UNAVAILABLE,
+    True,
+)
+"""The reason, code and retryability of a file that was emptied while it was in use, probably to restore a backup."""
 
 
 class Locked(BrokerError):
@@ -106,7 +113,16 @@ def _explain(file: Path, primary: int | None, create: bool) -> tuple[str, ErrorC
             return f"cannot be opened: {failed.strerror}; choose another path", ErrorCode.INVALID, False
     if primary == sqlite3.SQLITE_IOERR:
         return _why_it_failed(file)
+    if primary == sqlite3.SQLITE_NOTADB and _is_empty(file):
+        return EMPTIED
     return _REASONS.get(primary or -1, ("cannot be used; SQLite says why", ErrorCode.INTERNAL, False))
+
+
+def _is_empty(file: Path) -> bool:
+    # SQLite takes an empty file for a new database, except in a connection that has seen content there.
+    with suppress(OSError):
+        return file.stat().st_size == 0
+    return False
 
 
 def _why_it_failed(file: Path) -> tuple[str, ErrorCode, bool]:

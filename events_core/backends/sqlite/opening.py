@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from events_core import ErrorCode
 from events_core.backends.sqlite import schema
-from events_core.backends.sqlite.errors import Unusable
+from events_core.backends.sqlite.errors import EMPTIED, Unusable
 from events_core.engine import BrokerError
 
 __all__ = ["check_version", "open_file"]
@@ -43,7 +43,8 @@ def open_file(
     try:
         version = _version_now(connection, path)
         if version == 0 and restored:
-            raise _emptied(path)
+            reason, code, retryable = EMPTIED
+            raise Unusable(f"the file {path!r} {reason}", code, retryable=retryable)
         if version == 0 and not create:
             raise BrokerError(f"the file {path!r} is empty; set create=all to make topics in it", ErrorCode.NOT_FOUND)
         if version < schema.VERSION:
@@ -64,8 +65,6 @@ def check_version(connection: sqlite3.Connection, path: str) -> None:
     if connection.execute("PRAGMA user_version").fetchone()[0] == schema.VERSION:
         return
     version = _version(connection, path)
-    if version == 0:
-        raise _emptied(path)
     if version < schema.VERSION:
         raise Unusable(
             f"the file {path!r} was replaced by one of schema version {version}; it will be opened again, and brought "
@@ -100,14 +99,6 @@ def _make_private(path: str) -> None:
             os.link(passing, real)
         finally:
             os.unlink(passing)
-
-
-def _emptied(path: str) -> Unusable:
-    return Unusable(
-        f"the file {path!r} is empty, although it was not before; restore it, or remove it and a new one is created",
-        ErrorCode.UNAVAILABLE,
-        retryable=True,
-    )
 
 
 def _version_now(connection: sqlite3.Connection, path: str) -> int:

@@ -7,8 +7,8 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -89,6 +89,17 @@ def fold_log(file: Path) -> None:
     connection.close()
 
 
+@contextmanager
+def undisturbed(client: SQLiteClient) -> Iterator[None]:
+    """Keep *client*, with its upkeep, from using SQLite.
+
+    A client that reads the file after the log was folded keeps pages of it in memory.  It would not notice until later,
+    or by another error, that the file is then overwritten.
+    """
+    with client._driver.file._calling:
+        yield
+
+
 async def send(client: SQLiteClient, *texts: str) -> None:
     await client.send_messages([EventMessage.from_string(text) for text in texts])
 
@@ -122,7 +133,8 @@ def test_refused_file_is_left_alone_and_used_when_put_right(
                     await refused.ping()
                 assert not caught.value.retryable
             assert content(file) == bad
-            restore(file, good)
+            with undisturbed(refused):
+                restore(file, good)
             await send(refused, "c")
             return await received(refused, 3)
 
@@ -144,14 +156,16 @@ def test_damage_met_at_work_fails_what_meets_it(
     async def run() -> list[str]:
         async with client(subscription="s") as working:
             await send(working, "a", "b")
-            fold_log(file)
-            good = content(file)
-            spoil(file)
+            with undisturbed(working):
+                fold_log(file)
+                good = content(file)
+                spoil(file)
             for _ in range(2):
                 with pytest.raises(PublishError, match=reason) as caught:
                     await asyncio.wait_for(send(working, "lost?"), 10)
                 assert (caught.value.code, caught.value.retryable) == (code, False)
-            restore(file, good)
+            with undisturbed(working):
+                restore(file, good)
             await send(working, "c")
             return await received(working, 3)
 
@@ -267,14 +281,17 @@ def test_receiver_goes_on_with_a_restored_file(client: Clients, file: Path) -> N
     async def run() -> list[str]:
         async with client(subscription="s", session_timeout="1") as working:
             await send(working, "a")
-            fold_log(file)
-            good = content(file)
+            with undisturbed(working):
+                fold_log(file)
+                good = content(file)
             async with await working.subscribe() as receiver:
                 first = await next_text(receiver)
-                fold_log(file)
-                damaged(file)
+                with undisturbed(working):
+                    fold_log(file)
+                    damaged(file)
                 await meets(receiver, "is damaged")
-                restore(file, good)
+                with undisturbed(working):
+                    restore(file, good)
                 await send(working, "b")
                 return [first, await next_text(receiver), await next_text(receiver)]
 
@@ -287,9 +304,10 @@ def test_emptied_file_is_not_taken_into_use(client: Clients, file: Path) -> None
     async def run() -> list[str]:
         async with client(subscription="s") as working:
             await send(working, "a")
-            fold_log(file)
-            good = content(file)
-            damaged(file)
+            with undisturbed(working):
+                fold_log(file)
+                good = content(file)
+                damaged(file)
             with pytest.raises(PublishError, match="is damaged"):
                 await send(working, "lost?")
             os.truncate(file, 0)
@@ -298,8 +316,31 @@ def test_emptied_file_is_not_taken_into_use(client: Clients, file: Path) -> None
                 await working.ping()
             assert caught.value.retryable
             assert content(file) == b""
-            restore(file, good)
+            with undisturbed(working):
+                restore(file, good)
             await send(working, "b")
+            return await received(working, 2)
+
+    assert asyncio.run(run()) == ["a", "b"]
+
+
+def test_send_waits_until_a_file_emptied_at_work_is_restored(client: Clients, file: Path) -> None:
+    """As when a backup is copied over it: first the old content goes, then the new one comes."""
+
+    async def run() -> list[str]:
+        async with client(subscription="s") as working:
+            await send(working, "a")
+            with undisturbed(working):
+                fold_log(file)
+                good = content(file)
+                os.truncate(file, 0)
+            sending = asyncio.create_task(send(working, "b"))
+            async with asyncio.timeout(30):
+                while working.is_connected and not sending.done():
+                    await asyncio.sleep(0.01)
+                with undisturbed(working):
+                    restore(file, good)
+                await sending
             return await received(working, 2)
 
     assert asyncio.run(run()) == ["a", "b"]
