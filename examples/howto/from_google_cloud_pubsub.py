@@ -1,4 +1,7 @@
-"""What programs on google-cloud-pubsub become: ``EVENTS_ORDERS_URL=… python from_google_cloud_pubsub.py``."""
+"""Programs that used google-cloud-pubsub, after the move.
+
+Run ``EVENTS_ORDERS_URL=… python from_google_cloud_pubsub.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from events_core import (
     AcknowledgeError,
     ErrorCode,
     EventClient,
-    EventConfig,
     EventMessage,
     EventReceiver,
     PublishError,
@@ -20,12 +22,20 @@ from events_core import (
 
 
 async def place(client: EventClient, orders: Iterable[bytes]) -> list[str]:
-    return await client.send_messages(EventMessage(order, attributes={"kind": "created"}) for order in orders)
+    return await client.send_messages(
+        EventMessage(order, attributes={"kind": "created"})
+        for order in orders
+    )
 
 
-async def advance(client: EventClient, order: str, steps: Sequence[str]) -> None:
+async def advance(
+    client: EventClient, order: str, steps: Sequence[str]
+) -> None:
     try:
-        await client.send_messages(EventMessage.from_string(step, ordering_key=order) for step in steps)
+        await client.send_messages(
+            EventMessage.from_string(step, ordering_key=order)
+            for step in steps
+        )
     except PublishError as error:
         for step, result in zip(steps, error.results, strict=False):
             print(order, step, result)  # an id, or why it was not stored
@@ -33,20 +43,27 @@ async def advance(client: EventClient, order: str, steps: Sequence[str]) -> None
 
 
 async def pull(receiver: EventReceiver) -> list[ReceivedMessage]:
-    return await receiver.receive_messages(50, timeout=10)  # [] when nothing came
+    # The list is empty if nothing came for ten seconds.
+    return await receiver.receive_messages(50, timeout=10)
 
 
-async def confirm(receiver: EventReceiver, messages: Sequence[ReceivedMessage]) -> None:
+async def confirm(
+    receiver: EventReceiver, messages: Sequence[ReceivedMessage]
+) -> None:
     try:
         await receiver.acknowledge_messages(messages)
     except AcknowledgeError as error:
         for message_id, reason in error.failed.items():
-            comes_again = reason.code is ErrorCode.EXPIRED
-            print(message_id, "comes again" if comes_again else f"is still held: {reason}")
+            if reason.code is ErrorCode.EXPIRED:
+                print(message_id, "comes again")
+            else:
+                print(message_id, "is still held:", reason)
 
 
 async def serve(
-    client: EventClient, handle: Callable[[ReceivedMessage], Awaitable[object]], stop: asyncio.Event
+    client: EventClient,
+    handle: Callable[[ReceivedMessage], Awaitable[object]],
+    stop: asyncio.Event,
 ) -> None:
     async with client.subscribe() as receiver:
         await consume(receiver, handle, concurrency=10, stop=stop)
@@ -60,13 +77,13 @@ async def main() -> None:
         if message.data == b"shipped":
             stop.set()
 
-    async with create_client(EventConfig.from_env("orders")) as client:
+    async with create_client("orders") as client:
         waiting = set(await place(client, [b"1", b"2", b"3"]))
         async with client.subscribe() as receiver:
             while waiting:
                 messages = await pull(receiver)
                 await confirm(receiver, messages)
-                waiting.difference_update(message.message_id for message in messages)
+                waiting -= {message.message_id for message in messages}
         print("pulled")
         await advance(client, "order-1", ["placed", "paid", "shipped"])
         await serve(client, bill, stop)

@@ -1,4 +1,4 @@
-"""Four films are rendered by two services, each film for longer than the broker's lease."""
+"""Two services render four films, each for longer than the lease."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import asyncio
 import tempfile
 import time
 
-from events_core import EventConfig, EventMessage, ReceivedMessage, consume, create_client
+from events_core import (
+    EventMessage,
+    ReceivedMessage,
+    consume,
+    create_client,
+)
 
 FILMS = ["Brazil", "Kes", "Ran", "Stalker"]
+OPTIONS = {
+    "subscription": "rendering",
+    "session_timeout": 1,  # the lease of SQLite, in seconds
+    "max_outstanding_messages": 2,
+    "max_lease_duration": 4 * 3600,
+}
 left = set(FILMS)
-OPTIONS = "subscription=rendering&session_timeout=1&max_outstanding_messages=2&max_lease_duration=14400"
 
 
 def render(film: str) -> None:
@@ -21,18 +31,20 @@ async def serve(service: str, url: str, stop: asyncio.Event) -> None:
     async def handle(message: ReceivedMessage) -> None:
         film = message.data_as_string()
         await asyncio.to_thread(render, film)
-        print(f"{service} rendered {film} at attempt {message.delivery_attempt}")
+        attempt = message.delivery_attempt
+        print(service, "rendered", film, "at attempt", attempt)
         left.remove(film)
         if not left:
             stop.set()
 
-    async with create_client(EventConfig.from_url(url)) as client, client.subscribe() as receiver:
+    client = create_client(url, options=OPTIONS)
+    async with client, client.subscribe() as receiver:
         await consume(receiver, handle, concurrency=2, stop=stop)
 
 
 async def main(folder: str) -> None:
-    url = f"sqlite://{folder}/events.db/films?{OPTIONS}"
-    async with create_client(EventConfig.from_url(url)) as client:
+    url = f"sqlite://{folder}/events.db/films"
+    async with create_client(url, options=OPTIONS) as client:
         await client.send_messages(map(EventMessage.from_string, FILMS))
     stop = asyncio.Event()
     await asyncio.gather(serve("one", url, stop), serve("two", url, stop))

@@ -1,4 +1,4 @@
-"""Records, an observer that counts, and a receiver's state."""
+"""Log records, an observer that counts, and the state of a receiver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections import Counter, defaultdict
 from typing import cast
 
-from events_core import EventConfig, EventMessage, Operation, create_client
+from events_core import EventMessage, Operation, create_client
 
 
 class Metrics:
@@ -24,28 +24,32 @@ class Metrics:
     def start(self, operation: Operation) -> None:
         operation.context = time.monotonic()
 
-    def end(self, operation: Operation, error: BaseException | None) -> None:
+    def end(
+        self, operation: Operation, error: BaseException | None
+    ) -> None:
         took = time.monotonic() - cast(float, operation.context)
-        outcome = f"{operation.name} {type(error).__name__ if error else 'ok'}"
+        name = f"{operation.name} {type(error).__name__ if error else 'ok'}"
         with self._lock:
-            self.messages[outcome] += operation.messages
-            self.seconds[outcome] += took
+            self.messages[name] += operation.messages
+            self.seconds[name] += took
 
 
-async def main() -> None:
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    metrics = Metrics()
-    async with create_client(EventConfig.from_url("memory:///orders?subscription=billing")) as client:
-        client.observer = metrics
-        await client.send_messages(EventMessage.from_string(f"order {number}") for number in range(3))
-        async with client.subscribe() as receiver:
-            first, *_ = await receiver.receive_messages(3)
-            await receiver.acknowledge(first)
-            stats = receiver.stats
-            print("held", stats.held, "buffered", stats.buffered, "reconnects", stats.reconnects)
-    for outcome, messages in metrics.messages.items():
-        print(f"{outcome}: {messages} messages in {metrics.seconds[outcome]:.3f} s")
+async def main(metrics: Metrics) -> None:
+    client = create_client("memory:///orders?subscription=billing")
+    client.observer = metrics
+    orders = [EventMessage.from_string(text) for text in "abc"]
+    async with client, client.subscribe() as receiver:
+        await client.send_messages(orders)
+        first, *_ = await receiver.receive_messages(3)
+        await receiver.acknowledge(first)
+        print("held", receiver.stats.held, "of", receiver.subscription)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    form = "%(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format=form)
+    metrics = Metrics()
+    asyncio.run(main(metrics))
+    for name, messages in metrics.messages.items():
+        seconds = metrics.seconds[name]
+        print(f"{name}: {messages} messages in {seconds:.3f} s")

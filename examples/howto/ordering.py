@@ -1,36 +1,43 @@
-"""Orders are placed, paid and shipped; several are handled at once, each in its own order."""
+"""Several orders are handled at once, and each takes its steps in order."""
 
 from __future__ import annotations
 
 import asyncio
 
-from events_core import EventConfig, EventMessage, ReceivedMessage, consume, create_client
+from events_core import (
+    EventMessage,
+    ReceivedMessage,
+    consume,
+    create_client,
+)
 
+ORDERS = ["order-1", "order-2", "order-3"]
 STEPS = ["placed", "paid", "shipped"]
+FAILING = ("order-2", "paid")
 
 
 async def main() -> None:
-    config = EventConfig.from_url("memory:///orders?subscription=shipping")
     stop = asyncio.Event()
-    shipped: set[str | None] = set()
+    unfinished = set(ORDERS)
 
     async def handle(message: ReceivedMessage) -> None:
         order, step = message.ordering_key, message.data_as_string()
-        if (order, step, message.delivery_attempt) == ("order-2", "paid", 1):
+        if (order, step) == FAILING and message.delivery_attempt == 1:
             print(order, step, "failed")
             raise ConnectionError("the bank does not answer")
         print(order, step)
         if step == "shipped":
-            shipped.add(order)
-        if len(shipped) == 3:
+            unfinished.discard(str(order))
+        if not unfinished:
             stop.set()
 
-    async with create_client(config) as client:
+    url = "memory:///orders?subscription=shipping"
+    async with create_client(url) as client, client.subscribe() as receiver:
         for step in STEPS:
-            for order in ("order-1", "order-2", "order-3"):
-                await client.send_message(EventMessage.from_string(step, ordering_key=order))
-        async with client.subscribe() as receiver:
-            await consume(receiver, handle, concurrency=3, stop=stop)
+            for order in ORDERS:
+                message = EventMessage.from_string(step, ordering_key=order)
+                await client.send_message(message)
+        await consume(receiver, handle, concurrency=3, stop=stop)
 
 
 if __name__ == "__main__":

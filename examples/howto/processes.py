@@ -1,31 +1,34 @@
-"""Two processes send, each through a client of its own, and the process that started them receives."""
+"""Two processes send, and the process that started them receives."""
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import sys
 from concurrent.futures import ProcessPoolExecutor
 
-from events_core import EventConfig, EventMessage, create_client
+from events_core import EventMessage, create_client
+
+URL = "sqlite:events.db/orders?subscription=billing"
 
 
-def place_orders(url: str, shop: str) -> int:
-    return asyncio.run(send_orders(url, shop))
+def place_orders(shop: str) -> int:
+    return asyncio.run(send_orders(shop))
 
 
-async def send_orders(url: str, shop: str) -> int:
-    async with create_client(EventConfig.from_url(url)) as client:
-        placed = await client.send_messages(EventMessage.from_string(f"{shop} {number}") for number in range(50))
-    return len(placed)
+async def send_orders(shop: str) -> int:
+    order = EventMessage.from_string(f"an order of {shop}")
+    async with create_client(URL) as client:
+        return len(await client.send_messages([order] * 50))
 
 
-async def main(url: str) -> None:
-    async with create_client(EventConfig.from_url(url)) as client, client.subscribe() as receiver:
+async def main() -> None:
+    async with create_client(URL) as client, client.subscribe() as receiver:
         spawning = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(2, mp_context=spawning) as processes:
-            placed = [processes.submit(place_orders, url, shop) for shop in ("Leeds", "York")]
-            print("placed", sum([await asyncio.wrap_future(future) for future in placed]))
+            leeds = processes.submit(place_orders, "Leeds")
+            york = processes.submit(place_orders, "York")
+            shops = map(asyncio.wrap_future, (leeds, york))
+            print("placed", sum(await asyncio.gather(*shops)))
         billed = 0
         while billed < 100:
             messages = await receiver.receive_messages(100)
@@ -35,4 +38,4 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "sqlite:events.db/orders?subscription=billing"))
+    asyncio.run(main())

@@ -1,57 +1,59 @@
-"""One order fails because the bank does not answer, another because it is wrong."""
+"""Three orders that fail: for a moment, for good, and for a while."""
 
 from __future__ import annotations
 
 import asyncio
 
-from events_core import EventConfig, EventMessage, EventReceiver, ReceivedMessage, create_client
+from events_core import (
+    EventMessage,
+    ReceivedMessage,
+    Reject,
+    RetryAfter,
+    consume,
+    create_client,
+)
 
-ORDERS = "memory:///orders?subscription=billing&max_delivery_attempts=3&dead_letter_topic=orders-dead"
-DEAD = "memory:///orders-dead?subscription=undertaker"
+OPTIONS = {"max_delivery_attempts": 3, "dead_letter_topic": "orders-dead"}
+ORDERS = [
+    {"order": 1, "total": "19.90"},
+    {"order": 2, "total": None},
+    {"order": 3, "total": "12,50"},
+]
+unbilled = {1, 2, 3}
+all_billed = asyncio.Event()
 
 
-def bill(message: ReceivedMessage) -> None:
-    order = message.data_as_json()
+async def bill(message: ReceivedMessage) -> None:
+    order, attempt = message.data_as_json(), message.delivery_attempt
+    print("order", order["order"], "attempt", attempt)
+    if order["order"] == 1 and attempt == 1:
+        raise RetryAfter(0.5)  # the bank is closed
     if order["total"] is None:
-        raise ValueError("there is no total")
-    if order["order"] == 1 and message.delivery_attempt == 1:
-        raise ConnectionError("the bank does not answer")
-    print(f"order {order['order']}: billed at attempt {message.delivery_attempt}")
-
-
-async def bill_orders(receiver: EventReceiver, count: int) -> None:
-    while count:
-        message = await receiver.receive_message()
-        assert message is not None  # there was no timeout
-        try:
-            bill(message)
-        except ConnectionError as error:
-            print(f"order 1: attempt {message.delivery_attempt}: {error}")
-            await receiver.nack(message, delay=0.5)
-        except ValueError as error:
-            print(f"order 2: attempt {message.delivery_attempt}: {error}")
-            await receiver.nack(message)
-        else:
-            await receiver.acknowledge(message)
-            count -= 1
+        raise Reject("there is no total")
+    float(order["total"])  # raises a ValueError if there is a comma
+    unbilled.remove(order["order"])
+    if not unbilled:
+        all_billed.set()
 
 
 async def main() -> None:
     async with (
-        create_client(EventConfig.from_url(ORDERS)) as orders,
-        create_client(EventConfig.from_url(DEAD)) as dead,
+        create_client("memory:///orders", options=OPTIONS) as orders,
+        create_client("memory:///orders-dead") as dead,
+        orders.subscribe("billing") as receiver,
+        dead.subscribe("orders-dead-letters") as letters,
     ):
-        undertaker = await dead.subscribe()
-        billing = asyncio.create_task(bill_orders(await orders.subscribe(), count=2))
-        await orders.send_message(EventMessage.from_json({"order": 1, "total": "19.90"}))
-        await orders.send_message(EventMessage.from_json({"order": 2, "total": None}))
-
-        letter = await undertaker.receive_message(timeout=30)
-        if letter is None:
-            raise SystemExit("no dead letter within 30 seconds")
-        print("dead letter:", letter.data_as_json(), dict(letter.attributes))
-        await orders.send_message(EventMessage.from_json({**letter.data_as_json(), "total": "5.00"}))
-        await undertaker.acknowledge(letter)
+        for order in ORDERS:
+            await orders.send_message(EventMessage.from_json(order))
+        consuming = consume(receiver, bill, stop=all_billed)
+        billing = asyncio.create_task(consuming)
+        for _ in range(2):
+            letter = await letters.receive_message()
+            assert letter is not None  # there was no timeout
+            print("letter", letter.data_as_json(), letter.attributes)
+            order = {**letter.data_as_json(), "total": "12.50"}
+            await orders.send_message(EventMessage.from_json(order))
+            await letters.acknowledge(letter)
         await billing
 
 

@@ -1,4 +1,7 @@
-"""A service that ends well: ``EVENTS_ORDERS_URL=… python shutdown.py [SECONDS OF GRACE]``."""
+"""A service that ends well.
+
+Run ``EVENTS_ORDERS_URL=… python shutdown.py [SECONDS OF GRACE]``.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import signal
 import sys
 
-from events_core import EventConfig, ReceivedMessage, consume, create_client
+from events_core import ReceivedMessage, consume, create_client
 
 
 async def bill(message: ReceivedMessage) -> None:
@@ -18,7 +21,7 @@ async def bill(message: ReceivedMessage) -> None:
 async def main(grace: float = 20.0) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    client = create_client(EventConfig.from_env("orders"))
+    client = create_client("orders")
     try:
         async with asyncio.timeout(None) as patience:
 

@@ -1,4 +1,4 @@
-"""An application that sends an invoice for each order, and its test: ``pytest testing.py``."""
+"""An application that sends invoices, and its test."""
 
 from __future__ import annotations
 
@@ -7,37 +7,51 @@ from pathlib import Path
 
 import pytest
 
-from events_core import EventClient, EventConfig, EventMessage, ReceivedMessage, consume, create_client
+from events_core import (
+    EventMessage,
+    ReceivedMessage,
+    consume,
+    create_client,
+)
 
-
-def client_of(name: str) -> EventClient:
-    return create_client(EventConfig.from_file(Path(__file__).with_name("events.toml"), name))
+FILE = Path(__file__).with_name("events.toml")
 
 
 async def bill_orders(stop: asyncio.Event) -> None:
-    async with client_of("orders") as orders, client_of("invoices") as invoices:
+    orders = create_client("orders", file=FILE)
+    invoices = create_client("invoices", file=FILE)
 
-        async def bill(order: ReceivedMessage) -> None:
-            await invoices.send_message(EventMessage.from_json({"to pay": order.data_as_json()["total"]}))
+    async def bill(order: ReceivedMessage) -> None:
+        invoice = {"to pay": order.data_as_json()["total"]}
+        await invoices.send_message(EventMessage.from_json(invoice))
 
-        async with orders.subscribe() as receiver:
-            await consume(receiver, bill, stop=stop)
+    async with orders, invoices, orders.subscribe() as receiver:
+        await consume(receiver, bill, stop=stop)
+
+
+@pytest.fixture(autouse=True)
+def on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = "memory:///orders?subscription=billing"
+    monkeypatch.setenv("EVENTS_ORDERS_URL", orders)
+    monkeypatch.setenv("EVENTS_INVOICES_URL", "memory:///invoices")
 
 
 async def invoice_for(order: object) -> object:
-    """What the application makes of *order*."""
+    """Send *order* to the application, and return the invoice."""
     stop = asyncio.Event()
-    async with client_of("orders") as orders, client_of("invoices") as invoices, invoices.subscribe() as receiver:
+    async with (
+        create_client("orders", file=FILE) as orders,
+        create_client("invoices", file=FILE) as invoices,
+        invoices.subscribe() as receiver,
+    ):
         await orders.send_message(EventMessage.from_json(order))
         application = asyncio.create_task(bill_orders(stop))
-        invoice = await receiver.receive_message(timeout=5)
+        invoice = await receiver.receive_message(timeout=30)
         stop.set()
         await application
     return invoice and invoice.data_as_json()
 
 
-def test_an_order_gives_an_invoice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was ordered is to be paid."""
-    monkeypatch.setenv("EVENTS_ORDERS_URL", "memory:///orders?subscription=billing")
-    monkeypatch.setenv("EVENTS_INVOICES_URL", "memory:///invoices")
-    assert asyncio.run(invoice_for({"order": 42, "total": "19.90"})) == {"to pay": "19.90"}
+def test_an_order_gives_an_invoice() -> None:
+    invoice = asyncio.run(invoice_for({"order": 42, "total": "19.90"}))
+    assert invoice == {"to pay": "19.90"}

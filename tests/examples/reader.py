@@ -33,6 +33,8 @@ BOUND = 120.0
 PROMPT = re.compile(r"<ready (\d+)>\Z")
 """What the shell prints when it waits for a command, with the exit status of the last one."""
 
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 BLOCK = re.compile(r"^\.\. code-block:: (\w+)\n((?: +:.*\n)*)\n((?:(?: +.*)?\n)+)", re.MULTILINE)
 
 FILE = re.compile(r"[\w.]+\.(py|toml)")
@@ -119,7 +121,7 @@ class Terminal:
     def _look(self, deadline: float) -> None:
         patience = max(0.0, deadline - time.monotonic())
         assert self._selector.select(patience), f"nothing more came after:\n{self._seen}"
-        self._seen += os.read(self._hands, 65536).decode().replace("\r\n", "\n")
+        self._seen += COLOUR.sub("", os.read(self._hands, 65536).decode()).replace("\r\n", "\n")
 
 
 def _pattern(expected: str) -> str:
