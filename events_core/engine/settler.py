@@ -160,7 +160,7 @@ class Settler:
     async def _request(self, batch: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         try:
             async with self._home.timeout(self._timeout):
-                return await self._source.settle(batch)
+                return _counted(await self._source.settle(batch), batch)
         except TimeoutError as error:
             raise BrokerError("the broker did not answer", ErrorCode.TIMEOUT, retryable=True) from error
         except BrokerError:
@@ -204,7 +204,7 @@ class InlineSettler(Settler):
 
     def _settle_now(self, settlements: Sequence[Settlement], failed: dict[str, BrokerError]) -> None:
         try:
-            results = step(self._source.settle(settlements))
+            results = _counted(step(self._source.settle(settlements)), settlements)
         except BrokerError as error:
             results = [error] * len(settlements)
         behind: list[Settlement] = []
@@ -219,3 +219,16 @@ class InlineSettler(Settler):
     async def finished(self, ticket: Ticket) -> None:
         self.pump()
         self.progressed()
+
+
+def _counted(results: Sequence[BrokerError | None], asked: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+    """Return *results* if there is one for each settlement.
+
+    :raises BrokerError: ``INTERNAL`` if not.  Nobody knows then which settlements the results are about.
+    """
+    if len(results) != len(asked):
+        raise BrokerError(
+            f"the backend answered for {len(results)} of {len(asked)} settlements; they may be applied or not",
+            ErrorCode.INTERNAL,
+        )
+    return results

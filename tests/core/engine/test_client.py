@@ -29,6 +29,7 @@ from events_core import (
     ReceivedMessage,
     ReceiveError,
 )
+from events_core.backends.memory import MemoryClient
 from events_core.engine import BrokerError, Delivery, Driver, EngineClient, Outcome, Settlement, Source, uptime
 from events_core.engine import recipients as recipients_module
 from events_core.options import CommonOptions
@@ -1065,6 +1066,48 @@ def test_an_answer_for_fewer_messages_is_an_error() -> None:
         assert caught.value.code is ErrorCode.INTERNAL
 
     run(test)
+
+
+async def _answer_nothing(settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+    return []
+
+
+def test_an_answer_for_fewer_settlements_is_an_error() -> None:
+    """S5: a backend that loses count fails the settlement at once, and the message stays held."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            await client.send_message(message("1"))
+            received = await receiver.receive_message(10)
+            assert received is not None
+            source = client.broker.sources[0]
+            settle = source.settle
+            source.settle = _answer_nothing  # type: ignore[method-assign]
+            with pytest.raises(AcknowledgeError, match="0 of 1 settlements") as caught:
+                await receiver.acknowledge(received)
+            assert caught.value.code is ErrorCode.INTERNAL
+            source.settle = settle  # type: ignore[method-assign]
+            await receiver.acknowledge(received)
+
+    run(test, ack_timeout="5")
+
+
+def test_an_inline_answer_for_fewer_settlements_is_an_error() -> None:
+    """S5: also where the driver runs in the caller's thread."""
+
+    async def test() -> None:
+        async with MemoryClient(EventConfig("fewer")) as client, await client.subscribe("s") as receiver:
+            await client.send_message(message("1"))
+            received = await receiver.receive_message(10)
+            assert received is not None
+            receiver._source.settle = _answer_nothing  # type: ignore[attr-defined]
+            with pytest.raises(AcknowledgeError, match="0 of 1 settlements") as caught:
+                await receiver.acknowledge(received)
+            assert caught.value.code is ErrorCode.INTERNAL
+            del receiver._source.settle  # type: ignore[attr-defined]
+            await receiver.acknowledge(received)
+
+    asyncio.run(test())
 
 
 def test_a_send_that_was_accepted_before_the_connection_stood_is_flushed() -> None:
