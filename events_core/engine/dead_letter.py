@@ -5,11 +5,11 @@
 * If a source says ``redelivers_locally``, the receiver hands a failed message with a key out again itself, and the
   broker sees no failure.  Then :class:`LocalAttempts` decides, for the ledger.  After the last attempt the ledger lets
   the NACK go to ``Source.settle``, and the source moves the message.  If the broker has delivered the message again
-  meanwhile, ``settlements.py`` acknowledges that copy instead of making a second letter of it.
-* A handler may reject its message.  Then the source moves it at once, whatever the number of attempts.
+  before the answer, ``settlements.py`` acknowledges that copy instead of making a second letter of it.
+* A handler may reject its message.  Then the source moves it at once, at any number of attempts.
 * ``Source.settle`` stores the letter with :func:`dead_letter_attributes`, and calls :func:`log_dead_letter`.  A source
   that moves letters in a transaction, or under a lock, keeps a :class:`DeadLetterLog` until that is over.
-* ``dead_letter_topic.py`` sees to it that somebody keeps the letters.
+* ``dead_letter_topic.py`` provides a subscription that keeps the letters.
 """
 
 from __future__ import annotations

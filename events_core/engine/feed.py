@@ -88,8 +88,8 @@ class InlineFeed(Feed):
         return True
 
     def next_due(self) -> float | None:
-        # No task looks at the clock, so the receives do.  If there is no room, nothing is fetched whatever falls due at
-        # the source; only the receiver's own deliveries can expire and make room.
+        # No task looks at the clock, so the receives do.  If there is no room, what falls due at the source is not
+        # fetched; only the receiver's own deliveries can expire and make room.
         expires = self._ledger.next_deadline()
         due = self._source.next_due() if self._ledger.room(None) else None
         return min((each for each in (expires, due) if each is not None), default=None)
@@ -126,7 +126,7 @@ class PrefetchingFeed(Feed):
         self._stopping = False
         self._go_on = asyncio.Event()
         source._tell_lost = self._lose
-        self._now = asyncio.get_running_loop().time  # time.monotonic, unless the loop has a clock of its own
+        self._now = asyncio.get_running_loop().time  # time.monotonic, unless a test simulates the clock
         self._fetching = home.spawn(self._fetch_until_stopped(), f"fetching from {source.subscription!r}")
         self._leases = LeaseKeeper(
             source,
@@ -217,7 +217,7 @@ class PrefetchingFeed(Feed):
         while True:
             with self._lock:
                 room = self._ledger.room(self._source.prefetch)
-                # Both under the lock: whoever makes room afterwards sees _starving, and sets the event that is clear.
+                # Both under the lock: a thread that makes room afterwards sees _starving, and sets the event again.
                 self._starving = room < 1
                 self._go_on.clear()
             if room > 0:

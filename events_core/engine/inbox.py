@@ -30,7 +30,7 @@ The rules:
 3. It is not reentrant.  Call these after releasing it, because they may take it: ``Settler.pump`` (inline, it settles
    before it returns) and ``Settler.progressed``.
 4. Under it you may take only a leaf lock: that of a ``WaitingRoom``, of the home's thread, or of an inline driver.
-   Nobody who holds one of these takes this one.  So no two threads can wait for each other.
+   A thread that holds one of these never takes this one.  So no two threads can wait for each other.
 5. The garbage collector may run code of ours in a thread that holds it.  Such code only appends to
    :attr:`Inbox.abandoned` (``docs/design/engine.rst``).
 

@@ -48,7 +48,7 @@ class LeaseKeeper:
         self._waiting = waiting
         self._max_lease = max_lease
         self._is_stopped = False
-        self._now = asyncio.get_running_loop().time  # time.monotonic, unless the loop has a clock of its own
+        self._now = asyncio.get_running_loop().time  # time.monotonic, unless a test simulates the clock
         self._task = home.spawn(self._run(), f"keeping leases of {source.subscription!r}")
 
     async def stop(self, within: float) -> None:

@@ -145,7 +145,7 @@ class Ledger:
         """Buffer what was fetched.  If the message is here already, it only gets the newer token (R7).
 
         A message that is being given back may come again before the broker confirms that.  Then it is a new delivery,
-        and the old one is over, whatever the confirmation says.
+        and the old one is over.  The confirmation no longer matters.
 
         A message that is being dead-lettered is not given back.  If it comes again, the copy takes that outcome too:
         a new delivery would be handed out after the successors of the message.

@@ -1,10 +1,11 @@
-"""The order of sends that begin in one event loop and give way to other tasks before they have their place (P4).
+"""The order of sends that begin in one event loop while a large send is being queued (P4).
 
-A large send is checked and queued piece by piece, so that it does not block the loop (P6).  Whatever begins in that
-loop meanwhile, and must not overtake it, waits in line behind it.
+A large send is checked and queued in parts, and other tasks of the loop run in between, so that it does not block the
+loop (P6).  A keyed send that begins in that loop before the end must not overtake the large one, and waits in line.
 
-Each loop has a line of its own.  So a loop that is blocked, or was stopped in the middle of a large send, keeps nobody
-from sending in another one.
+Each loop has its own line.  So a loop that is blocked, or was stopped in the middle of a large send, keeps no
+other loop from sending.  A line is used only in its loop and needs no lock.  Adding it to the dictionary is atomic, and
+so is removing it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ __all__ = ["LoopOrder"]
 
 
 class _Line:
-    """Those who have their turn, or wait for it, in one loop."""
+    """The sends that have their turn, or wait for it, in one loop."""
 
     __slots__ = ("length", "lock")
 
     def __init__(self) -> None:
-        self.lock = asyncio.Lock()  # fair: turns are taken in the order of asking
+        self.lock = asyncio.Lock()  # fair: it is acquired in the order of asking
         self.length = 0
+        """The number of sends in line, including the one that has its turn."""
 
 
 class LoopOrder:
@@ -30,20 +32,20 @@ class LoopOrder:
 
     def __init__(self) -> None:
         self.lines: dict[asyncio.AbstractEventLoop, _Line] = {}
-        """Nearly always empty; most sends need to look no further."""
+        """The line of each loop that has one.  It is nearly always empty, so most sends need to look no further."""
 
     @property
     def is_here(self) -> bool:
-        """Return whether somebody has a turn in the running loop."""
+        """Return whether a send has its turn in the running loop."""
         return asyncio.get_running_loop() in self.lines
 
     def turn(self) -> _Turn:
-        """Enter the line of the running loop; a turn begins when all that were in line before are over."""
+        """Return a context for one send.  It is entered when all sends that were in line before are over."""
         return _Turn(self.lines)
 
 
 class _Turn:
-    """An asynchronous context manager."""
+    """The place of one send in the line of its loop, as an asynchronous context manager."""
 
     def __init__(self, lines: dict[asyncio.AbstractEventLoop, _Line]) -> None:
         self._lines = lines
@@ -61,7 +63,7 @@ class _Turn:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._loop.is_closed():  # the garbage collector ends this turn, and nobody in line has one any more
+        if self._loop.is_closed():  # the garbage collector ends this turn, and the loop runs no other send in line
             self._lines.pop(self._loop, None)
             return
         line = self._lines[self._loop]

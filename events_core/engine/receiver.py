@@ -184,7 +184,7 @@ class EngineReceiver(EventReceiver):
         return taken
 
     def _patience(self, until: float) -> float | None:
-        """Return the seconds to wait: until something falls due by time alone, or *until* then; ``None`` for ever."""
+        """Return the seconds to wait: until something falls due by time alone, or *until*; ``None`` for no bound."""
         with self._lock:
             due = self._feed.next_due()
         first = until if due is None else min(until, due)
@@ -318,7 +318,7 @@ class EngineReceiver(EventReceiver):
     async def _begin_gently(
         self, targets: Sequence[ReceivedMessage | str], outcome: Outcome, delay: float | None, reason: str
     ) -> Ticket:
-        """Do what :meth:`_begin` does for many *targets*, and give way to other tasks meanwhile."""
+        """Do what :meth:`_begin` does for many *targets*, and let other tasks run in between."""
         ticket: Ticket | None = None
         for start in range(0, len(targets), AT_ONCE):
             if ticket is not None:
@@ -374,7 +374,7 @@ class EngineReceiver(EventReceiver):
             await self._home.overdue(self.end, f"the receiver of {self.subscription!r}")
             self.give_up()
         except BrokerError:
-            pass  # its client has closed it meanwhile
+            pass  # its client has closed it in the meantime
 
     def hasten_close(self, timeout: float) -> None:
         """Let a close take *timeout* seconds from now at most.  Of several callers the least patient one decides."""
@@ -395,7 +395,7 @@ class EngineReceiver(EventReceiver):
                 self._inbox.settlements.enqueue(self._ledger.close())
             self._settler.pump()
             await self._until(lambda: not self._ledger.held, self._close_time.patience)
-        except asyncio.CancelledError:  # nobody waits for the application any longer
+        except asyncio.CancelledError:  # there is no more time to wait for the application
             await self.end()
             raise
         await self.end()
@@ -448,7 +448,7 @@ class EngineReceiver(EventReceiver):
         self._settler.close()
 
     async def _until(self, done: Callable[[], bool], seconds: Callable[[], float]) -> None:
-        """Wait until *done* returns True, or until *seconds* are over; another caller may shorten them meanwhile."""
+        """Wait until *done* returns True, or until *seconds* are over; another caller may shorten them."""
         while True:
             with self._lock:
                 patience = seconds()

@@ -11,8 +11,8 @@ A settlement is one delivery with its outcome.  It goes this way::
   together (S4).  A second request could overtake the first one, and with it the order of a key.
 * When a request fails as a whole, its settlements go back to the front of the queue, in order.
 * When the broker refuses one settlement for a while, that one is deferred.  The others go on, and it follows later.
-* A caller waits with a :class:`Ticket`.  Several callers may wait for one settlement (S2).  If nobody waits any more, a
-  settlement that has not left does not leave (S5).
+* A caller waits with a :class:`Ticket`.  Several callers may wait for one settlement (S2).  If no caller waits any
+  more, a settlement that has not left does not leave (S5).
 
 The caller's inbox lock guards all of it (``inbox.py``).
 """
@@ -176,7 +176,7 @@ class Settlements:
             self._end(settlement, error)
 
     def _must_repeat(self, settlement: Settlement, error: BrokerError | None) -> bool:
-        """Return whether to settle again, with the newer token of a message that came again meanwhile (S2).
+        """Return whether to settle again, with the newer token of a message that came again before the answer (S2).
 
         That copy takes the outcome of the first one.
         """

@@ -224,7 +224,7 @@ class InlineSettler(Settler):
 def _counted(results: Sequence[BrokerError | None], asked: Sequence[Settlement]) -> Sequence[BrokerError | None]:
     """Return *results* if there is one for each settlement.
 
-    :raises BrokerError: ``INTERNAL`` if not.  Nobody knows then which settlements the results are about.
+    :raises BrokerError: ``INTERNAL`` if not, because it is unknown which settlements the results are about.
     """
     if len(results) != len(asked):
         raise BrokerError(

@@ -1,15 +1,32 @@
-"""How many of the messages that are queued a request takes, where requests leave one at a time; pure.
+"""The number of queued messages that the next request takes, if requests leave one at a time.  It is pure.
 
-Callers that send again as soon as they are told go in a circle.  A request with the next message of all of them leaves
-the broker nothing to do while they are told, and them nothing while the broker works.  So two halves take turns: one is
-written while the other is told.
+The problem.  Senders that wait for an answer before they send again fall into step with the writer.  If one request
+takes all of their messages, the writer is idle while the senders are told and send again, and the senders are idle
+while the writer works::
 
-- A request that is small between two large ones, with no pause, is as bad: the next one evens them out, at no cost.
-- A request after a pause in which all were told takes half of what is queued.  That is one request more for each round
-  and pays where a request's fixed cost is less than the pause; only its whole time is known, so the bound is set for
-  messages that take about as long to store as to tell.
-- Not after a long pause: there is no circle, and half of a sudden burst would wait for nothing.  And not soon again
-  where nobody came back while the other half was out: then callers wait for one another.
+    writer   [ write 64 ]              [ write 64 ]
+    senders              [ 64 wake up ]            [ 64 wake up ]
+
+The solution.  Split the queue in two halves.  While one half is written, the senders of the other half wake up and send
+again, so both stay busy::
+
+    writer   [ write 32 ][ write 32 ][ write 32 ][ write 32 ]
+    senders              [ 32 wake  ][ 32 wake  ][ 32 wake  ]
+
+When it is done:
+
+* **After a short pause.**  The pause shows that the writer was idle while senders woke up.  The next request takes half
+  of what is queued.  That costs one more request in each round.  It pays if the fixed cost of a request is less than
+  the pause.  Only the whole time of a request is known, so the bounds below assume messages that take about as long to
+  store as their senders take to wake up.
+* **When large and small requests alternate without a pause.**  The writer is busy, but all senders wait for the large
+  request.  The next request takes half of both, which costs nothing.
+
+When it is not done:
+
+* **After a long pause.**  Then no senders are in step; half of a sudden burst would wait for nothing.
+* **For a while after it was in vain.**  If nothing is queued when the second half ends, the senders wait for each
+  other, as those of one ``gather`` do.  Halves only delay them.
 """
 
 from __future__ import annotations
@@ -19,30 +36,33 @@ import math
 __all__ = ["Turns"]
 
 HALVED = 32
-"""Messages of which a request may take half after a pause; for fewer it would cost more than it gains."""
+"""The smallest number of queued messages that is halved after a pause.  For fewer, the additional request costs more
+than it gains."""
 SHORT_PAUSE, LONG_PAUSE = 2 / 3, 4.0
-"""From and up to how many times the last request's time a pause leads to halves."""
+"""A pause leads to halves if it lasts from so many times the last request's time up to so many times."""
 LET_PASS = 32
-"""Pauses that lead to none after halves that were in vain."""
+"""The number of pauses that lead to no halves after halves that were in vain."""
 
 
 class Turns:
-    """Knows the last two requests."""
+    """The memory of the last two requests, and the choice of the size of the next one."""
 
     def __init__(self) -> None:
+        # The messages of the last request, and of the one before it; 0 for one that a pause followed.
         self._before = 0
         self._last = 0
-        """Messages of the last request, and of the one before it; 0 for one that a pause followed."""
         self._took = 0.0
         self._ended = -math.inf
         self._follows = False
+        """Whether messages were queued when the last request ended, so that the next one follows without a pause."""
         self._halves = 0
-        """Of the two halves after a pause, those that are not over."""
+        """The number of the two halves after a pause that have not ended."""
         self._let_pass = 0
 
     def take(self, queued: int, now: float) -> int:
-        """How many of *queued* messages leave *now*, in seconds of any clock."""
+        """Return how many of *queued* messages leave *now*, which is in seconds of any clock."""
         if self._follows:
+            # The last request was small, and the senders of the large one before it are back: even the two out.
             uneven = self._last < self._before <= queued
             return (self._last + queued + 1) // 2 if uneven else queued
         self._last = 0
@@ -55,7 +75,10 @@ class Turns:
         return queued // 2
 
     def over(self, size: int, began: float, now: float, *, waiting: bool) -> None:
-        """A request of *size* messages is over *now*; whether others were *waiting* by then."""
+        """Record that a request of *size* messages ends *now*.
+
+        :param waiting: whether other messages are queued by then.
+        """
         self._before, self._last = self._last, size
         self._took, self._ended = now - began, now
         self._follows = waiting

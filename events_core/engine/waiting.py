@@ -1,7 +1,11 @@
 """Waiting in one event loop for something that another thread does.
 
-A wake-up crosses into a loop once for each burst, however many waiters of that loop it wakes: crossing costs a system
-call and a lock, which would dominate a message's cost.
+* :class:`Waiter`: one wait of one task, which any thread ends.
+* :class:`WaitingRoom`: the waits for events that one waiter of each loop has to see, such as an arriving message.
+* :class:`SingleFlight`: the wait for an operation that runs once for all who ask for it.
+
+A burst of wake-ups crosses into a loop once, however many of its waiters they end.  Crossing costs a system call and a
+lock, which would be most of the cost of a message.
 """
 
 from __future__ import annotations
@@ -18,7 +22,12 @@ __all__ = ["SingleFlight", "Waiter", "WaitingRoom"]
 
 
 class _Mailbox:
-    """Futures of one loop that are to be resolved there: when posted, or when their time is up."""
+    """The futures of one loop that other threads want to resolve: only the loop itself may do that.
+
+    Any thread posts, without a lock: appending to a deque is atomic.  A thread that finds ``_posted`` set leaves the
+    crossing to the thread that has set it.  The loop clears it before it empties the deque, so a future that comes
+    later causes a new crossing.
+    """
 
     __slots__ = ("_futures", "_posted", "_queues", "loop")
 
@@ -29,14 +38,14 @@ class _Mailbox:
         self._queues: dict[float, _DeadlineQueue] = {}
 
     def post(self, future: asyncio.Future[None]) -> None:
-        """Resolve *future*; from any thread."""
+        """Resolve *future* in its loop, soon; from any thread."""
         self._futures.append(future)
         if not self._posted:
             self._posted = True
             try:
                 self.loop.call_soon_threadsafe(self._deliver)
             except RuntimeError:
-                self._futures.clear()  # the loop is closed: whoever waited in it is gone
+                self._futures.clear()  # the loop is closed, and its tasks with it
 
     def _deliver(self) -> None:
         self._posted = False  # before draining: a post from now on needs a new wake-up
@@ -44,7 +53,7 @@ class _Mailbox:
             _resolve(self._futures.popleft())
 
     def resolve_within(self, future: asyncio.Future[None], timeout: float) -> None:
-        """Resolve *future* in *timeout* seconds at the latest; from the loop."""
+        """Resolve *future* after *timeout* seconds, unless it is resolved before; from the loop."""
         queue = self._queues.get(timeout)
         if queue is None:
             queue = self._queues[timeout] = _DeadlineQueue(self.loop)
@@ -52,13 +61,13 @@ class _Mailbox:
 
 
 _CROWDED = 10_000
-"""Waits of one length from which on those that are over are looked for."""
+"""The number of waits of one length from which on the queue looks for those that are over."""
 
 
 class _DeadlineQueue:
     """Waits of one length in one loop.
 
-    They fall due in the order in which they began, so one timer does for all of them: a timer for each wait would cost
+    They fall due in the order in which they began, so one timer is enough for all of them.  A timer for each would cost
     more than the wait.
     """
 
@@ -66,8 +75,8 @@ class _DeadlineQueue:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        # Side by side: a pair for each wait would be one more object for the garbage collector to look at, and that is
-        # what thousands of waits cost.
+        # Two deques with the same positions.  A pair for each wait would be one more object that the garbage collector
+        # looks at, and that is most of the cost of thousands of waits.
         self._futures: deque[asyncio.Future[None]] = deque()
         self._deadlines: deque[float] = deque()
         self._crowded = _CROWDED
@@ -90,7 +99,7 @@ class _DeadlineQueue:
             self._loop.call_at(deadline, self._expire)
 
     def _compact(self) -> None:
-        """Drop what is over and stands behind one that is not."""
+        """Drop the waits that are over although an earlier one is not."""
         waiting = [pair for pair in zip(self._futures, self._deadlines, strict=True) if not pair[0].done()]
         self._futures = deque(future for future, _ in waiting)
         self._deadlines = deque(deadline for _, deadline in waiting)
@@ -108,7 +117,10 @@ class _DeadlineQueue:
 
 
 class _Own(threading.local):
-    """The mailbox of the loop that ran last in this thread; two for one loop do no harm."""
+    """The mailbox of the loop that ran last in this thread.
+
+    A loop may get a second mailbox, after another loop has run in the thread.  That costs a crossing, and no more.
+    """
 
     mailbox: _Mailbox | None = None
 
@@ -130,7 +142,7 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 class Waiter:
-    """One wait of the running task; woken from any thread."""
+    """One wait of the running task, which any thread can end."""
 
     __slots__ = ("_future", "_mailbox", "loop")
 
@@ -145,14 +157,17 @@ class Waiter:
         return self._future.done()
 
     def wake(self) -> None:
-        """End the wait; waking twice, or after the task or its loop has gone, is harmless."""
+        """End the wait; from any thread, also under a lock.
+
+        Waking twice is harmless, and so is waking after the task or its loop has ended.
+        """
         if asyncio._get_running_loop() is self.loop:
             _resolve(self._future)
         else:
             self._mailbox.post(self._future)
 
     async def wait(self, timeout: float | None = None) -> None:
-        """Wait to be woken, for *timeout* seconds at most; the caller looks again for what it waited for."""
+        """Wait until woken, for *timeout* seconds at most.  Afterwards look yourself at what you waited for."""
         if timeout is None:
             await self._future
             return
@@ -163,32 +178,38 @@ class Waiter:
             timer.cancel()
 
     def wait_within(self, timeout: float) -> Awaitable[None]:
-        """The same, where many waits have the same *timeout*: cheaper, all of them together have one timer."""
+        """Wait as with :meth:`wait`; cheaper if many waits have the same *timeout*, since they share one timer."""
         self._mailbox.resolve_within(self._future, timeout)
         return self._future
 
 
 class WaitingRoom:
-    """Waiters of many loops, for whom one event is enough at a time.
+    """The waiters of many loops, of which each event concerns one.
 
-    Wake-ups are hints: a waiter that is woken looks for itself.  One waiter of *each* loop is woken, in order of
-    arrival, because a loop may be blocked or have stopped, and must hinder no other.
+    An event wakes one waiter of *each* loop, in order of arrival.  A loop may be blocked or have stopped, and must not
+    keep the others from going on.  So a wake-up is only a hint: the waiter looks for itself, and may find that a waiter
+    in another loop was faster.  If it goes away without looking, it calls :meth:`wake` for the next one.
 
-    A loop may be closed without cancelling its tasks.  Its waiters are dropped when somebody looks again.  The garbage
-    collector then ends their coroutines: in any thread, also in one that holds the lock below.  So a wait that ends
-    with ``GeneratorExit`` takes no lock.
+    No event is missed between looking and waiting.  Read :attr:`events`, look, and pass the number to :meth:`enter`,
+    which returns no waiter if anything has happened since.
+
+    A loop may be closed without cancelling its tasks.  Its waiters are dropped with the next event or waiter.  The
+    garbage collector ends their coroutines, in any thread, perhaps in one that holds the lock below.  So a wait that
+    ends with ``GeneratorExit`` takes no lock.
     """
 
     def __init__(self) -> None:
-        # A leaf lock: nothing else is locked while it is held, so that a wake-up may come from under any lock.
+        # A leaf lock: no other is taken while it is held.  So a wake-up may come from a thread that holds any lock.
         self._lock = threading.Lock()
         self._waiters: dict[asyncio.AbstractEventLoop, deque[Waiter]] = {}
         self._collected: deque[Waiter] = deque()
         """Waiters whose coroutines the garbage collector has ended; appended without the lock."""
         self.events = 0
+        """The number of events so far.  Written under the lock; reading it without one is safe, because an older number
+        only makes :meth:`enter` return no waiter."""
 
     def enter(self, events: int) -> Waiter | None:
-        """Return a waiter, unless something has happened since :attr:`events` was *events*."""
+        """Return a new waiter; ``None`` if something has happened since :attr:`events` was *events*."""
         with self._lock:
             if self.events != events:
                 return None
@@ -199,7 +220,7 @@ class WaitingRoom:
             return waiter
 
     async def wait(self, waiter: Waiter, timeout: float | None) -> None:
-        """Let *waiter* wait, for *timeout* seconds at most, and leave."""
+        """Wait with *waiter*, for *timeout* seconds at most, and leave the room."""
         try:
             await waiter.wait(timeout)
         except GeneratorExit:
@@ -211,12 +232,12 @@ class WaitingRoom:
         self.leave(waiter)
 
     def leave(self, waiter: Waiter) -> None:
-        """End the wait of *waiter*, for whatever reason."""
+        """Let *waiter* leave the room, if it is still there."""
         with self._lock:
             self._remove(waiter)
 
     def drop_the_dead(self) -> None:
-        """Let go of those whose loop is closed: they keep their tasks, and what these hold, from being collected."""
+        """Drop the waiters of closed loops, which keep their tasks from being collected, with all that these hold."""
         with self._lock:
             self._drop_the_dead()
 
@@ -229,14 +250,14 @@ class WaitingRoom:
                 del self._waiters[waiter.loop]
 
     def _drop_the_dead(self) -> None:
-        """Let go of those too that the garbage collector has ended; under the lock."""
+        """Drop also the waiters that the garbage collector has ended.  Under the lock."""
         while self._collected:
             self._remove(self._collected.popleft())
         for loop in [loop for loop in self._waiters if loop.is_closed()]:
             del self._waiters[loop]
 
     def wake(self) -> None:
-        """Wake one waiter of each loop: something has happened."""
+        """Wake one waiter of each loop, because something has happened; from any thread, also under a lock."""
         with self._lock:
             self.events += 1
             if self._waiters:
@@ -249,7 +270,7 @@ class WaitingRoom:
                         break
 
     def wake_all(self) -> None:
-        """Wake every waiter: something has happened that concerns them all."""
+        """Wake every waiter, because something has happened that concerns all; from any thread, also under a lock."""
         with self._lock:
             self.events += 1
             self._drop_the_dead()
@@ -259,14 +280,17 @@ class WaitingRoom:
 
 
 class SingleFlight:
-    """Runs an operation once for all who ask for it meanwhile.
+    """An operation that runs once for all who ask for it while it runs.
 
-    The first caller has it run; the others wait, in whichever loop, and then look again: they find it done, or have
-    it run themselves where the first one failed.
+    The first caller runs it.  The others wait, each in its own loop, and then look whether it is done.  If it has
+    failed, the next one runs it again.
     """
 
     def __init__(self, call: Callable[..., Awaitable[None]]) -> None:
-        """*call* is :meth:`Home.run`: it runs the operation, to its end even when its caller is cancelled."""
+        """Begin with nothing running.
+
+        :param call: :meth:`Home.run`, which runs an operation to its end even if its caller is cancelled.
+        """
         self._call = call
         self._lock = threading.Lock()
         self._running = False
@@ -275,9 +299,10 @@ class SingleFlight:
     async def run(
         self, operation: Callable[[], Coroutine[Any, Any, None]], done: Callable[[], bool], timeout: float
     ) -> None:
-        """Return once *done*; an error of *operation* reaches only the caller that had it run.
+        """Return when *done* returns True.  An error of *operation* reaches only the caller that ran it.
 
-        :param timeout: seconds to wait, whoever has it run.
+        :param done: is asked before and after each wait, in any thread and without a lock.
+        :param timeout: seconds to wait, whether this caller runs the operation or another one.
         :raises TimeoutError: when they are over; the operation goes on.
         """
         ends = time.monotonic() + timeout
@@ -304,7 +329,9 @@ class SingleFlight:
             try:
                 await operation()
             except GeneratorExit:
-                self._running = False  # all that the garbage collector may do here, in a thread that may hold the lock
+                # Perhaps the garbage collector, in a thread that holds the lock.  So this only lets the next caller run
+                # the operation; no waiter is woken, and those who wait end with their timeout.
+                self._running = False
                 raise
             except BaseException:
                 self._ended()
@@ -314,7 +341,9 @@ class SingleFlight:
         flight = guarded()
         try:
             await self._call(flight, timeout=timeout)
-        except Exception:  # a caller that gives up leaves the operation to run, or to begin yet
+        except Exception:
+            # The operation may still run, or not have begun yet; it then ends the flight itself.  But if home has
+            # refused it, it never begins.
             if not begun and inspect.getcoroutinestate(flight) == inspect.CORO_CLOSED:
                 self._ended()
             raise
