@@ -15,6 +15,7 @@ import rich  # needed for the tables only; if it is missing, that must show befo
 
 from events_core import ErrorCode, EventError, EventMessage, ReceivedMessage, ReceiveError
 from events_core.cli import ending, ndjson
+from events_core.cli.comparing import diff
 from events_core.cli.lines import Lines
 from events_core.cli.outcome import HOW_TO_TRACE, CommandError, ExitCode, exit_code, log_to_stderr, refusal, say
 from events_core.cli.output import Output
@@ -81,6 +82,9 @@ def events(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+
+
+events.add_command(diff)
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
