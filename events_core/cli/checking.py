@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,10 +19,11 @@ from events_core.cli.output import Output
 from events_core.cli.printing import printed
 from events_core.cli.progress import Steps
 from events_core.cli.target import usage_error
-from events_core.cli.trial import Trial, Verdict
+from events_core.cli.trial import Trial
 
 if TYPE_CHECKING:
     from events_core.testing.configured import ConfiguredHarness
+    from events_core.testing.findings import Result
 
 __all__ = ["check"]
 
@@ -55,9 +55,9 @@ def check(
     output.put(lines if json_path == "-" else printed(_table(trial), *_notes(trial), *_unproven(trial)))
     if file:
         _write(file, lines)
-    broken = [rule for rule in trial.verdicts if _outcome(trial, rule) == "broken"]
+    broken = [rule for rule, _, results in trial.of_rules() if _outcome(results) == "broken"]
     if broken:
-        raise CommandError(f"broken: {', '.join(rule for rule in trial.promises if rule in broken)}")
+        raise CommandError(f"broken: {', '.join(broken)}")
 
 
 def _tried(config: EventConfig, rules: Collection[str], patience: float, lease: float) -> Trial:
@@ -83,7 +83,7 @@ def _harness(config: EventConfig, patience: float, lease: float) -> ConfiguredHa
 
 
 def _tell_what_is_left(trial: Trial, *, topics_too: bool) -> None:
-    if trial.harness is None or not trial.verdicts:
+    if trial.harness is None or not trial.results:
         return
     for name, error in trial.harness.left.items():
         say("warning", f"subscription {name!r} could not be deleted: {error!r}")
@@ -114,56 +114,49 @@ def _writing(path: Path) -> Iterator[None]:
         raise CommandError(f"cannot write '{path}': {error.strerror}", ExitCode.UNUSABLE) from error
 
 
-def _outcome(trial: Trial, rule: str) -> str:
-    from events_core.testing.plugin import overall
+def _outcome(results: Sequence[Result]) -> str:
+    from events_core.testing.findings import overall
 
-    return overall([verdict.outcome for verdict in trial.verdicts[rule].values()])
+    return overall([result.state for result in results])
 
 
 def _as_json(trial: Trial) -> Iterator[dict[str, object]]:
-    from events_core.testing.plugin import unproven
+    from events_core.testing.findings import unproven
 
-    for rule, promise in trial.promises.items():
-        if rule in trial.verdicts:
-            tests = [
-                {"name": name, "outcome": verdict.outcome, "message": verdict.message}
-                for name, verdict in trial.verdicts[rule].items()
-            ]
-            line: dict[str, object] = {"rule": rule, "title": promise, "outcome": _outcome(trial, rule), "tests": tests}
-            if rule == _CAPABILITIES:
-                line["unproven"] = dict(unproven(trial.claims))
-            yield line
+    for rule, promise, results in trial.of_rules():
+        tests = [{"name": each.test, "outcome": each.state, "message": each.detail} for each in results]
+        line: dict[str, object] = {"rule": rule, "title": promise, "outcome": _outcome(results), "tests": tests}
+        if rule == _CAPABILITIES:
+            line["unproven"] = dict(unproven(trial.claims))
+        yield line
 
 
 def _table(trial: Trial) -> Table:
     table = Table("rule", "title", "outcome", box=None, pad_edge=False, header_style="bold")
-    for rule, promise in trial.promises.items():
-        if rule in trial.verdicts:
-            outcome = _outcome(trial, rule)
-            table.add_row(rule, Text(promise), Text(outcome, _STYLES.get(outcome, "dim")))
+    for rule, promise, results in trial.of_rules():
+        outcome = _outcome(results)
+        table.add_row(rule, Text(promise), Text(outcome, _STYLES.get(outcome, "dim")))
     return table
 
 
 def _notes(trial: Trial) -> Iterator[Text]:
     """Yield a note for each finding other than "kept", once, with the rules that it concerns."""
-    concerned: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
-    for rule in trial.promises:
-        for name, verdict in trial.verdicts.get(rule, {}).items():
-            if verdict.outcome != "kept":
-                concerned[verdict.outcome, _said(name, verdict)][rule] = None
-    for (outcome, said), rules in sorted(concerned.items()):
-        yield Text(f"\n{', '.join(rules)} {outcome}: {said}")
+    from events_core.testing.findings import notes
+
+    for state, detail, rules in notes(map(_brief, trial.results.values())):
+        yield Text(f"\n{', '.join(rules)} {state}: {detail}")
 
 
 def _unproven(trial: Trial) -> Iterator[Text]:
-    from events_core.testing.plugin import UNPROVEN, unproven
+    from events_core.testing.findings import UNPROVEN, unproven
 
     for claim, why in unproven(trial.claims):
         yield Text(f"\n{claim} {UNPROVEN}: {why}")
 
 
-def _said(name: str, verdict: Verdict) -> str:
-    if verdict.outcome != "broken":
-        return verdict.message
-    first = verdict.message.partition("\n")[0]
-    return f"{name}: {first}" if first else name
+def _brief(result: Result) -> Result:
+    """Return *result* with the name of the test and the first line of its message, if it is broken."""
+    if result.state != "broken":
+        return result
+    first = result.detail.partition("\n")[0]
+    return result._replace(detail=f"{result.test}: {first}" if first else result.test)

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import pytest
 
 from events_core import EventError
@@ -23,20 +22,12 @@ from events_core.options import did_you_mean
 
 if TYPE_CHECKING:
     from events_core.testing.configured import ConfiguredHarness
-    from events_core.testing.plugin import Claim
+    from events_core.testing.findings import Claim, Result
 
-__all__ = ["Trial", "Verdict"]
+__all__ = ["Trial"]
 
 _NOT_IN_THE_KIT = {"O3", "B2", "B4"}
 """Rules that the core keeps, whatever the backend; the tests of the core prove them."""
-
-
-@attrs.frozen
-class Verdict:
-    """The outcome of one test."""
-
-    outcome: str
-    message: str = ""
 
 
 class Trial:
@@ -51,8 +42,10 @@ class Trial:
         """The error in *rules*, or ``""``."""
         self.promises: Mapping[str, str] = {}
         """The chosen rules, with their promises."""
-        self.verdicts: dict[str, dict[str, Verdict]] = {}
-        """The outcomes of the tests of each rule, by the name of the test."""
+        self.results: dict[tuple[str, str], Result] = {}
+        """The outcome of each test, for each of its rules: by rule and test.
+
+        The detail of a broken one is the message of the failure."""
         self.claims: list[Claim] = []
         """The outcomes of the tests that prove declared capabilities."""
         self.harness: ConfiguredHarness | None = None
@@ -62,6 +55,13 @@ class Trial:
         self._failure: EventError | None = None
         self._crash = ""
         self._outcomes: list[str] = []
+
+    def of_rules(self) -> Iterator[tuple[str, str, list[Result]]]:
+        """Yield each rule that has a result, with its promise and its results, in the order of the contract."""
+        for rule, promise in self.promises.items():
+            results = [result for result in self.results.values() if result.rule == rule]
+            if results:
+                yield rule, promise, results
 
     def run(self) -> None:
         """Run the tests, and delete the subscriptions that they made.
@@ -147,7 +147,7 @@ class Trial:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the outcome in *report* for each rule of the test."""
-        from events_core.testing.plugin import claims_of, results_of
+        from events_core.testing.findings import claims_of, results_of
 
         if report.when != "call" and report.passed:
             return
@@ -155,8 +155,9 @@ class Trial:
         for result in results_of(report):
             self._outcomes.append(result.state)
             if result.rule in self.promises:
-                verdict = Verdict(result.state, _message(report) if result.state == "broken" else result.detail)
-                self.verdicts.setdefault(result.rule, {})[result.test] = verdict
+                if result.state == "broken":
+                    result = result._replace(detail=_message(report))
+                self.results[result.rule, result.test] = result
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """Show the outcome of the test."""

@@ -19,35 +19,12 @@ Add ``pytest_plugins = ["events_core.testing.plugin"]`` to the topmost ``conftes
 end of the run.  The kit needs pytest and runs its own event loops.
 """
 
+import pkgutil
+
 import pytest
 
-pytest.register_assert_rewrite(
-    *(
-        f"{__name__}.{module}"
-        for module in (
-            "stage",
-            "values",
-            "configuring",
-            "loading",
-            "publishing",
-            "subscribing",
-            "receiving",
-            "ordering",
-            "redelivering",
-            "settling",
-            "processing",
-            "deciding",
-            "closing",
-            "interruption",
-            "cancelling",
-            "lapsing",
-            "outages",
-            "threads",
-            "failing",
-            "observing",
-        )
-    )
-)
+# Before any of them is imported: then a failed assert says what it found.
+pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)))
 
 from events_core.testing.harness import Harness  # noqa: E402
 from events_core.testing.proxy import TcpProxy  # noqa: E402

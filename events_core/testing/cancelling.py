@@ -29,6 +29,7 @@ from events_core import (
 from events_core.testing.explaining import described, explained
 from events_core.testing.interruption import Interruption
 from events_core.testing.rules import rule
+from events_core.testing.skipping import not_shown
 from events_core.testing.stage import Stage, numbered, texts
 
 __all__ = ["Cancelling"]
@@ -144,7 +145,7 @@ async def _sweep(stage: Stage, act: _Act, *, connected: bool = False) -> None:
             points += 1
             assert point < MOST_POINTS, "it waits again and again"
     if not points:
-        pytest.skip("not shown: where a call that never waits is cancelled")
+        not_shown("where a call that never waits is cancelled")
     await asyncio.gather(*(scene.check() for scene in scenes))
 
 

@@ -18,6 +18,7 @@ from events_core import (
 )
 from events_core.options import describe_options, read_options
 from events_core.testing.rules import rule
+from events_core.testing.skipping import not_declared
 from events_core.testing.stage import Stage
 
 __all__ = ["Configuring"]
@@ -80,7 +81,7 @@ class Configuring:
         """An error about the options does not show the value of a secret one."""
         secrets = [info.name for info in describe_options(type(stage.client()).options_class) if info.secret]
         if not secrets:
-            pytest.skip("not declared: a secret option")
+            not_declared("a secret option")
         for name in secrets:
             with pytest.raises(ConfigurationError) as caught:
                 stage.client(**{name: _SECRET, "no_such_option": "x"})

@@ -22,6 +22,7 @@ from events_core import (
     consume,
 )
 from events_core.testing.rules import rule
+from events_core.testing.skipping import not_declared
 from events_core.testing.stage import Stage, numbered, texts
 
 __all__ = ["Deciding"]
@@ -88,7 +89,7 @@ class Deciding:
         try:
             stage.client(ordering="true", **stage.dead_letters)
         except ConfigurationError:
-            pytest.skip("not declared: dead_letter together with ordering")
+            not_declared("dead_letter together with ordering")
         dead = await stage.undertaker(ordering="true")
         client, receiver = await stage.open_ordered(**stage.dead_letters)
         await client.send_messages(numbered(6, key="k"))

@@ -13,6 +13,7 @@ from events_core import AcknowledgeError, ErrorCode, EventClient, EventMessage, 
 from events_core.engine import Delivery, EngineClient, Source
 from events_core.testing.processes import Child
 from events_core.testing.rules import rule
+from events_core.testing.skipping import not_declared, not_shown
 from events_core.testing.stage import Stage, texts
 
 __all__ = ["Lapsing"]
@@ -29,7 +30,7 @@ class _Absence:
         """A client with receivers that are held back; where its driver has no part in leases the test ends here."""
         present = type(stage.client())
         if not issubclass(present, EngineClient):
-            pytest.skip("not shown: holding back a client that is not built on the engine")
+            not_shown("holding back a client that is not built on the engine")
         return stage.added(self._held_back(present)(stage.config(**options)))
 
     def _held_back(self, present: type[EngineClient]) -> type[EngineClient]:
@@ -71,7 +72,7 @@ async def _overtaken(stage: Stage, absence: _Absence) -> _Overtaken:
     client = absence.client(stage, max_outstanding_messages="1", **options)
     late = await client.subscribe(stage.subscription)
     if absence.source is None or absence.source.lease is None:
-        pytest.skip("not declared: Source.lease, so that nothing but stopping the whole process holds a receiver back")
+        not_declared("Source.lease, so that nothing but stopping the whole process holds a receiver back")
     stage.require_lease()
     await client.send_message(EventMessage(b"x"))
     held = await stage.receive(late)
@@ -171,7 +172,7 @@ class Lapsing:
             stage.require_lease()
         client, receiver = await stage.open_ordered(**options)
         if receiver.capabilities.ordering != "subscription":
-            pytest.skip("not declared: ordering over a subscription")
+            not_declared("ordering over a subscription")
         await receiver.close()
         sent = [EventMessage(data, ordering_key="k") for data in (b"k1", b"k2", b"k3", b"k4")]
         await client.send_messages(sent)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from events_core import available_backends, load_backend
 from events_core.interface import API_VERSION
 from events_core.testing.rules import rule
+from events_core.testing.skipping import not_shown
 from events_core.testing.stage import Stage
 
 __all__ = ["Loading"]
@@ -31,7 +30,7 @@ class Loading:
         """Neither the package nor the client's module imports what only a connection needs, and which is there."""
         sdk = stage.harness.sdk_modules
         if not sdk:
-            pytest.skip("not shown: which modules are its SDK, as only a backend's own tests can say")
+            not_shown("which modules are its SDK, as only a backend's own tests can say")
         module = type(stage.client()).__module__
         found = json.loads(stage.python(["-c", _IMPORT, module, *sdk]))
         assert found == {"imported": [], "missing": []}

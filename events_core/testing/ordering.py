@@ -11,6 +11,7 @@ import pytest
 
 from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, EventRuntimeError, ReceivedMessage
 from events_core.testing.rules import rule
+from events_core.testing.skipping import not_shown
 from events_core.testing.stage import Stage, numbered, texts
 
 __all__ = ["Ordering"]
@@ -24,7 +25,7 @@ class Ordering:
         """Where a configuration declares no order, sending a key is UNSUPPORTED rather than ignored."""
         client = stage.client(ordering="false")
         if client.capabilities.ordering != "none":
-            pytest.skip("not shown: order cannot be switched off")
+            not_shown("order cannot be switched off")
         with pytest.raises(EventRuntimeError) as caught:
             await client.send_messages([EventMessage(b"x"), EventMessage(b"y", ordering_key="k")])
         assert caught.value.code is ErrorCode.UNSUPPORTED
@@ -83,7 +84,7 @@ class Ordering:
         run = await receiver.receive_messages(3, stage.harness.patience)
         assert texts(run) == ["k1", "k2", "k3"][: len(run)]
         if len(run) < at_least:
-            pytest.skip("not shown: one call returned no more than one message of a key")
+            not_shown("one call returned no more than one message of a key")
         return receiver, run
 
     @rule("R10", "R9")

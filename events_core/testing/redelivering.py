@@ -20,6 +20,7 @@ from events_core import (
     ReceivedMessage,
 )
 from events_core.testing.rules import rule
+from events_core.testing.skipping import not_declared
 from events_core.testing.stage import Stage, numbered, texts
 
 __all__ = ["Redelivering"]
@@ -234,7 +235,7 @@ class Redelivering:
         try:
             stage.client(ordering="true", **options)
         except ConfigurationError:
-            pytest.skip("not declared: dead_letter together with ordering")
+            not_declared("dead_letter together with ordering")
         dead = await stage.client(stage.name("dead"), ordering="true").subscribe(stage.name("undertaker"))
         client, receiver = await stage.open_ordered(**options)
         await client.send_messages(numbered(2, key="k"))

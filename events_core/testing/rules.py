@@ -15,6 +15,7 @@ import pytest
 from events_core import Capabilities, load_backend
 from events_core.testing.explaining import Log, explained, logged
 from events_core.testing.harness import Harness
+from events_core.testing.skipping import finding_of, not_shown
 from events_core.testing.stage import Stage
 
 __all__ = ["CLAIMS", "RULES", "claims", "rule"]
@@ -96,6 +97,10 @@ CLAIMS: Mapping[str, str] = {
 BEYOND_TESTS: Mapping[str, str] = {"durable=power_loss": "no test makes a power loss"}
 """What may be declared and is never proven, and why."""
 
+RULE, CLAIM, STATE = "rule", "claim", "state"
+"""Names of the user properties of a test: a rule that it is about, a capability that it proves, and its state with a
+detail if it ended without a verdict."""
+
 _WEAKER = {"durable=power_loss": "durable=process_crash", "ordering=subscription": "ordering=receiver"}
 
 
@@ -124,15 +129,21 @@ def rule(
         def run(self: object, harness: Harness, request: pytest.FixtureRequest, **params: Any) -> None:
             _check_exceptions(self, harness)
             losses = _losses.setdefault(type(self), Losses())
-            losses.check(harness.give_up_after)
             stage = Stage(harness)
             _claim(request.node, stage, proves)
             began = time.monotonic()
             try:
+                losses.check(harness.give_up_after)
                 _play(stage, functools.partial(test, self, stage, **_taken(params, request)))
+            except pytest.skip.Exception as skipped:
+                finding = finding_of(skipped)
+                if finding is not None:
+                    _note(request.node, *finding)
+                raise
             except (Exception, pytest.fail.Exception) as error:
                 reason = _exception(harness, test.__name__, names)
                 if reason:
+                    _note(request.node, "excepted", reason)
                     pytest.xfail(reason)
                 losses.failed(request.node.name, time.monotonic() - began)
                 for name in names:
@@ -181,11 +192,14 @@ class Losses:
         self._seconds += seconds
 
     def check(self, limit: float) -> None:
-        """Leave out the next test when that is enough; as long as nothing has failed, a slow broker is only slow."""
+        """Leave out the next test if *limit* seconds are lost.
+
+        Closing counts as lost time only once something has failed: until then a slow broker is only slow.
+        """
         if self._failed and self._seconds > limit:
-            pytest.skip(
-                f"not shown: the kit gave up after {self._seconds:.0f} s in failing tests and in closing (Harness."
-                f"give_up_after); fix what broke first: {', '.join(self._failed[:3])}"
+            not_shown(
+                f"the kit gave up after {self._seconds:.0f} s in failing tests and in closing (Harness.give_up_after); "
+                f"fix the first failures first: {', '.join(self._failed[:3])}"
             )
 
 
@@ -200,7 +214,12 @@ def _claim(item: pytest.Item, stage: Stage, proves: Collection[str]) -> None:
         declared = set(claims(stage.capabilities))
     except Exception:  # a broken backend's may be any; what it breaks is for its tests to say
         return
-    item.user_properties += [("claim", claim) for claim in proves if claim in declared]
+    item.user_properties += [(CLAIM, claim) for claim in proves if claim in declared]
+
+
+def _note(item: pytest.Item, state: str, detail: str) -> None:
+    """Let the report of *item* carry its state in the table of rules."""
+    item.user_properties.append((STATE, (state, detail)))
 
 
 def _check_exceptions(suite: object, harness: Harness) -> None:

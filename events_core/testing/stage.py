@@ -30,6 +30,7 @@ from events_core import (
 from events_core.testing.explaining import described
 from events_core.testing.harness import Harness
 from events_core.testing.processes import Child, environment, order
+from events_core.testing.skipping import not_declared, not_shown
 
 __all__ = ["Stage", "numbered", "texts"]
 
@@ -150,19 +151,19 @@ class Stage:
         """The value of *capability*, such as ``limits.max_attributes``; where it is not declared the test ends here."""
         value = attrgetter(capability)(self.capabilities)
         if value in (False, None, "none"):
-            pytest.skip(f"not declared: {capability}")
+            not_declared(f"{capability}")
         return value
 
     def require_lease(self) -> float:
         """The broker's lease, in seconds; where the harness does not know it the test ends here."""
         if not self.harness.lease:
-            pytest.skip("not shown: how long a lease is: give events check --lease SECONDS, or a harness its lease")
+            not_shown("how long a lease is: give events check --lease SECONDS, or a harness its lease")
         return self.harness.lease
 
     def require_refused_message(self) -> EventMessage:
         """A message that only the broker refuses; where the harness knows none the test ends here."""
         if self.harness.refused_message is None:
-            pytest.skip("not shown: what the broker refuses within its limits, as only a backend's own tests can say")
+            not_shown("what the broker refuses within its limits, as only a backend's own tests can say")
         return self.harness.refused_message
 
     async def refused(self, capability: str, call: Callable[[], Awaitable[object]]) -> None:
@@ -170,7 +171,7 @@ class Stage:
         with pytest.raises(EventError) as caught:
             await call()
         assert caught.value.code is ErrorCode.UNSUPPORTED, f"{capability} is not declared, so asking for it must be"
-        pytest.skip(f"not declared: {capability}")
+        not_declared(f"{capability}")
 
     @property
     def short_delay(self) -> float:
@@ -302,7 +303,7 @@ class Stage:
     async def restart(self) -> None:
         """Restart the broker; end the test if the harness cannot do that."""
         if not await asyncio.to_thread(self.harness.restart):
-            pytest.skip("not shown: restarting the broker, as only a backend's own tests can")
+            not_shown("restarting the broker, as only a backend's own tests can")
 
     # Explaining a failure
 
@@ -317,5 +318,5 @@ class Stage:
 
 def _shown(fault: AbstractContextManager[None] | None, what: str) -> AbstractContextManager[None]:
     if fault is None:
-        pytest.skip(f"not shown: {what}, as only a backend's own tests can")
+        not_shown(f"{what}, as only a backend's own tests can")
     return fault

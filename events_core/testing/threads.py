@@ -69,13 +69,13 @@ class Threads:
             await client.send_messages(numbered(5))
             assert sorted(texts(await stage.drain(receiver, 5))) == texts(numbered(5))
 
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="not shown: this platform does not fork")
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
     @rule("T2")
     async def test_a_client_not_yet_connected_works_in_a_forked_child(self, stage: Stage) -> None:
         """Constructed before the fork it sends, receives and acknowledges after it."""
         assert await stage.child("fork_fresh", subscription=stage.subscription) == {"child": "received x"}
 
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="not shown: this platform does not fork")
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
     @rule("T2")
     async def test_a_connected_client_refuses_to_work_in_a_forked_child(self, stage: Stage) -> None:
         """Every call there raises WRONG_PROCESS; the parent goes on."""
@@ -83,7 +83,7 @@ class Threads:
         assert report["child"] == dict.fromkeys(report["child"], "WRONG_PROCESS")
         assert report["parent"] == "received y"
 
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="not shown: this platform does not fork")
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
     @rule("T2")
     async def test_a_new_client_in_a_forked_child_stores_what_it_confirms_or_refuses(self, stage: Stage) -> None:
         """The parent was connected and closes meanwhile; the child's client loses nothing or raises WRONG_PROCESS."""

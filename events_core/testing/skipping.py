@@ -1,0 +1,34 @@
+"""Why a test ends without a verdict: the backend does not declare something, or the harness cannot show it.
+
+For pytest, such a test is skipped.  Its state and the detail travel with the exception, so that the table of rules need
+not read them out of the text that pytest prints.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import pytest
+
+__all__ = ["finding_of", "not_declared", "not_shown"]
+
+
+def not_declared(what: str) -> NoReturn:
+    """End the test because the backend does not declare *what*."""
+    _skip("not declared", what)
+
+
+def not_shown(what: str) -> NoReturn:
+    """End the test because nothing here can show *what*."""
+    _skip("not shown", what)
+
+
+def _skip(state: str, detail: str) -> NoReturn:
+    skipped = pytest.skip.Exception(f"{state}: {detail}")
+    skipped.finding = state, detail  # type: ignore[attr-defined]  # for ``finding_of``
+    raise skipped
+
+
+def finding_of(skipped: BaseException) -> tuple[str, str] | None:
+    """Return state and detail of a skip, or ``None`` if it is not one of those above."""
+    return getattr(skipped, "finding", None)
