@@ -1,6 +1,6 @@
 """Send, receive and acknowledge one message, on the backend that ``events.toml`` names.
 
-Run ``python examples/basic.py [CLIENT]``: ``memory`` unless another client of the file is named.
+Run ``python examples/basic.py [CLIENT]``.  Without an argument, the client is ``memory``.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import asyncio
 import sys
 from pathlib import Path
 
-from events_core import EventConfig, EventMessage, create_client
+from events_core import EventMessage, create_client
 
 
 async def main(name: str) -> None:
-    config = EventConfig.from_file(Path(__file__).with_name("events.toml"), name)
-    async with create_client(config) as client:
+    file = Path(__file__).with_name("events.toml")
+    async with create_client(name, file=file) as client:
         order = EventMessage.from_json({"order": 42, "total": "19.90"}, attributes={"kind": "created"})
         print("sent", await client.send_message(order))
 

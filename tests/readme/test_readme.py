@@ -68,10 +68,10 @@ def test_the_second_command_is_the_one_that_ci_runs() -> None:
 def test_the_program_runs_with_its_configuration(tmp_path: Path) -> None:
     """On the file's backend, and on that of the environment's URL, which comes before it."""
     (tmp_path / "events.toml").write_text(TOML)
-    assert run([sys.executable, "-c", PYTHON], tmp_path) == "{'order': 42} created\n"
+    assert run([sys.executable, "-c", PYTHON], tmp_path) == "received {'order': 42}\n"
     (tmp_path / "events.db").unlink()
     output = run([sys.executable, "-c", PYTHON], tmp_path, EVENTS_ORDERS_URL=URLS["memory"])
-    assert output == "{'order': 42} created\n"
+    assert output == "received {'order': 42}\n"
     assert not (tmp_path / "events.db").exists()
 
 
