@@ -4,7 +4,7 @@ It is the reference for each rule of the contract that one process can keep.  Cl
 project and name.  A forked child starts without topics.
 
 Every topic, subscription and message is guarded by one lock, ``_lock``, which is held for a moment and never across an
-``await``.  A receiver fetches while it holds the engine's lock of its own receiver.  So ``_lock`` is always the inner
+``await``.  The engine calls ``fetch`` under the lock of its receiver.  So ``_lock`` is always the inner
 one: code that holds it calls neither ``wake`` nor the log, whose handlers may take other locks.  The methods that need
 the lock return what there is to wake, and the callers wake it after they have released the lock.
 """

@@ -1,4 +1,4 @@
-"""What the memory backend promises beyond the contract."""
+"""Promises of the memory backend beyond the contract."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from events_core.engine import BrokerError, Delivery, Settlement
 
 
 def test_what_was_acknowledged_is_freed() -> None:
-    """The engine remembers thousands of settled deliveries; their data goes at once."""
+    """The engine remembers thousands of settled deliveries, but their data is freed at once."""
 
     async def scenario() -> None:
         data = bytes(1000)
@@ -64,7 +64,7 @@ def test_a_subscription_that_comes_while_another_thread_closes_the_client_goes_w
 
 
 def test_what_was_held_of_a_deleted_subscription_has_expired() -> None:
-    """S3, F1: also when the subscription has been created anew; it holds nothing up."""
+    """S3, F1: also when the subscription was created again; the receiver no longer counts it as held."""
 
     async def scenario() -> None:
         config = EventConfig("deleted", backend="memory")
@@ -84,7 +84,7 @@ def test_what_was_held_of_a_deleted_subscription_has_expired() -> None:
 
 
 class _FailingSource(MemorySource):
-    """Fails once when it is told to."""
+    """A source that fails once when the test says so."""
 
     failing = ""
 
@@ -103,7 +103,7 @@ class _FailingSource(MemorySource):
 
 
 class _FailingDriver(MemoryDriver):
-    """Does not publish what is bad."""
+    """A driver that fails to publish bad messages."""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         if messages[0].data == b"bad":
@@ -120,7 +120,7 @@ class _FailingClient(MemoryClient):
 
 
 def test_a_mistake_of_an_inline_driver_is_a_failure_of_the_call() -> None:
-    """S5, P7, F1: INTERNAL, and the next call tries again, as where the engine has a thread."""
+    """S5, P7, F1: the error is ``INTERNAL``, and the next call tries again, as with a driver that has a thread."""
 
     async def scenario() -> None:
         async with _FailingClient(EventConfig("failing")) as client, await client.subscribe() as receiver:
@@ -143,7 +143,7 @@ def test_a_mistake_of_an_inline_driver_is_a_failure_of_the_call() -> None:
 
 
 def test_a_missing_subscription_is_told_with_the_nearest() -> None:
-    """A mistyped name is found at once, in joining and in deleting."""
+    """The error suggests a similar name, when joining and when deleting."""
 
     async def scenario() -> None:
         config = EventConfig("mistyped", backend="memory")
@@ -163,7 +163,7 @@ def test_a_missing_subscription_is_told_with_the_nearest() -> None:
 
 
 def test_a_letter_is_logged_by_the_receiver_that_moves_it(caplog: pytest.LogCaptureFixture) -> None:
-    """R12: also when another client held the message for too long."""
+    """R12: also if a receiver of another client held the message too long."""
 
     async def scenario() -> None:
         options = {"dead_letter_topic": "failed", "max_delivery_attempts": "1", "max_lease_duration": "0.01"}

@@ -74,7 +74,7 @@ class FileConnection:
         self._calling = threading.RLock()
         self._store: Store | None = None
         self._failed: Store | None = None
-        self._had_content = False  # an empty file at the path is then one that somebody is about to restore
+        self._had_content = False  # then an empty file at the path is about to be restored
         self._is_closed = False
 
     @property
@@ -93,7 +93,7 @@ class FileConnection:
         await self.run(lambda store: None, tells_lock=True)
 
     def close(self) -> None:
-        """Close the file, and refuse whatever comes later.
+        """Close the file, and refuse all later operations.
 
         :raises BrokerError: when SQLite fails to close it.
         """
@@ -149,7 +149,7 @@ class FileConnection:
         with self._calling:
             store = self._current()
             result = work(store)
-            # If the file has lost its name meanwhile, the transaction is in a file that nobody will open again.
+            # If the file has just lost its name, the transaction is in a file that no process will open again.
             # Raising here keeps it from being confirmed.
             store.place.check()
         return result

@@ -2,7 +2,7 @@
 
 SQLite's library has internal locks, for its memory and its lists, apart from the locks on files.  Each call may hold
 one for a moment.  If a child is forked at that moment, it has no thread that would release the lock, and it hangs when
-it first opens any file.  So each client calls SQLite under a lock of its own, from :func:`await_calls` to
+it first opens any file.  So each client has a lock under which it calls SQLite, from :func:`await_calls` to
 :func:`forget_calls`.  A fork takes all these locks first and releases them afterwards.
 """
 

@@ -31,7 +31,7 @@ def open_file(
 
     Several processes may do so at once: one of them creates or upgrades the file, and the others wait for it.
 
-    :param restored: whether the file has had content before.  If it is empty now, somebody is about to restore it.
+    :param restored: whether the file has had content before.  If it is empty now, a user is about to restore it.
     :raises BrokerError: for a file of another application or a newer version, an empty one, or a device.
     :raises sqlite3.Error: for a file that SQLite cannot open.
     """

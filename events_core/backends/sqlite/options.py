@@ -44,7 +44,7 @@ class SQLiteOptions(CommonOptions):
         default=None,
         minimum=0,
         unit="seconds",
-        help="How long the topic keeps messages for later subscriptions; unset leaves it as it is, 0 in a new topic.",
+        help="How long the topic keeps messages for later subscriptions; unset keeps its present value, at first 0.",
     )
     session_timeout: float = option(
         default=15.0,

@@ -1,7 +1,7 @@
 """Telling whether an open file is still the one at its path.
 
-If another program removes or replaces a file, SQLite goes on in the open one, which nobody will find again.  A commit
-there is lost.
+If another program removes or replaces a file, SQLite goes on in the open one, which no process will find again.  A
+commit there is lost.
 
 The same goes for the two files next to it: the log (``-wal``), and its index (``-shm``), which also holds the locks of
 the log.  When another program removes the index, the next process to open the file makes a new one.  Then there are
@@ -134,7 +134,7 @@ class Place:
         self._log = {path: _identity(path) for path in (f"{self._real}-wal", f"{self._real}-shm")}
         known = {self._path: self._file, **self._log}
         self._known = tuple((path, identity or _NONE) for path, identity in known.items())
-        self._check_others()  # again: somebody may have removed the log since the first check
+        self._check_others()  # again, because the log may have been removed since the first check
 
     @property
     def is_current(self) -> bool:

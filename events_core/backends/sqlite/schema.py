@@ -1,8 +1,8 @@
 """The tables, and how a file of an older version gets them.
 
 A message is one row, however many subscriptions there are.  A subscription has a ``cursor``: the highest message that
-it has looked at.  For each message up to the cursor that is not settled, it has a row in ``deliveries``.  So messages
-that nobody has looked at yet cost a subscription nothing.
+it has looked at.  For each message up to the cursor that is not settled, it has a row in ``deliveries``.  So a
+backlog beyond the cursor costs a subscription nothing.
 
 A delivery is READY, LEASED or BLOCKED.  For each ordering key, either one delivery is READY, the first one, or some are
 LEASED; all others of the key are BLOCKED.  So one receiver at a time has messages of a key, and a nacked message holds

@@ -373,9 +373,9 @@ class Store:
             self.drop_subscription(found)
 
     def bound_log(self) -> None:
-        """Empty the log if it has become long and nobody else is using it at the moment."""
-        # SQLite starts the log from its beginning once all of it is in the file and nobody reads from it.  If several
-        # processes are busy, that moment never comes, and the log grows without end.
+        """Empty the log if it has become long and no other process is using it at the moment."""
+        # SQLite starts the log again from its beginning once all of it is in the file and no process reads from it.  If
+        # several processes are busy, that moment never comes, and the log grows without end.
         now = time.monotonic()
         if now < self._look_at:
             return

@@ -36,8 +36,8 @@ __all__ = ["IDLE_TIMEOUTS", "Subscription"]
 _log = logging.getLogger("events_core.sqlite")
 
 PATIENCE = 0.5
-"""The part of a session timeout for which a receiver that is new or late takes over from nobody.  In that time every
-running receiver renews its session twice."""
+"""The part of a session timeout for which a receiver that is new or late does not take over from others.  In that
+time every running receiver renews its session twice."""
 _NEVER = 2**62
 """More failed attempts than any message has."""
 IDLE_TIMEOUTS = 4
@@ -114,7 +114,7 @@ class Subscription:
         """Return this session on *store*, the file opened again; it keeps its leases if the file still knows them."""
         if store is self._store:
             return self
-        moved = copy.copy(self)  # the old one stays as it is if this fails
+        moved = copy.copy(self)  # so that the old one is unchanged if this fails
         moved._use(store)
         return moved
 
@@ -158,7 +158,7 @@ class Subscription:
     def next_due(self) -> float:
         """Return the ``time.time()`` from which :meth:`take` may find something; infinity if that is never.
 
-        It holds for the file as it is now.
+        The answer is true until the file changes.
         """
         self._store.check_version()
         asked = {"most": self._most_attempts, "session": self._session, "subscription": self._id}
@@ -198,7 +198,7 @@ class Subscription:
                 self._renew(now)
                 yield now
         except BaseException:
-            # The ids of a transaction that was rolled back may be given to somebody else.
+            # The ids of a transaction that was rolled back may be given to other sessions.
             self._id, self._session, self._expires_at = known
             raise
         # Counted from before the transaction: others count from the time that it has written.

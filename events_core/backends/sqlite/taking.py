@@ -116,7 +116,7 @@ class Taking:
                 self._take_run(key, now)
 
     def _take_run(self, key: str, now: float) -> None:
-        """Take the messages that wait behind the first one of *key*, up to one that has a delay of its own."""
+        """Take the messages that wait behind the first one of *key*, up to one with another delay."""
         asked = {"subscription": self._subscription, "key": key, "limit": RUN}
         for message_id, failed, available_at in self._execute(_QUEUED, asked).fetchall():
             if available_at > now or self._is_full or self._has_enough_of(key):

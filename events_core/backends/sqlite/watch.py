@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 __all__ = ["Watch"]
 
-# SQLite tells nobody that a file has changed, so a waiting receiver has to look.  On average, half of the pause between
-# two looks delays a message from another process.  A look costs about 0.2 ms of CPU, nearly all of it for waking up.
+# SQLite does not report changes by other processes, so a waiting receiver has to look.  Half of the pause between two
+# looks delays a message from another process, on average.  A look costs about 0.2 ms of CPU, nearly all for waking up.
 IDLE_POLL = 0.025
 """Seconds between two looks."""
 BUSY_POLL = 0.008

@@ -1,4 +1,4 @@
-"""A file for each test, and the two doors to it: clients, and the synchronous store beneath them."""
+"""A file for each test, and two ways to use it: a client, and the synchronous store below the client."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from events_core.options import read_options
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A path where no file is yet."""
+    """A path without a file."""
     return tmp_path / "events.db"
 
 
 @pytest.fixture
 def client(file: Path) -> Callable[..., SQLiteClient]:
-    """Makes a client of topic ``orders`` in the file."""
+    """A function that makes a client of topic ``orders`` in the file."""
 
     def make(topic_name: str = "orders", **options: str) -> SQLiteClient:
         return SQLiteClient(EventConfig(topic_name, options={"path": str(file), **options}))
@@ -31,7 +31,7 @@ def client(file: Path) -> Callable[..., SQLiteClient]:
 
 @pytest.fixture
 def store(file: Path) -> Iterator[Callable[..., Store]]:
-    """Opens a connection to topic ``orders`` in the file; all are closed afterwards."""
+    """A function that opens a connection to topic ``orders`` in the file; each is closed at the end of the test."""
     opened: list[Store] = []
 
     def open_store(topic_name: str = "orders", **options: str) -> Store:
@@ -45,5 +45,5 @@ def store(file: Path) -> Iterator[Callable[..., Store]]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes receivers take over at once from what has lapsed, as those do that have been there for a while."""
+    """Let receivers take over from a lapsed session at once, without the wait of a new receiver."""
     monkeypatch.setattr(subscription, "PATIENCE", 0.0)

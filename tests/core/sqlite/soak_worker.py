@@ -1,7 +1,7 @@
-"""One process of the soak: a producer or a consumer that writes down what it does, each line after it was done.
+"""One process of the soak: a producer or a consumer.  It writes down each action after it is done.
 
-Run as ``soak_worker.py ROLE FILE LEDGER CLOCK …``; a line that the system call has taken survives ``kill -9``.  The
-system's clock is ``CLOCK`` seconds fast, a number in a file that the test changes under all processes.
+Run as ``soak_worker.py ROLE FILE LEDGER CLOCK …``.  A line that was given to the system survives ``kill -9``.  The file
+``CLOCK`` says how many seconds the system's clock is fast; the test changes it for all processes.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from events_core.backends.sqlite import SQLiteClient
 
 BATCH = 20
 PAUSE = 0.05
-"""Seconds between two batches of a producer, so that kills meet it at work."""
+"""Seconds between two batches of a producer, so that a kill meets it at work."""
 UNWRITTEN = 0.02
-"""Most seconds before what was done is written down, so that kills meet that as well."""
+"""Seconds before an action is written down, at most, so that a kill may come in between."""
 HANDLING = 0.1
-"""Most seconds for which a consumer holds a batch, so that kills meet it holding one."""
+"""Seconds for which a consumer holds a batch, at most, so that a kill meets it with one."""
 
 
 class Ledger:
-    """What this process writes down."""
+    """The actions that this process has written down."""
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
 
     def write(self, kind: str, entries: Iterable[str]) -> None:
-        """One line for each of *entries*, with the time on the clock that all processes share."""
+        """Write a line for each of *entries*, with the time of the clock that all processes share."""
         now = time.monotonic_ns()
         os.write(self._file, "".join(f"{kind} {now} {entry}\n" for entry in entries).encode())
 
 
 async def produce(client: SQLiteClient, ledger: Ledger, name: str, *share: str) -> None:
-    """Send a share: its first number, the one after its last, of how many keys; ``sent`` tells name, number and key."""
+    """Send a *share*: its first number, the one after its last, and the number of keys; write down each as ``sent``."""
     first, end, keys = map(int, share)
     for start in range(first, end, BATCH):
         rows = [(number, f"key-{random.randrange(keys)}") for number in range(start, min(start + BATCH, end))]
@@ -52,7 +52,7 @@ async def produce(client: SQLiteClient, ledger: Ledger, name: str, *share: str) 
 
 
 async def consume(client: SQLiteClient, ledger: Ledger) -> None:
-    """Acknowledge all that comes; ``held`` tells the same as ``sent``."""
+    """Acknowledge everything that comes; write down each as ``held``, in the form of ``sent``."""
     async with await client.subscribe() as receiver:
         while True:
             messages = await receiver.receive_messages(BATCH)
@@ -76,7 +76,7 @@ def ids_of(messages: Iterable[ReceivedMessage]) -> list[str]:
 
 
 def follow(clock: str) -> None:
-    """Let :func:`time.time` be that of a system whose clock is set now and then."""
+    """Let :func:`time.time` follow the *clock* that the test sets."""
     with open(clock, "rb") as opened:
         offset = memoryview(mmap.mmap(opened.fileno(), 8, prot=mmap.PROT_READ)).cast("d")
     true_time = time.time

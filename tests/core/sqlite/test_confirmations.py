@@ -1,4 +1,4 @@
-"""What a confirmed send has survived: its process, and what the system was asked for before, as ``strace`` saw it."""
+"""A confirmed send has survived its process, and the system was asked to sync it first, as ``strace`` shows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 def traced(*options: str, file: Path, durability: str, action: str) -> list[str]:
-    """The calls of the system that ``strace`` has seen while the program did *action*."""
+    """Return the system calls that ``strace`` has seen while the program did *action*."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
@@ -65,7 +65,7 @@ def traced(*options: str, file: Path, durability: str, action: str) -> list[str]
 
 
 def steps_of_sends(file: Path, durability: str) -> list[str]:
-    """A letter for each write to the log, each sync of it, and each confirmation, of five sends in turn."""
+    """Return for each of five sends in turn its writes (w) to the log, syncs (s) and confirmation (c), as a string."""
     calls = traced("-e", "trace=write,pwrite64,fsync,fdatasync", file=file, durability=durability, action="trace")
     begin = next(index for index, call in enumerate(calls) if '"begin"' in call)
     steps = "".join(letter for call in calls[begin:] if (letter := step(call)))
@@ -77,19 +77,19 @@ def step(call: str) -> str:
         return "c"
     if "pwrite64(" in call and ".db-wal>" in call:
         return "w"
-    # Counted when it has ended, which may be a line of its own that names no file.
+    # Counted when it ends.  strace may report the end in another line, which does not name the file.
     return "s" if "sync" in call and call.endswith("= 0") else ""
 
 
 def test_full_durability_syncs_the_log_before_each_confirmation(file: Path) -> None:
-    """After all that was written for the send, so that a power loss cannot take it back."""
+    """The sync comes after all writes of the send, so a power loss cannot take the message back."""
     steps = steps_of_sends(file, "full")
     assert len(steps) == 5
     assert all(each.startswith("w") and each.endswith("wsc") for each in steps), steps
 
 
 def test_normal_durability_confirms_what_the_system_was_given(file: Path) -> None:
-    """Without a sync, which is what makes it fast; so a sync that is there is seen here."""
+    """There is no sync.  This also shows that the test above would notice a missing one."""
     steps = steps_of_sends(file, "normal")
     assert len(steps) == 5
     assert all(each == "w" * (len(each) - 1) + "c" for each in steps), steps
@@ -99,7 +99,7 @@ def test_normal_durability_confirms_what_the_system_was_given(file: Path) -> Non
 def test_confirmed_messages_survive_a_kill_right_after(
     file: Path, client: Callable[..., SQLiteClient], durability: str
 ) -> None:
-    """Before the process has done anything else."""
+    """The process is killed before it does anything else."""
     died = subprocess.run([sys.executable, "-c", PROGRAM, str(file), durability, "die"], timeout=60, check=False)
     assert died.returncode == -signal.SIGKILL
 
@@ -116,7 +116,7 @@ def test_confirmed_messages_survive_a_kill_right_after(
 
 
 def test_send_whose_sync_failed_is_stored_once(file: Path) -> None:
-    """P7: it is sent again, and what was written the first time does not come back when the file is opened again."""
+    """P7: it is sent again, and the first try does not appear when the file is opened again."""
     failing = ("--trace-path", f"{file}-wal", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=4+2")
     calls = traced(*failing, file=file, durability="full", action="go_on")
     assert sum("(INJECTED)" in call for call in calls) >= 5

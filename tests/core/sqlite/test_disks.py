@@ -1,4 +1,4 @@
-"""Disks that fill up or must not be written, as the kernel has them: nothing is lost, and work resumes."""
+"""Real disks that fill up or are read-only: nothing is lost, and work goes on afterwards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mount(*arguments: str) -> None:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[Path]:
-    """A path on a small file system of its own."""
+    """A path on a small file system for this test."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("needs root on Linux, to mount a file system")
     disk = tmp_path / "disk"
@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """A file that takes all that is left."""
+    """Fill the rest of the disk; return the file that does so."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as taking:
         try:
@@ -54,7 +54,7 @@ def message(number: int) -> EventMessage:
 
 
 async def received(client: SQLiteClient) -> list[int]:
-    """What the subscription ``s`` holds, acknowledged."""
+    """Receive and acknowledge everything in the subscription ``s``."""
     async with await client.subscribe("s") as receiver:
         numbers = []
         while messages := await receiver.receive_messages(100, 0.5):
@@ -70,7 +70,7 @@ async def until_disconnected(client: SQLiteClient) -> None:
 
 
 def test_sends_wait_for_room_on_the_disk(client: Clients, file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """When messages have filled it they are confirmed once there is more; all are there, in order and once."""
+    """When there is room again, the sends complete, and each message is stored once and in order."""
 
     async def send(sending: SQLiteClient, confirmed: list[int]) -> None:
         for number in range(200):
@@ -93,7 +93,7 @@ def test_sends_wait_for_room_on_the_disk(client: Clients, file: Path, caplog: py
 
 
 def test_send_that_finds_no_room_in_time_says_so(client: Clients, file: Path) -> None:
-    """And is not stored later; what was confirmed is there for the next process."""
+    """It is not stored later either, and the next process finds everything that was confirmed."""
 
     async def run() -> list[int]:
         async with client(subscription="s", send_timeout="0.5") as sending:
@@ -111,7 +111,7 @@ def test_send_that_finds_no_room_in_time_says_so(client: Clients, file: Path) ->
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_disk_that_is_full_already_is_named_while_connecting(client: Clients, file: Path, exists: bool) -> None:
-    """Also where SQLite itself says no more than that the disk failed; the same client goes on when there is room."""
+    """SQLite itself reports only that the disk failed.  The same client goes on when there is room."""
 
     async def run() -> list[int]:
         if exists:
@@ -130,7 +130,7 @@ def test_disk_that_is_full_already_is_named_while_connecting(client: Clients, fi
 
 
 def test_acknowledgement_waits_for_room_on_the_disk(client: Clients, file: Path) -> None:
-    """Once confirmed, it holds."""
+    """After it was confirmed, the message does not come again."""
 
     async def run() -> list[int]:
         async with client(subscription="s") as working:
@@ -151,7 +151,7 @@ def test_acknowledgement_waits_for_room_on_the_disk(client: Clients, file: Path)
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_read_only_directory_is_refused_until_it_can_be_written(client: Clients, file: Path, exists: bool) -> None:
-    """Also to root, whom permissions do not stop; the same client goes on afterwards."""
+    """Even for root, who may ignore permissions.  The same client goes on afterwards."""
 
     async def run() -> list[int]:
         if exists:

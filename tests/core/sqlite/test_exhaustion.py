@@ -1,4 +1,4 @@
-"""A process that has used up its descriptors or threads: errors that say so, and work goes on when there are more."""
+"""A process without free descriptors or threads: its errors say so, and work goes on when there are more."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def each_said(client):
 
 
 def run(body: str, file: Path) -> object:
-    """What the body of a coroutine function prints, as JSON; nothing may be complained of."""
+    """Run *body* in a coroutine; return the JSON that it prints.  It must not print an error or a warning."""
     indented = "\n".join(f"    {line}" for line in body.strip().splitlines())
     program = f"{PROGRAM}\nasync def main():\n{indented}\n\nasyncio.run(main())\n"
     done = subprocess.run(
@@ -80,7 +80,7 @@ def run(body: str, file: Path) -> object:
 
 @pytest.mark.parametrize("count", range(7))
 def test_too_few_descriptors_are_named(file: Path, count: int) -> None:
-    """Whatever needs the first one that is missing, the client's thread or the file; later the same client works."""
+    """The client's thread needs one first, then the file.  Later the same client works."""
     body = f"""
 await made().close()
 async with made(**SHORT) as client:
@@ -102,7 +102,7 @@ async with made(**SHORT) as client:
 
 
 def test_send_waits_for_descriptors(file: Path) -> None:
-    """It is stored once there are some."""
+    """The message is stored when there are descriptors again."""
     body = """
 async with made() as client:
     with descriptors(0):
@@ -115,7 +115,7 @@ async with made() as client:
 
 
 def test_connected_client_needs_no_more_descriptors(file: Path) -> None:
-    """It sends and receives."""
+    """It sends and receives while the process has none left."""
     body = """
 async with made() as client, await client.subscribe() as receiver:
     with descriptors(0):
@@ -128,7 +128,7 @@ async with made() as client, await client.subscribe() as receiver:
 
 
 def test_lack_of_threads_is_named(file: Path) -> None:
-    """As that of descriptors."""
+    """As with descriptors, the error says what is missing, and the same client works later."""
     body = """
 async with made(**SHORT) as client:
     with no_threads():

@@ -1,4 +1,4 @@
-"""The file: how it is created, and every way in which it can be refused."""
+"""How a file is created, and each reason to refuse one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pragma(connection: sqlite3.Connection, name: str) -> object:
 
 
 def refusal(client: SQLiteClient) -> EventError:
-    """Why *client* cannot be used."""
+    """Return the error of a *client* that cannot be used."""
 
     async def ping() -> EventError:
         async with client:
@@ -49,7 +49,7 @@ def send(client: SQLiteClient, text: str = "x") -> str:
 
 
 def test_file_is_marked_and_keeps_a_log(store: Stores) -> None:
-    """A file carries the application's id and its schema's version."""
+    """A file carries the application's id and the version of its schema."""
     connection = store().connection
     assert pragma(connection, "application_id") == APPLICATION_ID
     assert pragma(connection, "user_version") == VERSION
@@ -58,7 +58,7 @@ def test_file_is_marked_and_keeps_a_log(store: Stores) -> None:
 
 @pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("normal", 1)])
 def test_durability_is_what_sqlite_reads_back(store: Stores, durability: str, synchronous: int) -> None:
-    """Inside and outside of a transaction."""
+    """Inside and outside of a transaction, SQLite reports the level that the option asks for."""
     opened = store(durability=durability)
     with opened.transaction():
         assert pragma(opened.connection, "synchronous") == synchronous
@@ -75,7 +75,7 @@ def test_nothing_is_left_beside_a_closed_file(client: Clients, file: Path) -> No
 
 @pytest.mark.parametrize("create", ["never", "subscription"])
 def test_file_is_created_only_where_allowed(client: Clients, file: Path, create: str) -> None:
-    """Otherwise a missing file is not found, and stays missing."""
+    """Otherwise a missing file is ``NOT_FOUND``, and is not created."""
     error = refusal(client(create=create))
     assert error.code is ErrorCode.NOT_FOUND
     assert "create=all" in str(error)
@@ -83,7 +83,7 @@ def test_file_is_created_only_where_allowed(client: Clients, file: Path, create:
 
 
 def test_empty_file_is_taken_into_use_only_where_allowed(client: Clients, file: Path) -> None:
-    """An empty file has no topic."""
+    """Otherwise an empty file is ``NOT_FOUND``, because it has no topic."""
     file.touch()
     assert refusal(client(create="never")).code is ErrorCode.NOT_FOUND
     assert file.stat().st_size == 0
@@ -91,7 +91,7 @@ def test_empty_file_is_taken_into_use_only_where_allowed(client: Clients, file: 
 
 
 def test_missing_topic_is_not_found(client: Clients) -> None:
-    """Another client has to create it."""
+    """A client that may not create the topic says so."""
     send(client())
     error = refusal(client("payments", create="subscription"))
     assert error.code is ErrorCode.NOT_FOUND
@@ -99,7 +99,7 @@ def test_missing_topic_is_not_found(client: Clients) -> None:
 
 
 def test_projects_have_topics_of_their_own(client: Clients, file: Path) -> None:
-    """The same topic name in two projects is two topics."""
+    """One topic name in two projects names two topics."""
     first = Store("a", "orders", client()._driver.options)
     second = Store("b", "orders", client()._driver.options)
     assert first.topic_id != second.topic_id
@@ -108,7 +108,7 @@ def test_projects_have_topics_of_their_own(client: Clients, file: Path) -> None:
 
 
 def test_missing_directory_is_named(client: Clients, file: Path) -> None:
-    """Directories are not created."""
+    """The error names the directory, which is not created."""
     missing = file.parent / "none"
     error = refusal(client(path=str(missing / "events.db")))
     assert error.code is ErrorCode.NOT_FOUND
@@ -116,14 +116,14 @@ def test_missing_directory_is_named(client: Clients, file: Path) -> None:
 
 
 def test_directory_is_no_file(client: Clients, file: Path) -> None:
-    """As when the topic was left out of a URL."""
+    """For example if a URL has no topic."""
     error = refusal(client(path=str(file.parent)))
     assert error.code is ErrorCode.INVALID
     assert "is a directory" in str(error)
 
 
 def test_pipe_is_no_file(client: Clients, file: Path) -> None:
-    """Nor is a device."""
+    """A pipe is ``INVALID``."""
     os.mkfifo(file)
     error = refusal(client())
     assert error.code is ErrorCode.INVALID
@@ -134,7 +134,7 @@ def test_pipe_is_no_file(client: Clients, file: Path) -> None:
 @pytest.mark.parametrize("create", ["all", "never"])
 @pytest.mark.parametrize("device", ["/dev/full", "/dev/null", "/dev/zero"])
 def test_device_is_no_file(client: Clients, device: str, create: str) -> None:
-    """Even one that says the disk is full, or that reads as an empty file."""
+    """Not even a device that reads as an empty file, or reports a full disk."""
     if not os.path.exists(device):
         pytest.skip(f"this system has no {device}")
     error = refusal(client(path=device, create=create))
@@ -145,7 +145,7 @@ def test_device_is_no_file(client: Clients, device: str, create: str) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows asks for a privilege to make a link")
 @pytest.mark.parametrize("create", ["all", "never"])
 def test_link_that_leads_to_itself_is_refused(client: Clients, file: Path, create: str) -> None:
-    """At once, also where the link is a directory on the way."""
+    """It is refused at once, also if it stands for a directory in the path."""
     file.symlink_to(file.with_name("other"))
     file.with_name("other").symlink_to(file)
     for path in (file, file / "events.db"):
@@ -156,7 +156,7 @@ def test_link_that_leads_to_itself_is_refused(client: Clients, file: Path, creat
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows asks for a privilege to make a link")
 def test_link_to_a_missing_directory_is_refused(client: Clients, file: Path) -> None:
-    """At once, with the name of the directory."""
+    """It is refused at once, and the error names the directory."""
     target = file.parent / "none" / "events.db"
     file.symlink_to(target)
     error = refusal(client())
@@ -166,7 +166,7 @@ def test_link_to_a_missing_directory_is_refused(client: Clients, file: Path) -> 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows asks for a privilege to make a link")
 def test_link_to_a_missing_file_creates_it_where_allowed(client: Clients, file: Path) -> None:
-    """As if the link were the file."""
+    """The link's target is created as the file would be."""
     target = file.with_name("target.db")
     file.symlink_to(target)
     assert refusal(client(create="never")).code is ErrorCode.NOT_FOUND
@@ -185,7 +185,7 @@ def modes(folder: Path) -> dict[str, int]:
 
 @posix
 def test_new_file_is_this_users_alone(client: Clients, file: Path) -> None:
-    """And so is what SQLite keeps beside it while it is in use."""
+    """Only this user may read the file, and the files that SQLite keeps next to it."""
 
     async def run() -> dict[str, int]:
         async with client() as working:
@@ -201,7 +201,7 @@ def test_new_file_is_this_users_alone(client: Clients, file: Path) -> None:
 def test_new_file_is_this_users_alone_where_there_are_no_links(
     client: Clients, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some file systems have no hard links."""
+    """On file systems without hard links as well."""
 
     def refuse(source: str, target: str) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -214,7 +214,7 @@ def test_new_file_is_this_users_alone_where_there_are_no_links(
 @posix
 @pytest.mark.parametrize("content", ["empty", "used"])
 def test_existing_file_keeps_its_mode(client: Clients, file: Path, content: str) -> None:
-    """A group that may use it may use what SQLite keeps beside it."""
+    """A group that may use the file may use the files next to it."""
     if content == "empty":
         file.touch()
     else:
@@ -231,7 +231,7 @@ def test_existing_file_keeps_its_mode(client: Clients, file: Path, content: str)
 
 @posix
 def test_link_leads_to_a_file_of_this_user_alone(client: Clients, file: Path) -> None:
-    """The mode is that of the file, wherever it is created."""
+    """The target of a link gets the mode of a new file."""
     target = file.with_name("target.db")
     file.symlink_to(target)
     send(client())
@@ -239,14 +239,14 @@ def test_link_leads_to_a_file_of_this_user_alone(client: Clients, file: Path) ->
 
 
 def test_name_that_is_too_long_is_refused(client: Clients, file: Path) -> None:
-    """Not tried again."""
+    """The error is ``INVALID``, so nothing is tried again."""
     error = refusal(client(path=str(file.with_name("x" * 300))))
     assert error.code is ErrorCode.INVALID
     assert "File name too long" in str(error)
 
 
 def test_other_format_is_refused_and_left_alone(client: Clients, file: Path) -> None:
-    """What is no database is not written to."""
+    """A file that is not a database is not changed."""
     content = b"To whom it may concern. " * 100
     file.write_bytes(content)
     error = refusal(client())
@@ -257,7 +257,7 @@ def test_other_format_is_refused_and_left_alone(client: Clients, file: Path) -> 
 
 
 def test_other_application_is_refused_and_left_alone(client: Clients, file: Path) -> None:
-    """Somebody else's database gets neither tables nor a log."""
+    """The database of another application gets neither tables nor a log."""
     connection = sqlite3.connect(file)
     connection.execute("CREATE TABLE orders (id)")
     connection.close()
@@ -269,7 +269,7 @@ def test_other_application_is_refused_and_left_alone(client: Clients, file: Path
 
 
 def test_newer_version_is_refused(client: Clients, file: Path) -> None:
-    """A later version's file is for a later version."""
+    """The error says to upgrade this library."""
     send(client())
     connection = sqlite3.connect(file)
     connection.execute(f"PRAGMA user_version = {VERSION + 1}")
@@ -280,7 +280,7 @@ def test_newer_version_is_refused(client: Clients, file: Path) -> None:
 
 
 def test_damaged_file_is_reported(client: Clients, file: Path) -> None:
-    """Retrying does not mend it."""
+    """The error is ``INTERNAL``, and not retryable."""
     send(client())
     content = bytearray(file.read_bytes())
     content[4096:] = b"\xff" * (len(content) - 4096)
@@ -292,7 +292,7 @@ def test_damaged_file_is_reported(client: Clients, file: Path) -> None:
 
 
 def test_work_resumes_when_the_file_can_be_opened(client: Clients, file: Path) -> None:
-    """A client that could not connect tries again with the next call."""
+    """A client that could not connect tries again in the next call."""
     folder = file.parent / "late"
 
     async def run() -> None:
@@ -305,10 +305,10 @@ def test_work_resumes_when_the_file_can_be_opened(client: Clients, file: Path) -
     asyncio.run(run())
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root, to become somebody with fewer rights")
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root, to become a user with fewer rights")
 @pytest.mark.parametrize(("mode", "exists"), [(0o555, True), (0o777, True), (0o555, False)])
 def test_lack_of_permission_is_reported(client: Clients, file: Path, mode: int, exists: bool) -> None:
-    """Whether it is the directory or the file that must not be written."""
+    """Either the directory or the file cannot be written."""
     if exists:
         send(client())
     program = f"""
@@ -333,7 +333,7 @@ def test_lack_of_permission_is_reported(client: Clients, file: Path, mode: int, 
 
 
 def test_full_disk_fails_a_send_and_stores_nothing_of_it(store: Stores) -> None:
-    """Once there is room, sending goes on."""
+    """Sending goes on when there is room."""
     opened = store()
     opened.publish([EventMessage(b"before")])
     opened.connection.execute(f"PRAGMA max_page_count = {pragma(opened.connection, 'page_count')}")
@@ -351,7 +351,7 @@ async def until_disconnected(client: SQLiteClient) -> None:
 
 
 def test_full_disk_is_waited_for(client: Clients, caplog: pytest.LogCaptureFixture) -> None:
-    """A send that met a full disk is stored once there is room; a warning said what it waited for."""
+    """A send that meets a full disk completes when there is room, and a warning says what it waits for."""
 
     async def run() -> None:
         async with client() as filling:
@@ -371,7 +371,7 @@ def test_full_disk_is_waited_for(client: Clients, caplog: pytest.LogCaptureFixtu
 
 
 def test_lock_of_another_program_delays_a_send(client: Clients, file: Path) -> None:
-    """The send is stored when the lock is gone; meanwhile the client answers."""
+    """The send completes when the lock is gone, and the client answers other calls before that."""
 
     async def run() -> None:
         async with client() as waiting:
@@ -389,7 +389,7 @@ def test_lock_of_another_program_delays_a_send(client: Clients, file: Path) -> N
 
 
 def test_lock_held_too_long_is_reported(client: Clients, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error of a send whose time is up says that somebody holds the lock."""
+    """The error of a send whose time is up says that another program holds the lock."""
     monkeypatch.setattr(connection, "LOCK_WAIT", 0.05)
 
     async def run() -> None:
@@ -406,7 +406,7 @@ def test_lock_held_too_long_is_reported(client: Clients, file: Path, monkeypatch
 
 
 def test_processes_may_create_the_file_at_once(file: Path) -> None:
-    """One of them does, and all use it."""
+    """One of them creates it, and all use it."""
     program = f"""
         import asyncio
         from events_core import EventConfig, EventMessage

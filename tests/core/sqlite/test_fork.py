@@ -1,4 +1,4 @@
-"""A fork while the file is open: SQLite would take no lock in the child, so the file is refused there (T2)."""
+"""If a process forks while a file is open, the child refuses the file: SQLite would take no lock there (T2)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def connected():
 
 
 def run(program: str, file: Path) -> object:
-    """What *program* prints, as JSON."""
+    """Run *program*; return the JSON that it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + program, str(file), f"{file}.other"],
         capture_output=True,
@@ -69,7 +69,7 @@ def run(program: str, file: Path) -> object:
 
 
 def test_file_open_at_the_fork_is_refused(file: Path) -> None:
-    """The error is one of a wrong process, names the file and says what to do; the parent goes on."""
+    """The error is ``WRONG_PROCESS``, names the file and says what to do.  The parent goes on."""
     program = """
 client = connected()
 answer = forked(path)
@@ -83,7 +83,7 @@ print(json.dumps(answer))
 
 
 def test_file_open_at_the_fork_is_refused_by_whatever_name(file: Path) -> None:
-    """A symbolic link, a hard link and a path through another directory lead to the same table of locks."""
+    """A symbolic link, a hard link and a path through another directory lead to the same locks."""
     program = """
 client = connected()
 os.symlink(path, path + ".link")
@@ -95,7 +95,7 @@ print(json.dumps([answer[1] for answer in answers]))
 
 
 def test_file_is_refused_in_a_grandchild(file: Path) -> None:
-    """The middle process had nothing open itself."""
+    """Even if the process in between did not have the file open."""
     program = """
 client = connected()
 child = os.fork()
@@ -108,7 +108,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 def test_file_locked_at_the_fork_is_refused(file: Path) -> None:
-    """Otherwise the child would wait for a transaction that no process will end."""
+    """Otherwise the child would wait for a transaction that no process ends."""
     program = """
 client = connected()
 async def lock():
@@ -120,7 +120,7 @@ print(json.dumps(forked(path)[0][1]))
 
 
 def test_file_closed_before_the_fork_is_not_refused(file: Path) -> None:
-    """Nothing is left of its locks."""
+    """A closed file leaves no locks."""
     program = """
 asyncio.run(once(made()))
 client = made()
@@ -130,7 +130,7 @@ print(json.dumps(forked(path)))
 
 
 def test_other_file_is_not_refused(file: Path) -> None:
-    """The child's own file has its own locks."""
+    """Another file has other locks."""
     program = """
 client = connected()
 print(json.dumps(forked(other)))
@@ -139,7 +139,7 @@ print(json.dumps(forked(other)))
 
 
 def test_fork_waits_for_calls_of_sqlite(file: Path) -> None:
-    """Otherwise a lock of SQLite's library may stay taken in the child, which then hangs whatever file it opens."""
+    """Otherwise an internal lock of SQLite may stay locked in the child, which would hang when it opens any file."""
     program = """
 import time
 client = connected()
@@ -164,7 +164,7 @@ asyncio.run(use())
 
 
 def test_fork_does_not_wait_for_a_call_that_hangs(file: Path) -> None:
-    """For longer than a second, that is: the disk may never answer."""
+    """It waits for a second at most, because a disk may never answer."""
     program = """
 import threading
 client = connected()
@@ -190,7 +190,7 @@ asyncio.run(use())
 
 
 def test_interrupted_fork_leaves_no_client_locked(file: Path) -> None:
-    """Ctrl-C may end the wait for one client's call; the others go on, whatever had been locked by then."""
+    """If Ctrl-C ends the wait for one client's call, the locks of the others are released."""
     program = """
 import signal, threading
 from events_core.backends.sqlite import forks
@@ -227,7 +227,7 @@ holder.join()
 
 
 def test_children_of_a_busy_parent_use_other_files(file: Path) -> None:
-    """None of thirty hangs."""
+    """None of thirty children hangs."""
     program = """
 import threading
 busy, stopped, answers = made(), threading.Event(), []

@@ -1,4 +1,4 @@
-"""Calls of a client whose thread hangs in the kernel, as it does when a disk does not answer."""
+"""Calls of a client whose thread hangs in the kernel, as it does while a disk does not answer."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from events_core import ErrorCode, EventError, EventMessage, EventRuntimeError
 from events_core.backends.sqlite import SQLiteClient
 
 BOUND = 30.0
-"""Seconds after which a call that must return has hung.  The kernel breaks a lease after 45 s."""
+"""Seconds after which a call counts as hanging.  The kernel breaks a lease after 45 s."""
 
 LEASE = """
 import fcntl, os, signal, sys
-signal.signal(signal.SIGIO, signal.SIG_IGN)  # by which the kernel asks for the lease back
+signal.signal(signal.SIGIO, signal.SIG_IGN)  # the signal by which the kernel asks for the lease back
 fcntl.fcntl(os.open(sys.argv[1], os.O_RDWR), fcntl.F_SETLEASE, fcntl.F_WRLCK)
 print("leased", flush=True)
 sys.stdin.read()
 """
-"""A program that has a lease on a file: until it ends, whoever opens the file hangs in the system call."""
+"""A program that has a lease on a file: until it ends, opening the file hangs in the system call."""
 
 Make = Callable[..., SQLiteClient]
 
 
 @pytest.fixture
 def go_on(client: Make, file: Path) -> Iterator[Callable[[], None]]:
-    """Let threads hang that open the file, until this is called."""
+    """A function that ends the hanging: until it is called, each thread that opens the file hangs."""
 
     async def create() -> None:
         async with client() as first:
@@ -60,7 +60,7 @@ CALLS: dict[str, Callable[[SQLiteClient], Awaitable[object]]] = {
 def test_first_call_and_close_end_while_the_file_is_being_opened(
     client: Make, go_on: Callable[[], None], caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    """P7, Q2, C2: each in its time, and the close names the thread; the thread ends when the disk answers (C3)."""
+    """P7, Q2, C2: each ends in time, and close names the thread.  The thread ends when the disk answers (C3)."""
 
     async def scene() -> None:
         hanging = client(connect_timeout="0.2", send_timeout="0.2")

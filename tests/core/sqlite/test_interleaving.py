@@ -1,4 +1,4 @@
-"""Whatever receivers do, in any order: nothing is lost, nothing acknowledged comes again, keys keep their order."""
+"""In whatever order receivers act, no message is lost or settled twice, and keys keep their order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEYS = (None, "a", "b", "c")
 
 
 class Broker:
-    """Receivers on two connections, and what is known of every message."""
+    """Receivers on two connections, and what is known of each message."""
 
     def __init__(self, stores: list[Store], choose: random.Random) -> None:
         self.stores = stores
@@ -49,7 +49,7 @@ class Broker:
         self.held[subscription] += taken
 
     def settle(self) -> None:
-        """One delivery; a nack takes its successors with it, as the engine has it."""
+        """Settle one delivery; with a nack, return the later messages of its key too, as the engine does."""
         subscription = self.choose.choice(self.subscriptions)
         held = self.held[subscription]
         if not held:
@@ -68,7 +68,7 @@ class Broker:
             self.unsettled[first.ordering_key].remove(int(first.message_id))
 
     def die(self) -> None:
-        """One receiver lapses, and another takes over."""
+        """Let one receiver lapse, and another take over."""
         dead = self.choose.choice(self.subscriptions)
         store = self.stores[0]
         store.connection.execute("UPDATE sessions SET expires_at = 0 WHERE id = ?", (dead._session,))
@@ -84,7 +84,7 @@ class Broker:
         self.subscriptions.append(Subscription(self.choose.choice(self.stores), "s"))
 
     def drain(self) -> None:
-        """Everything that is left comes, in order."""
+        """Receive everything that is left, in order."""
         for subscription in self.subscriptions:
             subscription.settle([Settlement(each, Outcome.RETURN) for each in self.held.pop(subscription, [])])
         last = self.subscriptions[0]
@@ -101,7 +101,7 @@ class Broker:
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("seed", range(30))
 def test_any_interleaving_keeps_the_rules(store: Callable[..., Store], seed: int) -> None:
-    """Four receivers of one subscription publish, take, settle, die and leave at random."""
+    """Four receivers of one subscription send, take, settle, die and leave at random."""
     choose = random.Random(seed)
     broker = Broker([store(durability="normal"), store(durability="normal")], choose)
     actions = [broker.publish, broker.take, broker.take, broker.settle, broker.settle, broker.settle]

@@ -1,4 +1,4 @@
-"""What a URL and the options say."""
+"""How a URL and the options name a file and a topic."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from events_core.backends.sqlite import SQLiteClient
     ],
 )
 def test_last_part_of_the_path_is_the_topic(path: str, file: str, topic_name: str) -> None:
-    """The rest is the file, absolute or relative."""
+    """The rest is the path of the file, absolute or relative."""
     assert SQLiteClient.parse_location("", path) == (topic_name, "", {"path": file})
 
 
 def test_authority_is_an_error_that_says_how_to_write_it() -> None:
-    """Two slashes make the file's name a host."""
+    """After two slashes, the first part of the path is a host."""
     with pytest.raises(ConfigurationError, match=r"host 'events\.db'.*sqlite:///"):
         SQLiteClient.parse_location("events.db", "/orders")
 
 
 @pytest.mark.parametrize("authority", ["user:s3cret@host", "user:s3cret@s3cret@host", ":s3cret@", "user:s3cret"])
 def test_password_of_a_url_is_not_shown(authority: str) -> None:
-    """O2: of who and where only the host."""
+    """O2: the error shows only the host."""
     with pytest.raises(ConfigurationError, match="sqlite:///") as caught:
         EventConfig.from_url(f"sqlite://{authority}/events.db/orders")
     assert "s3cret" not in f"{caught.value!r} {caught.value}"
 
 
 def test_relative_path_needs_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O1: if the working directory has been deleted, the error says so, and an absolute path works."""
+    """O1: if the working directory was deleted, the error says so, and an absolute path works."""
     folder = tmp_path / "deleted"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -52,13 +52,13 @@ def test_relative_path_needs_a_directory(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("path", ["", "/", "orders", "/orders", "/var/lib/events.db/"])
 def test_path_needs_a_file_and_a_topic(path: str) -> None:
-    """What lacks one of them is an error with an example."""
+    """If one is missing, the error shows an example."""
     with pytest.raises(ConfigurationError, match="the file, then the topic"):
         SQLiteClient.parse_location("", path)
 
 
 def test_path_is_required() -> None:
-    """A client without a file cannot be constructed."""
+    """A client cannot be constructed without a file."""
     with pytest.raises(ConfigurationError, match="'path' is required"):
         SQLiteClient(EventConfig("orders"))
 
@@ -72,13 +72,13 @@ def test_path_is_required() -> None:
     ],
 )
 def test_what_no_file_can_hold_is_an_error_beforehand(topic_name: str, options: dict[str, str], objection: str) -> None:
-    """O1: instead of one from inside SQLite."""
+    """O1: it is an error of the configuration, not one of SQLite."""
     with pytest.raises(ConfigurationError, match=objection):
         SQLiteClient(EventConfig(topic_name, options=options))
 
 
 def test_two_slashes_before_a_path_change_nothing(client: Callable[..., SQLiteClient], file: Path) -> None:
-    """As the four slashes of a URL that SQLAlchemy takes."""
+    """SQLAlchemy's URLs have four slashes before an absolute path."""
 
     async def run() -> None:
         async with client(path=f"/{file}") as working:
@@ -89,20 +89,20 @@ def test_two_slashes_before_a_path_change_nothing(client: Callable[..., SQLiteCl
 
 
 def test_constructing_touches_no_file(client: Callable[..., SQLiteClient], file: Path) -> None:
-    """Capabilities are known without it."""
+    """The capabilities are known without the file."""
     assert client().capabilities.durable == "power_loss"
     assert not file.exists()
 
 
 def test_durability_is_part_of_the_capabilities(client: Callable[..., SQLiteClient]) -> None:
-    """Without a sync for each transaction a power loss takes back messages and acknowledgements."""
+    """Without a sync for each transaction, a power loss takes back messages and acknowledgements."""
     relaxed = client(durability="normal").capabilities
     assert relaxed.durable == "process_crash"
     assert not relaxed.exactly_once
 
 
 def test_relative_path_is_resolved_when_constructing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later change of directory leads to no other file."""
+    """A later change of directory does not change the file."""
     monkeypatch.chdir(tmp_path)
     made = SQLiteClient(EventConfig("orders", options={"path": "events.db"}))
     os.chdir("/")

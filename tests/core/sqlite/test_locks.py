@@ -1,4 +1,4 @@
-"""A lock that another program holds: waited for, and named when the time is up, however short that was."""
+"""Operations wait for the lock of another program, and name it when their time is up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHORT = {"send_timeout": "0.3", "connect_timeout": "0.3"}
 
 @contextmanager
 def locked(file: Path, mode: str = "NORMAL") -> Iterator[None]:
-    """As another program's transaction does it."""
+    """Lock the file as the transaction of another program does."""
     other = sqlite3.connect(file, isolation_level=None)
     other.execute(f"PRAGMA locking_mode = {mode}")
     other.execute("BEGIN IMMEDIATE")
@@ -53,7 +53,7 @@ Operation = Callable[[SQLiteClient], Awaitable[object]]
 
 @operations
 def test_lock_met_while_connecting_is_named(client: Clients, file: Path, operation: Operation) -> None:
-    """Whoever connects; afterwards the same client does."""
+    """Each operation that connects names the lock; afterwards the same client connects."""
 
     async def run() -> None:
         await make(client())
@@ -67,7 +67,7 @@ def test_lock_met_while_connecting_is_named(client: Clients, file: Path, operati
 
 @operations
 def test_lock_met_when_connected_is_named(client: Clients, file: Path, operation: Operation) -> None:
-    """Where it hinders at all: a ping only reads."""
+    """Each operation that writes names the lock; a ping only reads."""
 
     async def run() -> None:
         async with client(subscription="s", **SHORT) as waiting:
@@ -84,7 +84,7 @@ def test_lock_met_when_connected_is_named(client: Clients, file: Path, operation
 
 @pytest.mark.parametrize("timeout", [0.1, 1.0, 6.0])
 def test_ping_names_a_lock_that_lets_nobody_even_read(client: Clients, file: Path, timeout: float) -> None:
-    """However long it was to wait."""
+    """With any timeout."""
 
     async def run() -> None:
         await make(client())

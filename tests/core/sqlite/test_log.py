@@ -1,4 +1,4 @@
-"""The log of a file removed or replaced by another program while it is in use: no process loses what it confirmed."""
+"""If another program removes or replaces the log of a file in use, no process loses confirmed messages."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ asyncio.run(main(sys.argv[1]))
 
 
 async def another_process_sends(file: Path, prefix: str) -> None:
-    """50 messages, all confirmed, and it ends; meanwhile this process goes on."""
+    """Let another process send 50 messages and end, while this process goes on."""
     command = sys.executable, "-c", SENDER, str(file), prefix
     sender = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE)
     _, complaints = await asyncio.wait_for(sender.communicate(), 60)
@@ -80,7 +80,7 @@ def sent(*prefixes: str, count: int = 50) -> list[str]:
 
 
 def stored(file: Path) -> list[str]:
-    """What is in the whole file, in any order."""
+    """Return all messages of the file, after a check that it is whole."""
     with closing(sqlite3.connect(file)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         return sorted(data.decode() for (data,) in connection.execute("SELECT data FROM messages"))
@@ -96,7 +96,7 @@ REMOVED = pytest.mark.parametrize("endings", [["-shm"], ["-wal"], ["-wal", "-shm
 
 @REMOVED
 def test_removed_log_costs_nothing_that_was_confirmed(client: Clients, file: Path, endings: list[str]) -> None:
-    """Not even what was only in it, where the processes that have it open are the first to notice."""
+    """Not even messages that were only there, if the processes that have it open notice first."""
 
     async def run() -> None:
         async with client(subscription="s") as working, client() as idle:
@@ -113,7 +113,7 @@ def test_removed_log_costs_nothing_that_was_confirmed(client: Clients, file: Pat
 
 
 def test_process_that_comes_after_the_index_was_removed_loses_nothing(client: Clients, file: Path) -> None:
-    """It reads the log anew; the others then write where it has written, unless they look."""
+    """It makes a new index.  The others would overwrite its messages in the log if they did not look first."""
 
     async def run() -> None:
         async with client(subscription="s") as working:
@@ -127,7 +127,7 @@ def test_process_that_comes_after_the_index_was_removed_loses_nothing(client: Cl
 
 
 def test_removed_log_damages_no_file_that_is_busy(client: Clients, file: Path) -> None:
-    """A process that took the old index for that of the new log would read from it what is not in it."""
+    """A process that uses the old index with the new log would read the wrong parts of it."""
 
     async def run() -> None:
         async with client(subscription="s") as founder:
@@ -137,11 +137,11 @@ def test_removed_log_damages_no_file_that_is_busy(client: Clients, file: Path) -
             await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             for _ in range(3)
         ]
-        for _ in range(3):  # as often as each worker says that it is busy
+        for _ in range(3):  # once for each report of the workers that they are busy
             for worker in workers:
                 assert worker.stdout is not None
                 await asyncio.wait_for(worker.stdout.readline(), 60)
-            file.with_name(f"{file.name}-wal").unlink(missing_ok=True)  # nobody may have opened the file again yet
+            file.with_name(f"{file.name}-wal").unlink(missing_ok=True)  # if it is there already
         for worker in workers:
             _, complaints = await asyncio.wait_for(worker.communicate(), 120)
             assert worker.returncode == 0, complaints.decode()
@@ -151,7 +151,7 @@ def test_removed_log_damages_no_file_that_is_busy(client: Clients, file: Path) -
 
 
 def test_process_that_does_nothing_more_takes_nothing_from_others(client: Clients, file: Path) -> None:
-    """Closing, it must not write its old view of the log into the file, nor remove the log."""
+    """When it closes, it neither writes its old view of the log into the file nor removes the log."""
 
     async def run() -> None:
         async with client(subscription="s") as working:
@@ -164,7 +164,7 @@ def test_process_that_does_nothing_more_takes_nothing_from_others(client: Client
 
 
 def test_clients_of_one_process_let_go_of_the_removed_index_together(client: Clients, file: Path) -> None:
-    """SQLite keeps one index for all connections of a process; while any has the old one, so would a new one."""
+    """SQLite keeps one index for all connections of a process, so a new one would get the old index."""
 
     async def run() -> None:
         async with (
@@ -186,7 +186,7 @@ def test_clients_of_one_process_let_go_of_the_removed_index_together(client: Cli
 
 
 def test_receiver_keeps_what_it_holds_when_the_index_was_removed(client: Clients, file: Path) -> None:
-    """The file is the same; what another process sends arrives too."""
+    """The file is the same, and messages of other processes arrive too."""
 
     async def run() -> list[str]:
         async with client() as working, await working.subscribe("s") as receiver:

@@ -1,4 +1,4 @@
-"""Several processes on one file, some of which die."""
+"""Several processes use one file, and some of them die."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 class Worker:
-    """A process that does one thing until it is killed, and what it has told."""
+    """A process that does one thing until it is killed, and the lines that it has printed."""
 
     def __init__(self, file: Path, action: str) -> None:
         self.told: list[Any] = []
@@ -88,22 +88,22 @@ class Worker:
                     self.told.append(json.loads(line))
 
     def wait_for(self, count: int) -> None:
-        """Until it has told so much."""
+        """Wait until it has printed *count* lines."""
         until(lambda: len(self.told) >= count)
 
     def stop(self) -> None:
-        """Until :meth:`go_on`, as a debugger or a frozen container does."""
+        """Stop the process until :meth:`go_on`, as a debugger or a frozen container does."""
         self._process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """With a line for it to read."""
+        """Let the process go on, and send it a line to read."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """With SIGKILL; returns when it has gone and all it told is known."""
+        """Kill the process; return when it has ended and all its lines are read."""
         self._process.kill()
         self._reader.join()
 
@@ -117,7 +117,7 @@ def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 @pytest.fixture
 def worker(file: Path) -> Iterator[Callable[[str], Worker]]:
-    """Starts processes on the file; all are killed afterwards."""
+    """A function that starts a process on the file; each is killed at the end of the test."""
     started: list[Worker] = []
 
     def start(action: str) -> Worker:
@@ -139,7 +139,7 @@ def send(client: SQLiteClient, *messages: EventMessage) -> None:
 
 
 def test_processes_share_a_subscription(client: Clients, worker: Callable[[str], Worker]) -> None:
-    """Each message goes to one of them; those of a key in order, over both."""
+    """Each message goes to one of them, and the messages of a key keep their order over both."""
     first, second = worker("work"), worker("work")
     sent = [(f"{number:03}", f"key-{number % 7}") for number in range(700)]
     send(client(), *(EventMessage.from_string(text, ordering_key=key) for text, key in sent))
@@ -153,7 +153,7 @@ def test_processes_share_a_subscription(client: Clients, worker: Callable[[str],
 
 
 def test_killed_receivers_messages_go_to_another(client: Clients, worker: Callable[[str], Worker]) -> None:
-    """Once its session has lapsed, in order, with a failed attempt for the first of the key."""
+    """When its session has lapsed, they come in order, and the first of the key has one more attempt."""
     holder = worker("hold")
     send(client(), *(EventMessage.from_string(str(number), ordering_key="k") for number in range(3)))
     holder.wait_for(2)
@@ -175,7 +175,7 @@ def test_killed_receivers_messages_go_to_another(client: Clients, worker: Callab
 def test_receiver_that_was_stopped_hands_out_nothing_that_others_acknowledged(
     client: Clients, worker: Callable[[str], Worker]
 ) -> None:
-    """F2: its session lapsed while it held one message of twenty and had buffered the rest; next comes a new one."""
+    """F2: its session lapses while it has buffered messages.  Next it gets a new message."""
     stopped = worker("wait_to_be_told")
     send(client(), *(EventMessage.from_string(str(number)) for number in range(20)))
     stopped.wait_for(3)
@@ -196,7 +196,7 @@ def test_receiver_that_was_stopped_hands_out_nothing_that_others_acknowledged(
 
 
 def test_living_receiver_keeps_what_it_holds(client: Clients, worker: Callable[[str], Worker]) -> None:
-    """Longer than a session lasts without being renewed."""
+    """Also for longer than a session lasts without being renewed."""
     holder = worker("hold")
     send(client(), EventMessage(b"x"))
     holder.wait_for(2)
@@ -209,7 +209,7 @@ def test_living_receiver_keeps_what_it_holds(client: Clients, worker: Callable[[
 
 
 def test_confirmed_sends_survive_their_process(client: Clients, worker: Callable[[str], Worker]) -> None:
-    """All that it told of is in the file after ``kill -9``, and at most one more."""
+    """After ``kill -9``, the file has each confirmed message, and at most one more."""
 
     async def run() -> list[bytes]:
         async with client(subscription="s") as survivor, await survivor.subscribe() as receiver:
@@ -230,7 +230,7 @@ def test_confirmed_sends_survive_their_process(client: Clients, worker: Callable
 def test_ephemeral_subscription_of_a_killed_process_is_removed(
     client: Clients, worker: Callable[[str], Worker]
 ) -> None:
-    """By any other process on the topic."""
+    """Any other process of the topic removes it."""
     watcher = worker("watch")
     (name,) = watcher.told
     watcher.kill()

@@ -1,4 +1,4 @@
-"""What makes a file unusable costs nothing that was confirmed, and work goes on when it is gone."""
+"""If a file becomes unusable, no confirmed message is lost, and work goes on when the file is usable again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAGE = 4096
 
 
 def break_log(file: Path) -> None:
-    """Let every read and write of the log, by this process, fail as on a broken disk."""
+    """Let this process fail to read and write the log, as on a broken disk."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor in os.listdir("/proc/self/fd"):
         with suppress(OSError):
@@ -83,7 +83,7 @@ def restore(file: Path, backup: bytes) -> None:
 
 
 def fold_log(file: Path) -> None:
-    """Let all be in the file itself."""
+    """Move everything from the log into the file itself."""
     connection = sqlite3.connect(file)
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
@@ -119,7 +119,7 @@ async def received(client: SQLiteClient, count: int) -> list[str]:
 def test_refused_file_is_left_alone_and_used_when_put_right(
     client: Clients, file: Path, spoil: Callable[[Path], None]
 ) -> None:
-    """By the client that it was refused to, with all that had been confirmed."""
+    """The client that refused it goes on, with everything that was confirmed."""
 
     async def run() -> list[str]:
         async with client(subscription="s") as before:
@@ -151,7 +151,7 @@ def test_refused_file_is_left_alone_and_used_when_put_right(
 def test_damage_met_at_work_fails_what_meets_it(
     client: Clients, file: Path, spoil: Callable[[Path], None], reason: str, code: ErrorCode
 ) -> None:
-    """At once, instead of confirming it or trying for ever; with a backup in its place the same client goes on."""
+    """A send fails at once, without a confirmation or another try.  With a backup the same client goes on."""
 
     async def run() -> list[str]:
         async with client(subscription="s") as working:
@@ -174,7 +174,7 @@ def test_damage_met_at_work_fails_what_meets_it(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, to break what a process has open")
 def test_connection_that_cannot_read_or_write_is_replaced(client: Clients, file: Path) -> None:
-    """A send waits for it, and what is held stays valid: the file is the same."""
+    """A send waits for the new one, and messages that are held stay valid, because the file is the same."""
 
     async def run() -> str:
         async with client() as working, await working.subscribe("s") as receiver:
@@ -196,7 +196,7 @@ def test_connection_that_cannot_read_or_write_is_replaced(client: Clients, file:
 
 
 def test_one_receiver_without_its_subscription_leaves_others_their_leases(client: Clients, file: Path) -> None:
-    """R6: the upkeep of a client renews each of its receivers, whatever becomes of the others."""
+    """R6: the upkeep of a client renews each of its receivers, even if it fails for another one."""
     doomed = [f"doomed-{number}" for number in range(8)]
 
     async def run() -> list[tuple[int]]:
@@ -217,14 +217,14 @@ def test_one_receiver_without_its_subscription_leaves_others_their_leases(client
 
 
 def let_sessions_lapse(file: Path) -> None:
-    """As another receiver does that takes over: what they hold may be taken again."""
+    """End all sessions, as a receiver does that takes over: their messages may be taken again."""
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("DELETE FROM sessions")
         connection.execute(f"UPDATE deliveries SET state = {READY}, session_id = NULL")
 
 
 def test_acknowledgement_in_a_lapsed_session_that_was_applied_is_confirmed(client: Clients, file: Path) -> None:
-    """S1, S2: the receiver joins again and takes the same message again, while the acknowledgement waits for a lock."""
+    """S1, S2: the receiver joins again and takes the message again while the acknowledgement is on its way."""
 
     async def run() -> None:
         async with client() as working, await working.subscribe("s") as receiver:
@@ -257,13 +257,13 @@ def test_acknowledgement_in_a_lapsed_session_that_was_applied_is_confirmed(clien
 
 
 async def meets(receiver: EventReceiver, reason: str) -> None:
-    """Until a receive raises that."""
+    """Check that a receive raises an error with *reason*."""
     with pytest.raises(ReceiveError, match=reason):
         await receiver.receive_message(10)
 
 
 async def next_text(receiver: EventReceiver) -> str:
-    """Of the next message; errors met before it was put right come first."""
+    """Return the text of the next message; errors from before the file was restored may come first."""
     async with asyncio.timeout(10):
         while True:
             try:
@@ -276,7 +276,7 @@ async def next_text(receiver: EventReceiver) -> str:
 
 
 def test_receiver_goes_on_with_a_restored_file(client: Clients, file: Path) -> None:
-    """With what the backup has, and what is sent then."""
+    """It receives the messages of the backup, and those that are sent afterwards."""
 
     async def run() -> list[str]:
         async with client(subscription="s", session_timeout="1") as working:
@@ -299,7 +299,7 @@ def test_receiver_goes_on_with_a_restored_file(client: Clients, file: Path) -> N
 
 
 def test_emptied_file_is_not_taken_into_use(client: Clients, file: Path) -> None:
-    """As a backup is about to be copied into it; by a running client, that is: to a new one it is an empty file."""
+    """Not by a client that has used it before: a backup is probably about to be copied into it."""
 
     async def run() -> list[str]:
         async with client(subscription="s") as working:
@@ -325,7 +325,7 @@ def test_emptied_file_is_not_taken_into_use(client: Clients, file: Path) -> None
 
 
 def test_send_waits_until_a_file_emptied_at_work_is_restored(client: Clients, file: Path) -> None:
-    """As when a backup is copied over it: first the old content goes, then the new one comes."""
+    """Copying a backup over a file first empties it."""
 
     async def run() -> list[str]:
         async with client(subscription="s") as working:
@@ -347,7 +347,7 @@ def test_send_waits_until_a_file_emptied_at_work_is_restored(client: Clients, fi
 
 
 def test_idle_receiver_tells_that_an_outage_is_over(client: Clients, file: Path) -> None:
-    """F1: the client is connected again although no message has come."""
+    """F1: the client is connected again, although no message has come."""
     aside = file.with_name("aside.db")
 
     def break_it() -> None:
@@ -368,7 +368,7 @@ def test_idle_receiver_tells_that_an_outage_is_over(client: Clients, file: Path)
 
 
 def test_newer_version_met_at_work_stops_it(client: Clients, file: Path) -> None:
-    """As on opening, and nothing is written until the version is the known one again; then the same client goes on."""
+    """Nothing is written until the version is the known one again; then the same client goes on."""
 
     def snapshot() -> list[object]:
         connection = sqlite3.connect(file)
@@ -398,7 +398,7 @@ def test_newer_version_met_at_work_stops_it(client: Clients, file: Path) -> None
             await refused(working.delete_subscription("s"))
             await refused(receiver.acknowledge(held))
             await refused(receiver.receive_message(10))
-            await asyncio.sleep(0.5)  # longer than upkeep takes to come round, which must not write either
+            await asyncio.sleep(0.5)  # longer than the pause between two rounds of upkeep, which must not write either
             assert snapshot() == before
             set_version(file, VERSION)
             await send(working, "c")
@@ -409,7 +409,7 @@ def test_newer_version_met_at_work_stops_it(client: Clients, file: Path) -> None
 
 
 def test_waiting_receiver_meets_a_newer_version(client: Clients, file: Path) -> None:
-    """As soon as it is there."""
+    """It raises as soon as the version has changed."""
 
     async def run() -> None:
         async with client() as working, await working.subscribe("s") as receiver:
@@ -427,7 +427,7 @@ def test_waiting_receiver_meets_a_newer_version(client: Clients, file: Path) -> 
 def test_file_kept_locked_is_refused_until_it_is_let_go(
     client: Clients, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where another program lets nobody even read it."""
+    """Also if another program lets no other one even read it."""
     monkeypatch.setattr(connection, "LOCK_WAIT", 0.05)
 
     async def run() -> list[str]:

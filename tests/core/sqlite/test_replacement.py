@@ -1,4 +1,4 @@
-"""A file removed, moved or replaced under a running client: nothing is confirmed into what nobody finds again."""
+"""If a file in use is removed, moved or replaced, no message is confirmed in a file that is lost."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ Way = Callable[[Path, Path], None]
 
 @pytest.fixture
 def fresh(client: Clients, tmp_path: Path) -> Path:
-    """Another broker's file, with nothing in its topic."""
+    """Another file of this backend, with an empty topic."""
     path = tmp_path / "fresh.db"
 
     async def run() -> None:
@@ -68,7 +68,7 @@ def fresh(client: Clients, tmp_path: Path) -> Path:
 
 
 def stored(file: Path) -> list[bytes]:
-    """The messages of a whole file."""
+    """Return the messages of *file*, after a check that it is whole."""
     connection = sqlite3.connect(file)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     found = [data for (data,) in connection.execute("SELECT data FROM messages ORDER BY id")]
@@ -88,9 +88,9 @@ async def receive(receiver: EventReceiver) -> bytes:
 
 
 async def joined_again(client: SQLiteClient, file: Path, name: str) -> None:
-    """Until *client* has the file open that is at the path now, with the subscription in it.
+    """Wait until *client* has opened the file that is at the path now, with the subscription in it.
 
-    Nobody else may open it before: it would find the old file's log beside the new file, and SQLite would apply it.
+    No other connection may open the file before that: it would find the old file's log, and SQLite would apply that.
     """
     async with asyncio.timeout(10):
         while client._driver.file._store is None or not client._driver.file._store.place.is_current:
@@ -104,13 +104,13 @@ async def joined_again(client: SQLiteClient, file: Path, name: str) -> None:
                 finally:
                     connection.close()
             except sqlite3.OperationalError:
-                pass  # being made
+                pass  # the file is being created
             await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_sent_afterwards_is_in_the_new_file(client: Clients, file: Path, fresh: Path, way: Way) -> None:
-    """Once, and nothing of the old file."""
+    """It is there once, without the messages of the old file."""
 
     async def run() -> None:
         async with client(subscription="s") as sending:
@@ -127,7 +127,7 @@ def test_what_is_sent_afterwards_is_in_the_new_file(client: Clients, file: Path,
 
 @pytest.mark.parametrize("way", WAYS)
 def test_send_under_way_is_not_confirmed(client: Clients, file: Path, fresh: Path, way: Way) -> None:
-    """It fails as one that the engine tries again."""
+    """It fails with an error after which the engine tries again."""
 
     async def run() -> None:
         async with client(subscription="s") as sending:
@@ -154,7 +154,7 @@ def test_send_under_way_is_not_confirmed(client: Clients, file: Path, fresh: Pat
 
 
 def test_engine_sends_again_what_was_under_way(client: Clients, file: Path) -> None:
-    """The caller learns only that it is stored."""
+    """The caller learns only that the message is stored."""
 
     async def run() -> None:
         async with client(subscription="s") as sending:
@@ -178,7 +178,7 @@ def test_engine_sends_again_what_was_under_way(client: Clients, file: Path) -> N
 
 @pytest.mark.parametrize("way", WAYS)
 def test_receiver_joins_again_and_what_it_held_is_expired(client: Clients, file: Path, fresh: Path, way: Way) -> None:
-    """Its own client's sends reach it from the first on, and are not mistaken for what it holds."""
+    """It receives everything that its client sends from then on, and nothing is taken for a message that it holds."""
 
     async def run() -> None:
         async with client() as working, await working.subscribe("s") as receiver:
@@ -200,7 +200,7 @@ def test_receiver_joins_again_and_what_it_held_is_expired(client: Clients, file:
 @pytest.mark.parametrize("name", ["s", None])
 @pytest.mark.parametrize("way", WAYS)
 def test_waiting_receiver_notices(client: Clients, file: Path, fresh: Path, way: Way, name: str | None) -> None:
-    """While its client does nothing; it gets what another one sends from then on."""
+    """Even if its client does nothing; it receives what another client sends from then on."""
 
     async def run() -> bytes:
         async with client() as working, await working.subscribe(name) as receiver:
@@ -216,7 +216,7 @@ def test_waiting_receiver_notices(client: Clients, file: Path, fresh: Path, way:
 
 
 def test_missing_file_is_not_found_where_it_may_not_be_created(client: Clients, file: Path) -> None:
-    """Each call says so until the file is back; what it held is valid then."""
+    """Each call says so until the file is back; then the messages that it holds are valid."""
 
     async def run() -> None:
         async with client(subscription="s") as making:
@@ -235,7 +235,7 @@ def test_missing_file_is_not_found_where_it_may_not_be_created(client: Clients, 
             away.rename(file)
             await receiver.acknowledge(held)
             await send(working, "b")
-            with suppress(ReceiveError):  # found while the file was away
+            with suppress(ReceiveError):  # from the time when the file was away
                 assert await receive(receiver) == b"b"
                 return
             assert await receive(receiver) == b"b"
@@ -246,7 +246,7 @@ def test_missing_file_is_not_found_where_it_may_not_be_created(client: Clients, 
 def test_missing_subscription_is_not_found_where_it_may_not_be_created(
     client: Clients, file: Path, fresh: Path
 ) -> None:
-    """As a receive says, while sends go on."""
+    """A receive says so, while sends go on."""
 
     async def run() -> None:
         async with client(subscription="s") as making:
@@ -263,7 +263,7 @@ def test_missing_subscription_is_not_found_where_it_may_not_be_created(
 
 
 def test_file_moved_away_keeps_all_that_was_confirmed(client: Clients, file: Path) -> None:
-    """Also what was still in its log, which stays behind."""
+    """Also the messages that were still in the log, which stays at the old path."""
 
     async def run() -> Path:
         async with client(subscription="s") as sending:
@@ -279,7 +279,7 @@ def test_file_moved_away_keeps_all_that_was_confirmed(client: Clients, file: Pat
 def test_log_of_a_file_moved_away_while_it_is_read_is_set_aside(
     client: Clients, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not all of it can be brought into the file then; what was confirmed is there once both are together again."""
+    """Part of the log cannot be moved into the file then.  With the log next to it, the file has all messages."""
 
     async def run() -> Path:
         async with client(subscription="s") as sending:
@@ -302,7 +302,7 @@ def test_log_of_a_file_moved_away_while_it_is_read_is_set_aside(
 
 
 def test_clients_of_one_file_move_together(client: Clients, file: Path, fresh: Path) -> None:
-    """None takes away the log of the new file for that of the old one."""
+    """No client takes the log of the new file for that of the old one and removes it."""
 
     async def run() -> None:
         async with client(subscription="s") as first, client() as second, client() as third:
@@ -318,7 +318,7 @@ def test_clients_of_one_file_move_together(client: Clients, file: Path, fresh: P
 
 
 def test_link_to_another_file_leaves_the_former_alone(client: Clients, file: Path, fresh: Path) -> None:
-    """Others go on in it."""
+    """Other clients go on in the former file."""
     link = file.with_name("link.db")
     link.symlink_to(file)
 

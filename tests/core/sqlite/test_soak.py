@@ -1,4 +1,4 @@
-"""Producers and consumers on one file, disturbed again and again: their ledgers agree, and keys keep their order.
+"""Producers and consumers share a file that is disturbed again and again: no message is lost or out of order.
 
 Processes are killed or stopped for a while, another program locks the file, and the system's clock is set.
 ``EVENTS_TEST_SOAK=full`` runs it for at least 15 minutes, and ``EVENTS_TEST_SEED`` repeats the faults of a run.
@@ -39,7 +39,7 @@ DEADLINE = 3600.0 if FULL else 180.0
 
 
 class Line(NamedTuple):
-    """Something that a process did."""
+    """A line of a ledger: something that a process did."""
 
     kind: str
     at: int
@@ -49,7 +49,7 @@ class Line(NamedTuple):
 
 
 def read(ledger: Path) -> Iterator[Line]:
-    """The lines of a ledger, without one that a kill has cut off."""
+    """Return the lines of a ledger, without one that a kill has cut off."""
     if not ledger.exists():
         return
     for line in ledger.read_text().splitlines(keepends=True):
@@ -59,7 +59,7 @@ def read(ledger: Path) -> Iterator[Line]:
 
 
 class Worker:
-    """A producer or consumer, again after each kill, with a ledger for each life."""
+    """A producer or consumer that is started again after each kill, with a ledger for each life."""
 
     def __init__(self, file: Path, role: str, name: str, clock: Path) -> None:
         self._file = file
@@ -80,7 +80,7 @@ class Worker:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has come to its end by itself, which must be a good one."""
+        """Return whether it has ended by itself; check that it has not failed."""
         assert self._process.poll() in (None, 0)
         return self._process.poll() == 0
 
@@ -89,7 +89,7 @@ class Worker:
         self._process.wait()
 
     def stop(self, seconds: float) -> None:
-        """Let it stand still, as a suspended container does."""
+        """Stop it for a while, as a suspended container is."""
         self.stopped.add(self.ledgers[-1].stem)
         self._process.send_signal(signal.SIGSTOP)
         time.sleep(seconds)
@@ -98,7 +98,7 @@ class Worker:
 
 @pytest.fixture
 def clock(tmp_path: Path) -> Path:
-    """A file with the seconds by which the system's clock is fast."""
+    """A file that says how many seconds the system's clock is fast."""
     clock = tmp_path / "clock"
     set_clock(clock, 0.0)
     return clock
@@ -132,7 +132,7 @@ def messages_left(file: Path) -> int:
 
 
 def soak(file: Path, clock: Path, workers: list[Worker], draw: random.Random) -> Counter[str]:
-    """Disturb workers until everything was sent and settled; how often each fault came."""
+    """Disturb workers until everything is sent and settled; return how often each fault was made."""
     ends = time.monotonic() + DEADLINE
     faults: Counter[str] = Counter()
     while not all(each.is_done for each in workers[:2]) or messages_left(file):
@@ -157,7 +157,7 @@ def soak(file: Path, clock: Path, workers: list[Worker], draw: random.Random) ->
 
 
 def lock(file: Path, seconds: float) -> None:
-    """Write for so long, as another program might."""
+    """Hold the write lock for *seconds*, as another program might."""
     with closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         time.sleep(seconds)
@@ -165,11 +165,12 @@ def lock(file: Path, seconds: float) -> None:
 
 
 class Books:
-    """All ledgers, and what must be true of them."""
+    """All ledgers, with the checks of what must be true of them."""
 
     def __init__(self, workers: list[Worker]) -> None:
         lines = sorted((line for each in workers for path in each.ledgers for line in read(path)), key=lambda e: e.at)
-        # A process that is stopped may write down late what was taken from it meanwhile.  What it settled was its own.
+        # A stopped process may write down late that it held a message, after another process got that message.  But a
+        # message that it settled was still its own.
         stopped = set[str]().union(*(each.stopped for each in workers))
         own = {(line.process, line.message_id) for line in lines if line.kind == "settled"}
         lines = [
@@ -185,7 +186,7 @@ class Books:
         self.expired = {(line.process, line.message_id) for line in lines if line.kind == "expired"}
 
     def check_sends(self) -> None:
-        """Ids and numbers of each producer rise together, and none is missing."""
+        """Check that ids and numbers of each producer rise together, and none is missing."""
         numbers: dict[str, list[int]] = defaultdict(list)
         for _, (name, number, _) in sorted(self.sent.items()):
             numbers[name].append(int(number))
@@ -193,9 +194,9 @@ class Books:
         assert len(numbers) == 2
 
     def check_nothing_lost(self) -> int:
-        """Each confirmed send was settled, or a consumer that asked for it was killed before it could write that down.
+        """Check that each confirmed send was settled, or its consumer was killed before it could write that down.
 
-        :returns: how many of the latter.
+        :returns: the number of the latter.
         """
         unwritten = set(self.sent) - set(self.settled)
         asked = {message_id for _, message_id in self.asked.keys() - self.expired}
@@ -203,15 +204,15 @@ class Books:
         return len(unwritten)
 
     def check_nothing_invented(self) -> int:
-        """What came is what was sent; without a confirmation only what a kill kept from being written down.
+        """Check that each message that came was sent, or its producer was killed before it could write that down.
 
-        :returns: how many of the latter.
+        :returns: the number of the latter.
         """
         assert all(self.held[number] == self.sent[number] for number in self.sent.keys() & self.held.keys())
         return len(self.held.keys() - self.sent.keys())
 
     def check_settled_once(self) -> None:
-        """What was settled does not come again."""
+        """Check that a settled message does not come again."""
         assert Counter(line.message_id for line in self.lines if line.kind == "settled").most_common(1)[0][1] == 1
         late = [
             line for line in self.lines if line.kind == "held" and line.at > self.settled.get(line.message_id, line.at)
@@ -219,7 +220,7 @@ class Books:
         assert [line for line in late if (line.process, line.message_id) not in self.expired] == []
 
     def check_order(self) -> None:
-        """Whoever is given a message of a key, the same holds all before it, or their settling was begun before."""
+        """Check that who gets a message of a key holds all earlier ones, or their settlement began before."""
         of_key: dict[str, dict[int, str]] = defaultdict(dict)
         for line in self.lines:
             if line.kind != "held" or (line.process, line.message_id) in self.expired:
@@ -230,12 +231,12 @@ class Books:
                 if earlier >= line.message_id:
                     continue
                 if self.asked.get((process, earlier), line.at) < line.at:
-                    del holders[earlier]  # looked at once is enough
+                    del holders[earlier]  # one check for each is enough
                 else:
                     assert process == line.process, f"{line} came while {process} held {earlier}"
 
     def check_first_deliveries_rise(self) -> None:
-        """Of each key, every message comes for the first time after all before it did."""
+        """Check that the messages of each key come in order for the first time."""
         seen: set[int] = set()
         latest: dict[str, int] = defaultdict(int)
         for line in self.lines:
@@ -247,7 +248,7 @@ class Books:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a monotonic clock that all processes share")
 def test_ledgers_agree_after_faults(file: Path, clock: Path, workers: list[Worker]) -> None:
-    """Of confirmed sends and settled deliveries, whatever happened in between."""
+    """They agree on confirmed sends and settled deliveries, whatever happened in between."""
     seed = int(os.environ.get("EVENTS_TEST_SEED") or time.time_ns() % 1_000_000)
     print(f"EVENTS_TEST_SEED={seed}")
     faults = soak(file, clock, workers, random.Random(seed))

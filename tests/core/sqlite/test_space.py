@@ -1,4 +1,4 @@
-"""The space that a file takes: as large as what is in it, not as what has passed through it."""
+"""The size of a file depends on the messages in it, not on those that have passed through it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = 1000
 
 
 def turn(store: Store, subscription: Subscription) -> None:
-    """Send a batch and settle as much of what is there."""
+    """Send a batch, and acknowledge as many messages."""
     store.publish([EventMessage(os.urandom(SIZE), ordering_key=f"key-{number % 10}") for number in range(BATCH)])
     left = BATCH
     while left:
@@ -35,12 +35,12 @@ def turn(store: Store, subscription: Subscription) -> None:
 
 
 def size(file: Path) -> int:
-    """Bytes of the file and its log."""
+    """Return the bytes of the file and its log."""
     return sum(path.stat().st_size for path in file.parent.iterdir() if not path.name.endswith("-shm"))
 
 
 def test_size_is_bounded_under_steady_load(store: Callable[..., Store], file: Path) -> None:
-    """Twenty megabytes through a backlog of one: neither the file nor its log grows after the first few."""
+    """While 20 MB pass through a backlog of 1 MB, neither the file nor its log grows after the first few."""
     opened = store(durability="normal")
     subscription = Subscription(opened, "s")
     for _ in range(10):
@@ -55,7 +55,7 @@ def test_size_is_bounded_under_steady_load(store: Callable[..., Store], file: Pa
 
 
 def test_file_shrinks_when_a_backlog_is_gone(store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for what the next messages will need; while a backlog is there nothing is moved."""
+    """It keeps some room for the next messages, and does not shrink while the backlog is there."""
     monkeypatch.setattr(store_module, "SPARE", 100)
     opened = store(durability="normal")
     subscription = Subscription(opened, "s")
@@ -84,7 +84,7 @@ store.LONG_LOG = 2**20
 async def main(path):
     options = {"path": path, "durability": "normal", "subscription": "s"}
     async with SQLiteClient(EventConfig("orders", options=options)) as client, await client.subscribe() as receiver:
-        for _ in range(150):
+        while True:
             await client.send_messages([EventMessage(b"x" * 4000)] * 100)
             await receiver.acknowledge_messages(await receiver.receive_messages(100))
 
@@ -93,27 +93,28 @@ asyncio.run(main(sys.argv[1]))
 
 
 def test_log_is_bounded_while_several_processes_are_busy(file: Path) -> None:
-    """Somebody always writes or reads, so SQLite itself never begins the log anew: it would pass fifty megabytes."""
+    """The log is emptied again and again.  SQLite itself would let it grow, because some process always uses it."""
     log = file.with_name(f"{file.name}-wal")
     busy = [subprocess.Popen([sys.executable, "-c", BUSY_PROGRAM, str(file)]) for _ in range(3)]
-    longest = 0
+    times_emptied = last = 0
     ends = time.monotonic() + 60
     try:
-        while any(process.poll() is None for process in busy):
+        while times_emptied < 3:
             assert time.monotonic() < ends
+            assert all(process.poll() is None for process in busy)
             time.sleep(0.01)
             with suppress(FileNotFoundError):
-                longest = max(longest, log.stat().st_size)
+                length = log.stat().st_size
+                times_emptied += length < last / 2
+                last = length
     finally:
         for process in busy:
             process.kill()
             process.wait()
-    assert [process.returncode for process in busy] == [0, 0, 0]
-    assert 0 < longest < 20 * 2**20
 
 
 def test_size_is_bounded_while_the_topic_retains_by_age(store: Callable[..., Store], file: Path) -> None:
-    """What is old enough goes, whoever acknowledged it long ago, and its space is used again."""
+    """Messages past the retention are deleted, and their space is used again."""
     opened = store(durability="normal", retention="3600")
     subscription = Subscription(opened, "s")
     sizes = []
@@ -129,7 +130,7 @@ def test_size_is_bounded_while_the_topic_retains_by_age(store: Callable[..., Sto
 
 
 def test_clients_delete_what_is_older_than_the_retention(client: Callable[..., SQLiteClient], file: Path) -> None:
-    """By themselves, and not before."""
+    """They do so by themselves, and not earlier."""
 
     async def left(of: SQLiteClient) -> int:
         count: int = of._driver.file.store.connection.execute("SELECT count(*) FROM messages").fetchone()[0]
@@ -154,7 +155,7 @@ def test_clients_delete_what_is_older_than_the_retention(client: Callable[..., S
 def test_sends_go_on_while_a_large_subscription_is_deleted(
     client: Callable[..., SQLiteClient], store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the steps of its deletion."""
+    """They happen between the steps of the deletion."""
     monkeypatch.setattr(store_module, "SWEEP", 100)
     opened = store(subscription="s", durability="normal")
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""What the file keeps of a subscription: who holds what, in which order it comes again, and what is deleted."""
+"""The state of a subscription in the file: who holds a message, when it comes again, and when it is deleted."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def settle(
 
 
 def nack_run(subscription: Subscription, *deliveries: Delivery, delay: float | None = 0.0) -> None:
-    """As the engine does: the nacked one, then its successors as returned."""
+    """Nack the first delivery and return the others, as the engine does with a run."""
     first, *later = deliveries
     subscription.settle([Settlement(first, Outcome.NACK, delay), *(Settlement(each, Outcome.RETURN) for each in later)])
 
 
 def lapse(store: Store) -> None:
-    """Let every session look as if its process had died."""
+    """Let each session look as if its process had died."""
     store.connection.execute("UPDATE sessions SET expires_at = 0")
 
 
@@ -52,7 +52,7 @@ def count(store: Store, table: str) -> int:
 
 
 def test_receivers_of_one_subscription_share_its_messages(store: Stores) -> None:
-    """None goes to two of them, whichever connection they use."""
+    """No message goes to two of them, whichever connection they use."""
     publish(store(), "a", "b", "c")
     first, second = Subscription(store(start="earliest"), "s"), Subscription(store(), "s")
     assert texts(first.take(2)) == ["a", "b"]
@@ -61,7 +61,7 @@ def test_receivers_of_one_subscription_share_its_messages(store: Stores) -> None
 
 
 def test_subscriptions_each_get_every_message(store: Stores) -> None:
-    """And do not disturb each other."""
+    """They do not disturb each other."""
     opened = store()
     first, second = Subscription(opened, "s"), Subscription(opened, "t")
     publish(opened, "a")
@@ -70,7 +70,7 @@ def test_subscriptions_each_get_every_message(store: Stores) -> None:
 
 
 def test_reopened_file_knows_delays_and_attempts(store: Stores) -> None:
-    """A nack outlives the process that made it."""
+    """A nack outlives the process that sent it."""
     opened = store()
     subscription = Subscription(opened, "s")
     publish(opened, "soon", "late")
@@ -83,7 +83,7 @@ def test_reopened_file_knows_delays_and_attempts(store: Stores) -> None:
 
 
 def test_nack_without_delay_waits_longer_each_time(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """0.1 s, 0.2 s, 0.4 s, as the contract has it."""
+    """0.1 s, 0.2 s, 0.4 s, as the contract says."""
     now = 1000.0
     monkeypatch.setattr(time, "time", lambda: now)
     opened = store()
@@ -96,7 +96,7 @@ def test_nack_without_delay_waits_longer_each_time(store: Stores, monkeypatch: p
 
 
 def test_returned_message_counts_no_attempt_and_comes_first(store: Stores) -> None:
-    """It keeps its place before what was never fetched."""
+    """It comes before messages that were never fetched."""
     opened = store()
     subscription = Subscription(opened, "s")
     publish(opened, "a", "b", "c")
@@ -105,7 +105,7 @@ def test_returned_message_counts_no_attempt_and_comes_first(store: Stores) -> No
 
 
 def test_key_is_with_one_receiver_until_its_run_is_settled(store: Stores) -> None:
-    """Nobody gets its later messages, not even who holds the earlier ones; other keys go on."""
+    """No receiver gets its later messages, not even the one that holds the earlier ones; other keys go on."""
     opened = store()
     first, second = Subscription(opened, "s"), Subscription(opened, "s")
     publish(opened, "k1", "k2", "k3", key="k")
@@ -120,7 +120,7 @@ def test_key_is_with_one_receiver_until_its_run_is_settled(store: Stores) -> Non
 
 
 def test_nacked_message_goes_before_its_successors(store: Stores) -> None:
-    """In every process, and those it held back count no attempt."""
+    """In every process, and the messages behind it count no attempt."""
     opened, other = store(), store()
     first, second = Subscription(opened, "s"), Subscription(other, "s")
     publish(opened, "1", "2", key="k")
@@ -134,7 +134,7 @@ def test_nacked_message_goes_before_its_successors(store: Stores) -> None:
 
 
 def test_delay_of_a_key_holds_back_its_successors(store: Stores) -> None:
-    """New ones too."""
+    """It also holds back messages that are sent later."""
     opened = store()
     subscription = Subscription(opened, "s")
     publish(opened, "1", "2", key="k")
@@ -145,7 +145,7 @@ def test_delay_of_a_key_holds_back_its_successors(store: Stores) -> None:
 
 
 def test_run_ends_before_a_message_with_a_delay_of_its_own(store: Stores) -> None:
-    """Its predecessors need not wait for it."""
+    """The messages before it need not wait for it."""
     opened = store()
     subscription = Subscription(opened, "s")
     publish(opened, "1", "2", key="k")
@@ -156,7 +156,7 @@ def test_run_ends_before_a_message_with_a_delay_of_its_own(store: Stores) -> Non
 
 
 def test_acknowledged_successor_does_not_come_again(store: Stores) -> None:
-    """Exactly once holds within a run as well."""
+    """Within a run as well, an acknowledged message does not come again."""
     opened = store()
     subscription = Subscription(opened, "s")
     publish(opened, "1", "2", "3", key="k")
@@ -167,7 +167,7 @@ def test_acknowledged_successor_does_not_come_again(store: Stores) -> None:
 
 
 def test_long_key_leaves_room_for_others(store: Stores) -> None:
-    """One fetch takes a bounded run of it."""
+    """One fetch takes a limited number of its messages."""
     opened = store()
     subscription = Subscription(opened, "s")
     publish(opened, *map(str, range(taking.RUN + 50)), key="long")
@@ -178,7 +178,7 @@ def test_long_key_leaves_room_for_others(store: Stores) -> None:
 
 
 def test_fetch_looks_at_a_bounded_number_of_messages(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocked ones are remembered and not looked at again."""
+    """Blocked messages are remembered, and not looked at again."""
     monkeypatch.setattr(taking, "RUN", 1)
     opened = store()
     subscription = Subscription(opened, "s")
@@ -190,7 +190,7 @@ def test_fetch_looks_at_a_bounded_number_of_messages(store: Stores, monkeypatch:
 
 
 def test_fetch_takes_a_bounded_number_of_bytes(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message beyond that comes alone."""
+    """A message that is larger than the limit comes alone."""
     monkeypatch.setattr(taking, "TAKE_BYTES", 10)
     opened = store()
     subscription = Subscription(opened, "s")
@@ -200,7 +200,7 @@ def test_fetch_takes_a_bounded_number_of_bytes(store: Stores, monkeypatch: pytes
 
 @pytest.mark.usefixtures("impatient")
 def test_dead_receivers_messages_have_failed_once_more(store: Stores) -> None:
-    """Of a key only the first, since the others waited behind it; order stays."""
+    """Of a key only the first one has failed, because the others waited behind it; their order stays."""
     opened = store()
     dead, alive = Subscription(opened, "s"), Subscription(opened, "s")
     publish(opened, "1", "2", key="k")
@@ -215,7 +215,7 @@ def test_dead_receivers_messages_have_failed_once_more(store: Stores) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_receiver_taken_for_dead_goes_on(store: Stores) -> None:
-    """As after a suspended machine: with a new session."""
+    """It goes on with a new session, for example after its machine was suspended."""
     opened = store()
     asleep, awake = Subscription(opened, "s"), Subscription(opened, "s")
     publish(opened, "a")
@@ -228,7 +228,7 @@ def test_receiver_taken_for_dead_goes_on(store: Stores) -> None:
 
 
 def test_lapsed_session_is_its_own_while_nobody_took_over(store: Stores) -> None:
-    """What it holds may still be settled."""
+    """The messages that it holds may still be settled."""
     opened = store()
     subscription = Subscription(opened, "s")
     publish(opened, "a")
@@ -239,7 +239,7 @@ def test_lapsed_session_is_its_own_while_nobody_took_over(store: Stores) -> None
 
 
 def test_clock_that_is_set_forward_kills_nobody(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """R6: as after a lock that outlasted all sessions, the living have time to be heard of before others take over."""
+    """R6: running receivers have time to renew their sessions before others take over."""
     opened = store(session_timeout="10")
     holding, other = Subscription(opened, "s"), Subscription(opened, "s")
     publish(opened, "a")
@@ -257,7 +257,7 @@ def test_clock_that_is_set_forward_kills_nobody(store: Stores, monkeypatch: pyte
 
 
 class Clock:
-    """What the time functions say, changed by hand."""
+    """The clocks of the module ``time``, set by the test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._now, self._passed = time.time(), time.monotonic()
@@ -265,19 +265,19 @@ class Clock:
         monkeypatch.setattr(time, "monotonic", lambda: self._passed)
 
     def pass_by(self, seconds: float) -> None:
-        """Let time go by."""
+        """Let time pass on all clocks."""
         self._now += seconds
         self._passed += seconds
 
     def set_forward(self, seconds: float) -> None:
-        """Set the system's clock, which moves no other."""
+        """Set the system's clock, without moving the monotonic one."""
         self._now += seconds
 
 
 def test_receiver_that_joins_after_the_clock_was_set_forward_kills_nobody(
     store: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R6: it cannot know of the step, so it gives everybody time to be heard of."""
+    """R6: it cannot know that the clock was set, so it gives all receivers time to renew their sessions."""
     opened = store(session_timeout="10")
     clock = Clock(monkeypatch)
     holding = Subscription(opened, "s")
@@ -296,7 +296,7 @@ def test_receiver_that_joins_after_the_clock_was_set_forward_kills_nobody(
 def test_clock_that_is_set_forward_by_less_than_the_timeout_kills_nobody(
     store: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R6: a receiver whose own session has just been renewed takes over from none that is due to renew its own."""
+    """R6: a receiver that has just renewed its session takes over from none that is about to renew its own."""
     opened = store(session_timeout="10")
     clock = Clock(monkeypatch)
     holding, other = Subscription(opened, "s"), Subscription(opened, "s")
@@ -315,7 +315,7 @@ def test_clock_that_is_set_forward_by_less_than_the_timeout_kills_nobody(
 
 
 def test_clock_that_is_set_forward_delays_what_the_dead_held(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """R9: for half of the session timeout."""
+    """R9: it delays them by half of the session timeout."""
     opened = store(session_timeout="10")
     dead, alive = Subscription(opened, "s"), Subscription(opened, "s")
     publish(opened, "a")
@@ -330,7 +330,7 @@ def test_clock_that_is_set_forward_delays_what_the_dead_held(store: Stores, monk
 
 
 def test_leaving_returns_what_is_held_uncounted(store: Stores) -> None:
-    """In order."""
+    """They come in order."""
     opened = store()
     leaving, staying = Subscription(opened, "s"), Subscription(opened, "s")
     publish(opened, "1", "2", key="k")
@@ -341,7 +341,7 @@ def test_leaving_returns_what_is_held_uncounted(store: Stores) -> None:
 
 
 def test_dead_letter_moves_with_its_origin(store: Stores) -> None:
-    """It is in its new topic in the same transaction in which it leaves the subscription."""
+    """One transaction removes it from the subscription and stores it in its new topic."""
     opened = store(**DEAD)
     subscription = Subscription(opened, "s")
     watching = Subscription(store("failed"), "watch")
@@ -362,7 +362,7 @@ def test_dead_letter_moves_with_its_origin(store: Stores) -> None:
 
 
 def test_dead_letter_is_stored_or_the_message_stays(store: Stores) -> None:
-    """Nothing is lost between the two."""
+    """If storing the letter fails, the message stays in the subscription."""
     opened = store(**DEAD)
     subscription = Subscription(opened, "s")
     publish(opened, "a")
@@ -379,7 +379,7 @@ def test_dead_letter_is_stored_or_the_message_stays(store: Stores) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_message_that_kills_its_receiver_is_dead_lettered(store: Stores) -> None:
-    """By whoever takes over; its successors go on."""
+    """The receiver that takes over moves it, and the later messages of its key go on."""
     opened = store(**DEAD)
     alive = Subscription(opened, "s")
     watching = Subscription(store("failed"), "watch")
@@ -393,7 +393,7 @@ def test_message_that_kills_its_receiver_is_dead_lettered(store: Stores) -> None
 
 @pytest.mark.usefixtures("impatient")
 def test_message_that_kills_its_receivers_takes_no_others_with_it(store: Stores) -> None:
-    """R12: what they had fetched and never handed out is not what failed; nor does anybody ask in vain meanwhile."""
+    """R12: messages that they had only fetched are not dead-lettered, and no receiver looks for them in vain."""
     opened = store(**DEAD)
     watching = Subscription(store("failed"), "watch")
     Subscription(opened, "s")
@@ -417,7 +417,7 @@ def test_message_that_kills_its_receivers_takes_no_others_with_it(store: Stores)
 
 
 def test_a_receiver_that_vanished_hears_nothing(store: Stores) -> None:
-    """P1: an ephemeral subscription that has expired, and is not swept away yet, is no recipient."""
+    """P1: an expired ephemeral subscription does not count, even before a sweep deletes it."""
     opened = store()
     Subscription(opened, None)
     assert opened.is_heard()
@@ -426,7 +426,7 @@ def test_a_receiver_that_vanished_hears_nothing(store: Stores) -> None:
 
 
 def test_dead_letter_topic_must_exist_where_it_may_not_be_created(store: Stores) -> None:
-    """Joining says so."""
+    """Otherwise joining fails."""
     store()
     with pytest.raises(BrokerError, match="no topic 'failed'") as caught:
         Subscription(store(create="subscription", **DEAD), "s")
@@ -434,7 +434,7 @@ def test_dead_letter_topic_must_exist_where_it_may_not_be_created(store: Stores)
 
 
 def test_returned_message_is_never_dead_lettered(store: Stores) -> None:
-    """However often it was nacked before."""
+    """Even if it was nacked often before."""
     opened = store(max_delivery_attempts="1", dead_letter_topic="failed")
     subscription = Subscription(opened, "s")
     publish(opened, "a")
@@ -444,7 +444,7 @@ def test_returned_message_is_never_dead_lettered(store: Stores) -> None:
 
 
 def test_acknowledged_message_is_deleted_when_nobody_needs_it(store: Stores) -> None:
-    """The last subscription to acknowledge it takes it away."""
+    """The last subscription that acknowledges it deletes it."""
     opened = store()
     first, second = Subscription(opened, "s"), Subscription(opened, "t")
     publish(opened, "a")
@@ -456,7 +456,7 @@ def test_acknowledged_message_is_deleted_when_nobody_needs_it(store: Stores) -> 
 
 
 def test_ids_are_never_used_again(store: Stores) -> None:
-    """Not even the highest, after its message was deleted and the file reopened."""
+    """Not even the highest id, after its message was deleted and the file was opened again."""
     opened = store()
     subscription = Subscription(opened, "s")
     (first,) = opened.publish([EventMessage(b"a")])
@@ -466,7 +466,7 @@ def test_ids_are_never_used_again(store: Stores) -> None:
 
 
 def test_ids_are_never_used_again_by_the_next_file(store: Stores, file: Path) -> None:
-    """So that a receiver that still holds messages of the former takes none of this one's for them."""
+    """So a receiver that holds messages of an earlier file does not take messages of this one for them."""
     former = store()
     taken = Subscription(former, "s")
     sent = former.publish([EventMessage(b"x")] * 1000)
@@ -479,10 +479,10 @@ def test_ids_are_never_used_again_by_the_next_file(store: Stores, file: Path) ->
 
 
 def test_closing_twice_leaves_the_log_of_others_alone(store: Stores, file: Path) -> None:
-    """The second close finds a log that is not its own, and the file goes on."""
+    """The second close finds a log of others, and leaves it there."""
     former = store()
     former.publish([EventMessage(b"x")])
-    with Path(f"{file}-wal").open("rb"):  # so that the next log is another file for certain
+    with Path(f"{file}-wal").open("rb"):  # so that the next log certainly gets another inode
         former.close()
         other = store()
         subscription = Subscription(other, "s")
@@ -493,7 +493,7 @@ def test_closing_twice_leaves_the_log_of_others_alone(store: Stores, file: Path)
 
 
 def test_retention_keeps_messages_for_later_subscriptions(store: Stores) -> None:
-    """Until they are too old; then the sweep takes them, except what is not yet acknowledged."""
+    """When they are too old, a sweep deletes those that are acknowledged."""
     opened = store(retention="3600", start="earliest")
     subscription = Subscription(opened, "s")
     publish(opened, "done", "open")
@@ -508,7 +508,7 @@ def test_retention_keeps_messages_for_later_subscriptions(store: Stores) -> None
 
 
 def test_retention_is_the_topics(store: Stores) -> None:
-    """A client that does not mention it leaves it as it is."""
+    """A client that does not set it leaves it as it is."""
     store(retention="3600")
     opened = store()
     publish(opened, "a")
@@ -519,7 +519,7 @@ def test_retention_is_the_topics(store: Stores) -> None:
 
 
 def test_sweep_goes_in_steps_and_ends(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody subscribed to goes; what somebody has not looked at stays."""
+    """Messages without a subscription are deleted; messages that a subscription has not looked at stay."""
     monkeypatch.setattr(store_module, "SWEEP", 3)
     opened = store()
     publish(opened, *"abcdefgh")
@@ -531,7 +531,7 @@ def test_sweep_goes_in_steps_and_ends(store: Stores, monkeypatch: pytest.MonkeyP
 
 
 def test_large_subscription_is_deleted_in_steps(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is gone at once, also for who receives from it; what it had not delivered goes little by little."""
+    """It is gone at once, also for its receivers; its deliveries are deleted step by step."""
     monkeypatch.setattr(store_module, "SWEEP", 3)
     opened = store()
     subscription, kept = Subscription(opened, "s"), Subscription(opened, "kept")
@@ -549,7 +549,7 @@ def test_large_subscription_is_deleted_in_steps(store: Stores, monkeypatch: pyte
 
 
 def test_deletion_that_was_cut_short_is_finished_by_others(store: Stores) -> None:
-    """Whatever topic they use."""
+    """Also by clients of other topics."""
     opened = store()
     subscription = Subscription(opened, "s")
     publish(opened, *"abc")
@@ -561,7 +561,7 @@ def test_deletion_that_was_cut_short_is_finished_by_others(store: Stores) -> Non
 
 
 def test_ephemeral_subscription_ends_with_its_receiver(store: Stores) -> None:
-    """With all it had not delivered."""
+    """Its messages are deleted with it."""
     opened = store()
     ephemeral = Subscription(opened, None)
     publish(opened, "a", "b")
@@ -574,7 +574,7 @@ def test_ephemeral_subscription_ends_with_its_receiver(store: Stores) -> None:
 def test_ephemeral_subscription_of_a_dead_process_is_swept_after_an_idle_time(
     store: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somewhat longer than its session, so that a process that only slept finds it again."""
+    """The time is longer than a session, so a process that was only stopped finds it again."""
     opened = store(session_timeout="1")
     clock = Clock(monkeypatch)
     Subscription(opened, None)
@@ -589,7 +589,7 @@ def test_ephemeral_subscription_of_a_dead_process_is_swept_after_an_idle_time(
 def test_clock_that_is_set_forward_leaves_ephemeral_subscriptions_of_the_living(
     store: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Q1: whoever sweeps, a client that was there before or a new one; each receiver has time to be heard of."""
+    """Q1: a new client and an old one both leave receivers time to renew their subscriptions."""
     opened = store(session_timeout="10")
     clock = Clock(monkeypatch)
     living = Subscription(opened, None)
@@ -610,7 +610,7 @@ def test_clock_that_is_set_forward_leaves_ephemeral_subscriptions_of_the_living(
 
 
 def test_deleted_subscription_is_created_anew_where_allowed(store: Stores) -> None:
-    """For a receiver that is still there; what it held is void."""
+    """A receiver that is still there creates it; the messages that it held are expired."""
     opened = store()
     subscription = Subscription(opened, "s")
     publish(opened, "a")
@@ -626,7 +626,7 @@ def test_deleted_subscription_is_created_anew_where_allowed(store: Stores) -> No
 
 
 def test_deleted_subscription_is_not_found_where_it_may_not_be_created(store: Stores) -> None:
-    """The receiver learns it from its next fetch, each time."""
+    """Each fetch of the receiver says so."""
     Subscription(store(), "s")
     opened = store(create="never")
     subscription = Subscription(opened, "s")
@@ -638,7 +638,7 @@ def test_deleted_subscription_is_not_found_where_it_may_not_be_created(store: St
 
 
 def test_withheld_names_keys_that_wait_for_what_is_held(store: Stores) -> None:
-    """Not those that wait for a delay."""
+    """It does not name keys that wait for a delay."""
     opened = store()
     subscription = Subscription(opened, "s")
     publish(opened, "1", "2", key="held")
@@ -651,7 +651,7 @@ def test_withheld_names_keys_that_wait_for_what_is_held(store: Stores) -> None:
 
 
 def test_any_text_and_bytes_come_back_as_sent(store: Stores) -> None:
-    """Zero bytes, quotes and other scripts included."""
+    """For example zero bytes, quotes and other scripts."""
     opened = store()
     subscription = Subscription(opened, "s")
     attributes = {"": "", "a\0b": 'x"y', "ключ": json.dumps("值")}
@@ -662,7 +662,7 @@ def test_any_text_and_bytes_come_back_as_sent(store: Stores) -> None:
 
 
 def test_rolled_back_session_is_forgotten(store: Stores, file: Path) -> None:
-    """Its number may become another's, and their messages must not mix."""
+    """Its id may be given to another session, and their messages must not be confused."""
     opened = store()
     subscription = Subscription(opened, "s")
     known = subscription._session

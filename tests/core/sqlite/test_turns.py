@@ -1,4 +1,4 @@
-"""Who sends without a pause leaves room for others."""
+"""Senders that never pause leave room for other operations."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PINGS = 20
 
 
 def test_others_get_their_turn_while_there_is_always_something_to_send(client: Callable[..., SQLiteClient]) -> None:
-    """P5: the next batch is ready whenever one is over."""
+    """P5: although the next batch is ready whenever one is over."""
     sent = asyncio.run(ping_while_sending(client()))
     assert sent < PINGS * 10 * SENDERS, "each ping waited for many batches"
 
 
 async def ping_while_sending(client: SQLiteClient) -> int:
-    """How many messages were sent meanwhile."""
+    """Return how many messages were sent while a few pings were answered."""
     sent = 0
     is_over = False
 

@@ -1,4 +1,4 @@
-"""Noticing that the file has changed, and how often it is looked at for that."""
+"""How a change of the file is noticed, and how often the file is looked at for that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from events_core.backends.sqlite.watch import IDLE_POLL, Watch
 
 
 class File:
-    """Counts the looks at its version."""
+    """A file that counts the looks at its version."""
 
     def __init__(self) -> None:
         self.current = 1
@@ -20,19 +20,19 @@ class File:
 
 
 async def looks_within(watch: Watch, file: File, seconds: float) -> int:
-    """While somebody waits and nothing changes."""
+    """Return how often the file is looked at while one waits and nothing changes."""
     before = file.looks
     await watch.changed(seconds)
     return file.looks - before
 
 
 def test_change_by_another_ends_the_wait() -> None:
-    """Soon, long before the wait would end by itself."""
+    """The wait ends long before its timeout."""
 
     async def run() -> None:
         file = File()
         watch = Watch(file.version)
-        await watch.changed(10)  # the first look knows nothing yet
+        await watch.changed(10)  # the first look takes the version for new
         waiting = asyncio.create_task(watch.changed(60))
         await asyncio.sleep(0)
         file.current += 1
@@ -43,7 +43,7 @@ def test_change_by_another_ends_the_wait() -> None:
 
 
 def test_own_change_ends_the_wait_without_a_look() -> None:
-    """Nobody needs to ask the file."""
+    """The file need not be asked."""
 
     async def run() -> None:
         file = File()
@@ -59,7 +59,7 @@ def test_own_change_ends_the_wait_without_a_look() -> None:
 
 
 def test_changes_by_others_do_not_make_the_idle_look_more_often() -> None:
-    """Or many idle processes would keep each other busy with the upkeep of their sessions."""
+    """Otherwise many idle processes would keep each other busy with the upkeep of their sessions."""
 
     async def run() -> None:
         file = File()
@@ -74,7 +74,7 @@ def test_changes_by_others_do_not_make_the_idle_look_more_often() -> None:
 
 
 def test_another_connections_version_is_no_known_one() -> None:
-    """A file that was opened again counts anew: what it counts to may be the last number of before."""
+    """A file that was opened again has other versions, one of which may equal the last one before."""
 
     async def run() -> None:
         file = File()
