@@ -19,6 +19,8 @@ import logging
 import os
 import threading
 import time
+import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -82,6 +84,18 @@ def _count_fork() -> None:
 os.register_at_fork(after_in_child=_count_fork)
 
 
+def _warn_unclosed(name: str, process: int) -> None:
+    """Warn of a client that is gone and was never closed.
+
+    The garbage collector may run this in any thread, perhaps under a lock.  So it takes no lock, does no I/O and logs
+    nothing.  Like asyncio, it leaves it to the filters for warnings whether anything is written.
+    """
+    if process == _forks:  # a forked child can neither use nor close what it has inherited
+        warnings.warn(
+            f"unclosed client {name}: use it with 'async with', or await its close()", ResourceWarning, stacklevel=1
+        )
+
+
 class EngineClient(EventClient):
     """The base class of a backend's client.  A backend fills in the class attributes, and the engine does the rest.
 
@@ -128,6 +142,7 @@ class EngineClient(EventClient):
         self._starting = threading.Lock()
         self._pausing = WaitingRoom()
         self._process: int | None = None
+        self._unclosed: weakref.finalize[..., EngineClient] | None = None
         self._opened = False
         self._close_time = CloseTime()
         self._ending = False
@@ -311,7 +326,11 @@ class EngineClient(EventClient):
                 raise BrokerError("the client is closed", ErrorCode.CLOSED)
             self._home.start()
             self._home.wake(self._publisher.watch)  # sends must end in time also if nothing ever connects
-            self._process = _forks
+            if self._process is None:
+                self._process = _forks
+                # No __del__: tasks at home keep a client with receivers until the program ends, and an object that is
+                # alive then is not deleted.  A finalizer also runs at the end of the program.
+                self._unclosed = weakref.finalize(self, _warn_unclosed, repr(self), _forks)
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next try to connect, at most until the client is closed."""
@@ -401,6 +420,8 @@ class EngineClient(EventClient):
         with self._starting:
             self._close_time.hasten(timeout)
             self._closed = self._closed or self._process is None
+            if self._unclosed is not None:
+                self._unclosed.detach()  # the caller has done its part, however this ends
         if self._process is None:
             await self._publisher.flush(0)
             return
