@@ -1,0 +1,46 @@
+"""Redis keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+
+import pytest
+
+from events_core import EventConfig
+from events_core.testing import ConformanceSuite, Harness, TcpProxy
+
+from .servers import Server
+
+
+class RedisHarness(Harness):
+    """A server behind a proxy; all tests share the server, each with topics of its own."""
+
+    sdk_modules = ("redis",)
+
+    def __init__(self, server: Server, proxy: TcpProxy) -> None:
+        self._server = server
+        self._proxy = proxy
+        self.lease, self.lease_options = 1.0, {"lease": "1"}
+
+    def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
+        own = {"server": self._proxy.address, "create": "all", "durable": "process_crash"}
+        return EventConfig(topic_name, options={**own, **options}, backend="redis")
+
+    def outage(self) -> AbstractContextManager[None]:
+        return self._proxy.cut()
+
+    def lost_answers(self) -> AbstractContextManager[None]:
+        return self._proxy.lose_answers()
+
+    def restart(self) -> bool:
+        return self._server.restart()
+
+
+class TestRedis(ConformanceSuite):
+    """The kit."""
+
+    @pytest.fixture
+    def harness(self, server: Server) -> Iterator[Harness]:
+        with TcpProxy(server.address) as proxy:
+            yield RedisHarness(server, proxy)
