@@ -126,7 +126,7 @@ async def _delete_topic(case: Case) -> str:
     case.broker.topics[path] = []
     with case.fault():
         await delete_topics(Endpoint(case.broker.address, is_emulator=True), [path])
-    return "is deleted" if path not in case.broker.topics else "is left, which a warning says"
+    return "is deleted" if path not in case.broker.topics else "is not deleted, and a WARNING says so"
 
 
 # Subscriptions
@@ -201,7 +201,7 @@ async def _acknowledge(case: Case) -> str:
         with case.fault():
             outcome = await case.told(receiver.acknowledge(message))
         outcome += await _afterwards(outcome, receiver.acknowledge(message))
-        assert case.broker.acknowledged.count(message.message_id) == ("over" not in outcome)
+        assert case.broker.acknowledged.count(message.message_id) == ("has ended" not in outcome)
         assert await _goes_on(case, receiver)
         return outcome
 
@@ -222,7 +222,7 @@ async def _afterwards(outcome: str, again: Awaitable[None]) -> str:
     except AcknowledgeError as error:
         if error.code is not ErrorCode.EXPIRED:
             raise
-        return "; the delivery is over, and the message comes again"
+        return "; the delivery has ended, and the message comes again"
     return "" if outcome.startswith("succeeds") else "; the message stays held"
 
 
@@ -237,7 +237,7 @@ async def _extend(case: Case) -> str:
         assert case.broker.acknowledged.count(message.message_id) == 1
         if not receiver.stats.duplicates:
             return "is renewed after a retry"
-        return "lapses; the redelivery is recognised, and settled with the message"
+        return "runs out; the redelivery is recognised, and settled with the message"
 
 
 @asynccontextmanager

@@ -24,27 +24,28 @@ OFFICIAL = "2.44.0"
 PAGE = Path(__file__).parents[2] / "docs/backends/gcp-faults.rst"
 
 TOP = """\
-Faults of Pub/Sub, and what comes of them
-=========================================
+Faults of Pub/Sub, and what your program sees
+=============================================
 
-This page says what your program sees when Pub/Sub, the network or the credentials fail.  A script measured every line
-(``tests/gcp/fault_table.py``), on a server that fails on purpose.  A test compares the page with what happens now.
+This page says what your program sees when Pub/Sub, the network or the credentials fail.  Use it to decide which errors
+your program handles.  The script ``tests/gcp/fault_table.py`` measured every line, on a server that fails on purpose.
+A test compares the page with the current code.
 
 Status codes
 ------------
 
 Each table is about one call.  "Once" means that the first request gets the status, and the next one succeeds.
-"Longer" means that every request gets the status for longer than the call may take; ``send_timeout``, ``ack_timeout``
+"Longer" means that every request gets the status until the time of the call is up; ``send_timeout``, ``ack_timeout``
 and ``connect_timeout`` were set to 2 s.  *At once* means after a single request.
 
-When the fault is over, the next call succeeds: on the same client, and on the same receiver.
+You never need a new client or a new receiver: when the fault is over, the next call succeeds.
 """
 
 PROBLEMS_TOP = """\
 Problems of other clients
 -------------------------
 
-People reported these problems of other clients of Pub/Sub, most of them of ``google-cloud-pubsub``.  The test in the
+People reported these problems for other clients of Pub/Sub, most of them for ``google-cloud-pubsub``.  The test in the
 third column fails if this backend has the problem.
 
 """
@@ -92,10 +93,10 @@ Connections and credentials
 ---------------------------
 
 These faults were tried on a connection like the one to the service: with TLS, with tokens from an authority, and with
-pings.  A client sent and received meanwhile.
+pings.  During the fault, a client sent and received.
 
 An emulator that is killed and started again has forgotten all topics and subscriptions.  A client with ``create=all``
-creates its own again: the next send is confirmed, and its message comes.
+creates its own again.  The next send is confirmed, and its message comes.
 
 """
 
@@ -104,8 +105,8 @@ Next to Google's client
 -----------------------
 
 The same server failed in the same way for this backend and for ``google-cloud-pubsub`` {OFFICIAL}.  A send or an
-acknowledgement may take 2 s.  Google's client was told so by the arguments ``retry`` and ``timeout`` of ``publish``;
-acknowledgements have no such arguments there, and ``ack_with_response`` told the outcome.
+acknowledgement may take 2 s.  Google's client got this limit by the arguments ``retry`` and ``timeout`` of
+``publish``.  Its acknowledgements have no such arguments; ``ack_with_response`` gave their outcome.
 
 """
 

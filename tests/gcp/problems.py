@@ -1,4 +1,4 @@
-"""The problems that people reported of other clients of Pub/Sub, and the test that would see each of them here."""
+"""Problems that people reported for other clients of Pub/Sub, and the test that would find each of them here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROBLEMS = (
     Problem(
         "The memory grows until the process is started again.",
         "python-pubsub#273, google-cloud-python#5001",
-        "What is buffered is bounded in messages and bytes, and a settled message leaves nothing behind.",
+        "The buffer is bounded in messages and bytes, and a settled message leaves nothing in memory.",
         ("test_a_settled_message_leaves_nothing_behind", "test_a_server_that_ignores_the_bound_fills_no_memory"),
     ),
     Problem(
@@ -36,7 +36,7 @@ PROBLEMS = (
         ("test_clients_that_were_closed_leave_no_descriptor_and_no_thread",),
     ),
     Problem(
-        "A stream stands still without an error, and only a restart helps.",
+        "A stream stops without an error, and only a restart helps.",
         "google-cloud-python#7001, python-pubsub#74, #1414, dotnet#11793",
         "A stream that hears nothing after a ping is opened again.",
         ("test_a_server_that_falls_silent_is_left", "test_a_stream_that_ends_is_opened_again"),
@@ -56,11 +56,11 @@ PROBLEMS = (
     Problem(
         "Long handlers get duplicates, and so do messages that wait behind them.",
         "python-pubsub#593, google-cloud-python#9252",
-        "The receiver renews the leases of all that it holds and buffers.",
+        "The receiver renews the leases of all messages that it holds or buffers.",
         ("test_what_waits_behind_a_long_handler_keeps_its_lease",),
     ),
     Problem(
-        "Messages that are held too long are dropped without a word.",
+        "Messages that are held too long are dropped without a sign.",
         "turbinia#833, google-cloud-python#5792",
         "Settling such a message raises ``EXPIRED``; ``max_lease_duration`` sets the time.",
         ("test_a_message_held_too_long_expires",),
@@ -90,19 +90,19 @@ PROBLEMS = (
         ("test_a_closing_receiver_gives_back_a_whole_key",),
     ),
     Problem(
-        "After a failure a key stays paused until somebody calls ``resume_publish``.",
+        "After a failure a key stays paused until the program calls ``resume_publish``.",
         "python-pubsub#1084, nodejs-pubsub#1524, watermill-googlecloud#22",
         "The next send of the key is sent.",
         ("test_a_key_goes_on_after_a_failed_send",),
     ),
     Problem(
-        "Of each key one message is delivered, and the next when that is acknowledged.",
+        "Of each key one message is delivered; the next comes when it is acknowledged.",
         "python-pubsub#1181",
-        "One receive may return a run of a key.",
+        "One receive may return several messages of a key.",
         ("test_a_key_needs_no_acknowledgement_to_go_on",),
     ),
     Problem(
-        "Without valid credentials, publishing hangs for ever.",
+        "Without valid credentials, publishing never ends.",
         "python-pubsub#19, #1173, #1318",
         "The send raises ``UNAUTHENTICATED`` or, when its time is up, ``TIMEOUT``.",
         ("test_faults_of_connections_and_credentials_have_these_outcomes",),
@@ -116,7 +116,7 @@ PROBLEMS = (
     Problem(
         "A forked child hangs.",
         "google-cloud-python#3925, python-pubsub#112, celery#10339",
-        "The child gets ``WRONG_PROCESS``.  Patched threads, as gevent has them, are not supported.",
+        "The child gets ``WRONG_PROCESS``.  gevent, which replaces threads, is not supported.",
         ("test_a_new_client_in_the_child_of_a_process_that_connected_is_refused",),
     ),
     Problem(
@@ -132,9 +132,9 @@ PROBLEMS = (
         ("test_nacks_without_a_policy_come_later_each_time",),
     ),
     Problem(
-        "With exactly-once delivery, acknowledgements fail of messages whose receipt was not confirmed.",
+        "With exactly-once delivery, acknowledgements fail if the receipt of the message was not confirmed.",
         "google-cloud-go#8398, nodejs-pubsub#1951, java-pubsub#2555",
-        "A message is handed out when its receipt is confirmed; each acknowledgement has its own answer.",
+        "A message is handed out only when its receipt is confirmed, and each acknowledgement has its own answer.",
         ("test_what_is_not_ours_any_more_is_not_handed_out", "test_exactly_once_tells_what_became_of_each_message"),
     ),
     Problem(
@@ -144,15 +144,15 @@ PROBLEMS = (
         ("test_a_request_to_settle_stays_below_the_limit_of_the_service",),
     ),
     Problem(
-        "A pull that nobody waits for any more swallows messages for the length of a lease.",
+        "A pull that is cancelled swallows messages for the length of a lease.",
         "emqx#17966",
-        "A pull is never cancelled; what it brings while the receiver closes goes back at once.",
+        "A pull is never cancelled; messages that it brings while the receiver closes go back at once.",
         ("test_a_pull_that_is_answered_late_gives_back_what_it_brings",),
     ),
     Problem(
-        "With order and dead letters, a key stands still after a nack.",
+        "With order and dead letters, a key stops after a nack.",
         "dotnet#11793",
-        "The receiver keeps the run and counts the attempts; the next of the key goes on.",
+        "The receiver keeps the messages of the key and counts the attempts; then the key goes on.",
         ("test_dead_letters_keep_their_key_in_order",),
     ),
     Problem(

@@ -134,5 +134,5 @@ def test_a_lease_outlives_a_failed_renewal() -> None:
 
 def test_a_message_whose_lease_lapsed_is_settled_once() -> None:
     """R7: the redelivery of a message that is still held is not handed out."""
-    lapsed = "lapses; the redelivery is recognised, and settled with the message"
+    lapsed = "runs out; the redelivery is recognised, and settled with the message"
     assert {longer for _, longer in outcomes("Renewing a lease").values()} == {lapsed}
