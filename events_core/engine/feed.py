@@ -140,6 +140,7 @@ class PrefetchingFeed(Feed):
     # Under the lock
 
     def take(self, limit: int, now: float) -> Sequence[Delivery]:
+        # Checked at every hand-out and not by a task: a process that was stopped has had no time to run tasks.
         taken = self._ledger.take(limit, now) if self._is_safe() else []
         if not taken and self._failure is not None:
             failure, self._failure = self._failure, None
@@ -231,12 +232,14 @@ class PrefetchingFeed(Feed):
             return
         self.last_message = now
         with self._lock:
+            # Asked each time, because some sources learn it only from the first messages.
             self._ledger.keep_order(self._source.capabilities.ordering != "none")
             self._ledger.arrive(deliveries, now, math.inf if self._source.lease is None else now + self._source.lease)
         self._waiting.wake()
 
     async def _fail(self, error: BrokerError) -> None:
         """Let a receive raise *error*, and wait until one has."""
+        # Fetching stops until a receive has raised the error.  Otherwise it would ask again and again, in vain.
         with self._lock:
             self._failure = error
             self._go_on.clear()

@@ -62,6 +62,7 @@ class LeaseKeeper:
         pause = min(self._max_lease / 8, 5.0 if lease is None else lease / 6)
         while not self._is_stopped:
             await asyncio.sleep(pause)
+            # The receives of closed loops would stay in memory until the next message, and that may take long.
             self._waiting.drop_the_dead()
             self._give_back_overdue()
             if lease is not None:

@@ -118,12 +118,15 @@ class Ledger:
 
         :param prefetch: the number of deliveries to have ready; ``None`` for as many as the bounds allow.
         """
+        # Below the bound anything is fetched: a message that is larger than the bound must come too, alone (R5).
         if self._bytes >= self._max_bytes:
             return 0
         room = self._max_messages - self.held - self.buffered
         ahead = self._max_messages if prefetch is None else min(prefetch, self._max_messages)
-        ready = self.buffered - self._buffer.blocked_size  # what is blocked must not keep other keys from coming (R8)
+        # Blocked deliveries do not count as ready.  Otherwise one busy key could keep all others from coming (R8).
+        ready = self.buffered - self._buffer.blocked_size
         room = min(room, ahead - ready)
+        # A request is worth its cost if it may bring a quarter of what is fetched ahead.
         return room if self._eager or not ready or room * 4 >= ahead else 0
 
     def is_full(self) -> bool:
@@ -162,7 +165,8 @@ class Ledger:
             else:
                 known.lease_until = lease_until
                 self.duplicates += 1
-                if known._is_out:  # the driver may still read the token
+                if known._is_out:
+                    # The driver may still read the token.  In a tuple, because a token may be None.
                     known._newer_token = (delivery.token,)
                 else:
                     known.token = delivery.token
@@ -198,6 +202,7 @@ class Ledger:
         taken = self._buffer.pop(limit, now)
         deadline = now + self._max_lease
         for delivery in taken:
+            # The time of the application begins now; the time in the buffer does not count (R6).
             delivery._deadline = deadline
             self._live.move_to_end(delivery.message_id)
             self._hand_out(delivery)
@@ -293,6 +298,7 @@ class Ledger:
         assert delivery.ordering_key is not None
         later = self._successors(delivery, delivery.ordering_key)
         if not self._local or self.closing:
+            # The broker keeps the order if it gets the run in one request.  When closing, nothing is handed out again.
             return [_begin(delivery, outcome, delay), *self._give_back(later, delivery.ordering_key)]
         if outcome is NACK and self._attempts.are_used_up(delivery):
             asked = [_begin(delivery, NACK, delay)]
@@ -324,6 +330,7 @@ class Ledger:
         :param outcome: the outcome of the first one.  A NACK counts an attempt, and has a delay that grows with each.
         :param expired: whether the run goes back because its time is up, not because the application settles it.
         """
+        # New objects, because the application may still have the old ones, and may settle them too late (S3).
         again = [_copy(delivery) for delivery in run]
         if outcome is NACK:
             again[0]._nacks += 1
@@ -386,6 +393,7 @@ class Ledger:
             if release and delivery.order:  # 0 if it did not come through the buffer, which then has no such key
                 self._buffer.release(delivery)
         over = self._over
+        # Removed first, so that the id becomes the newest one.
         over.pop(delivery.message_id, None)
         over[delivery.message_id] = state
         if len(over) > REMEMBERED:
@@ -393,6 +401,7 @@ class Ledger:
 
     def _leave(self, delivery: Delivery) -> None:
         self._bytes -= delivery.size
+        # A newer delivery of the message may have taken the place.
         if self._live.get(delivery.message_id) is delivery:
             del self._live[delivery.message_id]
 
@@ -444,6 +453,7 @@ class Ledger:
 
     def lose(self, deliveries: Collection[Delivery]) -> list[Settlement]:
         """End *deliveries*, which the broker has taken back; return what must go back behind them (R10)."""
+        # Those that are over already cannot be lost.  And the broker needs not be told of what it took back itself.
         live = {delivery: None for delivery in deliveries if self._live.get(delivery.message_id) is delivery}
         return [each for each in self._expelled(list(live), RETURN) if each.delivery not in live]
 
@@ -493,6 +503,7 @@ class Ledger:
         for delivery in deliveries:
             key = self._key(delivery)
             if delivery._state is BUFFERED:
+                # The later ones of the key, too: the earlier one comes again behind them otherwise.
                 run = [other for other in self._buffer.waiting(key) if other.order >= delivery.order] if key else []
                 self._drop(run or [delivery])
                 settlements += [Settlement(other, RETURN) for other in run or [delivery]]

@@ -179,6 +179,8 @@ class EngineReceiver(EventReceiver):
                 raise self._located(translate(error, ReceiveError)) from error.__cause__
             more = bool(taken) and self._feed.may_have_more(now)
         if more:
+            # One event wakes one receive of each loop, and a burst of messages is one event.  So each receive that has
+            # found something wakes the next one.
             self._waiting.wake()
         self._settler.pump()
         return taken
@@ -333,6 +335,7 @@ class EngineReceiver(EventReceiver):
         with self._lock:
             self._feed.refill()
         self._waiting.wake()
+        # Read after the lock was held: a close that has not seen the change yet has set it before (inbox.py).
         waiter = self._empty
         if waiter is not None:
             waiter.wake()
@@ -394,6 +397,7 @@ class EngineReceiver(EventReceiver):
                 self._inbox.give_back_overdue(time.monotonic())
                 self._inbox.settlements.enqueue(self._ledger.close())
             self._settler.pump()
+            # Settling goes on: messages that the application holds can end here instead of coming again.
             await self._until(lambda: not self._ledger.held, self._close_time.patience)
         except asyncio.CancelledError:  # there is no more time to wait for the application
             await self.end()
@@ -406,6 +410,7 @@ class EngineReceiver(EventReceiver):
         If another task does so already, wait for it, because the client cancels what runs when its receivers have
         ended.
         """
+        # The receiver's close and its client's may both come here, in different threads if the home is inline.
         with self._lock:
             begins = not self._ending
             if begins:
@@ -415,11 +420,13 @@ class EngineReceiver(EventReceiver):
             await self._until_closed()
             return
         self._waiting.wake_all()
+        # First the feed, so that nothing arrives behind what is given back.
         await self._feed.stop_fetching(self._close_time.step())
         with self._lock:
             self._inbox.settlements.enqueue((*self._ledger.close(), *self._ledger.surrender()))
         self._settler.pump()
         await self._until(lambda: self._inbox.settlements.is_idle, self._close_time.flush)
+        # Leases are kept until all that can be told has been told: a lapsed one would make the settlement EXPIRED.
         await self._settler.stop(self._close_time.step())
         await self._feed.stop(self._close_time.step())
         await self._home.release(self._source.close(), repr(self.subscription), self._close_time.step())
@@ -444,6 +451,7 @@ class EngineReceiver(EventReceiver):
             if self._closed:
                 return
             self._closing = self._closed = True
+        # After the flag: a call that is woken finds it set, and a settlement that begins later is refused.
         self._waiting.wake_all()
         self._settler.close()
 

@@ -90,6 +90,7 @@ class Settler:
             self.progressed()  # the ledger has done all by itself, and perhaps put something into its buffer
         if not ticket.pending:
             return
+        # Under the lock, so that the last settlement either has ended before, or finds the waiter.
         with self._lock:
             waiter = ticket.waiter = Waiter() if ticket.pending else None
         if waiter is None:
@@ -131,6 +132,7 @@ class Settler:
         self._running = self._home.spawn(self._run(), self._name)
 
     async def _run(self) -> None:
+        # A caller waits as long as a request may take.  So pauses stay short of that, to leave time for a second try.
         pauses = self._link.pauses(Backoff(maximum=min(10.0, self._timeout / 4)))
         try:
             batch = self._next()

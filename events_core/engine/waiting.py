@@ -87,6 +87,7 @@ class _DeadlineQueue:
 
     def add(self, future: asyncio.Future[None], deadline: float) -> None:
         futures = self._futures
+        # Most waits end long before their time.  Removing those in front here keeps the queue short.
         while futures and futures[0].done():
             futures.popleft()
             self._deadlines.popleft()
@@ -161,6 +162,7 @@ class Waiter:
 
         Waking twice is harmless, and so is waking after the task or its loop has ended.
         """
+        # In its own loop, resolving it directly saves the crossing.
         if asyncio._get_running_loop() is self.loop:
             _resolve(self._future)
         else:
