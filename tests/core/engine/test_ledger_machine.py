@@ -21,6 +21,8 @@ AWAY = BrokerError("away", ErrorCode.UNAVAILABLE, retryable=True)
 KEYS = ("a", "b")
 MAX_LEASE = 50.0
 ATTEMPTS = 2
+ENDS = (Outcome.ACK, Outcome.REJECT)
+"""The outcomes after which a message leaves the subscription."""
 
 
 class Broker:
@@ -48,7 +50,9 @@ class Broker:
         self.out.discard(message)
         if settlement.outcome is Outcome.ACK:
             self.acknowledged.add(message)
-        elif settlement.outcome is Outcome.NACK and (settlement.delivery.delivery_attempt or 1) >= self.attempts:
+        elif settlement.outcome is Outcome.REJECT or (
+            settlement.outcome is Outcome.NACK and (settlement.delivery.delivery_attempt or 1) >= self.attempts
+        ):
             self.buried.add(message)
         else:
             self.waiting = sorted([*self.waiting, message], key=lambda each: each[1])
@@ -109,7 +113,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _in_order(self, taken: Iterable[Delivery]) -> None:
         """What is handed out of a key is the first that is not over, and then its successors without a gap."""
-        ahead = set(self.broker.over) | {each.delivery.token for each in self.requests if each.outcome is Outcome.ACK}
+        ahead = set(self.broker.over) | {each.delivery.token for each in self.requests if each.outcome in ENDS}
         for delivery in taken:
             key, number = delivery.token
             earlier = {message for message in self._known() if message[0] == key and message[1] < number}
@@ -128,7 +132,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if isinstance(begun, BrokerError):
             return
         self.requests += begun
-        if outcome is not Outcome.ACK:
+        if outcome not in ENDS:
             later = [each for each in self.held if each._state is State.HELD and _follows(each, delivery)]
             assert later == [], "what goes back takes its successors with it"
 
@@ -161,7 +165,7 @@ class LedgerMachine(RuleBasedStateMachine):
             each
             for each in self.requests
             if each.delivery._state is State.SETTLING
-            and (each.outcome is Outcome.ACK or (each.outcome is Outcome.NACK and self._is_buried(each.delivery)))
+            and (each.outcome in ENDS or (each.outcome is Outcome.NACK and self._is_buried(each.delivery)))
         ]
 
     def _is_buried(self, delivery: Delivery) -> bool:
