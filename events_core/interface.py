@@ -10,10 +10,10 @@ import asyncio
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 import attrs
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["API_VERSION", "EventClient", "EventReceiver", "Joining", "Location", "ReceiverStats", "joins"]
 
+T = TypeVar("T")
 _log = logging.getLogger("events_core.receiver")
 
 HAND_BACK_TIMEOUT = 5.0
@@ -247,6 +248,37 @@ class EventClient(ABC):
         :raises EventConnectionError: when no good answer came.
         :raises ValueError: for a *timeout* of NaN, or beyond what a float holds.
         """
+
+    async def run_native(self, work: Callable[[Any], Awaitable[T]], timeout: float = 30.0) -> T:
+        """Call *work* with the broker's own connection, await it, and return its result (N1).
+
+        Use it for what this library does not offer.  It is not portable: each backend documents the type of the
+        connection, and declares it in its own class.  *work* runs where the backend runs, usually on another event loop
+        in another thread.  So it must not block, must not use objects of the caller's loop, and must not keep the
+        connection.
+
+        When *timeout* seconds are over, *work* is cancelled.  If the caller is cancelled, *work* goes on until then.
+        Closing the client cancels it.
+
+        This default always raises ``UNSUPPORTED``.
+
+        :raises TimeoutError: when *work* was cancelled because *timeout* seconds are over.
+        :raises Exception: the exception of *work*, unchanged, for example one of the broker's SDK.
+        :raises EventConnectionError: when the broker cannot be reached.
+        :raises EventRuntimeError: ``UNSUPPORTED``, ``CLOSED``, ``WRONG_PROCESS``.
+        """
+        raise EventRuntimeError("this backend gives no access to its own connection", code=ErrorCode.UNSUPPORTED)
+
+    def native_message(self, message: ReceivedMessage) -> Any:
+        """Return the broker's own form of a message that this client's receiver has returned (N1).
+
+        It is not portable: each backend documents the type, and declares it in its own class.  It is made when you ask,
+        so a message costs nothing more if you do not.  This default always raises ``UNSUPPORTED``.
+
+        :raises EventRuntimeError: ``UNSUPPORTED``.
+        :raises TypeError: for a message that no receiver has returned.
+        """
+        raise EventRuntimeError("this backend has no message of its own", code=ErrorCode.UNSUPPORTED)
 
     @abstractmethod
     async def close(self, timeout: float = 15.0) -> None:

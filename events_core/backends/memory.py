@@ -16,10 +16,10 @@ import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import attrs
 
@@ -40,7 +40,9 @@ from events_core.engine import (
 )
 from events_core.options import CommonOptions, did_you_mean, option
 
-__all__ = ["MemoryClient", "MemoryOptions"]
+__all__ = ["MemoryClient", "MemoryOptions", "MemoryTopic"]
+
+T = TypeVar("T")
 
 # As globals, because reading a member from its class takes ten times as long (CPython 3.11).
 ACK, NACK, RETURN, REJECT = Outcome
@@ -115,6 +117,16 @@ class _Subscription:
         self.deleted = False
         for stored in kept:
             self.queue.push(_Item(stored))
+
+
+@attrs.frozen(kw_only=True)
+class MemoryTopic:
+    """A snapshot of a topic in this process: the native connection of this backend, for tests that look inside."""
+
+    name: str
+    project_id: str
+    unsettled: Mapping[str, int]
+    """The number of messages that each subscription has not settled, with those that receivers hold."""
 
 
 class _Topic:
@@ -249,6 +261,14 @@ class MemoryDriver(Driver[MemoryOptions]):
             if not topic.durable() and self.options.create != "never":
                 topic.subscriptions[subscription] = _Subscription(subscription, topic.kept)
             return bool(topic.durable())
+
+    async def run_native(self, work: Callable[[MemoryTopic], Awaitable[T]]) -> T:
+        with _lock:
+            unsettled = {
+                name: len(each.queue) + sum(len(source._held) for source in each.sources)
+                for name, each in self._topic.subscriptions.items()
+            }
+        return await work(MemoryTopic(name=self.topic_name, project_id=self.project_id, unsettled=unsettled))
 
     async def delete_subscription(self, subscription: str) -> None:
         with _lock:
@@ -430,6 +450,13 @@ class MemoryClient(EngineClient):
     options_class = MemoryOptions
     full_capabilities = _FULL
     driver_class = MemoryDriver
+
+    async def run_native(self, work: Callable[[MemoryTopic], Awaitable[T]], timeout: float = 30.0) -> T:
+        """Call *work* with a :class:`MemoryTopic`, in the caller's loop (N1).
+
+        A message has no native form here.
+        """
+        return await super().run_native(work, timeout)
 
     @classmethod
     def scratch(cls, config: EventConfig) -> AbstractContextManager[EventConfig]:

@@ -23,7 +23,7 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from events_core.arguments import checked_name, checked_seconds
 from events_core.capabilities import Capabilities
@@ -31,7 +31,7 @@ from events_core.engine.backoff import Backoff
 from events_core.engine.batching_publisher import BatchingPublisher
 from events_core.engine.closing import SHORTEST_CLOSE, CloseTime
 from events_core.engine.dead_letter_topic import DeadLetterTopic
-from events_core.engine.driver import BrokerError, Driver
+from events_core.engine.driver import BrokerError, Delivery, Driver
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, InlineHome
 from events_core.engine.inline_publisher import InlinePublisher
@@ -53,7 +53,7 @@ from events_core.errors import (
 )
 from events_core.interface import EventClient, EventReceiver
 from events_core.joining import joins
-from events_core.message import EventMessage
+from events_core.message import EventMessage, ReceivedMessage
 from events_core.observing import UNOBSERVED, Operation, OperationName, observed
 from events_core.options import read_options
 
@@ -291,6 +291,49 @@ class EngineClient(EventClient):
             raise self._translated(error, EventConnectionError) from error.__cause__
         self._link.up()
         return time.monotonic() - began
+
+    # The broker's own objects
+
+    async def run_native(self, work: Callable[[Any], Awaitable[T]], timeout: float = 30.0) -> T:
+        self._check()
+        ends = time.monotonic() + checked_seconds("timeout", timeout)
+        failures: list[Exception] = []
+
+        async def kept(connection: Any) -> T | None:
+            # A failure of *work* belongs to the application.  It travels apart, so that it is not taken for a failure
+            # of the driver.
+            try:
+                async with asyncio.timeout(ends - time.monotonic()):
+                    return await work(connection)
+            except Exception as error:
+                failures.append(error)
+                return None
+
+        async def run() -> T | None:
+            try:
+                return await self._driver.run_native(kept)
+            except BrokerError:
+                raise
+            except UNFORESEEN as error:
+                raise internal(error, "run_native: ") from error
+
+        try:
+            await self._open(ends)
+            result = await self._ask(run(), ends, "run_native")
+        except BrokerError as error:
+            raise self._translated(error, EventConnectionError) from error.__cause__
+        if failures:
+            raise failures[0]
+        return cast("T", result)
+
+    def native_message(self, message: ReceivedMessage) -> Any:
+        delivery = getattr(message, "delivery", None)
+        if not isinstance(delivery, Delivery):
+            raise TypeError(f"only a message from a receiver has a native form, not a {type(message).__name__}")
+        try:
+            return self._driver.native_message(delivery)
+        except BrokerError as error:
+            raise self._translated(error, EventRuntimeError) from error.__cause__
 
     # Connecting
 

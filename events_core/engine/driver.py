@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -49,6 +49,7 @@ from events_core.options import CommonOptions
 
 __all__ = ["BrokerError", "Delivery", "Driver", "Outcome", "Settlement", "Source", "State"]
 
+T = TypeVar("T")
 OptionsT = TypeVar("OptionsT", bound=CommonOptions)
 
 
@@ -474,6 +475,30 @@ class Driver(ABC, Generic[OptionsT]):
 
         :raises BrokerError: when there was no answer.
         """
+
+    async def run_native(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Call *work* with the broker's own connection, await it, and return its result (N1).
+
+        The backend's client declares the type of the connection, and documents it.  The connection may be the driver's
+        own, or one that is opened for *work*.  It is valid until *work* has ended.
+
+        *Called* for each request of the application, without a retry.  Overlaps every method but :meth:`open` and
+        :meth:`close`, also itself.  *Cancelled* when the client closes.  The engine bounds and ends *work* itself, and
+        *work* raises nothing here.  In an inline driver, *work* may suspend: this is the only method that may.
+
+        :raises BrokerError: ``UNSUPPORTED`` by default; when there is no connection.
+        """
+        raise BrokerError("this backend gives no access to its own connection", ErrorCode.UNSUPPORTED)
+
+    def native_message(self, delivery: Delivery) -> Any:
+        """Return the broker's own form of a message, made from *delivery* when it is asked for (N1).
+
+        *Called* in the caller's thread, by several threads at once, also for deliveries that are settled.  It does not
+        wait and does no I/O.
+
+        :raises BrokerError: ``UNSUPPORTED`` by default.
+        """
+        raise BrokerError("this backend has no message of its own", ErrorCode.UNSUPPORTED)
 
     @abstractmethod
     async def close(self) -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
-from events_core import ConfigurationError, EventConfig
+from events_core import ConfigurationError, EventConfig, ReceivedMessage
 from events_core.backends.sqlite.driver import SQLiteDriver
 from events_core.backends.sqlite.options import FULL_CAPABILITIES, SQLiteOptions
 from events_core.engine import EngineClient
 from events_core.interface import Location
 
+if TYPE_CHECKING:
+    import sqlite3
+
 __all__ = ["SQLiteClient"]
+
+T = TypeVar("T")
 
 
 class SQLiteClient(EngineClient):
@@ -50,6 +56,19 @@ class SQLiteClient(EngineClient):
                 backend="sqlite",
             )
         return Location(topic_name, options={"path": file})
+
+    async def run_native(self, work: Callable[[sqlite3.Connection], Awaitable[T]], timeout: float = 30.0) -> T:
+        """Call *work* with an :class:`sqlite3.Connection` of its own to the file, on the client's thread (N1).
+
+        The connection is in autocommit mode: begin and commit a transaction yourself.  It is closed when *work* has
+        ended, which rolls back what is not committed.  Until then a fork of this process waits, for a second at most.
+        """
+        return await super().run_native(work, timeout)
+
+    def native_message(self, message: ReceivedMessage) -> int:
+        """Return the ``id`` of the message's row in the table ``messages`` (N1)."""
+        row: int = super().native_message(message)
+        return row
 
     @classmethod
     @contextmanager

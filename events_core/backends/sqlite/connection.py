@@ -26,13 +26,14 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import closing, suppress
 from typing import Protocol, TypeVar
 
 from events_core import ErrorCode
 from events_core.backends.sqlite.errors import Locked, Lost, translated
 from events_core.backends.sqlite.forks import await_calls, forget_calls
+from events_core.backends.sqlite.opening import open_file
 from events_core.backends.sqlite.options import SQLiteOptions
 from events_core.backends.sqlite.store import Store
 from events_core.backends.sqlite.watch import Watch
@@ -144,6 +145,22 @@ class FileConnection:
                 if tells_lock:
                     raise in_the_way from in_the_way.__cause__
                 raise
+
+    async def run_native(self, work: Callable[[sqlite3.Connection], Awaitable[T]]) -> T:
+        """Await *work* with a connection of its own to the file, which is closed afterwards.
+
+        So *work* has its own transactions, and meets this client's as those of another process: by the locks on the
+        file.
+
+        :raises BrokerError: when the file cannot be opened.
+        """
+        # For the whole time, as for every call of SQLite: a fork in another thread must not meet one of them.  The lock
+        # is reentrant and belongs to this thread, so the other tasks of this loop go on.
+        with self._calling:
+            with translated(self._options.path, create=False):
+                connection = open_file(self._options.path, create=False, durability=self._options.durability)
+            with closing(connection):
+                return await work(connection)
 
     def _do(self, work: Callable[[Store], T]) -> T:
         with self._calling:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Sequence
-from typing import ClassVar
+import sqlite3
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import ClassVar, TypeVar
 
 import attrs
 
@@ -15,10 +16,11 @@ from events_core.backends.sqlite.connection import FileConnection
 from events_core.backends.sqlite.options import SQLiteOptions, capabilities_of
 from events_core.backends.sqlite.source import SQLiteSource
 from events_core.backends.sqlite.subscription import Subscription
-from events_core.engine import BrokerError, Driver
+from events_core.engine import BrokerError, Delivery, Driver
 
 __all__ = ["SQLiteDriver"]
 
+T = TypeVar("T")
 _log = logging.getLogger("events_core.sqlite")
 
 UPKEEP = 10.0
@@ -68,6 +70,12 @@ class SQLiteDriver(Driver[SQLiteOptions]):
 
     async def ping(self) -> None:
         await self.file.run(lambda store: store.ping(), tells_lock=True)
+
+    async def run_native(self, work: Callable[[sqlite3.Connection], Awaitable[T]]) -> T:
+        return await self.file.run_native(work)
+
+    def native_message(self, delivery: Delivery) -> int:
+        return int(delivery.message_id)
 
     async def close(self) -> None:
         for task in self._upkeep:

@@ -108,6 +108,11 @@ class Api:
         """True if the channel is connected, as far as gRPC knows."""
         return bool(self._channel.grpc.get_state() is grpc.ChannelConnectivity.READY)
 
+    @property
+    def channel(self) -> Any:
+        """The ``grpc.aio.Channel`` that requests use.  Other clients share it, so do not close it."""
+        return self._channel.grpc
+
     async def close(self) -> None:
         """Leave the channel.  The last client closes it."""
         await self._pool.leave(self._restored)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
 
-from events_core import EventConfig
+from events_core import EventConfig, ReceivedMessage
 from events_core.engine import EngineClient
 from events_core.options import read_options
 from events_gcp.driver import GcpDriver
@@ -15,7 +16,13 @@ from events_gcp.limits import FULL_CAPABILITIES
 from events_gcp.options import GcpOptions
 from events_gcp.scratch import creations, delete_topics
 
+if TYPE_CHECKING:
+    import grpc.aio  # type: ignore[import-untyped]
+    from google.pubsub_v1 import types
+
 __all__ = ["GcpPubSubClient"]
+
+T = TypeVar("T")
 
 
 class GcpPubSubClient(EngineClient):
@@ -29,6 +36,22 @@ class GcpPubSubClient(EngineClient):
     def __init__(self, config: EventConfig) -> None:
         super().__init__(config)
         check_emulator(config)
+
+    async def run_native(self, work: Callable[[grpc.aio.Channel], Awaitable[T]], timeout: float = 30.0) -> T:
+        """Call *work* with the client's ``grpc.aio.Channel``, on the engine's I/O loop (N1).
+
+        The channel carries the client's credentials.  Other clients share it, so *work* must not close it.  To use
+        Google's own asyncio clients on it, pass their transport the channel.
+        """
+        return await super().run_native(work, timeout)
+
+    def native_message(self, message: ReceivedMessage) -> types.ReceivedMessage:
+        """Return the message as ``google.pubsub_v1.types.ReceivedMessage``, with the newest ack id (N1).
+
+        It is made from what the delivery has kept.  So ``publish_time`` is exact to the microsecond only.
+        """
+        native: types.ReceivedMessage = super().native_message(message)
+        return native
 
     @classmethod
     @contextmanager

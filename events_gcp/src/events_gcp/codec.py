@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from google.pubsub_v1.types import PublishRequest
+from google.pubsub_v1.types import PublishRequest, PubsubMessage, ReceivedMessage
 
 from events_core import EventMessage
 from events_core.engine import Delivery
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "native"]
 
 _Request = PublishRequest.pb()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -54,3 +54,18 @@ def decode(received: Iterable[Any]) -> list[Delivery]:
             )
         )
     return deliveries
+
+
+def native(delivery: Delivery) -> ReceivedMessage:
+    """Return *delivery* as Google's clients show it: what :func:`decode` has read, with the newest ack id."""
+    return ReceivedMessage(
+        ack_id=delivery.token,
+        delivery_attempt=delivery.delivery_attempt or 0,
+        message=PubsubMessage(
+            data=delivery.data,
+            attributes=dict(delivery.attributes),
+            message_id=delivery.message_id,
+            publish_time=delivery.publish_time,
+            ordering_key=delivery.ordering_key or "",
+        ),
+    )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
 from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessage
-from events_core.engine import BrokerError, Driver, off_loop
+from events_core.engine import BrokerError, Delivery, Driver, off_loop
 from events_gcp.endpoint import Endpoint
 from events_gcp.ephemeral import ephemeral_name
 from events_gcp.limits import (
@@ -30,10 +30,15 @@ from events_gcp.options import GcpOptions, shown
 from events_gcp.source import GcpSource
 
 if TYPE_CHECKING:
+    import grpc.aio  # type: ignore[import-untyped]
+    from google.pubsub_v1.types import ReceivedMessage
+
     from events_gcp.admin import Admin
     from events_gcp.api import Api
 
 __all__ = ["GcpDriver"]
+
+T = TypeVar("T")
 
 _CLEAN_UP_TIMEOUT = 2.0
 """Seconds to delete an ephemeral subscription after its creation failed or was cancelled."""
@@ -130,6 +135,14 @@ class GcpDriver(Driver[GcpOptions]):
 
     async def ping(self) -> None:
         await self.api.get_topic(self._topic)
+
+    async def run_native(self, work: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
+        return await work(self.api.channel)
+
+    def native_message(self, delivery: Delivery) -> ReceivedMessage:
+        from events_gcp.codec import native  # imports Google's packages, as every message that was received has done
+
+        return native(delivery)
 
     async def close(self) -> None:
         api, self._api = self._api, None
