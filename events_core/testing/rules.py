@@ -71,6 +71,7 @@ RULES: Mapping[str, str] = {
     "F3": "what was confirmed survives the process, where declared",
     "T1": "one client serves any thread and any loop",
     "T2": "a connected client refuses to work after a fork",
+    "N1": "the broker's own connection and messages are there, or UNSUPPORTED",
     "H1": "processing settles a message by how its block ends",
     "H2": "consuming handles, settles and ends as it should",
     "H3": "a handler may reject its message, or ask for it later",

@@ -13,6 +13,7 @@ from events_core.testing.failing import Failing
 from events_core.testing.harness import Harness
 from events_core.testing.lapsing import Lapsing
 from events_core.testing.loading import Loading
+from events_core.testing.native import Native
 from events_core.testing.observing import Observing
 from events_core.testing.ordering import Ordering
 from events_core.testing.outages import Outages
@@ -34,6 +35,7 @@ class ConformanceSuite(
     Cancelling,
     Threads,
     Observing,
+    Native,
     Failing,
     Deciding,
     Processing,

@@ -25,6 +25,8 @@ from events_core import (
     ErrorCode,
     EventClient,
     EventConfig,
+    EventConnectionError,
+    EventError,
     EventMessage,
     EventReceiver,
     EventRuntimeError,
@@ -889,6 +891,19 @@ class ForgivesExpiries(MemoryClient):
             take_back = source._take_back
             source._take_back = lambda item, outcome, *rest: take_back(item, Outcome.RETURN, *rest)  # type: ignore[method-assign]
             return source
+
+
+@breaks("N1", by=["test_a_failure_of_native_work_comes_back_unchanged"])
+class WrapsForeignFailures(MemoryClient):
+    """Takes a failure of the application's own code for one of its connection."""
+
+    async def run_native(self, work: Callable[[Any], Awaitable[Any]], timeout: float = 30.0) -> Any:
+        try:
+            return await super().run_native(work, timeout)
+        except EventError:
+            raise
+        except Exception as error:
+            raise EventConnectionError("the native work failed", code=ErrorCode.INTERNAL) from error
 
 
 @breaks("S6", by=["test_a_rejected_message_is_dead_lettered_at_once"])

@@ -135,6 +135,7 @@ FOUND_OUT = [
     ("TestEndsWithAFailedSettlement", "S5", "test_a_failed_settlement_does_not_end_the_receiver"),
     ("TestDropsWhatTimedOut", "S5", "test_a_settlement_without_an_answer_times_out"),
     ("TestRefusesToRepeat", "S5", "test_a_cancelled_settlement_can_be_repeated"),
+    ("TestWrapsForeignFailures", "N1", "test_a_failure_of_native_work_comes_back_unchanged"),
     ("TestNacksWhatIsRejected", "S6", "test_a_rejected_message_is_dead_lettered_at_once"),
     ("TestHidesThatItCannotReject", "S6", "test_rejecting_without_a_dead_letter_topic_is_refused"),
     ("TestHidesThatItCannotReject", "H3", "test_a_message_that_cannot_be_rejected_is_nacked"),

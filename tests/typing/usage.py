@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import assert_type
@@ -32,7 +33,7 @@ from events_core import (
     load_backend,
     register_backend,
 )
-from events_core.backends.sqlite import SQLiteOptions
+from events_core.backends.sqlite import SQLiteClient, SQLiteOptions
 
 
 def configurations() -> list[EventConfig]:
@@ -233,3 +234,14 @@ def backends() -> None:
     client_class = load_backend("memory")
     assert_type(client_class, type[EventClient])
     register_backend("mine", client_class)
+
+
+async def native(client: SQLiteClient, message: ReceivedMessage) -> int:
+    """Each backend declares the types of its native objects."""
+
+    async def count(connection: sqlite3.Connection) -> int:
+        return connection.total_changes
+
+    assert_type(client.native_message(message), int)
+    assert_type(await client.run_native(count), int)
+    return await client.run_native(count, timeout=5)
