@@ -1,7 +1,8 @@
-"""The contract, as two abstract classes: what every backend promises and every application may rely on.
+"""The contract as two abstract classes: the promises of every backend, on which every application may rely.
 
-Rules are cited by the names they have in the published contract (P1, R3, …).  Durations are ``float`` seconds, sizes
-``int`` bytes.  Clients and receivers may be used from any thread and any running event loop, at the same time (T1).
+Docstrings name the rules of the published contract, as in "(rule R1: timeouts)".  Durations are ``float`` seconds, and
+sizes are ``int`` bytes.  You may use clients and receivers from any thread and any running event loop, at the same time
+(rule T1: threads).
 """
 
 from __future__ import annotations
@@ -38,93 +39,100 @@ HAND_BACK_TIMEOUT = 5.0
 """Seconds for which a cancelled :meth:`EventReceiver.processing` waits to hand its message back."""
 
 CLOSE_TIMEOUT_AFTER_ERROR = 2.0
-"""Seconds for which a client closes when the body of its ``async with`` has raised: nobody settles what is held."""
+"""Seconds in which a client closes after the body of its ``async with`` has raised.
+
+It is short because the code that would settle the held messages has ended."""
 
 _OVER = (ErrorCode.ALREADY_SETTLED, ErrorCode.CLOSED, ErrorCode.EXPIRED, ErrorCode.WRONG_PROCESS)
-"""Codes that say that a nack would fail, too."""
+"""Codes after which a nack would fail, too."""
 
 API_VERSION = 1
-"""Version of this interface.  A backend states the one it was written for as
+"""Version of this interface.  A backend states the version that it was written for as
 :attr:`~events_core.EventClient.api_version`."""
 
 
 class Location(NamedTuple):
-    """What a backend makes of a URL's authority and path."""
+    """The meaning of a URL's authority and path."""
 
     topic_name: str
     """The topic that the URL names."""
     project_id: str = ""
     """The project that it names, if any."""
     options: Mapping[str, str] = {}
-    """Options that the location stands for, such as a path; what stands after ``?`` goes before them."""
+    """Options that the location stands for, such as a path.  Options after the ``?`` of the URL go before them."""
 
 
 @attrs.frozen(kw_only=True)
 class ReceiverStats:
-    """A receiver at one instant."""
+    """The state of a receiver at one instant."""
 
     held: int
-    """Messages handed out and not settled.
+    """Number of messages that were handed out and are not settled.
 
-    A message whose settlement is under way counts until the broker has answered, also if its caller was cancelled.
+    A message that is being settled counts until the broker has answered, also if the caller was cancelled.
     """
     buffered: int
-    """Messages fetched and not handed out."""
+    """Number of messages that were fetched and not handed out."""
     blocked_keys: int
-    """Ordering keys with buffered messages that wait for held ones."""
+    """Number of ordering keys whose buffered messages wait until a held one is settled."""
     reconnects: int
-    """Times the connection to the broker was lost and found again."""
+    """Number of times that the connection to the broker was lost and restored."""
     duplicates: int
-    """Redeliveries of held or buffered messages that were suppressed (R7)."""
+    """Number of redeliveries that were suppressed because the message was held or buffered (rule R7: duplicates)."""
     last_message_age: float | None
-    """Seconds since a message arrived; ``None`` before the first."""
+    """Seconds since a message arrived; ``None`` before the first one."""
     last_alive_age: float | None
-    """Seconds since the broker gave any sign of life; ``None`` before the first."""
+    """Seconds since the broker last answered; ``None`` before the first answer."""
 
 
 class EventClient(ABC):
     """A client of one topic.
 
-    It connects on first use.  Leaving ``async with`` is ``close()``, which waits up to 15 seconds for what is held to
-    be settled.  If the body raised, it is ``close(timeout=2)``.
+    It connects on first use.  Use it with ``async with``: at the end of the block the client closes, and waits up to 15
+    seconds until the held messages are settled.  If the block raised, it waits up to 2 seconds.
     """
 
     api_version: ClassVar[int]
     """The :data:`~events_core.interface.API_VERSION` that the backend was written for.
 
-    Each backend's own class states it as a number: inheriting the core's would make every backend look current."""
+    The class of each backend states it as a number.  A backend that inherited the number would always look current."""
 
     options_class: ClassVar[type[CommonOptions]] = CommonOptions
-    """The options that this backend understands."""
+    """The class of the options that this backend understands."""
 
     full_capabilities: ClassVar[Capabilities]
-    """The most that this backend can do, in whichever configuration."""
+    """The capabilities of the backend's best configuration.  No configuration promises more."""
 
     requirements: Requirements = Requirements()
-    """The least that the configuration asks of the capabilities (O4); set by :meth:`check_requirements`."""
+    """The least that the configuration asks of the capabilities (rule O4: require).
+
+    :meth:`check_requirements` sets it."""
 
     observer: Observer | None = None
-    """Told of each operation of this client and its receivers (V1); may be set at any time."""
+    """The observer of each operation of this client and its receivers (rule V1: observation); you may set it at any
+    time."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let ``subscribe`` be entered with ``async with`` also if the class defines it as ``async def``."""
         super().__init_subclass__(**kwargs)
+        # A backend of the first version defines a coroutine function.  Looked up on the class and not in its body, it
+        # is also found if a mixin defines it.
         if inspect.iscoroutinefunction(cls.subscribe):
             cls.subscribe = joins(cls.subscribe)  # type: ignore[method-assign, assignment]
 
     @abstractmethod
     def __init__(self, config: EventConfig) -> None:
-        """Validate *config*; no I/O, no thread, no task.
+        """Validate *config*, without I/O, and without starting a thread or a task.
 
-        :raises ConfigurationError: naming everything that is wrong with it.
+        :raises ConfigurationError: naming everything that is wrong with it (rule O1: wrong options).
         """
 
     def check_requirements(self, config: EventConfig) -> None:
-        """Remember what *config* requires, and compare it with the capabilities of this client (O4).
+        """Remember what *config* requires, and compare it with the capabilities of this client (rule O4: require).
 
-        ``create_client`` calls this for every client, and the engine's constructor does.
+        ``create_client`` calls this method for every client, and so does the constructor of a client on the engine.
 
-        :raises ConfigurationError: ``UNSUPPORTED``, naming the backend, and for each requirement the rule.
+        :raises ConfigurationError: ``UNSUPPORTED``, naming the backend, and the rule of each requirement.
         """
         self.requirements = Requirements.read(config.require, config.backend or type(self).__name__)
         # A configuration that requires nothing also works with a backend that cannot tell its capabilities yet.
@@ -135,33 +143,34 @@ class EventClient(ABC):
 
     @classmethod
     def parse_location(cls, authority: str, path: str) -> Location:
-        """Say what *authority* and *path* of a URL mean, both percent-decoded.
+        """Return the meaning of a URL's *authority* and *path*, both percent-decoded.
 
         By default the authority is the project and the path is the topic: ``gcp://project/topic``.
 
-        :raises ConfigurationError: when they mean nothing.
+        :raises ConfigurationError: if they mean nothing.
         """
         topic_name = path.removeprefix("/")
         if not topic_name or "/" in topic_name:
-            raise ConfigurationError(f"the URL's path is {path!r}; write backend://project/topic")
+            raise ConfigurationError(f"the path of the URL is {path!r}, not a topic; write backend://project/topic")
         return Location(topic_name, authority)
 
     @classmethod
     def scratch(cls, config: EventConfig) -> AbstractContextManager[EventConfig | None]:
-        """While entered, a place like that of *config* for a trial, such as ``events check``; gone afterwards.
+        """Return a context manager that makes a scratch place, on the broker of *config*, and removes it at its end.
 
-        ``None``, by default, where the broker has no such place: a trial then leaves its topics behind.
+        A trial such as ``events check`` works there.  The context manager yields the configuration of the place.  By
+        default it yields ``None``, because the broker has no such place: a trial then leaves its topics behind.
 
-        :raises ConfigurationError: when the place cannot be made.
+        :raises ConfigurationError: on entering, if the place cannot be made.
         """
         return nullcontext()
 
     @property
     @abstractmethod
     def is_connected(self) -> bool:
-        """The last known state, without I/O.
+        """The last known state of the connection, without I/O.
 
-        False before the first use, after :meth:`close`, and while the transport is known to be down.
+        False before the first use, after :meth:`close`, and while the connection is known to be lost.
         """
 
     @property
@@ -172,40 +181,41 @@ class EventClient(ABC):
     @property
     @abstractmethod
     def project_id(self) -> str:
-        """The project, as configured; ``""`` where there is none."""
+        """The project, as configured; ``""`` if there is none."""
 
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What this configuration promises, without I/O."""
+        """The promises of this configuration, without I/O."""
 
     @abstractmethod
     async def send_message(self, message: EventMessage) -> str:
-        """Send one message.
+        """Send one message, and return the id that receivers will see.
 
-        Returns when the broker has stored it, as durably as declared (P1): the id that receivers will see.  Sends
-        that run concurrently share requests to the broker by themselves (P5).  Messages of one ordering key are
-        stored in the order in which the calls began in one thread (P4).
+        The call returns when the broker has stored the message, as durably as the capabilities declare (rule P1:
+        stored when it returns).  Concurrent sends share requests to the broker (rule P5: batching).  Messages of one
+        ordering key are stored in the order in which the calls began in one thread (rule P4: order per key).
 
-        Cancellation leaves the broker as an uncancelled call could have left it, and the client usable (P8).
+        Transient failures are retried for ``send_timeout`` seconds (rule P7: retries).  A retry may store the message
+        twice, unless ``capabilities.idempotent_publish``.  If the call is cancelled, the message is stored or not, and
+        the client stays usable (rule P8: cancelled sends).
 
-        :raises PublishError: ``INVALID`` before anything is sent; transient failures are retried until
-            ``send_timeout`` and then raise with ``retryable=True`` (P7); a retry may store the message twice unless
-            ``capabilities.idempotent_publish``.
-        :raises EventRuntimeError: ``UNSUPPORTED`` for an ordering key where ``capabilities.ordering`` is ``none``;
+        :raises PublishError: ``INVALID`` for a message that the broker cannot take, before anything is sent.  After
+            ``send_timeout``, the error of the last attempt with ``retryable=True``; a permanent error at once.
+        :raises EventRuntimeError: ``UNSUPPORTED`` for an ordering key if ``capabilities.ordering`` is ``none``;
             ``CLOSED``; ``WRONG_PROCESS``.
         """
 
     @abstractmethod
     async def send_messages(self, messages: Iterable[EventMessage]) -> list[str]:
-        """Send several messages; their ids come back in input order.
+        """Send several messages, and return their ids in the order of *messages*.
 
-        Every message is checked before any is sent (P2).  What can be sent is sent, in as many requests as the
-        broker's limits ask for; then, if anything failed, one :class:`PublishError` tells the outcome of each message
-        in its ``results`` (P3).  After a failed message, later ones of its key in this call are ``NOT_ATTEMPTED``.
-        No messages is a no-op.
+        Every message is checked before any is sent (rule P2: batches).  Then every message is sent, in as many requests
+        as the broker's limits ask for.  If some fail, the others are sent all the same, and one :class:`PublishError`
+        has the outcome of each message in ``results`` (rule P3: partial failure).  After a failed message, the later
+        ones of its key in this call are ``NOT_ATTEMPTED``.  With no messages, nothing is done.
 
-        Errors and cancellation: as :meth:`send_message`.
+        Errors and cancellation are as for :meth:`send_message`.
         """
 
     @abstractmethod
@@ -213,40 +223,44 @@ class EventClient(ABC):
         """Join a subscription: the one named here, or the one of the configuration.
 
         Write ``async with client.subscribe("billing") as receiver:``, which closes the receiver at the end.  Or write
-        ``receiver = await client.subscribe("billing")``, and close the receiver yourself (Q4).
+        ``receiver = await client.subscribe("billing")``, and close the receiver yourself (rule Q4: await or async
+        with).
 
         A named subscription is durable, and all receivers of its name share it.  Without a name, here and in the
         configuration, the subscription is ephemeral: it gets what is sent after this call has returned, and it ends
-        when the receiver is closed (Q1).  If the topic or the subscription is missing, the option ``create`` says
-        whether it is created (Q2).  The call ends within ``connect_timeout``.  If it is cancelled, no receiver stays
-        open.
+        when the receiver is closed (rule Q1: subscriptions).  If the topic or the subscription is missing, the option
+        ``create`` says whether it is created (rule Q2: creation).  The call ends within ``connect_timeout``.  If it is
+        cancelled, no receiver stays open.
 
         A backend that does not use the engine decorates its ``async def subscribe`` with
-        :func:`~events_core.interface.joins`.  The base class does that for one that forgot it.
+        :func:`~events_core.interface.joins`.  If it does not, the base class does.
 
         :raises ReceiveError: ``NOT_FOUND``, ``PERMISSION_DENIED``, or ``INVALID`` for a subscription that
             contradicts the options; the message says what to do.
-        :raises ValueError: for a name that is empty or no text; ``TypeError`` for one that is no str.
-        :raises EventConnectionError: when the broker cannot be reached.
-        :raises EventRuntimeError: ``CLOSED``, ``WRONG_PROCESS``, ``UNSUPPORTED``.
+        :raises ValueError: if the name is empty or not valid text.
+        :raises TypeError: if the name is not a ``str``.
+        :raises EventConnectionError: if the broker cannot be reached.
+        :raises EventRuntimeError: ``UNSUPPORTED`` for an option that the backend cannot fulfil, or if the subscription
+            does not have what the configuration requires; ``CLOSED``; ``WRONG_PROCESS``.
         """
 
     @abstractmethod
     async def delete_subscription(self, subscription: str) -> None:
-        """Delete a subscription with all it has not delivered.
+        """Delete a subscription together with the messages that it has not delivered.
 
-        :raises ReceiveError: ``NOT_FOUND`` when there is none.
-        :raises ValueError: for a name that is empty or no text; ``TypeError`` for one that is no str.
-        :raises EventConnectionError: when the broker cannot be reached.
+        :raises ReceiveError: ``NOT_FOUND`` if there is no such subscription.
+        :raises ValueError: if the name is empty or not valid text.
+        :raises TypeError: if the name is not a ``str``.
+        :raises EventConnectionError: if the broker cannot be reached.
         """
 
     @abstractmethod
     async def ping(self, timeout: float = 5.0) -> float:
-        """Ask the broker for a sign of life: authenticated, read-only, bounded by *timeout* seconds.
+        """Ask the broker for an answer within *timeout* seconds; the request is authenticated and changes nothing.
 
         :returns: how long the answer took, in seconds.
-        :raises EventConnectionError: when no good answer came.
-        :raises ValueError: for a *timeout* of NaN, or beyond what a float holds.
+        :raises EventConnectionError: if no answer came, or the broker refused.
+        :raises ValueError: if *timeout* is NaN, or more than a float can hold.
         """
 
     async def run_native(self, work: Callable[[Any], Awaitable[T]], timeout: float = 30.0) -> T:
@@ -282,12 +296,16 @@ class EventClient(ABC):
 
     @abstractmethod
     async def close(self, timeout: float = 15.0) -> None:
-        """Close the receivers, flush what was accepted for sending, then the transport, within *timeout* (C2).
+        """Close the receivers, finish the accepted sends, then close the connection (rule C2: closing a client).
 
-        A quarter of *timeout*, 2 seconds at most, is kept for giving back what is not settled.  A *timeout* of less
-        than 2 seconds is a bound of 2 seconds.  What is unfinished by then fails with ``CLOSED``, and every later call
-        raises it (C3).  May be called again, and concurrently.  Cancelled, it finishes in the background within its
-        bound.
+        All this takes *timeout* seconds at most, or 2 seconds if *timeout* is shorter.  A quarter of it, at most 2
+        seconds, is kept for giving back the messages that are not settled.  Calls that are unfinished by then fail with
+        ``CLOSED``, and every later call raises ``CLOSED`` (rule C3: after closing).
+
+        You may call it again, and concurrently.  If the call is cancelled, closing goes on in the background within
+        its bound.
+
+        :raises ValueError: if *timeout* is NaN, or more than a float can hold; nothing is closed then.
         """
 
     async def __aenter__(self) -> Self:
@@ -304,109 +322,127 @@ class EventClient(ABC):
 
 
 class EventReceiver(ABC):
-    """One receiver of a subscription; receivers of one subscription compete for its messages.
+    """One receiver of a subscription.  The receivers of one subscription share its messages.
 
-    Iterating it receives until it is closed; an error that iteration raises does not end it.
-    Leaving ``async with`` is ``close(timeout=0)``.
+    ``async for message in receiver`` receives until the receiver is closed.  An error that the iteration raises does
+    not end the receiver: you may iterate again.  At the end of ``async with``, the receiver closes with ``timeout=0``.
     """
 
     @property
     @abstractmethod
     def subscription(self) -> str:
-        """Name of the subscription, also where it is ephemeral."""
+        """Name of the subscription, also if it is ephemeral."""
 
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What the broker confirmed for this subscription."""
+        """The promises that the broker confirmed for this subscription."""
 
     @property
     @abstractmethod
     def stats(self) -> ReceiverStats:
-        """A snapshot, without I/O."""
+        """The state of the receiver now, without I/O."""
 
     @abstractmethod
     async def receive_message(self, timeout: float | None = None) -> ReceivedMessage | None:
-        """Wait for a message.
+        """Wait for a message, and return it.
 
-        ``None`` only when *timeout* seconds ran out, which is never an error; ``timeout=0`` returns what is at hand
-        (R1).  Tasks and threads may receive at once, and no delivery goes to two of them (R4).  A message is handed
-        out only when the caller resumes and takes it, so cancelling loses nothing (R3).  During an outage it keeps
-        waiting (F1).
+        Return ``None`` if *timeout* seconds ran out, and only then.  ``timeout=0`` returns a message that is at hand.
+        Without a timeout, or with infinity, the call waits until a message comes (rule R1: timeouts).
 
-        :raises ReceiveError: what retrying cannot mend; the next call tries again.
+        Several tasks and threads may receive at the same time, and no delivery goes to two of them (rule R4: concurrent
+        receives).  A message is handed out only when the caller resumes and takes it, so a cancelled call loses nothing
+        (rule R3: cancelled receives).  During an outage the call keeps waiting (rule F1: outages).
+
+        :raises ReceiveError: for an error that retrying cannot fix; the next call tries again.
         :raises EventRuntimeError: ``CLOSED``, ``WRONG_PROCESS``.
-        :raises ValueError: for a *timeout* of NaN, or beyond what a float holds; infinity waits as ``None`` does.
+        :raises ValueError: if *timeout* is NaN, or more than a float can hold.
         """
 
     @abstractmethod
     async def receive_messages(self, limit: int, timeout: float | None = None) -> list[ReceivedMessage]:
-        """Wait for 1 to *limit* messages; returns as soon as one is there, ``[]`` only at *timeout* (R2).
+        """Wait for a message, and return 1 to *limit* messages that are there; ``[]`` if *timeout* seconds ran out.
 
-        While messages of a key from one call are held, other calls get none of that key; one call may return a run
-        of it (R8).
+        The call does not wait until *limit* messages have come (rule R2: batches).  It may return several messages of
+        one ordering key, in order.  While they are held, no other call gets messages of that key (rule R8: order per
+        key).
 
-        :raises ValueError: when *limit* is less than 1.
+        :raises ValueError: if *limit* is less than 1.
 
-        Other errors, cancellation, concurrency: as :meth:`receive_message`.
+        Other errors, cancellation and concurrency are as for :meth:`receive_message`.
         """
 
     @abstractmethod
     async def acknowledge(self, message: ReceivedMessage | str) -> None:
-        """Settle a delivery as done: the message's own, or the newest one of a message id.
+        """Settle a delivery as done, so that the message does not come again.
 
-        Returns when the broker has confirmed it, where ``capabilities.ack_confirmed`` (S1).  Acknowledging the same
-        delivery again is a no-op (S2).  Cancelled, it goes on in the background, and is applied or not; repeating it is
-        safe (S5).
+        A message stands for its own delivery, a message id for the newest delivery of that id.  The call returns when
+        the broker has confirmed it, if ``capabilities.ack_confirmed`` (rule S1: acknowledging).  Acknowledging the same
+        delivery again does nothing (rule S2: settled once).  If the call is cancelled, the settlement goes on in the
+        background, and succeeds or not.  You may repeat the call (rule S5: failed settlements).
 
-        :raises AcknowledgeError: ``ALREADY_SETTLED`` after a nack; ``EXPIRED`` when the delivery went back;
-            ``NOT_FOUND`` for an id never handed out; ``TIMEOUT`` after ``ack_timeout``, when the message stays held.
+        :raises AcknowledgeError: ``ALREADY_SETTLED`` after a nack; ``EXPIRED`` if the delivery went back to the broker;
+            ``NOT_FOUND`` for an id that was never handed out; ``TIMEOUT`` after ``ack_timeout`` seconds, and then the
+            message stays held.
         :raises EventRuntimeError: ``CLOSED``, ``WRONG_PROCESS``.
         """
 
     @abstractmethod
     async def acknowledge_messages(self, messages: Iterable[ReceivedMessage | str]) -> None:
-        """Acknowledge several; settles all that can be, then raises one error whose ``failed`` tells the rest (S4).
+        """Acknowledge several deliveries.
 
-        Errors, cancellation: as :meth:`acknowledge`.
+        If some fail, the others are acknowledged all the same.  Then one error is raised, and its ``failed`` has the
+        error of each that failed (rule S4: batches).
+
+        Errors and cancellation are as for :meth:`acknowledge`.
         """
 
     @abstractmethod
     async def nack(self, message: ReceivedMessage | str, *, delay: float | None = None) -> None:
-        """Give a message back as failed; it is delivered again, after *delay* seconds where given.
+        """Settle a delivery as failed, so that the broker delivers the message again after *delay* seconds.
 
-        Without *delay* the wait grows with each attempt (R11).  A nack of a keyed message gives back every later
-        held message of its key with it, uncounted (R10).  Nacking a delivery that went back already is a no-op (S3).
+        Without *delay*, the wait grows with each attempt (rule R11: delays).  If the message has an ordering key, every
+        later held message of that key goes back with it, without counting an attempt (rule R10: order after a nack).
+        Nacking a delivery that went back already does nothing (rule S3: late settlements).
 
-        :raises AcknowledgeError: ``ALREADY_SETTLED`` after an acknowledgement, or while one is under way that was
-            cancelled; ``NOT_FOUND``; ``TIMEOUT``.
-        :raises ValueError: when *delay* is negative or not finite.
+        Cancellation is as for :meth:`acknowledge`.
+
+        :raises AcknowledgeError: ``ALREADY_SETTLED`` after an acknowledgement, or while a cancelled one is still under
+            way; ``NOT_FOUND``; ``TIMEOUT``.
+        :raises ValueError: if *delay* is negative or not finite.
         :raises EventRuntimeError: ``UNSUPPORTED`` for a delay beyond ``capabilities.limits.max_nack_delay``;
             ``CLOSED``, ``WRONG_PROCESS``.
         """
 
     @abstractmethod
     async def nack_messages(self, messages: Iterable[ReceivedMessage | str], *, delay: float | None = None) -> None:
-        """Nack several; settles all that can be, then raises one error whose ``failed`` tells the rest (S4).
+        """Nack several deliveries.
 
-        Errors, cancellation: as :meth:`nack`.
+        If some fail, the others are nacked all the same.  Then one error is raised, and its ``failed`` has the error of
+        each that failed (rule S4: batches).
+
+        Errors and cancellation are as for :meth:`nack`.
         """
 
     @abstractmethod
     async def close(self, timeout: float = 15.0) -> None:
-        """Stop receiving, wait up to *timeout* seconds for what is held to be settled, hand the rest back (C1).
+        """Stop receiving, wait until the held messages are settled, and hand the rest back (rule C1: closing).
 
-        Waiting receives raise ``CLOSED`` and iteration ends at once.  Settling works until nothing is held or
-        *timeout* passes, less a reserve for handing back: a quarter, 2 seconds at most.  A *timeout* of less than 2
-        seconds is a bound of 2 seconds.  May be called again, and concurrently.  Cancelled, it finishes within its
-        bound.
+        Receives that wait raise ``CLOSED`` at once, and iterations end.  You can settle messages until nothing is held
+        or *timeout* seconds have passed, less a reserve for handing back: a quarter of *timeout*, at most 2 seconds.
+        The call ends within *timeout*, or within 2 seconds if *timeout* is shorter.
+
+        You may call it again, and concurrently.  If the call is cancelled, closing goes on in the background within
+        its bound.
+
+        :raises ValueError: if *timeout* is NaN, or more than a float can hold; nothing is closed then.
         """
 
     async def reject(self, message: ReceivedMessage | str, reason: str = "") -> None:
-        """Settle a delivery as hopeless: the message goes to the dead-letter topic at once (S6).
+        """Settle a delivery as hopeless: the message goes to the dead-letter topic at once (rule S6: rejecting).
 
-        Returns when the broker has stored the letter and taken the message from the subscription.  The attempt counts.
-        Rejecting the same delivery again is a no-op.  Cancellation: as :meth:`acknowledge`.
+        The call returns when the broker has stored the letter and taken the message from the subscription.  The attempt
+        counts.  Rejecting the same delivery again does nothing.  Cancellation is as for :meth:`acknowledge`.
 
         This default always raises ``UNSUPPORTED``.
 
@@ -419,33 +455,37 @@ class EventReceiver(ABC):
         raise EventRuntimeError("this backend cannot reject a message, so nack it", code=ErrorCode.UNSUPPORTED)
 
     async def hand_back(self, message: ReceivedMessage) -> None:
-        """Give a message back unprocessed: it comes again at once, uncounted where the backend can.
+        """Give a message back that was not processed, so that it comes again at once.
 
-        This default nacks it without delay.
+        This counts no attempt if the backend can do that.  This default nacks the message without delay.
         """
         await self.nack(message, delay=0)
 
     def abandon(self, message: ReceivedMessage) -> None:
-        """Note that nobody will settle *message*; the receiver hands it back as soon as something else calls it.
+        """Note that nobody will settle *message*; the receiver hands it back at its next call.
 
-        :meth:`processing` calls this when the garbage collector ends its body: in any thread, at any moment, perhaps
-        under a lock of the receiver's own.  So an implementation may do no more than append to a ``deque``: it takes no
-        lock, does no I/O and logs nothing.  This default does nothing: the message comes again when its lease is over.
+        :meth:`processing` calls this method when the garbage collector ends its body.  That happens in any thread and
+        at any moment, perhaps while that thread holds a lock of the receiver.  So an implementation may only append to
+        a ``deque``: it takes no lock, does no I/O and logs nothing.
+
+        This default does nothing: the message comes again when its lease is over.
         """
 
     @asynccontextmanager
     async def processing(self, message: ReceivedMessage) -> AsyncIterator[ReceivedMessage]:
-        """Settle *message* by how the body of ``async with`` ends (H1).
+        """Settle *message* when the body of ``async with`` ends (rule H1: processing).
 
-        Success acknowledges it, an exception nacks it and goes on, cancellation hands it back.  So does the garbage
-        collector, when a loop was closed without cancelling its tasks (:meth:`abandon`).  A delivery that had
-        expired meanwhile is logged, and so is a failure to settle after an exception: the body's own exception is
-        what goes on.
+        If the body succeeds, the message is acknowledged.  If it raises, the message is nacked, and the exception goes
+        on.  If it is cancelled, the message is handed back.  The message is also handed back if the garbage collector
+        ends the body, because its event loop was closed without cancelling the tasks.
 
-        :class:`~events_core.Reject` dead-letters the message and :class:`~events_core.RetryAfter` nacks it with a
-        delay; both go on, as any exception (H3).
+        :class:`~events_core.Reject` dead-letters the message, and :class:`~events_core.RetryAfter` nacks it with a
+        delay.  Both go on, like any exception (rule H3: decisions of a handler).
 
-        :raises AcknowledgeError: when acknowledging failed for another reason than expiry.
+        If the delivery has expired meanwhile, that is logged.  A failure to settle after an exception is logged as
+        well, because the body's own exception goes on.
+
+        :raises AcknowledgeError: if acknowledging failed for another reason than expiry.
         """
         try:
             yield message
@@ -469,7 +509,7 @@ class EventReceiver(ABC):
 
     @abstractmethod
     def __aiter__(self) -> AsyncIterator[ReceivedMessage]:
-        """Receive until closed; survives errors."""
+        """Return an iterator that receives until the receiver is closed, also after it has raised an error."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -482,18 +522,19 @@ class EventReceiver(ABC):
 
 
 async def _unless_collected(kind: type[BaseException] | None) -> None:
-    """Go on, unless the garbage collector ends the coroutine: perhaps in a thread that holds a lock of ours.
+    """Return, unless the garbage collector is ending the calling coroutine.
 
-    ``GeneratorExit`` also ends an asynchronous generator that is closed.  A generator may await then.  The coroutine
-    may not: Python ends it here, and reports that it "ignored GeneratorExit".
+    The collector works in any thread, perhaps in one that holds a lock of ours.  Closing would take the lock again.
     """
     if kind is GeneratorExit:
+        # ``GeneratorExit`` also ends an asynchronous generator that is closed, and the generator may await.  A
+        # coroutine may not: Python ends it at this await, and reports that it "ignored GeneratorExit".
         await asyncio.sleep(0)
 
 
 @contextmanager
 def _logged(message: ReceivedMessage) -> Iterator[None]:
-    """Settling beside an exception that matters more."""
+    """Log a failure to settle *message*, because the exception of the body matters more."""
     try:
         yield
     except EventError as error:
@@ -538,7 +579,8 @@ async def _is_rejected(receiver: EventReceiver, message: ReceivedMessage, reason
 
 
 async def _finished(work: Coroutine[Any, Any, None]) -> None:
-    """Await *work*, for a moment, although this task is being cancelled; after that it ends in the background."""
+    """Await *work* for a few seconds, although this task is being cancelled; after that it ends in the background."""
+    # A task of its own: a second cancellation ends the wait and not the work.
     task = asyncio.ensure_future(work)
     await asyncio.wait([task], timeout=HAND_BACK_TIMEOUT)
     if task.done():
