@@ -1,6 +1,6 @@
-"""Checks of the arguments that an application passes, before anything is done with them.
+"""Checks of the arguments that an application passes.
 
-Without them each backend would treat a wrong argument in its own way: one stores what another refuses.
+Without these checks, one backend would store a wrong argument that another refuses.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import math
 __all__ = ["checked_delay", "checked_name", "checked_seconds", "described", "text_objection"]
 
 _LONGEST = 100
-"""Characters of a value that an error shows."""
+"""Largest number of characters of a value that an error shows."""
 
 
 def described(value: object) -> str:
     """Return *value* as short text for an error; never raises."""
+    # Only text, bytes and numbers are shown: the repr of any other class may raise, or have no end.
     if isinstance(value, (str, bytes, float)) or value is None:
         shown = repr(value)
         return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
@@ -24,19 +25,19 @@ def described(value: object) -> str:
 
 
 def text_objection(value: str) -> str:
-    """Return what is wrong with *value* as text, ``""`` if nothing: UTF-8 cannot carry half of a surrogate pair."""
+    """Return why *value* is not valid text, ``""`` if it is.  UTF-8 cannot encode half of a surrogate pair."""
     try:
         value.encode()
     except UnicodeEncodeError:
-        return "is no text: it has half of a surrogate pair"
+        return "is not valid text: it has half of a surrogate pair"
     return ""
 
 
 def checked_name(what: str, value: object) -> str:
-    """Return *value* if it can name something.
+    """Return *value* if it can be a name.
 
-    :raises TypeError: when it is no str.
-    :raises ValueError: when it is empty or no text.
+    :raises TypeError: if it is not a ``str``.
+    :raises ValueError: if it is empty or not valid text.
     """
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str, not {described(value)}")
@@ -51,10 +52,11 @@ def checked_name(what: str, value: object) -> str:
 def checked_seconds(what: str, value: float) -> float:
     """Return *value* as a float.
 
-    :raises TypeError: when it is no number.
-    :raises ValueError: when it is NaN, or more than a float can hold.
+    :raises TypeError: if it is not a number.
+    :raises ValueError: if it is NaN, or more than a float can hold.
     """
     try:
+        # isnan also finds what is no number (TypeError) and an int beyond the range of a float (OverflowError).
         is_number = not math.isnan(value)
     except TypeError:
         raise TypeError(f"{what} must be a number of seconds, not {described(value)}") from None

@@ -1,6 +1,6 @@
-"""Reading a file with a bound of size and of time.
+"""Reading a file within bounds of size and time.
 
-Anyone who writes a configuration names files, and may name ``/dev/zero``, or a FIFO that nobody writes to.
+A configuration names files.  By mistake it may name ``/dev/zero``, which has no end, or a FIFO without a writer.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import threading
 __all__ = ["read_bounded"]
 
 MAX_BYTES = 2**20
+"""Largest size of a file, in bytes: far more than a configuration or a key needs."""
 PATIENCE = 30.0
-"""Seconds.  A pipe is allowed, as in ``--config <(decrypt events.toml)``: somebody may have to type a passphrase."""
+"""Longest time that reading may take, in seconds.
+
+A pipe such as ``--config <(decrypt events.toml)`` is allowed, and its user may have to type a passphrase."""
 
 
 def read_bounded(path: str) -> bytes:
-    """Return what the file at *path* has, up to its end.
+    """Return the content of the file at *path*.
 
-    :raises OSError: when it cannot be read, is too large, or does not end in time; ``strerror`` says which.
+    :raises OSError: if it cannot be read, is too large, or does not end in time; ``strerror`` says which.
     """
     reading = _Reading(path)
     try:
@@ -37,7 +40,11 @@ def read_bounded(path: str) -> bytes:
 
 
 class _Reading(threading.Thread):
-    """Reads one file, in a thread because opening a FIFO blocks until somebody writes to it."""
+    """A thread that reads one file.
+
+    Opening a FIFO blocks until a writer opens it, and nothing can interrupt that.  So a daemon thread opens it.  When
+    the time is over, the caller leaves the thread behind.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(name="events reading a file", daemon=True)
@@ -51,6 +58,6 @@ class _Reading(threading.Thread):
                 self.data = file.read(MAX_BYTES + 1)
         except OSError as error:
             self.failure = error
-        except ValueError as error:  # such as a name with a null byte, which no file can have
+        except ValueError as error:  # for example a name with a null byte, which no file can have
             self.failure = OSError(errno.EINVAL, str(error))
             self.failure.__cause__ = error

@@ -1,4 +1,8 @@
-"""What a backend, in a given configuration, promises to do."""
+"""Capabilities: the promises of a backend in one configuration.
+
+The class has a default for every capability, and it is the weakest promise.  So a capability can be added without
+changing any backend that exists.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ __all__ = ["PORTABLE_LIMITS", "Capabilities", "Limits"]
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """Sizes that the backend accepts, checked before anything is sent; ``None`` where there is no limit."""
+    """Sizes that the backend accepts; ``None`` if there is no limit.  They are checked before a message is sent."""
 
     max_message_bytes: int | None = None
-    """Data, attributes and ordering key of one message together, in bytes of UTF-8."""
+    """Largest message: data, attributes and ordering key together, in bytes of UTF-8."""
     max_attributes: int | None = None
-    """Number of attributes of one message."""
+    """Largest number of attributes of one message."""
     max_attribute_key_bytes: int | None = None
     """Longest attribute key, in bytes of UTF-8."""
     max_attribute_value_bytes: int | None = None
@@ -34,40 +38,47 @@ PORTABLE_LIMITS = Limits(
     max_attribute_value_bytes=1024,
     max_ordering_key_bytes=1024,
 )
-"""Those of Google Pub/Sub (cloud.google.com/pubsub/quotas, read November 2026).
+"""The limits of Google Pub/Sub (cloud.google.com/pubsub/quotas, read November 2026).
 
-The embedded backends keep them, so that few sizes pass there which a real broker refuses."""
+The embedded backends have the same limits.  So a message that passes in your tests is seldom refused by a broker."""
 
 
 @attrs.frozen(kw_only=True)
 class Capabilities:
-    """What may be relied on; the conformance kit proves what is declared.
+    """The promises of a backend.  The conformance kit proves each promise that a backend declares.
 
-    What is not declared raises :attr:`~events_core.ErrorCode.UNSUPPORTED` when it is asked for.
+    If you ask for a feature that the backend does not declare, the call raises
+    :attr:`~events_core.ErrorCode.UNSUPPORTED`.
     """
 
     durable: Literal["none", "process_crash", "power_loss"] = "none"
-    """What a confirmed message survives (F3): the crash of a process, the application's and the broker's, or a power
-    loss."""
+    """The strongest failure that a confirmed message survives (rule F3: durability).
+
+    ``process_crash`` is the crash of a process, the application's or the broker's; ``power_loss`` is stronger."""
     ordering: Literal["none", "receiver", "subscription"] = "none"
-    """Over what the order of a key holds (R8): not at all, one receiver, or all receivers of a subscription."""
+    """The receivers over which the order of a key holds (rule R8: order per key).
+
+    ``receiver`` means the messages that one receiver gets, ``subscription`` those of all its receivers."""
     replay: bool = False
-    """Whether a new subscription may start with the oldest message kept (Q3)."""
+    """True if a new subscription may begin with the oldest message kept (rule Q3: replay)."""
     dead_letter: bool = False
-    """Whether a message that failed too often goes to another topic (R12)."""
+    """True if a message that failed too often goes to another topic (rule R12: dead letters)."""
     reject: bool = False
-    """Whether a handler can send a message to the dead-letter topic at once (S6).  It needs ``dead_letter_topic``."""
+    """True if a handler can send a message to the dead-letter topic at once (rule S6: rejecting).
+
+    It needs the option ``dead_letter_topic``."""
     delivery_attempts: bool = False
-    """Whether ``delivery_attempt`` is counted."""
+    """True if ``delivery_attempt`` of a received message is counted."""
     ack_confirmed: bool = False
-    """Whether ``acknowledge`` returns only when the broker has confirmed it (S1)."""
+    """True if ``acknowledge`` returns only when the broker has confirmed it (rule S1: acknowledging)."""
     exactly_once: bool = False
-    """Whether a message whose acknowledgement was confirmed never comes again (S1)."""
+    """True if a message never comes again after its acknowledgement was confirmed (rule S1: acknowledging)."""
     idempotent_publish: bool = False
-    """Whether a retried send stores the message once (P7)."""
+    """True if a send that was retried stores the message once (rule P7: retries)."""
     handback_counts: bool = False
-    """Whether handing back what was never handed out counts a delivery attempt (C1)."""
+    """True if a message that goes back without having been handed out counts an attempt (rule C1: closing)."""
     redelivery: Literal["lease", "disconnect"] = "lease"
-    """What makes the broker deliver again what was never settled."""
+    """The event after which the broker delivers an unsettled message again: the end of its lease, or of the connection
+    (rule R9: redelivery)."""
     limits: Limits = attrs.field(factory=Limits)
-    """Sizes accepted."""
+    """The sizes that the backend accepts."""

@@ -218,7 +218,9 @@ class EventConfig:
 def _file(path: str | os.PathLike[str]) -> str:
     file = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
     if not isinstance(file, str):
-        raise ConfigurationError(f"a configuration file's path must be a str or os.PathLike, not {described(path)}")
+        raise ConfigurationError(
+            f"the path of a configuration file must be a str or os.PathLike, not {described(path)}"
+        )
     return file
 
 
@@ -237,9 +239,11 @@ def _clients(path: str) -> Mapping[str, Mapping[str, Any]]:
     except OSError as error:
         raise ConfigurationError(f"cannot read configuration file '{path}': {error.strerror}") from error
     except ValueError as error:  # TOML that is malformed, text that is no UTF-8, an integer of thousands of digits
-        raise ConfigurationError(f"configuration file '{path}' is no TOML: {error}") from error
+        raise ConfigurationError(f"configuration file '{path}' is not valid TOML: {error}") from error
     except RecursionError:
-        raise ConfigurationError(f"configuration file '{path}' is no usable TOML: nested too deeply") from None
+        raise ConfigurationError(
+            f"configuration file '{path}' is not usable: its values are nested too deeply"
+        ) from None
     clients = document.get("clients", {})
     items = clients.items() if isinstance(clients, dict) else ()
     return {name: table for name, table in items if isinstance(table, dict)}
@@ -330,7 +334,7 @@ def _resolved(name: str, value: object, where: str, folder: str, environ: Mappin
             try:
                 return read_bounded(whole).decode().rstrip("\r\n")
             except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+                reason = error.strerror if isinstance(error, OSError) else "it is not valid UTF-8"
                 # A decoding error is not chained: its text would show the content.
                 cause = error if isinstance(error, OSError) else None
                 raise ConfigurationError(f"{where}: option {name!r}: cannot read file '{whole}': {reason}") from cause
@@ -358,7 +362,7 @@ def _from_url(cls: type[ConfigT], url: str, where: str) -> ConfigT:
     try:
         parts = urlsplit(url)
     except ValueError:
-        # The error would repeat a part of the URL, which may be a secret.
+        # The error is not chained: its text would repeat a part of the URL, which may be a secret.
         raise ConfigurationError(f"{where} is malformed; write backend://project/topic?option=value") from None
     try:
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))

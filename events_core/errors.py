@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree.
+"""The errors of this library, as one tree.
 
 ::
 
@@ -14,8 +14,8 @@
     ├── AcknowledgeError
     └── EventRuntimeError         also RuntimeError
 
-The class says which operation failed, :class:`ErrorCode` says why.  Programs act on class and code, never on the
-text.  The broker's own exception, where there is one, is the ``__cause__``.
+The class says which operation failed, and :class:`ErrorCode` says why.  Programs act on the class and the code, never
+on the text, which may change.  If the broker's own client raised an exception, it is the ``__cause__``.
 """
 
 from __future__ import annotations
@@ -41,45 +41,45 @@ __all__ = [
 
 
 class ErrorCode(enum.StrEnum):
-    """Why an operation failed."""
+    """The reason why an operation failed."""
 
     INVALID = "INVALID"
-    """What was asked can never succeed: a malformed message, an option out of range."""
+    """The request can never succeed: for example a malformed message, or an option out of range."""
     NOT_FOUND = "NOT_FOUND"
     """The topic, subscription, backend or message id does not exist."""
     PERMISSION_DENIED = "PERMISSION_DENIED"
-    """The broker knows who asks and refuses."""
+    """The broker knows the caller and refuses the request."""
     UNAUTHENTICATED = "UNAUTHENTICATED"
-    """The broker does not know who asks."""
+    """The broker does not accept the caller's credentials, or there are none."""
     UNAVAILABLE = "UNAVAILABLE"
     """The broker could not be reached, or is not ready."""
     TIMEOUT = "TIMEOUT"
-    """No answer in time; the outcome is unknown."""
+    """No answer came in time; the outcome is unknown."""
     EXHAUSTED = "EXHAUSTED"
-    """A quota, a disk or a bound of this library is full."""
+    """A quota or a bound of this library is reached, or a disk is full."""
     ALREADY_SETTLED = "ALREADY_SETTLED"
-    """The delivery has been settled with the other outcome."""
+    """The delivery was settled before, with another outcome."""
     EXPIRED = "EXPIRED"
     """The delivery no longer belongs to this receiver; the message comes again."""
     NOT_ATTEMPTED = "NOT_ATTEMPTED"
-    """Not sent, because an earlier message of the same ordering key failed."""
+    """The message was not sent, because an earlier message of the same ordering key failed."""
     CLOSED = "CLOSED"
     """The client or receiver has been closed."""
     WRONG_PROCESS = "WRONG_PROCESS"
-    """The client was connected before a fork, or its backend cannot be used in this forked child (T2)."""
+    """The client was connected before a fork, or its backend cannot be used in this forked child (rule T2: forks)."""
     UNSUPPORTED = "UNSUPPORTED"
-    """This backend, or this configuration of it, does not offer what was asked."""
+    """This backend, or this configuration of it, does not have the feature."""
     INTERNAL = "INTERNAL"
-    """A defect, here or in the broker."""
+    """A defect, in this library or in the broker."""
 
 
 class EventError(Exception):
     """Root of every error that this library and its backends raise.
 
-    :ivar code: why the operation failed.
-    :ivar retryable: whether the same call may succeed later, unchanged.
-    :ivar backend: registered name of the backend, ``""`` where none is involved.
-    :ivar topic_name: the topic concerned, ``""`` where none is.
+    :ivar code: the reason why the operation failed.
+    :ivar retryable: true if the same call may succeed later.
+    :ivar backend: registered name of the backend, ``""`` if the error is not about one.
+    :ivar topic_name: the topic, ``""`` if the error is not about one.
     """
 
     code: ErrorCode
@@ -103,17 +103,21 @@ class EventError(Exception):
         self.topic_name = topic_name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Keyword-only arguments are lost by the default, which would break process pools.
+        # Exception's own __reduce__ passes positional arguments only, so a process pool could not pickle these errors.
         return _rebuild, (type(self), self.args, self.__dict__)
 
     def located(self, backend: str, topic_name: str) -> Self:
-        """Fill in *backend* and *topic_name* where they are still empty; returns the error itself."""
+        """Fill in *backend* and *topic_name* if they are still empty, and return the error itself.
+
+        Code far below the client raises errors without knowing either.
+        """
         self.backend = self.backend or backend
         self.topic_name = self.topic_name or topic_name
         return self
 
 
 def _rebuild(cls: type[EventError], args: tuple[Any, ...], state: dict[str, Any]) -> EventError:
+    # __init__ is not called: subclasses may require arguments that are not in args.  Their values are in the state.
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
@@ -121,7 +125,7 @@ def _rebuild(cls: type[EventError], args: tuple[Any, ...], state: dict[str, Any]
 
 
 class ConfigurationError(EventError, ValueError):
-    """A configuration that cannot work; lists every problem found, before any I/O."""
+    """A configuration cannot work.  The text lists every problem; the error comes before any I/O."""
 
     def __init__(
         self,
@@ -135,7 +139,7 @@ class ConfigurationError(EventError, ValueError):
 
 
 class BackendError(EventError):
-    """A backend could not be chosen or loaded."""
+    """A backend could not be found or loaded."""
 
 
 class BackendNotFoundError(BackendError):
@@ -153,22 +157,21 @@ class BackendConflictError(BackendError):
 
 
 class BackendLoadError(BackendError):
-    """The backend is installed and broken, or written for another interface version."""
+    """The backend is installed and cannot be used: it is broken, or written for another interface version."""
 
     def __init__(self, message: str, *, backend: str = "") -> None:
         super().__init__(message, code=ErrorCode.INTERNAL, backend=backend)
 
 
 class EventConnectionError(EventError, ConnectionError):
-    """Connecting, pinging or subscribing could not reach the broker."""
+    """The broker could not be reached, to connect, ping or subscribe."""
 
 
 class PublishError(EventError):
-    """Sending failed, in whole or in part.
+    """Sending failed, for all messages or for some.
 
-    :ivar results: aligned with the messages given to ``send_messages``: an id for each that was stored, the error of
-        each that was not.  Empty where nothing was sent, such as for a message that is ``INVALID``, and where there
-        was only one, of ``send_message``.
+    :ivar results: the outcome of each message of ``send_messages``, in their order: an id if it was stored, an error
+        otherwise.  Empty if nothing was sent, for example because a message is ``INVALID``, and for ``send_message``.
     """
 
     results: Sequence[str | EventError]
@@ -192,9 +195,9 @@ class ReceiveError(EventError):
 
 
 class AcknowledgeError(EventError):
-    """Settling failed, in whole or in part.
+    """Settling failed, for all messages or for some.
 
-    :ivar failed: the error of each message id that could not be settled; all others of the call were.
+    :ivar failed: the error of each message id that could not be settled.  All others of the call are settled.
     """
 
     failed: Mapping[str, EventError]
@@ -214,4 +217,4 @@ class AcknowledgeError(EventError):
 
 
 class EventRuntimeError(EventError, RuntimeError):
-    """The call is wrong here: ``CLOSED``, ``WRONG_PROCESS`` or ``UNSUPPORTED``."""
+    """The call is not possible in this state or with this backend: ``CLOSED``, ``WRONG_PROCESS``, ``UNSUPPORTED``."""

@@ -462,7 +462,7 @@ class EventReceiver(ABC):
         await self.nack(message, delay=0)
 
     def abandon(self, message: ReceivedMessage) -> None:
-        """Note that nobody will settle *message*; the receiver hands it back at its next call.
+        """Note that no one will settle *message*; the receiver hands it back at its next call.
 
         :meth:`processing` calls this method when the garbage collector ends its body.  That happens in any thread and
         at any moment, perhaps while that thread holds a lock of the receiver.  So an implementation may only append to
@@ -482,7 +482,7 @@ class EventReceiver(ABC):
         :class:`~events_core.Reject` dead-letters the message, and :class:`~events_core.RetryAfter` nacks it with a
         delay.  Both go on, like any exception (rule H3: decisions of a handler).
 
-        If the delivery has expired meanwhile, that is logged.  A failure to settle after an exception is logged as
+        If the delivery has expired by then, that is logged.  A failure to settle after an exception is logged as
         well, because the body's own exception goes on.
 
         :raises AcknowledgeError: if acknowledging failed for another reason than expiry.

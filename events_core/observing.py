@@ -1,4 +1,4 @@
-"""Seeing what a client does: one observer, told of each operation's start and end (V1)."""
+"""Observation: a client tells one observer the start and the end of each operation (rule V1: observation)."""
 
 from __future__ import annotations
 
@@ -19,41 +19,42 @@ OperationName = Literal["publish", "receive", "settle", "reconnect"]
 
 @attrs.define(kw_only=True, eq=False)
 class Operation:
-    """One thing that a client does; the same object at its start and its end."""
+    """One operation of a client.  The observer gets the same object at the start and at the end."""
 
     name: OperationName
-    """What is done."""
+    """The kind of operation."""
     backend: str
-    """The backend's name in the configuration, ``""`` where it has none."""
+    """The backend's name in the configuration, ``""`` if it has none."""
     topic_name: str
     """The client's topic."""
     subscription: str = ""
     """``""`` for ``publish``."""
     messages: int = 0
-    """How many are sent or settled; how many were received, once that has ended."""
+    """Number of messages that are sent or settled.  For ``receive``, it is known at the end."""
     context: object = None
-    """The observer's own: a span, a clock, whatever it wants to find again at the end."""
+    """An object of the observer, such as a span, that it wants to find again at the end."""
 
 
 class Observer(Protocol):
-    """What an integration such as OpenTelemetry implements.
+    """The interface that an integration such as OpenTelemetry implements.
 
-    Its methods are called in whichever thread the operation runs, several at once, and must return soon.  What they
-    raise is logged and changes nothing.
+    Its methods are called in the thread in which the operation runs, several at the same time.  They must return soon.
+    If they raise, the exception is logged, and the operation goes on.
     """
 
     def start(self, operation: Operation) -> None:
-        """*operation* begins."""
+        """Note that *operation* begins."""
 
     def end(self, operation: Operation, error: BaseException | None) -> None:
-        """*operation* has ended; *error* is what it raised, cancellation included.
+        """Note that *operation* has ended; *error* is the exception that it raised, perhaps a cancellation.
 
-        Not called where a loop was closed without cancelling its tasks, and the garbage collector ended the operation.
+        If an event loop is closed without cancelling its tasks, the garbage collector ends their operations.  Then this
+        method is not called.
         """
 
 
 class _Observed:
-    """The length of one operation."""
+    """A context manager for one operation."""
 
     __slots__ = ("_observer", "_operation")
 
@@ -72,7 +73,7 @@ class _Observed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is GeneratorExit:
-            return  # the garbage collector runs this, perhaps while the observer's own lock is held
+            return  # the garbage collector runs this, perhaps in a thread that holds the observer's own lock
         try:
             self._observer.end(self._operation, error)
         except Exception:
@@ -80,7 +81,9 @@ class _Observed:
 
 
 UNOBSERVED = nullcontext()
-"""In place of :func:`observed` where there is no observer."""
+"""The context manager in place of :func:`observed` if there is no observer.
+
+It exists once: making one for each message would cost as much as checking the message."""
 
 
 def observed(
@@ -92,7 +95,7 @@ def observed(
     subscription: str = "",
     messages: int = 0,
 ) -> AbstractContextManager[Operation | None]:
-    """Tell *observer* of what happens in the body of ``with``."""
+    """Return a context manager that tells *observer* the start and the end of its body."""
     operation = Operation(
         name=name, backend=backend, topic_name=topic_name, subscription=subscription, messages=messages
     )

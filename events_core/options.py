@@ -105,7 +105,7 @@ def option(
     :param unit: ``"seconds"`` or ``"bytes"``, if the number has a unit.
     :param minimum: smallest value allowed, inclusive.
     :param maximum: largest value allowed, inclusive.
-    :param secret: true for a value that no representation, log record, error or listing may show (O2).
+    :param secret: true for a value that no representation, log record, error or listing may show (rule O2: secrets).
     """
     # The range is checked by read_options and not by a validator of attrs, so that one error tells all problems.
     metadata = {_KEY: {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "secret": secret}}
@@ -118,30 +118,33 @@ class CommonOptions:
 
     subscription: str | None = option(
         default=None,
-        help="Subscription that subscribe() joins when it names none; created on connecting, where allowed.",
+        help="Subscription that subscribe() joins without a name; created on connecting, if create allows it.",
     )
     create: Literal["never", "subscription", "all"] = option(
-        default="never", help="What may be created when it is missing: nothing, the subscription, or the topic as well."
+        default="never", help="What may be created if it is missing: nothing, the subscription, or also the topic."
     )
     start: Literal["latest", "earliest"] = option(
         default="latest",
-        help="Where a new subscription begins: with what is sent from now on, or the oldest message kept.",
+        help="First message of a new subscription: the next one that is sent, or the oldest one that is kept.",
     )
     ordering: bool | None = option(
-        default=None, help="Ask for order per key, or do without it; unset takes what the backend does by itself."
+        default=None, help="Ask for order per key (true), or do without it (false); unset is the backend's own default."
     )
     max_outstanding_messages: int = option(
-        default=1000, minimum=1, maximum=_INT64, help="Messages that one receiver holds or buffers at most."
+        default=1000, minimum=1, maximum=_INT64, help="Largest number of messages that one receiver holds and buffers."
     )
     max_outstanding_bytes: int = option(
         default=100 * 2**20,
         minimum=1,
         maximum=_INT64,
         unit="bytes",
-        help="Bytes that one receiver holds or buffers at most.",
+        help="Largest number of bytes that one receiver holds and buffers.",
     )
     max_lease_duration: float = option(
-        default=3600.0, minimum=0.001, unit="seconds", help="How long a receiver keeps a message that is not settled."
+        default=3600.0,
+        minimum=0.001,
+        unit="seconds",
+        help="Longest time for which a receiver keeps an unsettled message.",
     )
     max_delivery_attempts: int | None = option(
         default=None, minimum=1, help="Failed deliveries after which a message goes to dead_letter_topic."
@@ -151,29 +154,32 @@ class CommonOptions:
     )
     dead_letter_subscription: str | None = option(
         default=None,
-        help="Subscription that a receiver creates on dead_letter_topic if that topic has none and create allows it; "
+        help="Subscription that a receiver creates on dead_letter_topic, if the topic has none and create allows it; "
         "by default the topic's name with '-letters'.",
     )
     send_timeout: float = option(
         default=60.0,
         minimum=0.001,
         unit="seconds",
-        help="How long a send may take, waiting for room and retries included.",
+        help="Longest time for a send, including the wait for room and the retries.",
     )
     ack_timeout: float = option(
-        default=60.0, minimum=0.001, unit="seconds", help="How long settling may take, retries included."
+        default=60.0, minimum=0.001, unit="seconds", help="Longest time for settling messages, including the retries."
     )
     connect_timeout: float = option(
-        default=30.0, minimum=0.001, unit="seconds", help="How long connecting, or subscribing, may take."
+        default=30.0, minimum=0.001, unit="seconds", help="Longest time for connecting, or for joining a subscription."
     )
     publish_max_messages: int = option(
-        default=10_000, minimum=1, help="Messages in flight from all sends of one client at most."
+        default=10_000, minimum=1, help="Largest number of messages in flight from all sends of one client."
     )
     publish_max_bytes: int = option(
-        default=100 * 2**20, minimum=1, unit="bytes", help="Bytes in flight from all sends of one client at most."
+        default=100 * 2**20,
+        minimum=1,
+        unit="bytes",
+        help="Largest number of bytes in flight from all sends of one client.",
     )
     publish_on_limit: Literal["wait", "error"] = option(
-        default="wait", help="What a send does past these bounds: wait for room, or fail at once."
+        default="wait", help="Reaction of a send to a reached limit: wait for room, or fail at once."
     )
 
     def problems(self) -> Iterable[str]:
@@ -196,8 +202,28 @@ class GivenOptions(Mapping[str, str]):
     """
 
     def __init__(self, given: CommonOptions) -> None:
+        values = attrs.asdict(given, recurse=False)
         self.given = given
-        self._texts = dict(iterate_text(attrs.asdict(given, filter=_is_set, recurse=False), type(given).__name__))
+        self.unset = [name for name, value in values.items() if value is None]
+        """The names of the options that are ``None``."""
+        self.origins = dict.fromkeys(values, type(given).__name__)
+        """The origin of each option, for errors: the class."""
+        given_values = {name: value for name, value in values.items() if value is not None}
+        self._texts = dict(iterate_text(given_values, type(given).__name__))
+
+    def class_for(self, options_class: type[_OptionsT], backend: str) -> type[_OptionsT]:
+        """Return the class of the object.
+
+        :raises ConfigurationError: if it is not *options_class* or a subclass of it.
+        """
+        found = type(self.given)
+        if not issubclass(found, options_class):
+            wanted = options_class.__name__
+            raise ConfigurationError(
+                f"the backend {backend!r} takes {wanted}, not {found.__name__}; pass options={wanted}(…)",
+                backend=backend,
+            )
+        return found
 
     def __getitem__(self, name: str) -> str:
         return self._texts[name]
@@ -207,10 +233,6 @@ class GivenOptions(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._texts)
-
-
-def _is_set(_: attrs.Attribute[Any], value: object) -> bool:
-    return value is not None
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
@@ -247,17 +269,8 @@ def read_options(
     origins = origins or {}
     unset: Collection[str] = ()
     if isinstance(values, GivenOptions):
-        given_class = type(values.given)
-        if not issubclass(given_class, options_class):
-            raise ConfigurationError(
-                f"the backend {backend!r} takes {options_class.__name__}, not {given_class.__name__}",
-                backend=backend,
-                topic_name=topic_name,
-            )
-        options_class = given_class
-        names = [field.name for field in attrs.fields(options_class)]
-        origins = dict.fromkeys(names, options_class.__name__)
-        unset = [name for name in names if name not in values]
+        options_class = values.class_for(options_class, backend)
+        origins, unset = values.origins, values.unset
     infos = {info.name: info for info in describe_options(options_class)}
     unknown = f"the backend {backend!r} has no option" if backend else "unknown option"
     kinds = _kinds(options_class)
@@ -337,7 +350,7 @@ def _text(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    # 15 digits are what a float holds; fewer would misstate large bounds.
+    # A float holds 15 digits; with fewer, a large bound would be shown wrong.
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
@@ -419,7 +432,7 @@ def iterate_text(values: Mapping[str, object], where: str = "") -> Iterator[tupl
 def _given_text(value: object) -> str | None:
     """Return the text that stands for *value*, ``None`` if no option can hold it."""
     match value:
-        # The methods of the built-in types, because an enum or a number of numpy writes itself in another way.
+        # The methods of the built-in types, because the repr of an enum or of a number of numpy is another text.
         case str():
             return str.__str__(value)
         case bool():

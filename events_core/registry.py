@@ -1,8 +1,8 @@
-"""From a backend's name to its class, by entry point; every failure is explained.
+"""The registry: it finds the class of a backend by its name, through entry points, and explains every failure.
 
-``importlib.metadata`` chooses, since only it knows which distribution an entry point is from; stevedore loads what was
-chosen, and nothing else.  Stevedore's own scan is not used: it reads a disk cache that can be stale, and imports every
-candidate of a name before it looks for conflicts.
+``importlib.metadata`` chooses the entry point, because only it knows the distribution of an entry point.  Stevedore
+then loads that one entry point.  Stevedore's own scan is not used: it reads a disk cache that can be stale, and it
+imports every candidate of a name before it looks for conflicts.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ __all__ = ["BackendInfo", "available_backends", "load_backend", "register_backen
 GROUP = "events_core.backends"
 
 _EXTRAS = {"gcp": "gcp"}
-"""Backends that are published apart: name to the extra of events-core that installs them."""
+"""Backends of other distributions that events-core knows: the name, and the extra that installs it."""
 
 _registered: dict[str, type[EventClient]] = {}
 _loaded: dict[str, type[EventClient]] = {}
-# Guards the dictionaries alone: a lock held during an import deadlocks with a thread that holds the module's own.
+# The lock guards the two dictionaries only, and is never held during an import.  A thread that imports a module holds
+# the module's own lock; if that module loaded a backend, the two threads would wait for each other for ever.
 _lock = threading.Lock()
 
 
 @attrs.frozen(kw_only=True)
 class BackendInfo:
-    """Where a backend comes from."""
+    """The origin of a backend."""
 
     name: str
-    """What a configuration calls it."""
+    """The name in a configuration."""
     distribution: str
     """Name of the distribution; ``""`` for a backend registered by this process."""
     version: str
-    """Of the distribution; ``""`` likewise."""
+    """Version of the distribution; ``""`` for a backend registered by this process."""
     target: str
-    """``package.module:Class``."""
+    """The class, as ``package.module:Class``."""
 
     def __str__(self) -> str:
         origin = f"{self.distribution} {self.version}" if self.distribution else "registered by this process"
@@ -54,9 +55,9 @@ class BackendInfo:
 
 
 def register_backend(name: str, cls: type[EventClient]) -> None:
-    """Make *cls* known as *name* in this process; it goes before any installed backend of the name.
+    """Register *cls* as the backend *name* in this process, in place of any installed backend of that name.
 
-    :raises BackendLoadError: when *cls* is not a usable client class.
+    :raises BackendLoadError: if *cls* is not a usable client class.
     """
     info = BackendInfo(name=name, distribution="", version="", target=_target(cls))
     checked = _checked(cls, info)
@@ -65,7 +66,7 @@ def register_backend(name: str, cls: type[EventClient]) -> None:
 
 
 def available_backends() -> list[BackendInfo]:
-    """Every backend that can be named, sorted; imports none of them."""
+    """Return every installed and every registered backend, sorted by name, without importing any."""
     with _lock:
         registered = dict(_registered)
     found = [
@@ -76,11 +77,13 @@ def available_backends() -> list[BackendInfo]:
 
 
 def load_backend(name: str) -> type[EventClient]:
-    """Import and check the backend *name*, a registered name or ``"package.module:Class"``; imports no other.
+    """Import and check the backend *name*, and return its class.  No other backend is imported.
 
-    :raises BackendNotFoundError: when nothing installed provides it; says how to install it or names the nearest.
-    :raises BackendConflictError: when two distributions provide it; neither is imported.
-    :raises BackendLoadError: when it is installed and cannot be used.
+    :param name: the name of a registered or installed backend, or ``"package.module:Class"``.
+    :raises BackendNotFoundError: if no installed distribution provides it.  The message says how to install it, or
+        names the nearest backend.
+    :raises BackendConflictError: if two distributions provide it; neither is imported.
+    :raises BackendLoadError: if it is installed and cannot be used.
     """
     if not isinstance(name, str):
         raise BackendNotFoundError(f"a backend's name must be a str, not {described(name)}")
@@ -94,13 +97,14 @@ def load_backend(name: str) -> type[EventClient]:
     entry = _choose(name)
     cls = _checked(_import(entry), _info(entry))
     with _lock:
+        # Another thread may have loaded it at the same time: all callers get the same class.
         return _loaded.setdefault(name, cls)
 
 
 def _entry_points(name: str | None = None) -> tuple[EntryPoint, ...]:
     from importlib.metadata import entry_points  # 50 ms, which importing events_core must not cost
 
-    # Lists each distribution once, also one that is on the path twice (editable and built).
+    # importlib.metadata lists a distribution once, also if it is on the path twice (editable and built).
     return tuple(entry_points(group=GROUP) if name is None else entry_points(group=GROUP, name=name))
 
 
@@ -145,7 +149,7 @@ def _import(entry: EntryPoint) -> object:
     from stevedore.driver import DriverManager
 
     class Chosen(DriverManager[Any]):
-        """A manager of the one entry point already chosen: no scan, no disk cache."""
+        """A manager of the one entry point that is already chosen: without a scan, and without the disk cache."""
 
         def list_entry_points(self) -> list[EntryPoint]:
             return [entry]
@@ -173,14 +177,17 @@ def _import_failed(info: BackendInfo, error: BaseException) -> BackendLoadError:
 
 
 def _introduced(info: BackendInfo) -> str:
-    """The backend and where it is from, unless its name says that."""
+    """Return the backend's name together with its origin, unless the name says the origin."""
     if info.distribution:
         return f"the backend {info.name!r} from {info}"
     return f"the backend {info.name!r}" + ("" if info.name == info.target else f", {info},")
 
 
 def _checked(cls: object, info: BackendInfo) -> type[EventClient]:
-    """*cls*, once it is known to be a usable client class of this interface version."""
+    """Return *cls* if it is a usable client class of this interface version.
+
+    :raises BackendLoadError: if it is not.
+    """
     reason = _objection(cls)
     if reason:
         raise BackendLoadError(f"{_introduced(info)} cannot be used: {reason}", backend=info.name)

@@ -140,7 +140,7 @@ def test_backends_describes_one(shell: Shell) -> None:
     text = shell.run("backends", "memory").stdout.decode()
     assert "events-core" in text
     assert re.search(r"^  ordering +subscription$", text, re.MULTILINE)
-    assert "  max_lease_duration  number, default 3600, at least 0.001, in seconds\n      How long" in text
+    assert "  max_lease_duration  number, default 3600, at least 0.001, in seconds\n      Longest time" in text
     (described,) = shell.run("backends", "memory", "--json").stdout.splitlines()
     assert json.loads(described)["name"] == "memory"
 
@@ -600,7 +600,7 @@ BAD = {
     "client alone": (["ping", "--client", "orders"], 2, "go together"),
     "no such config": (["ping", "--config", "none.toml", "--client", "orders"], 2, "'none.toml': No such file"),
     "no such client": (["ping", "--config", "c.toml", "--client", "order"], 2, "did you mean 'orders'"),
-    "config is no TOML": (["ping", "--config", "bad.toml", "--client", "orders"], 2, "no TOML"),
+    "config is no TOML": (["ping", "--config", "bad.toml", "--client", "orders"], 2, "not valid TOML"),
     "no scheme": (["ping", "orders"], 2, "names no backend"),
     "unknown backend": (["ping", "sqlit:events.db/orders"], 2, "did you mean 'sqlite'"),
     "uninstalled backend": (["ping", "gone:x/y"], 2, "could not be imported"),

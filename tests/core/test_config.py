@@ -212,7 +212,7 @@ def test_a_value_may_point_at_the_environment_or_a_file(write: Any, tmp_path: Pa
         ("", "has no table [clients.orders] and no other client"),
         ("clients = 3", "has no table [clients.orders] and no other client"),
         ("[clients.oders]", "has no table [clients.orders]; its clients are: 'oders'; did you mean 'oders'?"),
-        ("[clients.orders", "is no TOML"),
+        ("[clients.orders", "is not valid TOML"),
         ("[clients.orders]", "'topic_name' is required"),
         ("[clients.orders]\ntopic_name = 3", "'topic_name' must be text, not 3"),
         ('[clients.orders]\ntopic_name = "t"\ntopicname = "t"', "unknown key 'topicname'; did you mean 'topic_name'?"),
@@ -379,7 +379,7 @@ def test_a_backend_says_what_its_location_means() -> None:
         ("plain://acme/orders?a=1&b=2&a=3", "gives the option 'a' more than once"),
         ("plain://acme/orders#part", "has a fragment"),
         ("plain://acme", "write backend://project/topic"),
-        ("plain://acme/orders/eu", "the URL's path is '/orders/eu'"),
+        ("plain://acme/orders/eu", "the path of the URL is '/orders/eu'"),
     ],
 )
 def test_a_wrong_url_is_explained(url: str, reason: str) -> None:
@@ -610,7 +610,7 @@ def test_all_that_is_wrong_in_an_options_object_is_told_at_once() -> None:
 
 def test_an_options_object_of_another_backend_is_refused() -> None:
     """The error names the backend, the class found and the class that it takes."""
-    with pytest.raises(ConfigurationError, match=r"'typed' takes TypedOptions, not CommonOptions"):
+    with pytest.raises(ConfigurationError, match=r"'typed' takes TypedOptions, not CommonOptions; pass options="):
         read_typed(CommonOptions())
 
 

@@ -335,7 +335,10 @@ def test_a_configuration_that_is_nested_too_deeply_is_named(shell: Shell) -> Non
     """A file that would exhaust the stack is no TOML that can be used."""
     (shell.folder / "deep.toml").write_bytes(FILES["deep arrays"])
     code, text = in_shell(shell, "events ping --config deep.toml --client a")
-    assert (code, text) == (2, "events: error: configuration file 'deep.toml' is no usable TOML: nested too deeply\n")
+    assert (code, text) == (
+        2,
+        "events: error: configuration file 'deep.toml' is not usable: its values are nested too deeply\n",
+    )
 
 
 @pytest.mark.parametrize("limit", [5, 6])
