@@ -5,7 +5,7 @@ one message at a time, so the receiver hands out no second message of its orderi
 
 All of this runs on one event loop, so nothing here needs a lock.  Two things end the workers:
 
-- ``_end``, after which nobody receives.  It cancels the tasks that wait in ``_until_the_end``, which swallows that
+- ``_end``, after which no worker receives.  It cancels the tasks that wait in ``_until_the_end``, which swallows that
   cancellation.  Handlers that run go on to their end.
 - A cancellation of :func:`consume`, which the task group passes on to each worker, and so to its handler.
 """
@@ -81,7 +81,7 @@ async def consume(
     When *handler* returns, the message is acknowledged.  When it raises, the exception is logged and the message is
     nacked: it comes again, later each time.  :class:`~events_core.Reject` and :class:`~events_core.RetryAfter` decide
     otherwise, and are no failures (H3).  If the broker does not answer within ``ack_timeout``, it is told later, while
-    other messages are handled.  Messages of one ordering key are handled one after the other, in order, whatever the
+    other messages are handled.  Messages of one ordering key are handled one after the other, in order, with any
     *concurrency*.
 
     When *stop* is set, nothing more is received, and the call returns once the handlers that run have finished.
@@ -262,16 +262,17 @@ class _Loop:
             result = running.result()
         if inspect.isawaitable(result):
             if inspect.iscoroutine(result):
-                result.close()  # otherwise Python warns that nobody awaited it
+                result.close()  # otherwise Python warns that it was never awaited
             await self._refuse(
-                message, "the handler returned an awaitable, which nobody awaits in a thread; leave out threads=True"
+                message,
+                "the handler returned an awaitable, which cannot be awaited in a thread; leave out threads=True",
             )
 
     def _call_function(self, message: ReceivedMessage) -> object:
         try:
             return self._handler(message)
         except (StopIteration, asyncio.CancelledError) as error:
-            # A future cannot carry these two: the worker would wait for ever, or take itself for cancelled.
+            # A future cannot carry these two: the worker would wait endlessly, or take itself for cancelled.
             raise RuntimeError(f"the handler raised {error!r}") from error
 
     # Settling again

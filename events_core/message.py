@@ -188,6 +188,6 @@ class ReceivedMessage(EventMessage):
     publish_time: datetime | None = None
     """The time at which the broker stored the message; aware, in UTC."""
     delivery_attempt: int | None = None
-    """The number of this delivery, from 1; ``None`` if nobody counts."""
+    """The number of this delivery, from 1; ``None`` if deliveries are not counted."""
     delivery: object = attrs.field(default=None, repr=False)
     """The receiver's own record of this hand-over; opaque."""

@@ -1,4 +1,4 @@
-"""Q2, R1, R2, R11, S3, C2: arguments that are none."""
+"""Q2, R1, R2, R11, S3, C2: wrong arguments."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from events_core.testing.stage import Stage, texts
 __all__ = ["Arguments"]
 
 HALF = "\ud800"
-"""Half of a surrogate pair: a str that is no text."""
+"""Half of a surrogate pair: a str that cannot be encoded."""
 TOO_LARGE: Any = 10**400
-"""A number that no float can hold."""
+"""An int that is larger than any float."""
 
 _NO_NAMES: list[tuple[Any, type[Exception]]] = [
     ("", ValueError),
@@ -35,11 +35,11 @@ async def _refused(call: Callable[[Any], Awaitable[object]], value: Any, kind: t
 
 
 class Arguments:
-    """Wrong arguments are refused before they reach the broker, by every backend in the same way."""
+    """Wrong arguments, which every backend refuses in the same way, before they reach the broker."""
 
     @rule("Q2")
     async def test_a_name_that_is_none_is_refused(self, stage: Stage) -> None:
-        """Empty or no text is a ValueError, no str at all a TypeError; nothing is created or deleted."""
+        """A name that is empty or cannot be encoded is a ValueError, and another type is a TypeError."""
         client = stage.client()
         for call in (client.subscribe, client.delete_subscription):
             for value, kind in _NO_NAMES:
@@ -49,7 +49,7 @@ class Arguments:
     @pytest.mark.parametrize("option", ["subscription", "dead_letter_topic"])
     @rule("O1")
     async def test_a_configured_name_that_is_no_text_is_refused(self, stage: Stage, option: str) -> None:
-        """Half of a surrogate pair names nothing, which is said before any I/O."""
+        """A configured name with half of a surrogate pair is a ConfigurationError, before any I/O."""
         more = {"max_delivery_attempts": "5"} if option == "dead_letter_topic" else {}
         with pytest.raises(ConfigurationError, match=option):
             stage.client(**{option: f"x{HALF}"}, **more)
@@ -58,7 +58,7 @@ class Arguments:
 
     @rule("R1", "R2")
     async def test_a_timeout_that_is_no_number_is_refused(self, stage: Stage) -> None:
-        """NaN and more than a float holds are a ValueError; the receiver goes on as before."""
+        """A timeout of NaN, or beyond the range of a float, is a ValueError, and the receiver goes on."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
         for value, kind in _NO_NUMBERS:
@@ -72,7 +72,7 @@ class Arguments:
 
     @rule("R11")
     async def test_a_delay_that_is_no_number_is_refused(self, stage: Stage) -> None:
-        """The message stays held and can be settled."""
+        """A delay that is not a number is refused, and the message stays held."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
         message = await stage.receive(receiver)
@@ -84,7 +84,7 @@ class Arguments:
 
     @rule("S3")
     async def test_an_id_that_is_none_is_refused(self, stage: Stage) -> None:
-        """One that is no text is NOT_FOUND as any other, and what is no id is a TypeError."""
+        """An id that cannot be encoded is NOT_FOUND, and a value of another type is a TypeError."""
         _, receiver = await stage.open()
         for call in (receiver.acknowledge, receiver.nack):
             with pytest.raises(AcknowledgeError) as caught:
@@ -95,7 +95,7 @@ class Arguments:
 
     @rule("C2")
     async def test_a_time_to_close_that_is_no_number_closes_nothing(self, stage: Stage) -> None:
-        """NaN and more than a float holds are a ValueError, for ping as well; infinity is a number."""
+        """For close and ping, a timeout of NaN or beyond the range of a float is a ValueError; infinity is not."""
         client, receiver = await stage.open()
         for value, kind in _NO_NUMBERS:
             for call in (receiver.close, client.close, client.ping):

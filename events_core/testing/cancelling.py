@@ -1,7 +1,7 @@
-"""P8, R3, S5, C1, C2, H2: every coroutine, cancelled wherever it waits.
+"""P8, R3, S5, C1, C2, H2: every coroutine, cancelled at each point at which it waits.
 
-Each call is made again and again, cancelled at its first point of waiting, at its second, and so on until it ends by
-itself; once cancelled as it begins to wait, and once when what it waits for has come.
+The kit makes each call again and again: cancelled at its first point of waiting, at its second, and so on, until the
+call ends by itself.  It does so twice: cancelled when the call begins to wait, and when its future is done.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MOST_POINTS = 100
 
 
 class _Scene:
-    """A receiver that holds the first messages of a key, a client not yet connected, and what must come of it all."""
+    """A receiver that holds messages of a key, a client that is not connected, and the messages that must come."""
 
     client: EventClient
     receiver: EventReceiver
@@ -51,25 +51,25 @@ class _Scene:
         self._connected = connected
         self.topic_name = stage.name(f"run-{number}")
         self.subscription = stage.name(f"shared-{number}")
-        # What is sent on the way has a key of its own: who returns the first one's messages is not its matter.
+        # Messages that the call sends have a key of their own, which settling the first key does not disturb.
         ordered = stage.capabilities.ordering != "none"
         self.key, self.new_key = ("k" if ordered else None), ("new" if ordered else None)
         self.fresh = stage.client(self.topic_name, **self.options)
         self.due: list[str] = []
-        """What must come in the end."""
+        """The texts of messages that must come in the end."""
         self.doubtful: list[str] = []
-        """The messages of cancelled sends, in the order of the calls: of a key the first ones may come, or none."""
+        """The texts of cancelled sends, in the order of the calls.  The first ones of a key may come, or none."""
         self.maybe_settled: list[str] = []
-        """The messages of cancelled settlements: each one may come or not."""
+        """The texts of messages whose settlement was cancelled.  Each may come or not."""
 
     def explained(self) -> AbstractContextManager[None]:
-        """Explain what fails inside: where a call was cancelled, on which topic, and what its receiver has."""
+        """Explain a failure inside: the point of cancellation, the topic, and the state of the receiver."""
         topic = f"topic: {self.topic_name!r}"
         return explained(lambda: f"point: {self._where}", lambda: topic, lambda: described(self.receiver))
 
     @property
     def caller(self) -> EventClient:
-        """Whose calls are cancelled: the client that is connected, or the other."""
+        """The client whose calls are cancelled: the connected one, or the other."""
         return self.client if self._connected else self.fresh
 
     @property
@@ -83,28 +83,28 @@ class _Scene:
         self.held = await self.receiver.receive_messages(2, self.stage.harness.patience)
 
     async def send(self, client: EventClient, messages: list[EventMessage]) -> None:
-        """Send what must come."""
+        """Send *messages*, which must come."""
         await client.send_messages(messages)
         self.due += texts(messages)
 
     def settled(self, messages: Sequence[ReceivedMessage]) -> None:
-        """These must not come."""
+        """Note that *messages* must not come."""
         for message in messages:
             self.due.remove(message.data_as_string())
 
     def doubt(self, messages: Sequence[ReceivedMessage]) -> None:
-        """These may come or not."""
+        """Note that *messages* may come or not."""
         self.due = [text for text in self.due if text not in texts(messages)]
         self.maybe_settled += texts(messages)
 
     async def check_usable(self) -> None:
-        """Both clients and the receiver go on."""
+        """Check that both clients go on, and send one more message with each."""
         for name, client in (("client", self.client), ("fresh", self.fresh)):
             await client.ping(self.stage.harness.patience)
             await self.send(client, [EventMessage.from_string(f"later, by {name}")])
 
     async def check(self) -> None:
-        """What is not settled comes, once and in order, and nothing else does."""
+        """Check that each message that is not settled comes, once and in order, and no other."""
         with self.explained():
             await self._check()
 
@@ -116,19 +116,19 @@ class _Scene:
         assert len(came) == len(set(came)), "a message came twice"
         stored = [text for text in came if text in self.doubtful]
         due = sorted(text for text in came if text not in (*stored, *self.maybe_settled))
-        assert due == sorted(self.due), "what came is not what is due"
+        assert due == sorted(self.due), "these messages came, and not those that are due"
         for key in (self.key, self.new_key):
             queue = texts(message for message in received if key and message.ordering_key == key)
             assert queue == sorted(queue), f"the messages of key {key!r} came out of order"
         if self.new_key:
             first = self.doubtful[: len(stored)]
-            assert stored == first, "of the sends that were cancelled, the first ones were not stored"
+            assert stored == first, "a cancelled send was stored, and one before it was not"
 
 
 async def _sweep(stage: Stage, act: _Act, *, connected: bool = False) -> None:
-    """Run *act* on a scene of its own for each point at which it can be cancelled, and once to its end.
+    """Run *act* for each point at which it can be cancelled, on a separate scene, and once to its end.
 
-    :param connected: whether it calls a client that is connected already.
+    :param connected: True if *act* calls a client that is connected already.
     """
     scenes: list[_Scene] = []
     points = 0
@@ -143,9 +143,9 @@ async def _sweep(stage: Stage, act: _Act, *, connected: bool = False) -> None:
             if not cut.happened:
                 break
             points += 1
-            assert point < MOST_POINTS, "it waits again and again"
+            assert point < MOST_POINTS, "the call waits again and again"
     if not points:
-        not_shown("where a call that never waits is cancelled")
+        not_shown("a cancellation of a call that never waits")
     await asyncio.gather(*(scene.check() for scene in scenes))
 
 
@@ -232,7 +232,7 @@ async def _receive(scene: _Scene, cut: Interruption, call: Coroutine[Any, Any, A
         await asyncio.sleep(0)
     await scene.send(scene.client, [EventMessage(b"1")])
     if await receiving is None:
-        assert (await scene.stage.receive(scene.receiver)).data == b"1", "not the message that it would have returned"
+        assert (await scene.stage.receive(scene.receiver)).data == b"1", "another message came first"
     await scene.check_usable()
 
 
@@ -252,7 +252,7 @@ async def _next(messages: AsyncIterator[ReceivedMessage]) -> ReceivedMessage:
     return await anext(messages)
 
 
-# Settling: cancelled or not, it is repeated, which must be safe
+# Settling.  Each settlement is repeated, cancelled or not: that must be safe.
 
 
 async def _acknowledge(scene: _Scene, cut: Interruption) -> None:
@@ -270,7 +270,7 @@ async def _acknowledge_messages(scene: _Scene, cut: Interruption) -> None:
 
 
 async def _acknowledge_then_nack(scene: _Scene, cut: Interruption) -> None:
-    """While the first outcome is under way the other is refused, and the message counts as held."""
+    """While the first outcome is under way, the other is refused and the message counts as held."""
     await cut(scene.receiver.acknowledge(scene.held[0]))
     try:
         await scene.receiver.nack(scene.held[0])
@@ -362,7 +362,7 @@ async def _leave_client(scene: _Scene, cut: Interruption) -> None:
 
 
 async def _close_at_work(scene: _Scene, cut: Interruption) -> None:
-    """While it sends and settles: what was confirmed has happened, all else may have."""
+    """Close while sends and settlements are under way: a confirmed call has happened, any other may have."""
     sent = numbered(3, key=scene.new_key, prefix="1 ")
     sends = [asyncio.create_task(scene.client.send_message(message)) for message in sent]
     settling = asyncio.create_task(scene.receiver.acknowledge(scene.held[0]))
@@ -385,18 +385,18 @@ async def _assert_closed(call: Awaitable[object]) -> None:
 
 
 class Cancelling:
-    """Nothing confirmed is lost or reordered, nothing settled comes back, and whoever was cancelled works on."""
+    """Cancelled calls: they lose and reorder nothing, and clients and receivers go on."""
 
     @pytest.mark.parametrize("connected", [False, True], ids=["unconnected", "connected"])
     @pytest.mark.parametrize("act", [_send_message, _send_messages])
     @rule("P8")
     async def test_a_send_is_cancelled_anywhere(self, stage: Stage, act: _Act, connected: bool) -> None:
-        """It is stored or not, of a key the first messages or none."""
+        """A cancelled send is stored or not; of a key the first messages are stored, or none."""
         await _sweep(stage, act, connected=connected)
 
     @rule("P8", "P6")
     async def test_a_wait_for_room_is_cancelled_anywhere(self, stage: Stage) -> None:
-        """It keeps no room from those that come after it."""
+        """A cancelled wait for room takes no room from later sends."""
         await _sweep(stage, _wait_for_room)
 
     @pytest.mark.parametrize("connected", [False, True], ids=["unconnected", "connected"])
@@ -405,13 +405,13 @@ class Cancelling:
     )
     @rule("§3")
     async def test_connecting_is_cancelled_anywhere(self, stage: Stage, act: _Act, connected: bool) -> None:
-        """The client connects the next time, and no receiver is left that takes messages."""
+        """After a cancelled call the client connects the next time, and no receiver is left that takes messages."""
         await _sweep(stage, act, connected=connected)
 
     @pytest.mark.parametrize("act", [_receive_message, _receive_messages, _iterate])
     @rule("R3")
     async def test_a_receive_is_cancelled_anywhere(self, stage: Stage, act: _Act) -> None:
-        """The message that it would have returned comes again."""
+        """The message that a cancelled receive would have returned comes again."""
         await _sweep(stage, act)
 
     @pytest.mark.parametrize(
@@ -429,18 +429,18 @@ class Cancelling:
     )
     @rule("S5")
     async def test_a_settlement_is_cancelled_anywhere(self, stage: Stage, act: _Act) -> None:
-        """It is applied or not, and safe to repeat."""
+        """A cancelled settlement is applied or not, and can be repeated."""
         await _sweep(stage, act)
 
     @pytest.mark.parametrize("act", [_close_receiver, _close_client, _leave_receiver, _leave_client, _close_at_work])
     @rule("C2")
     async def test_a_close_is_cancelled_anywhere(self, stage: Stage, act: _Act) -> None:
-        """It finishes all the same, and what was held goes to others."""
+        """A cancelled close finishes all the same, and held messages go to other receivers."""
         await _sweep(stage, act)
 
     @rule("H2")
     async def test_consuming_is_cancelled_anywhere(self, stage: Stage) -> None:
-        """At each step of its handlers, and some turns of the loop later: what was not handled comes, in order."""
+        """Cancelled at any step of its handlers, ``consume`` hands back each message that was not handled, in order."""
         scenes: list[_Scene] = []
         for step in range(1, 7):
             for turns in range(5):
@@ -453,7 +453,7 @@ class Cancelling:
 
 
 async def _consume(scene: _Scene, step: int, turns: int) -> None:
-    """Handle what the scene has, two steps for each message, and be cancelled *turns* turns after *step*."""
+    """Handle the messages of the scene, two steps for each, and cancel that *turns* turns of the loop after *step*."""
     await scene.receiver.acknowledge_messages(scene.held)
     scene.settled(scene.held)
     await scene.send(scene.client, numbered(3, key=scene.key, prefix="9 "))
@@ -480,7 +480,7 @@ async def _consume(scene: _Scene, step: int, turns: int) -> None:
     async with asyncio.timeout(scene.stage.harness.patience):
         while scene.receiver.stats.held:  # an acknowledgement may be under way
             await asyncio.sleep(0.01)
-    # What is handled next shows that the one before is acknowledged; cancelled in between, nobody knows.
+    # A message is received only after the one before is acknowledged.  The last one may be acknowledged or not.
     scene.settled(handled[:-1])
     scene.doubt(handled[-1:])
     await scene.check_usable()

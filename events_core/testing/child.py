@@ -1,4 +1,4 @@
-"""What the kit runs in processes of their own: they die, or fork.
+"""Actions that the kit runs in other processes, which die or fork.
 
 ``python -m events_core.testing.child ACTION PATIENCE`` reads a configuration from the first line of standard input, as
 JSON, and reports on standard output, as JSON.
@@ -58,7 +58,7 @@ async def acknowledge_and_die(config: EventConfig, patience: float) -> None:
 
 
 async def receive_run_and_die(config: EventConfig, patience: float) -> None:
-    """Receive as many messages of a key as one call returns, tell what they are, and die holding them."""
+    """Receive as many messages of a key as one call returns, tell their texts, and die holding them."""
     receiver = await create_client(config).subscribe()
     run = await receiver.receive_messages(2, patience)
     _report(received=[message.data_as_string() for message in run])
@@ -66,7 +66,7 @@ async def receive_run_and_die(config: EventConfig, patience: float) -> None:
 
 
 async def hold(config: EventConfig, patience: float) -> None:
-    """Receive one message, tell its id, and then do with it what each line of standard input says."""
+    """Receive one message and tell its id.  Then carry out each line of standard input."""
     async with create_client(config) as client:
         receiver = await client.subscribe()
         message = await _receive(receiver, patience)
@@ -81,7 +81,7 @@ async def hold(config: EventConfig, patience: float) -> None:
 
 
 async def _outcome(call: Coroutine[Any, Any, object]) -> str:
-    """Return the code of what *call* raises, or that it was done."""
+    """Return the code of the error that *call* raises, or ``done``."""
     try:
         await call
     except EventError as error:
@@ -131,7 +131,7 @@ def fork_beside_connected(config: EventConfig, patience: float) -> None:
         return "sent"
 
     def close() -> None:
-        os.close(sent[1])  # so that reading ends when the child is refused
+        os.close(sent[1])  # otherwise the read below would wait endlessly if the child is refused
         select.select([sent[0]], [], [], patience)
         asyncio.run(client.close(timeout=0))
         os.write(closed[1], b".")
@@ -156,7 +156,7 @@ async def _send_and_receive(
 
 
 async def _codes(client: EventClient, receiver: EventReceiver, message: ReceivedMessage) -> dict[str, str]:
-    """What each call raises."""
+    """Return the code of the error that each call raises."""
     calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
         "send_message": lambda: client.send_message(EventMessage(b"x")),
         "send_messages": lambda: client.send_messages([EventMessage(b"x")]),
@@ -185,7 +185,7 @@ async def _codes(client: EventClient, receiver: EventReceiver, message: Received
 def _in_fork(
     work: Callable[[], Coroutine[Any, Any, Any]], patience: float, *, meanwhile: Callable[[], None] = lambda: None
 ) -> Any:
-    """Return what *work* returns in a forked child, while the parent does *meanwhile*."""
+    """Return what *work* returns in a forked child, while the parent calls *meanwhile*."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

@@ -56,11 +56,11 @@ def _open_files() -> int:
 
 
 class Closing:
-    """Who still gets what when a receiver or client ends."""
+    """Messages and calls when a receiver or a client closes."""
 
     @rule("C1")
     async def test_waiting_receives_are_told(self, stage: Stage) -> None:
-        """A receive that waits raises CLOSED, and iteration ends."""
+        """A waiting receive raises CLOSED, and iteration ends."""
         _, receiver = await stage.open()
 
         async def iterate() -> list[ReceivedMessage]:
@@ -75,7 +75,7 @@ class Closing:
 
     @rule("C1")
     async def test_iteration_receives_until_closed(self, stage: Stage) -> None:
-        """It yields what comes, and ends when the receiver is closed from within."""
+        """Iteration yields each message, and ends when its own body closes the receiver."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(5))
         received = []
@@ -88,7 +88,7 @@ class Closing:
 
     @rule("C1")
     async def test_what_is_held_can_be_settled_while_closing(self, stage: Stage) -> None:
-        """Settling works while a close waits for what is held, and the close ends with the last of it."""
+        """Settling works while a close waits for held messages, and the close ends when the last one is settled."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(2))
         first, second = await stage.receive_all(receiver, 2)
@@ -105,7 +105,7 @@ class Closing:
 
     @rule("C1")
     async def test_what_was_never_handed_out_goes_back_at_once(self, stage: Stage) -> None:
-        """Another receiver gets it while the first still closes, without a counted attempt unless declared."""
+        """Buffered messages go to another receiver while the first one still closes; their attempts are not counted."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(5))
         held = await stage.receive(receiver)
@@ -122,7 +122,7 @@ class Closing:
 
     @rule("C1")
     async def test_what_is_held_at_the_end_goes_back(self, stage: Stage) -> None:
-        """When the timeout is over what is held comes to another receiver; leaving ``async with`` does not wait."""
+        """Leaving ``async with`` does not wait: the held messages go to another receiver at once."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(3))
         async with asyncio.timeout(stage.harness.patience), receiver:
@@ -132,7 +132,7 @@ class Closing:
 
     @rule("C1", "R8")
     async def test_a_key_goes_back_in_order(self, stage: Stage) -> None:
-        """What is buffered behind a held message of its key follows it to the next receiver."""
+        """Buffered messages follow the held message of their key to the next receiver."""
         client, receiver = await stage.open_ordered()
         await client.send_messages(numbered(6, key="k"))
         await stage.prefetched(receiver, 6)
@@ -143,7 +143,7 @@ class Closing:
 
     @rule("C2")
     async def test_closing_flushes_what_was_accepted(self, stage: Stage) -> None:
-        """Sends that began before it are stored, and return their ids."""
+        """Sends that began before the close are stored, and return their ids."""
         _, receiver = await stage.open()
         sender = stage.client()
         await sender.ping(stage.harness.patience)
@@ -156,7 +156,7 @@ class Closing:
 
     @rule("C2")
     async def test_closing_a_client_closes_its_receivers(self, stage: Stage) -> None:
-        """They end as by their own close, held messages included."""
+        """Its receivers end as by their own close: held messages can still be settled."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
         message = await stage.receive(receiver)
@@ -170,7 +170,7 @@ class Closing:
 
     @rule("C2")
     async def test_closing_is_bounded(self, stage: Stage) -> None:
-        """What is held and never settled does not keep a client from closing within its timeout."""
+        """A client closes within its timeout although a held message is never settled."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
         await stage.receive(receiver)
@@ -181,7 +181,7 @@ class Closing:
 
     @rule("C2")
     async def test_closing_is_idempotent(self, stage: Stage) -> None:
-        """Ten closes at once and one more end well, of receivers as of clients."""
+        """Ten closes at once, and one more, all succeed, for receivers and for clients."""
         client, receiver = await stage.open()
         for closes in (receiver.close, client.close):
             await asyncio.gather(*(closes() for _ in range(10)))
@@ -190,7 +190,7 @@ class Closing:
 
     @rule("C2")
     async def test_a_cancelled_close_closes_all_the_same(self, stage: Stage) -> None:
-        """It finishes in the background; closing again waits for that."""
+        """A cancelled close finishes in the background, and closing again waits for it."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
         await stage.receive(receiver)
@@ -204,7 +204,7 @@ class Closing:
 
     @rule("C3")
     async def test_afterwards_every_call_says_closed(self, stage: Stage) -> None:
-        """Of the client and of its receivers."""
+        """Every call of the client and of its receivers raises CLOSED."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
         message = await stage.receive(receiver)
@@ -216,14 +216,14 @@ class Closing:
 
     @rule("C3")
     async def test_a_client_never_used_closes_too(self, stage: Stage) -> None:
-        """Closed before it connected it says CLOSED like any other, and has not connected."""
+        """A client that closes before it connects raises CLOSED as any other, and never connects."""
         async with stage.client() as client:
             pass
         await _assert_closed(*_client_calls(client))
 
     @rule("C3")
     async def test_nothing_is_left(self, stage: Stage) -> None:
-        """No thread and no open file more than before, whatever the first client of a process may keep."""
+        """A second client leaves no thread and no open file; the first one of a process may keep some."""
         await self._use(stage)
         gc.collect()
         threads, files = _threads(), _open_files()

@@ -1,4 +1,4 @@
-"""The kit against whatever a configuration reaches, as ``events check`` runs it."""
+"""The kit on the broker of a configuration, as ``events check`` runs it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _COMMON = frozenset(field.name for field in attrs.fields(CommonOptions))
 
 
 class ConfiguredHarness(Harness):
-    """The broker of *config*, on topics of its own.
+    """The broker of *config*, on topics that only this run uses.
 
-    Options that are the backend's alone, such as how the broker is reached, are as in *config*; those that every
-    backend understands, such as ``subscription``, are the tests' to set.
+    The backend's own options, such as the address of the broker, are those of *config*.  The tests set the options that
+    every backend understands, such as ``subscription``.
 
-    :param patience: seconds for :attr:`~Harness.patience`; settle time and bound grow and shrink with it.
-    :param lease: seconds after which the broker delivers again, under the options of *config*; 0 when not known.
+    :param patience: seconds for :attr:`~Harness.patience`.  Settle time and bound are scaled with it.
+    :param lease: seconds after which the broker delivers again, under the options of *config*; 0 if not known.
     """
 
     def __init__(self, config: EventConfig, patience: float = Harness.patience, lease: float = 0.0) -> None:
@@ -38,9 +38,9 @@ class ConfiguredHarness(Harness):
         self.lease = lease
         self.dead_letter_attempts = _fewest_attempts(config)
         self.prefix = f"events-check-{uuid.uuid4().hex[:8]}"
-        """Begins every name that the tests use."""
+        """The beginning of every name that the tests use."""
         self.left: dict[str, Exception] = {}
-        """Subscriptions that could not be deleted, and why."""
+        """Subscriptions that could not be deleted, and the errors."""
         self._config = config
         self._options = {name: value for name, value in config.options.items() if name not in _COMMON}
         self._numbers = itertools.count(1)
@@ -48,26 +48,27 @@ class ConfiguredHarness(Harness):
         self._names: set[str] = set()
 
     def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
-        """The configuration of *topic_name*, which is remembered."""
+        """Return the configuration of *topic_name*, and remember the topic."""
         self._topics.add(topic_name)
         if dead := options.get("dead_letter_topic"):
             self._topics.add(dead)
-            self._names.add(options.get("dead_letter_subscription") or f"{dead}-letters")  # made by a receiver (R12)
+            # A receiver may create this subscription (R12).
+            self._names.add(options.get("dead_letter_subscription") or f"{dead}-letters")
         options = {**self._options, "create": "all", **options}
         return attrs.evolve(self._config, topic_name=topic_name, options=options, origins={})
 
     def topic_name(self) -> str:
-        """The next topic."""
+        """Return the name of the next topic."""
         return f"{self.prefix}-{next(self._numbers)}"
 
     def name(self, topic_name: str, word: str) -> str:
-        """A name, which is remembered."""
+        """Return a name, and remember it."""
         name = super().name(topic_name, word)
         self._names.add(name)
         return name
 
     async def clean_up(self) -> None:
-        """Delete the subscriptions that tests have made since the last time; what fails goes to :attr:`left`."""
+        """Delete the subscriptions that tests have created since the last time.  Put failures into :attr:`left`."""
         topics, names = sorted(self._topics), self._names - self._topics
         for topic_name in topics:
             async with create_client(self.config(topic_name, {"create": "never"})) as client:
@@ -80,7 +81,7 @@ class ConfiguredHarness(Harness):
         try:
             async with asyncio.timeout(self.bound):
                 await client.delete_subscription(subscription)
-        except Exception as error:  # a broken backend's may be any
+        except Exception as error:  # a broken backend may raise anything here
             if not isinstance(error, EventError) or error.code is not ErrorCode.NOT_FOUND:
                 self.left[subscription] = error
             return False
@@ -93,7 +94,7 @@ def _fewest_attempts(config: EventConfig) -> int:
 
 
 class TestConfigured(ConformanceSuite):
-    """The kit on the harness ``configured``, a fixture of whoever runs this."""
+    """The kit on the harness ``configured``, a fixture that the caller defines."""
 
     @pytest.fixture
     def harness(self, configured: Harness) -> Harness:

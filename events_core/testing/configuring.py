@@ -27,7 +27,7 @@ _SECRET = "hush-4711"
 
 
 class Configuring:
-    """What a client makes of its configuration."""
+    """Clients and their configurations."""
 
     @rule("O1")
     def test_wrong_options_are_reported_all_at_once(self, stage: Stage) -> None:
@@ -42,7 +42,7 @@ class Configuring:
 
     @rule("O1")
     def test_values_out_of_range_are_refused(self, stage: Stage) -> None:
-        """Each option that declares a range refuses what is beyond it, by name."""
+        """Each option with a range refuses a value beyond it, and the error names the option."""
         for info in describe_options(type(stage.client()).options_class):
             beyond = [info.minimum - 1] if info.minimum is not None else []
             beyond += [info.maximum + 1] if info.maximum is not None else []
@@ -52,7 +52,7 @@ class Configuring:
 
     @rule("O1")
     async def test_options_may_be_given_as_an_object(self, stage: Stage) -> None:
-        """An object of the backend's options class works as its text does, and its ranges are checked."""
+        """An object of the backend's options class works as text does, and its ranges are checked."""
         config = stage.config()
         options = read_options(type(stage.client()).options_class, config.options)
         client = stage.added(create_client(config, options=options))
@@ -71,7 +71,7 @@ class Configuring:
 
     @rule("O2")
     def test_option_values_are_not_shown(self, stage: Stage) -> None:
-        """They are in the representation of neither the configuration nor the client."""
+        """The representations of a configuration and of a client show no option value."""
         config = stage.config(subscription=_SECRET)
         assert _SECRET not in repr(config)
         assert _SECRET not in repr(stage.client(subscription=_SECRET))
@@ -89,7 +89,7 @@ class Configuring:
 
     @rule("O4")
     async def test_what_is_declared_may_be_required(self, stage: Stage) -> None:
-        """A client that requires all it declares is constructed; its receiver keeps that, or is refused."""
+        """A client may require all that it declares; its receiver keeps that, or subscribing is refused."""
         config = stage.config()
         capabilities = stage.client().capabilities
         require = [
@@ -128,7 +128,7 @@ class Configuring:
 
     @rule("§6")
     async def test_capabilities_are_constant(self, stage: Stage) -> None:
-        """They are the same before and after connecting, and frozen."""
+        """Capabilities are the same before and after connecting, and frozen."""
         client = stage.client()
         before = client.capabilities
         await client.send_message(EventMessage(b"x"))

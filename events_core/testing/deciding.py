@@ -195,7 +195,7 @@ class Deciding:
 
     @rule("H3", "H2", "R8")
     async def test_consuming_keeps_the_order_of_a_key_that_waits(self, stage: Stage) -> None:
-        """A handler asks for a message later: meanwhile other keys go on, and its successors come after it."""
+        """While a message waits for its delay, other keys go on, and its successors come after it."""
         client, receiver = await stage.open_ordered()
         await client.send_messages([*numbered(3, key="a"), *numbered(3, key="b")])
         handled: dict[str | None, list[str]] = defaultdict(list)

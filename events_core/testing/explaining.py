@@ -1,4 +1,4 @@
-"""What a failure of the kit begins with: where a call was cancelled, which topic, which receiver, the backend's log."""
+"""The explanation at the start of a failure: point of cancellation, topic, receiver, and the backend's log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from events_core import EventReceiver
 __all__ = ["Log", "described", "explain", "explained", "logged"]
 
 _LINES = 10
-"""Records of the log that a failure shows, the newest."""
+"""Number of log records that a failure shows: the newest."""
 
 
 class Log(logging.Handler):
@@ -34,7 +34,7 @@ class Log(logging.Handler):
 
     @contextlib.contextmanager
     def of(self, *names: str) -> Iterator[None]:
-        """Listen to the loggers *names*, at the level that they have."""
+        """Listen to the loggers *names*, at their own levels."""
         loggers = [logging.getLogger(name) for name in dict.fromkeys(names)]
         for logger in loggers:
             logger.addHandler(self)
@@ -46,7 +46,7 @@ class Log(logging.Handler):
 
 
 def described(receiver: EventReceiver) -> str:
-    """Return one line about what *receiver* has."""
+    """Return one line about the state of *receiver*."""
     stats = receiver.stats
     age = "never" if stats.last_message_age is None else f"{stats.last_message_age:.3f} s ago"
     return (
@@ -56,12 +56,12 @@ def described(receiver: EventReceiver) -> str:
 
 
 def explain(error: BaseException, lines: Iterable[str]) -> None:
-    """Put *lines* behind the first line of what *error* says, and behind those that were put there before."""
+    """Put *lines* after the first line of the text of *error*, and after lines that were put there before."""
     new = [line.replace("\n", " ") for line in lines]
     known: int = getattr(error, "explained", 0)
     error.explained = known + len(new)  # type: ignore[attr-defined]
     if isinstance(error, AssertionError) and error.args:
-        # What pytest found out about the assert may be long, and comes last.
+        # The values that pytest adds to an assert may be long.  They come last.
         found = str(error.args[0]).split("\n")
         error.args = ("\n".join([*found[: 1 + known], *new, *found[1 + known :]]), *error.args[1:])
     elif isinstance(error, pytest.fail.Exception):
@@ -73,7 +73,7 @@ def explain(error: BaseException, lines: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def explained(*describe: Callable[[], str]) -> Iterator[None]:
-    """Explain what is raised inside, unless that was done nearer to it."""
+    """Explain an error that is raised inside, unless an inner context has done so."""
     try:
         yield
     except (Exception, pytest.fail.Exception) as error:
@@ -84,7 +84,7 @@ def explained(*describe: Callable[[], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def logged(log: Log) -> Iterator[None]:
-    """Add *log* to the explanation of what is raised inside."""
+    """Add *log* to the explanation of an error that is raised inside."""
     try:
         yield
     except (Exception, pytest.fail.Exception) as error:
@@ -96,7 +96,7 @@ def _lines(describe: Iterable[Callable[[], str]]) -> Iterator[str]:
     for each in describe:
         try:
             line = each()
-        except Exception as error:  # a broken backend's may be any, and must not hide the failure
+        except Exception as error:  # a broken backend may raise anything here, and must not hide the failure
             line = f"({error!r})"
         if line:
             yield line

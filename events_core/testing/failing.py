@@ -22,20 +22,22 @@ __all__ = ["Failing"]
 
 
 class Failing:
-    """What the errors of each operation have in common."""
+    """Errors, for each kind of operation."""
 
     async def _caught(self, stage: Stage, kind: type[EventError], call: Awaitable[object]) -> EventError:
-        """What *call* raises, which must say where it happened."""
+        """Return the error that *call* raises, after checking that it names the backend and the topic."""
         with pytest.raises(kind) as caught:
             await call
         error = caught.value
         place = (error.backend, error.topic_name)
-        assert place == (stage.config().backend, stage.topic_name), f"{error!r} says that it happened at {place}"
+        assert place == (stage.config().backend, stage.topic_name), (
+            f"{error!r} names {place}, not the backend and the topic"
+        )
         return error
 
     @rule("§5")
     async def test_the_class_says_which_operation_failed(self, stage: Stage) -> None:
-        """Sending, subscribing and settling each have a class, with backend and topic."""
+        """Sending, subscribing and settling each raise their own class, with backend and topic."""
         client, receiver = await stage.open()
         missing = stage.name("missing")
         error = await self._caught(stage, ReceiveError, client.delete_subscription(missing))
@@ -49,7 +51,7 @@ class Failing:
 
     @rule("§5")
     async def test_a_refused_message_is_an_error_of_sending(self, stage: Stage) -> None:
-        """Alone or in a batch it is INVALID, with backend and topic."""
+        """A message that is too large is INVALID, alone or in a batch, with backend and topic."""
         largest = stage.require("limits.max_message_bytes")
         client = stage.client()
         bad = EventMessage(bytes(largest + 1))
@@ -59,7 +61,7 @@ class Failing:
 
     @rule("§5", "S4")
     async def test_each_failure_of_a_batch_is_an_error_of_settling(self, stage: Stage) -> None:
-        """Those in ``failed`` are as if raised alone."""
+        """Each error in ``failed`` has class, backend and topic as if it had been raised alone."""
         _, receiver = await stage.open()
         for settle in (receiver.acknowledge_messages, receiver.nack_messages):
             error = await self._caught(stage, AcknowledgeError, settle(["no-such-id", "nor-this"]))
@@ -70,7 +72,7 @@ class Failing:
 
     @rule("§5", "C3")
     async def test_what_is_closed_says_where(self, stage: Stage) -> None:
-        """CLOSED is an error of the program, whatever the operation."""
+        """CLOSED is an ``EventRuntimeError`` for every operation."""
         client, receiver = await stage.open()
         await client.close()
         for call in (client.ping(), client.subscribe(), receiver.receive_message()):

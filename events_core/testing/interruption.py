@@ -14,9 +14,10 @@ T = TypeVar("T")
 
 
 class Interruption:
-    """Cancels whoever awaits a coroutine, once, at its *point*-th suspension, counted from 1.
+    """A cancellation of the task that awaits a coroutine, once, at suspension number *point*, counted from 1.
 
-    :param late: not as it begins to wait, but when what it waits for has come and it has not resumed yet.
+    :param late: False to cancel when the task begins to wait; True to cancel when its future is done and the task has
+        not resumed yet.
     """
 
     def __init__(self, point: int, *, late: bool) -> None:
@@ -24,7 +25,7 @@ class Interruption:
         self.late = late
         self.suspensions = 0
         self.place = ""
-        """The line at which it waited."""
+        """The line at which the coroutine waited."""
 
     def __str__(self) -> str:
         when = "when what it waited for had come" if self.late else "as it began to wait"
@@ -32,20 +33,20 @@ class Interruption:
 
     @property
     def happened(self) -> bool:
-        """Whether the coroutine got as far as that."""
+        """True if the coroutine got as far as suspension number *point*."""
         return self.suspensions >= self.point
 
     async def __call__(self, coroutine: Coroutine[Any, Any, T]) -> T | None:
-        """What *coroutine* returns in a task of its own; ``None`` when that was cancelled, as then it must be."""
+        """Run *coroutine* in a new task.  Return its result, or ``None`` if the task was cancelled."""
         task = asyncio.create_task(_awaiting(_Watched(coroutine, self)))
         await asyncio.wait([task])
         if not self.happened:
             return task.result()
-        assert task.cancelled(), f"{self}; that was swallowed: {task}"
+        assert task.cancelled(), f"{self}, and the call swallowed the cancellation: {task}"
         return None
 
     def suspended(self, coroutine: Coroutine[Any, Any, Any], future: asyncio.Future[Any] | None) -> None:
-        """The *coroutine* waits, for *future* or merely for its next turn."""
+        """Note that *coroutine* waits, for *future* or for its next turn.  Cancel its task at the chosen point."""
         self.suspensions += 1
         task = asyncio.current_task()
         if self.suspensions != self.point or task is None:
@@ -54,7 +55,7 @@ class Interruption:
         if future is None or not self.late:
             task.cancel()
         else:
-            # Called before the task's own callback, which is not registered yet.
+            # The task registers its own callback after this one.  So this cancels the task before that resumes it.
             future.add_done_callback(lambda _: task.cancel())
 
 
@@ -63,7 +64,7 @@ async def _awaiting(awaitable: Awaitable[T]) -> T:
 
 
 def _place(coroutine: object) -> str:
-    """The innermost line at which *coroutine* waits, outside asyncio."""
+    """Return the innermost line at which *coroutine* waits, outside asyncio."""
     place = ""
     while coroutine is not None:
         frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
@@ -74,7 +75,7 @@ def _place(coroutine: object) -> str:
 
 
 class _Watched(Generic[T]):
-    """Awaits a coroutine and tells an interruption of each suspension."""
+    """An awaitable that runs a coroutine and tells an interruption of each suspension."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T], interruption: Interruption) -> None:
         self._coroutine = coroutine

@@ -1,4 +1,7 @@
-"""R6, R10, S1, S3: receivers that were away for longer than their lease, stopped, held back or dead."""
+"""R6, R10, S1, S3: receivers that come back after their lease is over, or never.
+
+A receiver is late because its ``extend`` is held back, its process is stopped, or its process is killed.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,14 @@ __all__ = ["Lapsing"]
 
 
 class _Absence:
-    """Keeps receivers from renewing their leases, as if their process stood still, until it is over."""
+    """A time in which receivers do not renew their leases, as if their process stood still."""
 
     def __init__(self) -> None:
         self.is_over = False
         self.source: Source | None = None
 
     def client(self, stage: Stage, **options: str) -> EventClient:
-        """A client with receivers that are held back; where its driver has no part in leases the test ends here."""
+        """Return a client whose receivers are held back.  End the test if the client is not built on the engine."""
         present = type(stage.client())
         if not issubclass(present, EngineClient):
             not_shown("holding back a client that is not built on the engine")
@@ -56,23 +59,23 @@ class _Absence:
 
 @attrs.frozen
 class _Overtaken:
-    """A receiver that was away, and another one that has got its message."""
+    """A late receiver, and another one that has received its message."""
 
     late: EventReceiver
     held: ReceivedMessage
-    """As the late one holds it."""
+    """The message, as the late receiver holds it."""
     other: EventReceiver
     again: ReceivedMessage
-    """As the other one holds it."""
+    """The message, as the other receiver holds it."""
 
 
 async def _overtaken(stage: Stage, absence: _Absence) -> _Overtaken:
     options = stage.harness.lease_options
-    # With room for one message it does not fetch that message again.
+    # With room for one message only, the late receiver cannot fetch the message again.
     client = absence.client(stage, max_outstanding_messages="1", **options)
     late = await client.subscribe(stage.subscription)
     if absence.source is None or absence.source.lease is None:
-        not_declared("Source.lease, so that nothing but stopping the whole process holds a receiver back")
+        not_declared("Source.lease, so that only a stopped process loses its messages")
     stage.require_lease()
     await client.send_message(EventMessage(b"x"))
     held = await stage.receive(late)
@@ -83,20 +86,20 @@ async def _overtaken(stage: Stage, absence: _Absence) -> _Overtaken:
 async def _received_again(stage: Stage, other: EventReceiver, message_id: str) -> ReceivedMessage:
     lease, patience = stage.harness.lease, stage.harness.patience
     again = await other.receive_message(lease + patience)
-    assert again is not None, f"not within its lease, {lease:g} s, and {patience:g} s more; is the lease right?"
+    assert again is not None, f"no message within the lease, {lease:g} s, and {patience:g} s more; is the lease right?"
     assert again.message_id == message_id
     return again
 
 
 async def _assert_with(stage: Stage, receiver: EventReceiver, message: ReceivedMessage) -> None:
-    """*receiver* still has *message*: nacked it comes again, and acknowledged then it is gone."""
+    """Check that *receiver* still has *message*: after a nack it comes again, and once acknowledged it is gone."""
     await receiver.nack(message, delay=0)
     assert texts(await stage.drain(receiver, 1)) == texts([message])
     await stage.silence(receiver)
 
 
 async def _stop(stage: Stage, child: Child) -> None:
-    """Stop *child* at a moment when it has no lock on the broker, as in a file: that would keep everybody out."""
+    """Stop *child* at a moment when others can subscribe: it may hold a lock, for example on a file."""
     for seconds in (1, 2, 4, 8):
         child.stop()
         joining = asyncio.create_task(stage.client().subscribe())
@@ -106,16 +109,16 @@ async def _stop(stage: Stage, child: Child) -> None:
         await (await joining).close(timeout=0)
         if done:
             return
-    raise AssertionError("as long as a process is stopped, no other one can subscribe")
+    raise AssertionError("no process can subscribe while another process is stopped")
 
 
 class Lapsing:
-    """The lease is over, the message is with somebody else, and then the first one comes back."""
+    """Receivers that come back after another receiver got their message."""
 
     @pytest.mark.parametrize("settle", ["acknowledge", "nack"])
     @rule("S3", "S1", "R9", proves=["exactly_once"])
     async def test_settling_after_the_lease_changes_nothing(self, stage: Stage, settle: str) -> None:
-        """Acknowledging is EXPIRED, nacking a no-op, and the message stays with the receiver that has it now."""
+        """A late acknowledgement is EXPIRED, a late nack is a no-op, and the message stays with its new receiver."""
         stage.require("ack_confirmed")
         found = await _overtaken(stage, _Absence())
         if settle == "nack":
@@ -130,21 +133,21 @@ class Lapsing:
 
     @rule("R6", "S3", proves=["exactly_once"])
     async def test_extending_after_the_lease_takes_nothing_from_others(self, stage: Stage) -> None:
-        """A receiver that comes back and extends gets nothing back, and keeps nothing from anybody."""
+        """A late receiver that extends its lease gets nothing back, and takes nothing from another receiver."""
         absence = _Absence()
         found = await _overtaken(stage, absence)
         absence.is_over = True
         lease = stage.harness.lease
         await stage.silence(found.other, seconds=1.5 * lease)
         longest = found.other.capabilities.limits.max_nack_delay
-        # Meanwhile the late one extends once more, if it still believes that it has the message.
+        # Meanwhile the late receiver extends once more, if it still believes that it has the message.
         await found.other.nack(found.again, delay=lease if longest is None else min(lease, longest))
         received = await stage.drain_together([found.late, found.other], 1)
         assert [message.message_id for part in received for message in part] == [found.held.message_id]
 
     @rule("S3", "R6", proves=["exactly_once"])
     async def test_a_process_that_was_stopped_has_lost_its_messages(self, stage: Stage) -> None:
-        """Stopped for longer than its lease, it cannot acknowledge what another receiver has, and changes nothing."""
+        """A process that was stopped for longer than its lease cannot acknowledge its message, and changes nothing."""
         stage.require("durable")
         stage.require("ack_confirmed")
         stage.require_lease()
@@ -164,7 +167,7 @@ class Lapsing:
 
     @rule("R10", "R9", proves=["ordering=subscription"])
     async def test_a_run_of_a_dead_process_comes_again_in_order(self, stage: Stage) -> None:
-        """A process is killed while it holds the first messages of a key: they come again, and then the others."""
+        """A process is killed while it holds the first messages of a key: they come again, then the others."""
         await stage.require_ordering()
         stage.require("durable")
         options = stage.harness.lease_options
@@ -177,7 +180,7 @@ class Lapsing:
         sent = [EventMessage(data, ordering_key="k") for data in (b"k1", b"k2", b"k3", b"k4")]
         await client.send_messages(sent)
         options = {**options, "ordering": "true"}
-        # With room for the run alone: the broker itself must keep the others behind it.
+        # With room for the run only: the broker itself must keep the later messages of the key.
         bounded = {"subscription": stage.subscription, "max_outstanding_messages": "2", **options}
         report = await stage.child("receive_run_and_die", **bounded)
         assert report["received"] in (["k1"], ["k1", "k2"])

@@ -1,4 +1,4 @@
-"""B1, B3: how the backend is found and imported."""
+"""B1, B3: finding and importing the backend."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Loading:
 
     @rule("B1")
     def test_importing_the_backend_does_not_import_its_sdk(self, stage: Stage) -> None:
-        """Neither the package nor the client's module imports what only a connection needs, and which is there."""
+        """The package and the client's module import no module of the SDK, and all its modules are installed."""
         sdk = stage.harness.sdk_modules
         if not sdk:
-            not_shown("which modules are its SDK, as only a backend's own tests can say")
+            not_shown("the modules of its SDK; it needs Harness.sdk_modules in a backend's tests")
         module = type(stage.client()).__module__
         found = json.loads(stage.python(["-c", _IMPORT, module, *sdk]))
         assert found == {"imported": [], "missing": []}
 
     @rule("B3")
     def test_the_backend_loads_by_its_name(self, stage: Stage) -> None:
-        """The name in the configuration gives the client's class, and is listed once where it is registered."""
+        """The name in the configuration gives the client's class; a registered name is listed once."""
         name = stage.config().backend
         assert load_backend(name) is type(stage.client())
         if ":" not in name:
@@ -45,5 +45,5 @@ class Loading:
 
     @rule("B3")
     def test_the_class_states_its_interface_version(self, stage: Stage) -> None:
-        """``api_version`` is a number, and this core's."""
+        """``api_version`` is the number of this core's interface."""
         assert type(stage.client()).api_version == API_VERSION

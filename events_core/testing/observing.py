@@ -1,4 +1,4 @@
-"""V1: what can be seen from outside, and what must not be."""
+"""V1: the observer, and no output."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ __all__ = ["Observing", "Recorder"]
 
 
 class Recorder:
-    """An observer that writes down what it is told."""
+    """An observer that records each operation."""
 
     def __init__(self) -> None:
         self.begun: list[Operation] = []
         self.ended: list[tuple[Operation, BaseException | None]] = []
 
     def start(self, operation: Operation) -> None:
-        """Write down that it began."""
+        """Record the start of *operation*."""
         operation.context = self
         self.begun.append(operation)
 
     def end(self, operation: Operation, error: BaseException | None) -> None:
-        """Write down how it ended."""
+        """Record the end of *operation*."""
         assert operation.context is self
         self.ended.append((operation, error))
 
     def messages(self, name: str) -> int:
-        """Of how many messages the operations called *name* were that ended well."""
+        """Return the number of messages in the operations called *name* that succeeded."""
         return sum(operation.messages for operation, error in self.ended if operation.name == name and error is None)
 
 
 class _Failing:
-    """An observer with a defect."""
+    """An observer that raises."""
 
     def start(self, operation: Operation) -> None:
         raise LookupError("at the start")
@@ -46,18 +46,18 @@ class _Failing:
 
 
 def _handlers() -> dict[str, list[logging.Handler]]:
-    """Of each logger that has any."""
+    """Return the handlers of each logger that has some."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     found = {logger.name: list(logger.handlers) for logger in loggers if isinstance(logger, logging.Logger)}
     return {name: handlers for name, handlers in found.items() if handlers}
 
 
 class Observing:
-    """One observer, and quiet otherwise."""
+    """Observers, logs and output."""
 
     @rule("V1")
     async def test_an_observer_is_told_of_each_operation(self, stage: Stage) -> None:
-        """Publish, receive and settle begin and end, with how many messages of which topic and subscription."""
+        """Publish, receive and settle begin and end, with their topic, subscription and number of messages."""
         client, receiver = await stage.open()
         recorder = client.observer = Recorder()
         await client.send_message(EventMessage(b"x"))
@@ -75,7 +75,7 @@ class Observing:
 
     @rule("V1")
     async def test_an_observer_is_told_of_failures(self, stage: Stage) -> None:
-        """What an operation raises is its outcome."""
+        """The end of an operation that fails has its exception."""
         client, receiver = await stage.open()
         recorder = client.observer = Recorder()
         with pytest.raises(AcknowledgeError) as caught:
@@ -84,7 +84,7 @@ class Observing:
 
     @rule("V1")
     async def test_an_observer_that_fails_changes_nothing(self, stage: Stage) -> None:
-        """Messages are sent, received and acknowledged all the same."""
+        """An observer that raises does not change how messages are sent, received and acknowledged."""
         client, receiver = await stage.open()
         client.observer = _Failing()
         await client.send_message(EventMessage(b"x"))
@@ -93,7 +93,7 @@ class Observing:
 
     @rule("V1")
     async def test_nothing_is_printed(self, stage: Stage, capfd: pytest.CaptureFixture[str]) -> None:
-        """Neither on standard output nor on standard error, and no logger is given a handler."""
+        """The library prints to neither standard stream, and adds no handler to a logger."""
         handlers = _handlers()
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))

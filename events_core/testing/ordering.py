@@ -22,17 +22,17 @@ class Ordering:
 
     @rule("R8")
     async def test_without_order_a_key_is_refused(self, stage: Stage) -> None:
-        """Where a configuration declares no order, sending a key is UNSUPPORTED rather than ignored."""
+        """A configuration without order refuses an ordering key with UNSUPPORTED, and does not ignore it."""
         client = stage.client(ordering="false")
         if client.capabilities.ordering != "none":
-            not_shown("order cannot be switched off")
+            not_shown("a key without order; order cannot be switched off")
         with pytest.raises(EventRuntimeError) as caught:
             await client.send_messages([EventMessage(b"x"), EventMessage(b"y", ordering_key="k")])
         assert caught.value.code is ErrorCode.UNSUPPORTED
 
     @rule("R8", proves=["ordering=receiver", "ordering=subscription"])
     async def test_each_key_is_received_in_order(self, stage: Stage) -> None:
-        """Two receivers take 10 keys of 20 messages: order holds over the declared scope."""
+        """Two receivers take 20 messages of each of 10 keys: order holds over the declared scope."""
         client, first = await stage.open_ordered()
         second = await stage.client(ordering="true").subscribe(stage.subscription)
         keys = [f"k{number}" for number in range(10)]
@@ -57,7 +57,7 @@ class Ordering:
 
     @rule("R8")
     async def test_a_key_is_with_one_caller_at_a_time(self, stage: Stage) -> None:
-        """While one of its messages is held no other call gets the next, and other messages do come."""
+        """While a message of a key is held, no other call gets the next one, and messages of other keys come."""
         client, receiver = await stage.open_ordered()
         await client.send_messages(numbered(2, key="k"))
         first = await stage.receive(receiver)
@@ -77,19 +77,19 @@ class Ordering:
     async def _run(
         self, stage: Stage, at_least: int = 1, **options: str
     ) -> tuple[EventReceiver, list[ReceivedMessage]]:
-        """A receiver that holds k1, k2, k3 of one key, or as many of them as one call would return."""
+        """Return a receiver that holds k1, k2, k3 of one key, or as many of them as one call returned."""
         client, receiver = await stage.open_ordered(**options)
         await client.send_messages([EventMessage(data, ordering_key="k") for data in (b"k1", b"k2", b"k3")])
         await stage.prefetched(receiver, 3)
         run = await receiver.receive_messages(3, stage.harness.patience)
         assert texts(run) == ["k1", "k2", "k3"][: len(run)]
         if len(run) < at_least:
-            not_shown("one call returned no more than one message of a key")
+            not_shown("a run of a key; one call returned only one message")
         return receiver, run
 
     @rule("R10", "R9")
     async def test_a_keyed_message_comes_again_the_same(self, stage: Stage) -> None:
-        """Same id, data, attributes and key."""
+        """A nacked message with a key comes again with the same id, data, attributes and key."""
         client, receiver = await stage.open_ordered()
         sent = EventMessage(b"x", {"a": "b"}, ordering_key="k")
         message_id = await client.send_message(sent)
@@ -100,7 +100,7 @@ class Ordering:
 
     @rule("R10")
     async def test_a_nack_goes_on_with_that_message(self, stage: Stage) -> None:
-        """After a nack of the first of a run comes that message, then its successors, in order."""
+        """After a nack of the first message of a run, that message comes, then its successors, in order."""
         receiver, run = await self._run(stage)
         await receiver.nack(run[0])
         again = await stage.drain(receiver, 3)
@@ -111,7 +111,7 @@ class Ordering:
 
     @rule("R10")
     async def test_a_nack_returns_the_later_held_messages_with_it(self, stage: Stage) -> None:
-        """Nacking those too is a no-op, acknowledging them is EXPIRED, and neither changes what comes next."""
+        """Nacking the later messages is a no-op, acknowledging them is EXPIRED, and neither changes the order."""
         receiver, (first, *later) = await self._run(stage, at_least=2)
         await receiver.nack(first, delay=stage.short_delay)
         for message in later:
@@ -125,7 +125,7 @@ class Ordering:
 
     @rule("R10")
     async def test_nacking_a_whole_run_keeps_its_order(self, stage: Stage) -> None:
-        """One call that nacks every message of a run, last first, is a nack of the run."""
+        """One call that nacks every message of a run, last one first, keeps the order of the run."""
         receiver, run = await self._run(stage, at_least=2)
         await receiver.nack_messages(reversed(run))
         assert texts(await stage.drain(receiver, 3)) == ["k1", "k2", "k3"]
@@ -133,7 +133,7 @@ class Ordering:
 
     @rule("R10")
     async def test_a_nack_leaves_earlier_messages_held(self, stage: Stage) -> None:
-        """Of a run the last is nacked: it comes only when the earlier ones are settled."""
+        """After a nack of the last message of a run, it comes only when the earlier ones are settled."""
         receiver, run = await self._run(stage, at_least=2)
         await receiver.nack(run[-1])
         await stage.silence(receiver)
@@ -152,7 +152,7 @@ class Ordering:
 
     @rule("R10")
     async def test_a_delayed_nack_holds_its_key_alone(self, stage: Stage) -> None:
-        """Until the delay is over nothing of the key comes, and other keys go on."""
+        """Until the delay is over, no message of the key comes, and other keys go on."""
         client, receiver = await stage.open_ordered()
         await client.send_messages(numbered(2, key="k"))
         await receiver.nack(await stage.receive(receiver), delay=stage.short_delay)
@@ -162,7 +162,7 @@ class Ordering:
 
     @rule("R10", "R6")
     async def test_an_expiry_goes_on_with_that_message(self, stage: Stage) -> None:
-        """When a held run expires it comes again, whole and in order."""
+        """A held run that expires comes again, whole and in order."""
         receiver, run = await self._run(stage, max_lease_duration="1")
         again = await stage.drain(receiver, 3)
         assert texts(again) == ["k1", "k2", "k3"]

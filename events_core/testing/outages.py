@@ -1,4 +1,4 @@
-"""F1 to F3, P7: brokers that cannot be reached, processes that die."""
+"""F1 to F3, P7: a broker that cannot be reached, and processes that die."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ async def _noticed(stage: Stage, client: EventClient) -> None:
 async def _assert_settled(
     stage: Stage, receiver: EventReceiver, message: ReceivedMessage, settling: Awaitable[None]
 ) -> None:
-    """*settling* it is confirmed; where a delivery ends with its connection it may be EXPIRED, and come again."""
+    """Check that *settling* confirms *message*, or that it is EXPIRED and comes again.
+
+    It may expire only if deliveries end with their connection.
+    """
     came: list[ReceivedMessage] = []
     expired = False
     try:
@@ -51,16 +54,16 @@ async def _assert_settled(
         came = await stage.drain(receiver, 1)
     came += await stage.rest(receiver)
     assert [each.message_id for each in came].count(message.message_id) == expired, (
-        f"it was {'EXPIRED' if expired else 'confirmed'}, and this came: {came}"
+        f"the settlement was {'EXPIRED' if expired else 'confirmed'}, and these messages came: {came}"
     )
 
 
 class Outages:
-    """What survives when something else does not."""
+    """Clients and receivers when the network or the broker fails."""
 
     @rule("F1")
     async def test_a_receiver_outlives_an_outage(self, stage: Stage) -> None:
-        """It goes on waiting, its client says that it is not connected meanwhile, and messages come afterwards."""
+        """A receive goes on waiting, its client is not connected, and messages come after the outage."""
         outage = _outage(stage)
         client, receiver = await stage.open()
         waiting = asyncio.create_task(receiver.receive_message())
@@ -78,7 +81,7 @@ class Outages:
 
     @rule("F1", "R1")
     async def test_a_timeout_in_an_outage_gives_none(self, stage: Stage) -> None:
-        """It is no error there either."""
+        """A timeout in an outage is no error either."""
         outage = _outage(stage)
         client, receiver = await stage.open()
         with outage:
@@ -88,7 +91,7 @@ class Outages:
 
     @rule("F1", "Q1")
     async def test_an_ephemeral_subscription_outlives_an_outage(self, stage: Stage) -> None:
-        """What is stored as soon as the broker can be reached comes, although the receiver may be later."""
+        """A message that is stored as soon as the broker is back comes, although the receiver reconnects later."""
         outage = _outage(stage)
         client = stage.client()
         receiver = await client.subscribe()
@@ -102,7 +105,7 @@ class Outages:
 
     @rule("F1", "V1")
     async def test_an_outage_is_one_reconnect(self, stage: Stage) -> None:
-        """An observer sees it begin and end well."""
+        """An observer is told of one reconnect, which succeeds."""
         outage = _outage(stage)
         client, receiver = await stage.open()
         recorder = client.observer = Recorder()
@@ -115,7 +118,7 @@ class Outages:
 
     @rule("F1", "P7")
     async def test_sends_outlive_an_outage(self, stage: Stage) -> None:
-        """What is sent during one is stored when it is over, in order per call."""
+        """Messages that are sent during an outage are stored when it is over."""
         outage = _outage(stage)
         client, receiver = await stage.open()
         with outage:
@@ -128,7 +131,7 @@ class Outages:
 
     @rule("P4", "P7")
     async def test_sends_of_a_key_keep_their_order_in_an_outage(self, stage: Stage) -> None:
-        """Of calls that began during one, each is stored after the one before, however often they were tried."""
+        """Calls that begin during an outage are stored one after the other, however often they were tried."""
         outage = _outage(stage)
         client, receiver = await stage.open_ordered()
         calls = [numbered(5, key="k", prefix=f"{number} ") for number in range(3)]
@@ -140,7 +143,7 @@ class Outages:
 
     @rule("P3", "P7")
     async def test_each_message_of_a_failed_send_has_a_result(self, stage: Stage) -> None:
-        """Of a call that ends in an outage all results are errors, as if each had been sent alone."""
+        """A call that fails in an outage has an error for each message, as if each had been sent alone."""
         outage = _outage(stage)
         client, _ = await stage.open(send_timeout="0.5")
         with outage, pytest.raises(PublishError) as caught:
@@ -150,7 +153,7 @@ class Outages:
 
     @rule("P7")
     async def test_a_send_that_cannot_connect_ends(self, stage: Stage) -> None:
-        """The first use of a client that finds no broker fails like any other, once ``send_timeout`` is over."""
+        """The first send of a client that finds no broker fails when ``send_timeout`` is over."""
         outage = _outage(stage)
         client = stage.client(send_timeout="0.5")
         with outage:
@@ -162,7 +165,7 @@ class Outages:
 
     @rule("P6", "P7")
     async def test_a_send_that_waits_for_room_ends(self, stage: Stage) -> None:
-        """The wait counts towards ``send_timeout``."""
+        """The wait for room counts towards ``send_timeout``."""
         outage = _outage(stage)
         client, _ = await stage.open(send_timeout="0.5", publish_max_messages="1")
         with outage:
@@ -172,7 +175,7 @@ class Outages:
 
     @rule("P7")
     async def test_every_send_ends(self, stage: Stage) -> None:
-        """During an outage a send fails with ``retryable=True`` once ``send_timeout`` is over, and a ping at once."""
+        """In an outage, a send fails with ``retryable=True`` after ``send_timeout``, and a ping after its timeout."""
         outage = _outage(stage)
         client, _ = await stage.open(send_timeout="0.5")
         with outage:
@@ -185,7 +188,7 @@ class Outages:
 
     @rule("F1", "S5")
     async def test_settling_outlives_an_outage(self, stage: Stage) -> None:
-        """An acknowledgement during an outage has its answer when it is over."""
+        """An acknowledgement during an outage succeeds when the outage is over."""
         outage = _outage(stage)
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
@@ -197,7 +200,7 @@ class Outages:
 
     @rule("F2")
     async def test_what_is_held_outlives_its_session_or_expires(self, stage: Stage) -> None:
-        """Acknowledged after an outage it is settled; where it belonged to the connection it may be EXPIRED."""
+        """After an outage, a held message can be acknowledged; it may be EXPIRED if it belonged to the connection."""
         outage = _outage(stage)
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
@@ -208,7 +211,7 @@ class Outages:
 
     @rule("S1", "S2")
     async def test_acknowledging_twice_waits_for_the_confirmation(self, stage: Stage) -> None:
-        """Called again while the first call has no answer, the second has none either."""
+        """A second acknowledgement waits for the answer to the first one."""
         outage = _outage(stage)
         stage.require("ack_confirmed")
         client, receiver = await stage.open()
@@ -217,14 +220,16 @@ class Outages:
         with outage:
             settling = [asyncio.create_task(receiver.acknowledge(message)) for _ in range(2)]
             done, _ = await asyncio.wait(settling, timeout=stage.harness.settle_time)
-            assert not done, f"it returned before the broker could have confirmed it: {done}"
+            assert not done, f"acknowledge returned before the broker could have confirmed it: {done}"
         await _assert_settled(stage, receiver, message, settling[0])
         results = await asyncio.gather(*settling, return_exceptions=True)
-        assert len({getattr(result, "code", result) for result in results}) == 1, f"their outcomes differ: {results}"
+        assert len({getattr(result, "code", result) for result in results}) == 1, (
+            f"the two calls have different outcomes: {results}"
+        )
 
     @rule("C2")
     async def test_closing_in_an_outage_ends_what_waits(self, stage: Stage) -> None:
-        """Sends, receives and settlements that are unfinished when its time is up fail with CLOSED."""
+        """Sends, receives and settlements that are unfinished when the close runs out of time fail with CLOSED."""
         outage = _outage(stage)
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"held"))
@@ -236,7 +241,7 @@ class Outages:
                 client.send_messages(numbered(2)),
                 receiver.receive_message(),
             ]
-            if stage.capabilities.redelivery == "lease":  # else it has expired with its session
+            if stage.capabilities.redelivery == "lease":  # otherwise it has expired with its session
                 calls.append(receiver.acknowledge(held))
             waiting = [asyncio.create_task(call) for call in calls]
             await asyncio.wait(waiting, timeout=0.05)
@@ -247,7 +252,7 @@ class Outages:
 
     @rule("S5")
     async def test_a_settlement_without_an_answer_times_out(self, stage: Stage) -> None:
-        """After ``ack_timeout`` it is TIMEOUT; the message stays held, and settling it again works."""
+        """After ``ack_timeout`` a settlement is TIMEOUT, the message stays held, and settling it again works."""
         outage = _outage(stage)
         client, receiver = await stage.open(ack_timeout="0.5")
         await client.send_message(EventMessage(b"x"))
@@ -258,13 +263,13 @@ class Outages:
         assert (caught.value.code, caught.value.retryable) == (ErrorCode.TIMEOUT, True)
         if stage.capabilities.redelivery == "lease":
             assert receiver.stats.held == 1
-        # The connection may need longer to come back than an acknowledgement waits; a send outwaits that.
+        # The connection may come back later than an acknowledgement waits.  A send waits for longer.
         await client.send_message(EventMessage(b"later"))
         await _assert_settled(stage, receiver, message, receiver.acknowledge(message))
 
     @rule("Q2")
     async def test_subscribing_ends(self, stage: Stage) -> None:
-        """During an outage it fails as a connection once ``connect_timeout`` is over."""
+        """During an outage, subscribing fails with a connection error when ``connect_timeout`` is over."""
         outage = _outage(stage)
         client = stage.client(connect_timeout="0.5")
         with outage, pytest.raises(EventConnectionError):
@@ -273,15 +278,15 @@ class Outages:
 
     @rule("P7", proves=["idempotent_publish"])
     async def test_a_retried_send_is_stored_once(self, stage: Stage) -> None:
-        """Messages whose ids were lost on the way are sent again; with ``idempotent_publish`` each comes once."""
+        """Messages whose ids were lost on the way are sent again, and with ``idempotent_publish`` each comes once."""
         lost = stage.require_lost_answers()
         stage.require("idempotent_publish")
         ids, came = await self._sent_again(stage, lost)
-        assert sorted(came) == sorted(ids), "a retried send was stored again, which idempotent_publish excludes"
+        assert sorted(came) == sorted(ids), "a retried send was stored twice, although idempotent_publish is declared"
 
     @rule("P7")
     async def test_a_send_whose_answer_is_lost_ends(self, stage: Stage) -> None:
-        """It is sent again, and everything comes at least once, under the id that is returned."""
+        """A send whose answer is lost is repeated, and each message comes at least once, under the id returned."""
         ids, came = await self._sent_again(stage, stage.require_lost_answers())
         assert len(set(ids)) == len(ids)
         assert set(ids) <= set(came)
@@ -289,22 +294,22 @@ class Outages:
     async def _sent_again(
         self, stage: Stage, lost: AbstractContextManager[None]
     ) -> tuple[Sequence[str], Sequence[str]]:
-        """The ids of messages sent while answers were lost, and those of all that came."""
+        """Return the ids of messages sent while answers were lost, and the ids of all messages that came."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"connected"))
         (first,) = await stage.drain(receiver, 1)
         with lost:
             sending = asyncio.create_task(client.send_messages(numbered(3)))
-            # Nobody can see when the request has gone through; on a busy machine that takes a while.
+            # Nothing shows when the request has gone through; on a busy machine that takes a while.
             done, _ = await asyncio.wait([sending], timeout=stage.harness.patience / 5)
-            assert not done, f"it returned before any answer could have come: {sending}"
+            assert not done, f"the send returned before any answer could have come: {sending}"
         ids = await sending
         came = [*await stage.drain(receiver, len(ids)), *await stage.rest(receiver)]
         return ids, [message.message_id for message in came if message.message_id != first.message_id]
 
     @rule("S5", "S1")
     async def test_an_acknowledgement_whose_answer_is_lost_ends(self, stage: Stage) -> None:
-        """Asked again it is confirmed, or EXPIRED where the broker knows no more of it; confirmed it stays away."""
+        """An acknowledgement without an answer is repeated: it is confirmed, or EXPIRED if the broker forgot it."""
         lost = stage.require_lost_answers()
         client, receiver = await stage.open(**stage.harness.lease_options)
         await client.send_message(EventMessage(b"x"))
@@ -322,7 +327,7 @@ class Outages:
 
     @rule("F3", proves=["durable=process_crash", "durable=power_loss"])
     async def test_a_confirmed_message_survives_its_sender(self, stage: Stage) -> None:
-        """A process sends and is killed as soon as it has the id; the message comes."""
+        """A process is killed as soon as its send has returned, and the message comes."""
         stage.require("durable")
         _, receiver = await stage.open()
         report = await stage.child("send_and_die")
@@ -330,7 +335,7 @@ class Outages:
 
     @rule("F3", proves=["durable=process_crash", "durable=power_loss"])
     async def test_a_confirmed_message_survives_the_broker(self, stage: Stage) -> None:
-        """A process sends and is killed, then so is the broker; started again that delivers the message."""
+        """After the sender and the broker are killed, the broker starts again and delivers the message."""
         stage.require("durable")
         client, receiver = await stage.open()
         await receiver.close()
@@ -342,7 +347,7 @@ class Outages:
 
     @rule("S1", "F3", proves=["exactly_once"])
     async def test_a_confirmed_acknowledgement_survives_the_broker(self, stage: Stage) -> None:
-        """An acknowledged message does not come from a broker that is started again, with ``exactly_once``."""
+        """With ``exactly_once``, an acknowledged message does not come from a broker that was restarted."""
         stage.require("durable")
         stage.require("exactly_once")
         client, receiver = await stage.open()
@@ -357,7 +362,7 @@ class Outages:
 
     @rule("F1")
     async def test_a_receiver_outlives_a_restart(self, stage: Stage) -> None:
-        """It goes on waiting while the broker is killed and started again, and messages come afterwards."""
+        """A receive goes on waiting while the broker is restarted, and messages come afterwards."""
         stage.require("durable")
         client, receiver = await stage.open()
         waiting = asyncio.create_task(receiver.receive_message())

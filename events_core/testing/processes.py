@@ -1,4 +1,4 @@
-"""A process that does what a test tells it, and that the test can stop and kill."""
+"""A process that obeys a test, and that the test can stop and kill."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["Child", "environment", "order"]
 
 
 def environment() -> Mapping[str, str]:
-    """The environment of an interpreter that finds what this one finds."""
+    """Return the environment of an interpreter that can import the same modules as this one."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def order(config: EventConfig) -> str:
-    """The line that tells :mod:`events_core.testing.child` which configuration to use."""
+    """Return the line that tells :mod:`events_core.testing.child` which configuration to use."""
     names = ("topic_name", "project_id", "backend")
     return json.dumps({**{name: getattr(config, name) for name in names}, "options": dict(config.options)}) + "\n"
 
 
 class Child:
-    """A process that runs an action of :mod:`events_core.testing.child` and goes on until it is ended.
+    """A process that runs an action of :mod:`events_core.testing.child` until :meth:`end`.
 
     :param bound: seconds within which it must answer.
     """
@@ -49,24 +49,24 @@ class Child:
         self._write(order(config))
 
     async def report(self) -> dict[str, Any]:
-        """Wait for its next report."""
+        """Wait for the next report of the process."""
         return await asyncio.to_thread(self._read)
 
     async def tell(self, word: str) -> dict[str, Any]:
-        """Tell it to do something, and wait for its report of that."""
+        """Tell the process to do something, and wait for its report."""
         self._write(f"{word}\n")
         return await self.report()
 
     def stop(self) -> None:
-        """Let none of its threads run until it goes on."""
+        """Stop all threads of the process, until :meth:`go_on`."""
         self._process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let its threads run again."""
+        """Let the threads of the process run again."""
         self._process.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
-        """Kill it, stopped or not."""
+        """Kill the process, stopped or not."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):

@@ -1,4 +1,4 @@
-"""H1, H2: settling by how a block ends, and the loop over it."""
+"""H1, H2: ``processing``, and ``consume``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def _received(stage: Stage, **options: str) -> tuple[EventReceiver, Receiv
 
 
 async def _assert_uncounted(stage: Stage, receiver: EventReceiver) -> None:
-    """The message handed back comes again, as if it had never come, where the backend can do that."""
+    """Check that the message comes again, and that its attempt was not counted where the backend can do that."""
     (again,) = await stage.drain(receiver, 1)
     found = receiver.capabilities
     if found.delivery_attempts and not found.handback_counts:
@@ -32,11 +32,11 @@ async def _assert_uncounted(stage: Stage, receiver: EventReceiver) -> None:
 
 
 class Processing:
-    """Messages settled by how their handling ends."""
+    """Messages that are settled by how their handlers end."""
 
     @rule("H1")
     async def test_what_was_processed_is_acknowledged(self, stage: Stage) -> None:
-        """At the end of the block it is held no more, and does not come again."""
+        """A message whose block succeeds is acknowledged."""
         receiver, message = await _received(stage)
         async with receiver.processing(message) as processed:
             assert processed is message
@@ -46,7 +46,7 @@ class Processing:
 
     @rule("H1")
     async def test_what_failed_is_nacked(self, stage: Stage) -> None:
-        """The exception goes on, and the message comes again with its attempt counted."""
+        """A message whose block raises comes again with its attempt counted, and the exception goes on."""
         receiver, message = await _received(stage)
         with pytest.raises(ArithmeticError):
             async with receiver.processing(message):
@@ -57,7 +57,7 @@ class Processing:
 
     @rule("H1")
     async def test_what_was_cancelled_is_handed_back(self, stage: Stage) -> None:
-        """The cancellation goes on, and the message comes again, uncounted where the backend can do that."""
+        """A message whose block is cancelled comes again, uncounted where the backend can do that."""
         receiver, message = await _received(stage)
         begun = asyncio.Event()
 
@@ -75,7 +75,7 @@ class Processing:
 
     @rule("H1")
     async def test_what_expired_meanwhile_is_logged(self, stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-        """When a message has come again before its block ends, the end of that raises nothing, and changes nothing."""
+        """If a message comes again before its block ends, the end of the block is logged and changes nothing."""
         receiver, message = await _received(stage, max_lease_duration="1")
         caplog.set_level(logging.WARNING, "events_core")
         async with receiver.processing(message):
@@ -85,7 +85,7 @@ class Processing:
 
     @rule("H2")
     async def test_consuming_acknowledges_what_was_handled(self, stage: Stage) -> None:
-        """Each message is handled once; stopped, it has finished what was begun and receives nothing more."""
+        """Each message is handled once, and after ``stop`` running handlers finish and no message is received."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(10))
         handled: list[ReceivedMessage] = []
@@ -104,7 +104,7 @@ class Processing:
 
     @rule("H2")
     async def test_consuming_refuses_a_plain_function(self, stage: Stage) -> None:
-        """It is called once; then its message comes again, uncounted where the backend can do that."""
+        """A plain function is called once, and its message comes again, uncounted where the backend can do that."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
         handled: list[ReceivedMessage] = []
@@ -116,7 +116,7 @@ class Processing:
 
     @rule("H2")
     async def test_consuming_outlives_a_failing_handler(self, stage: Stage) -> None:
-        """What a handler failed comes again, while the others go on."""
+        """A message whose handler fails comes again, and the others are handled before that."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(4))
         handled: dict[str, int] = defaultdict(int)
@@ -135,7 +135,7 @@ class Processing:
 
     @rule("H2")
     async def test_consuming_handles_as_many_at_once_as_it_may(self, stage: Stage) -> None:
-        """With ``concurrency=3`` three messages are in hand at once, and never four."""
+        """With ``concurrency=3``, three handlers run at the same time, and never four."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(6))
         at_work = most = handled = 0
@@ -159,7 +159,7 @@ class Processing:
 
     @rule("H2", "R8")
     async def test_consuming_keeps_the_order_of_a_key(self, stage: Stage) -> None:
-        """However many handlers run, one of each key does, and its messages come to it in order, failures included."""
+        """Of each key one handler runs at a time, and messages come in order, also after a failure."""
         client, receiver = await stage.open_ordered()
         await client.send_messages([*numbered(5, key="a"), *numbered(5, key="b")])
         at_work: list[str | None] = []
@@ -182,12 +182,12 @@ class Processing:
                 stop.set()
 
         await consume(receiver, handle, concurrency=4, stop=stop)
-        assert not together, "two handlers were at work on one key"
+        assert not together, "two handlers of one key ran at the same time"
         assert handled == {"a": texts(numbered(5)), "b": texts(numbered(5))}
 
     @rule("H2")
     async def test_consuming_is_cancelled(self, stage: Stage) -> None:
-        """It cancels its handlers, and what they had in hand comes again, uncounted where the backend can do that."""
+        """A cancelled ``consume`` cancels its handlers and hands their messages back."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
         begun = asyncio.Event()
@@ -205,7 +205,7 @@ class Processing:
 
     @rule("H2", "C1")
     async def test_consuming_ends_with_its_receiver(self, stage: Stage) -> None:
-        """A receiver that closes ends it once the message in hand is settled, and no error is raised."""
+        """If its receiver closes, ``consume`` returns after the running handlers, without an error."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(1))
         closing: list[asyncio.Task[None]] = []

@@ -17,11 +17,11 @@ __all__ = ["TcpProxy"]
 
 _PROGRAM = Path(__file__).with_name("proxy_process.py")
 _PATIENCE = 30.0
-"""Seconds within which the process must answer, however busy the machine is."""
+"""Seconds within which the process must answer, even on a busy machine."""
 
 
 class TcpProxy:
-    """A TCP proxy in a process of its own, which can disturb the connections that pass through it.
+    """A TCP proxy in a separate process, which can disturb the connections that pass through it.
 
     It listens on a free port of 127.0.0.1 and forwards each connection to *address*, the ``host:port`` of the server.
     Each fault is a context manager: it is in force while the context is entered.  Faults can be combined.
@@ -46,7 +46,7 @@ class TcpProxy:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for the test, which then closes it
+            start_new_session=True,  # Ctrl-C reaches the test only, which then closes the proxy
         )
         try:
             self.address = f"127.0.0.1:{self._answer()['port']}"
@@ -55,21 +55,21 @@ class TcpProxy:
             raise
 
     address: str
-    """``host:port`` on which it listens, the same for as long as it lives."""
+    """The ``host:port`` on which the proxy listens; it never changes."""
 
     @property
     def sent(self) -> int:
-        """Bytes that it has passed on from clients to the server."""
+        """Bytes passed on from clients to the server."""
         return self._tell()["sent"]
 
     @property
     def received(self) -> int:
-        """Bytes that it has passed on from the server to clients."""
+        """Bytes passed on from the server to clients."""
         return self._tell()["received"]
 
     @property
     def connections(self) -> int:
-        """Connections that it has accepted."""
+        """Number of connections accepted."""
         return self._tell()["connections"]
 
     def cut(self) -> AbstractContextManager[None]:
@@ -84,14 +84,14 @@ class TcpProxy:
     def silence(self) -> AbstractContextManager[None]:
         """Let nothing pass, in either direction, and keep all connections.
 
-        New connections are accepted and hear nothing either.  What was sent meanwhile passes afterwards.
+        New connections are accepted, and nothing passes on them either.  Bytes sent in that time pass afterwards.
         """
         return self._fault(silent=True)
 
     def lose_answers(self) -> AbstractContextManager[None]:
-        """Pass on what clients send, and throw away what the server answers.
+        """Pass on the bytes of clients, and throw away the answers of the server.
 
-        Afterwards the connections that have lost something break.
+        When the fault ends, the connections that have lost an answer break.
         """
         return self._fault(deaf=True)
 
@@ -139,7 +139,7 @@ class TcpProxy:
             if stdin is None or stdin.closed:
                 raise RuntimeError(f"the proxy on {self.address} is closed")
             self._values.update(values)
-            with suppress(BrokenPipeError):  # it has died, which is told below
+            with suppress(BrokenPipeError):  # the process has died; ``_answer`` says so
                 stdin.write(json.dumps(values).encode() + b"\n")
             return self._answer()
 

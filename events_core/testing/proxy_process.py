@@ -24,19 +24,19 @@ CHUNK = 64 * 1024
 ON_THE_WAY = 16 * 1024 * 1024
 """Bytes that may be on the way in one direction of a delayed connection."""
 PIECES_PER_SECOND = 20
-"""How finely a limited bandwidth is portioned."""
+"""Number of pieces per second into which a limited bandwidth is divided."""
 
 
 class Line:
-    """What happens to the bytes of all connections."""
+    """The state of the line that all connections share."""
 
     def __init__(self) -> None:
         self.is_open = True
-        """Whether connections are accepted; when it becomes False, those that exist break."""
+        """True if connections are accepted.  When it becomes False, existing connections break."""
         self.silent = False
-        """Whether nothing passes.  Connections stay, and what was sent meanwhile passes afterwards."""
+        """True if nothing passes.  Connections stay, and bytes sent in that time pass afterwards."""
         self.deaf = False
-        """Whether what the server answers is thrown away.  Afterwards the connections that lost something break."""
+        """True if the server's answers are thrown away.  When it becomes False, connections that lost one break."""
         self.delay = 0.0
         """Seconds that each byte takes, in each direction."""
         self.bandwidth = 0.0
@@ -65,7 +65,7 @@ class Direction:
         self._free_at = 0.0
 
     async def write(self, data: bytes, writer: asyncio.StreamWriter, is_lost: Callable[[], bool]) -> None:
-        """Write *data* in pieces, as fast as the line is, but for what *is_lost*."""
+        """Write *data* in pieces, as fast as the line permits.  Leave out each piece for which *is_lost* is true."""
         bandwidth = self._line.bandwidth
         size = max(1, int(bandwidth / PIECES_PER_SECOND)) if bandwidth else len(data)
         for begin in range(0, len(data), size):
@@ -85,7 +85,7 @@ class Direction:
 
 
 class Pipe:
-    """What is on the way between two ends, each piece with the time at which it arrives."""
+    """The bytes on the way between two ends, each piece with the time at which it arrives."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -94,7 +94,7 @@ class Pipe:
         self._changed = asyncio.Condition()
 
     async def put(self, data: bytes) -> None:
-        """Send *data* off; ``b""`` is the end."""
+        """Put *data* on the way; ``b""`` is the end of the stream."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._size < (ON_THE_WAY if self._line.delay else 1))
             self._pieces.append((asyncio.get_running_loop().time() + self._line.delay, data))
@@ -114,11 +114,11 @@ class Pipe:
 
 
 class Connection:
-    """A client's connection, and the one to the server that belongs to it."""
+    """A client's connection, and its connection to the server."""
 
     def __init__(self, line: Line, writer: asyncio.StreamWriter) -> None:
         self.has_lost = False
-        """Whether an answer was thrown away, so that what follows would make no sense."""
+        """True if an answer was thrown away.  The client could not understand the bytes after it."""
         self.writers = [writer]
         self._line = line
         self._task = asyncio.current_task()
@@ -129,13 +129,13 @@ class Connection:
         return self.has_lost
 
     def break_off(self) -> None:
-        """End both connections at once, whatever is on the way, and their task."""
+        """End both connections and their task at once, and drop the bytes on the way."""
         self.abort()
         if self._task is not None:
             self._task.cancel()
 
     def abort(self) -> None:
-        """End both connections; from their own task, which ends by itself."""
+        """End both connections.  Called by their own task, which then ends by itself."""
         for writer in self.writers:
             writer.transport.abort()
 
@@ -150,12 +150,12 @@ class Proxy:
         self._connections: set[Connection] = set()
         self._accepted = 0
         self._server: asyncio.Server | None = None
-        # Bound and never listening, it keeps the port while the proxy refuses connections.
+        # This socket is bound and never listens.  It keeps the port while the proxy refuses connections.
         self._keeper = _bound(0)
         self._port = self._keeper.getsockname()[1]
 
     async def change(self, values: dict[str, Any]) -> dict[str, int]:
-        """Put *values* in force; returns what was counted so far."""
+        """Put *values* in force.  Return the port and the counters."""
         self._line.change(values)
         if self._line.is_open and self._server is None:
             self._server = await asyncio.start_server(self._serve, sock=_bound(self._port), backlog=256)
@@ -191,7 +191,7 @@ class Proxy:
         finally:
             self._connections.discard(connection)
             for each in connection.writers:
-                each.close()  # which sends what is left, unless it was broken off
+                each.close()  # this sends the rest, unless the connection was aborted
 
     def _forward(
         self,
@@ -202,7 +202,7 @@ class Proxy:
     ) -> tuple[Any, Any]:
         """Return two coroutines that forward until one side ends; an orderly end is passed on like data."""
         pipe = Pipe(self._line)
-        writer.transport.set_write_buffer_limits(0)  # what is written has left this process
+        writer.transport.set_write_buffer_limits(0)  # so ``drain`` returns when the bytes have left this process
 
         async def read() -> None:
             while data := await reader.read(CHUNK):
@@ -221,15 +221,16 @@ def _bound(port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if sys.platform != "linux":
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # elsewhere two sockets share a port only so
-    # Accepted connections inherit it, so that a sender soon notices how slow the line is.
+        # On other systems, two sockets need this to share a port.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    # Accepted connections inherit this size.  With a small one, a sender soon notices that the line is slow.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, CHUNK)
     bound.bind(("127.0.0.1", port))
     return bound
 
 
 async def main(host: str, port: str) -> None:
-    """Obey standard input until it ends."""
+    """Carry out the commands on standard input until it ends."""
     proxy = Proxy(host, int(port))
     _answer(await proxy.change({}))
     commands = asyncio.StreamReader()

@@ -22,7 +22,7 @@ _SIZED: dict[str, Callable[[int], EventMessage]] = {
     "max_attribute_value_bytes": lambda size: EventMessage(b"x", {"a": "b" * size}),
     "max_ordering_key_bytes": lambda size: EventMessage(b"x", ordering_key="k" * size),
 }
-"""For each limit, a message of that size."""
+"""For each limit, a function that makes a message of a given size."""
 
 
 class Publishing:
@@ -30,7 +30,7 @@ class Publishing:
 
     @rule("P1")
     async def test_ids_are_unique_and_those_that_receivers_see(self, stage: Stage) -> None:
-        """Every id is non-empty, given once, and the ``message_id`` of what arrives."""
+        """Every id is not empty, unique, and the ``message_id`` of the message that arrives."""
         client, receiver = await stage.open()
         ids = [await client.send_message(message) for message in numbered(20)]
         ids += await client.send_messages(numbered(180))
@@ -41,7 +41,7 @@ class Publishing:
 
     @rule("P1")
     async def test_what_is_confirmed_is_stored(self, stage: Stage) -> None:
-        """A message whose send returned arrives although its client closed at once."""
+        """A message arrives although its client closed as soon as the send returned."""
         _, receiver = await stage.open()
         sender = stage.client()
         message_id = await sender.send_message(EventMessage(b"x"))
@@ -51,7 +51,7 @@ class Publishing:
     @pytest.mark.parametrize("limit", sorted(_SIZED))
     @rule("P2")
     async def test_a_message_at_the_limit_is_sent_and_beyond_it_none_is(self, stage: Stage, limit: str) -> None:
-        """At the limit it arrives; one beyond fails the whole call, naming index and limit, and nothing is sent."""
+        """A message at the limit arrives; one beyond it fails the whole call, and the error names index and limit."""
         largest = stage.require(f"limits.{limit}")
         opening = stage.open_ordered() if limit == "max_ordering_key_bytes" else stage.open()
         client, receiver = await opening
@@ -66,7 +66,7 @@ class Publishing:
 
     @rule("P2")
     async def test_ids_come_back_in_input_order(self, stage: Stage) -> None:
-        """The id at an index is that of the message at the index."""
+        """Each id stands at the index of its message."""
         client, receiver = await stage.open()
         messages = numbered(50)
         ids = await client.send_messages(messages)
@@ -85,7 +85,7 @@ class Publishing:
     )
     @rule("P2")
     async def test_a_large_batch_is_split(self, stage: Stage, count: int, size: int) -> None:
-        """More messages or bytes than brokers take in one request all arrive."""
+        """A batch that is larger than a request may be arrives completely."""
         client, receiver = await stage.open()
         messages = [EventMessage(f"{number:0{size}}".encode()) for number in range(count)]
         ids = await client.send_messages(messages)
@@ -95,7 +95,7 @@ class Publishing:
 
     @rule("P3")
     async def test_a_bad_message_fails_nobody_elses(self, stage: Stage) -> None:
-        """Concurrent sends of good messages succeed beside one that is refused."""
+        """Concurrent sends of good messages succeed although another one is refused."""
         largest = stage.require("limits.max_message_bytes")
         client, receiver = await stage.open()
         bad = client.send_message(EventMessage(bytes(largest + 1)))
@@ -107,7 +107,7 @@ class Publishing:
 
     @rule("P3")
     async def test_a_failure_pauses_no_key(self, stage: Stage) -> None:
-        """After a refused message the next call with its key starts afresh."""
+        """After a refused message, the next call with its key succeeds."""
         largest = stage.require("limits.max_message_bytes")
         client, receiver = await stage.open_ordered()
         with pytest.raises(PublishError):
@@ -117,7 +117,7 @@ class Publishing:
 
     @rule("P3")
     async def test_results_tell_the_outcome_of_each_message(self, stage: Stage) -> None:
-        """Beside one that the broker refuses the others are sent; later ones of its key are NOT_ATTEMPTED."""
+        """If the broker refuses one message, later ones of its key are NOT_ATTEMPTED and all others are sent."""
         refused = stage.require_refused_message()
         client, receiver = await stage.open_ordered()
         good = [EventMessage.from_string(key, ordering_key=key) for key in ("k", "l", "m")]
@@ -136,7 +136,7 @@ class Publishing:
 
     @rule("P3")
     async def test_a_message_that_the_broker_refuses_fails_nobody_elses(self, stage: Stage) -> None:
-        """Concurrent sends of good messages, with which it may share a request, succeed."""
+        """Concurrent sends of good messages succeed although they may share a request with a refused one."""
         refused = stage.require_refused_message()
         client, receiver = await stage.open()
         messages = numbered(20)
@@ -148,7 +148,7 @@ class Publishing:
 
     @rule("P4", "P5")
     async def test_concurrent_sends_keep_order_per_key(self, stage: Stage) -> None:
-        """200 sends begun one after the other are stored in that order for each key."""
+        """200 sends that begin one after the other are stored in that order, for each key."""
         client, receiver = await stage.open_ordered()
         keys = ["a", "b", "c", "d", "e"]
         messages = [EventMessage.from_string(f"{n:03}", ordering_key=keys[n % len(keys)]) for n in range(200)]
@@ -160,7 +160,7 @@ class Publishing:
 
     @rule("P4")
     async def test_a_batch_keeps_order_per_key(self, stage: Stage) -> None:
-        """Messages of a key in one call are stored in input order, and after those of the call before."""
+        """Messages of a key in one call are stored in input order, after those of the call before."""
         client, receiver = await stage.open_ordered()
         messages = numbered(60, key="k")
         await client.send_messages(messages[:30])
@@ -169,7 +169,7 @@ class Publishing:
 
     @rule("P5")
     async def test_concurrent_sends_lose_nothing(self, stage: Stage) -> None:
-        """200 sends at once are all stored, each once."""
+        """200 concurrent sends are all stored, once each."""
         client, receiver = await stage.open()
         messages = numbered(200)
         ids = await asyncio.gather(*map(client.send_message, messages))
@@ -180,7 +180,7 @@ class Publishing:
     @pytest.mark.parametrize("bound", ["publish_max_messages", "publish_max_bytes"])
     @rule("P6")
     async def test_past_the_bound_a_send_waits(self, stage: Stage, bound: str) -> None:
-        """With a bound of 1, single sends and a batch wait their turn, and a larger message is admitted alone."""
+        """With a bound of 1, sends wait for each other, and a message larger than the bound is sent alone."""
         client, receiver = await stage.open(**{bound: "1"})
         messages = numbered(30)
         sends = [client.send_message(message) for message in messages[:20]]
@@ -190,7 +190,7 @@ class Publishing:
     @pytest.mark.parametrize("bound", ["publish_max_messages", "publish_max_bytes"])
     @rule("P6")
     async def test_past_the_bound_a_send_fails_by_option(self, stage: Stage, bound: str) -> None:
-        """With ``publish_on_limit=error`` it raises EXHAUSTED at once, and only what returned an id is sent."""
+        """With ``publish_on_limit=error`` a send raises EXHAUSTED at once, and only messages with an id are sent."""
         client, receiver = await stage.open(**{bound: "1"}, publish_on_limit="error")
         with pytest.raises(PublishError) as caught:
             await client.send_messages(numbered(2, prefix="never "))
@@ -205,14 +205,14 @@ class Publishing:
 
     @rule("P6", "P8")
     async def test_a_send_that_waits_for_room_may_be_cancelled(self, stage: Stage) -> None:
-        """It takes nobody's place: those that wait beside and after it get theirs."""
+        """A cancelled send gives its place back: all sends that wait get room."""
         client, receiver = await stage.open(publish_max_messages="1")
         sends = [asyncio.create_task(client.send_message(message)) for message in numbered(20)]
         await asyncio.sleep(0)
         for doomed in sends[1::2]:
             doomed.cancel()
         _, pending = await asyncio.wait(sends, timeout=stage.harness.patience)
-        assert not pending, f"sends that nobody cancelled wait for room still: {pending}"
+        assert not pending, f"sends that were not cancelled still wait for room: {pending}"
         async with asyncio.timeout(stage.harness.patience):
             last = await client.send_message(EventMessage(b"last"))
         confirmed = {send.result() for send in sends if not send.cancelled()} | {last}
@@ -220,7 +220,7 @@ class Publishing:
 
     @rule("P7")
     async def test_a_permanent_error_surfaces_at_once(self, stage: Stage) -> None:
-        """Sending to a topic that does not exist, and may not be created, is NOT_FOUND, long before send_timeout."""
+        """Sending to a topic that does not exist and may not be created raises NOT_FOUND, long before send_timeout."""
         client = stage.client(create="never", send_timeout="600")
         with pytest.raises(PublishError) as caught:
             async with asyncio.timeout(stage.harness.patience):
@@ -229,7 +229,7 @@ class Publishing:
 
     @rule("P8")
     async def test_cancelled_sends_harm_nobody(self, stage: Stage) -> None:
-        """Their neighbours are stored once, they themselves at most once, and the client goes on."""
+        """Cancelled sends are stored at most once, their neighbours once, and the client goes on."""
         client, receiver = await stage.open()
         chance = random.Random(8)
         sends = [asyncio.create_task(client.send_message(message)) for message in numbered(100)]
@@ -238,7 +238,7 @@ class Publishing:
             doomed.cancel()
             await asyncio.sleep(chance.choice([0, 0, 0.001]))
         await asyncio.wait(sends)
-        assert not any(send.cancelled() for send in sends[1::2]), "a neighbour was cancelled with it"
+        assert not any(send.cancelled() for send in sends[1::2]), "a send was cancelled together with its neighbour"
         last = await client.send_message(EventMessage(b"last"))
         confirmed = {send.result() for send in sends if not send.cancelled()} | {last}
         came = [*await stage.drain(receiver, len(confirmed)), *await stage.rest(receiver)]

@@ -18,11 +18,11 @@ __all__ = ["Receiving"]
 
 
 class Receiving:
-    """Waiting for messages, one task or many."""
+    """Receiving, in one task and in many."""
 
     @rule("R1")
     async def test_a_timeout_gives_none(self, stage: Stage) -> None:
-        """``None`` and ``[]`` come no earlier than the timeout, and are no error."""
+        """A timeout gives ``None`` or ``[]``, not before its time, and is no error."""
         _, receiver = await stage.open()
         began = time.monotonic()
         assert await receiver.receive_message(0.2) is None
@@ -32,19 +32,19 @@ class Receiving:
 
     @rule("R1")
     async def test_a_timeout_of_zero_takes_what_is_at_hand(self, stage: Stage) -> None:
-        """It does not wait; asked again and again it gets what was sent."""
+        """A timeout of 0 does not wait, and repeated calls get the message."""
         client, receiver = await stage.open()
         assert await receiver.receive_message(timeout=0) is None
         await client.send_message(EventMessage(b"x"))
         ends = time.monotonic() + stage.harness.patience
         while (message := await receiver.receive_message(timeout=0)) is None:
-            assert time.monotonic() < ends, f"asked again and again, no message within {stage.harness.patience:g} s"
+            assert time.monotonic() < ends, f"repeated calls got no message within {stage.harness.patience:g} s"
             await asyncio.sleep(0.01)
         assert message.data == b"x"
 
     @rule("R1")
     async def test_timeouts_are_kept(self, stage: Stage) -> None:
-        """None of 0 is waited for, and of several short ones most are over when a sleep as long is."""
+        """A timeout of 0 returns at once, and most short timeouts end when a sleep of that length does."""
         _, receiver = await stage.open()
         async with asyncio.timeout(stage.harness.patience):
             for _ in range(100):
@@ -54,16 +54,16 @@ class Receiving:
             receiving = asyncio.create_task(self._until(receiver.receive_message(0.3)))
             over = await self._until(asyncio.sleep(0.3))
             late.append(await receiving - over)
-        assert median(late) < 0.15, f"receiving for 0.3 s took longer than sleeping, by {late} s"
+        assert median(late) < 0.15, f"receive calls of 0.3 s ended {late} s later than sleeps of 0.3 s"
 
     async def _until(self, waiting: Awaitable[object]) -> float:
-        """When *waiting*, which has no result, was over."""
+        """Wait for *waiting*, which returns ``None``.  Return the time at which it ended."""
         assert await waiting is None
         return time.monotonic()
 
     @rule("R1")
     async def test_without_a_timeout_a_receive_waits(self, stage: Stage) -> None:
-        """It is there when the message comes, however late."""
+        """Without a timeout, a receive waits until a message comes."""
         client, receiver = await stage.open()
         waiting = asyncio.create_task(receiver.receive_message())
         done, _ = await asyncio.wait([waiting], timeout=stage.harness.settle_time)
@@ -75,7 +75,7 @@ class Receiving:
 
     @rule("R2")
     async def test_a_batch_is_at_most_its_limit(self, stage: Stage) -> None:
-        """Never more than the limit, which is at least 1."""
+        """A batch never has more messages than its limit, and a limit below 1 is refused."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(7))
         received: list[ReceivedMessage] = []
@@ -90,7 +90,7 @@ class Receiving:
 
     @rule("R2")
     async def test_a_batch_does_not_wait_to_be_full(self, stage: Stage) -> None:
-        """It returns as soon as one message is there, without a timeout too."""
+        """A batch returns as soon as one message is there, also without a timeout."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(3))
         received: list[ReceivedMessage] = []
@@ -101,7 +101,7 @@ class Receiving:
 
     @rule("R3")
     async def test_cancelled_receives_lose_nothing(self, stage: Stage) -> None:
-        """Four tasks whose receives are cancelled at random, while 100 messages are sent: each message comes once."""
+        """While 100 messages are sent, four tasks cancel their receives at random, and each message comes once."""
         client, receiver = await stage.open()
         chance = random.Random(3)
         received: list[ReceivedMessage] = []
@@ -129,7 +129,7 @@ class Receiving:
 
     @rule("R3")
     async def test_a_receive_that_times_out_loses_nothing(self, stage: Stage) -> None:
-        """Timeouts as short as messages are apart: each message comes once."""
+        """With timeouts as short as the time between messages, each message comes once."""
         client, receiver = await stage.open()
 
         async def publish() -> None:
@@ -147,7 +147,7 @@ class Receiving:
 
     @rule("R4")
     async def test_no_delivery_goes_to_two_tasks(self, stage: Stage) -> None:
-        """Twenty tasks on one receiver get 100 messages, each once."""
+        """Twenty tasks that share a receiver get 100 messages, each message once."""
         client, receiver = await stage.open()
         receiving = asyncio.create_task(stage.drain_together([receiver] * 20, 100))
         await client.send_messages(numbered(100))
@@ -157,7 +157,7 @@ class Receiving:
 
     @rule("R5")
     async def test_messages_held_are_bounded(self, stage: Stage) -> None:
-        """With ``max_outstanding_messages=3`` nothing comes while three are held; each one settled lets one in."""
+        """With ``max_outstanding_messages=3``, no message comes while three are held; each one settled lets one in."""
         client, receiver = await stage.open(max_outstanding_messages="3")
         await client.send_messages(numbered(3))
         held = await stage.receive_all(receiver, 3)
@@ -166,7 +166,7 @@ class Receiving:
 
     @rule("R5")
     async def test_what_is_buffered_counts_as_held(self, stage: Stage) -> None:
-        """What is more than ``max_outstanding_messages=3`` a receiver leaves to others, though it holds nothing."""
+        """With ``max_outstanding_messages=3``, a receiver buffers three messages and leaves the others to others."""
         client, receiver = await stage.open(max_outstanding_messages="3")
         for number, message in enumerate(numbered(3)):
             await client.send_message(message)
@@ -178,14 +178,14 @@ class Receiving:
 
     @rule("R5")
     async def test_bytes_held_are_bounded_together(self, stage: Stage) -> None:
-        """With ``max_outstanding_bytes=1000`` no more than three messages of 400 are held until one is settled."""
+        """With ``max_outstanding_bytes=1000``, at most three messages of 400 bytes are held until one is settled."""
         client, receiver = await stage.open(max_outstanding_bytes="1000")
         held: list[ReceivedMessage] = []
         for _ in range(2):
             await client.send_message(EventMessage(bytes(400)))
             held.append(await stage.receive(receiver))
         await client.send_message(EventMessage(bytes(400)))
-        held += await receiver.receive_messages(1, stage.harness.settle_time)  # which passes the bound
+        held += await receiver.receive_messages(1, stage.harness.settle_time)  # this message may pass the bound
         await client.send_message(EventMessage(b"last"))
         await stage.silence(receiver)
         await receiver.acknowledge_messages(held)
@@ -193,7 +193,7 @@ class Receiving:
 
     @rule("R5")
     async def test_bytes_held_are_bounded(self, stage: Stage) -> None:
-        """With ``max_outstanding_bytes=100`` a larger message comes, alone."""
+        """With ``max_outstanding_bytes=100``, a larger message comes, alone."""
         client, receiver = await stage.open(max_outstanding_bytes="100")
         await client.send_message(EventMessage(bytes(1000)))
         held = [await stage.receive(receiver)]

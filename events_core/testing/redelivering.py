@@ -1,4 +1,4 @@
-"""R6, R7, R9, R11, R12: what comes again, and when."""
+"""R6, R7, R9, R11, R12: messages that come again, and dead letters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Redelivering"]
 
 
 async def _held_under_a_lease(stage: Stage) -> tuple[EventClient, EventReceiver, ReceivedMessage, float]:
-    """A client, its receiver, a message that this holds, and the seconds of the broker's lease."""
+    """Return a client, its receiver, a message that the receiver holds, and the broker's lease in seconds."""
     lease = stage.require_lease()
     client, receiver = await stage.open(**stage.harness.lease_options)
     await client.send_message(EventMessage(b"x"))
@@ -39,7 +39,7 @@ class Redelivering:
 
     @rule("R6", "R7")
     async def test_a_held_message_is_kept_beyond_the_lease(self, stage: Stage) -> None:
-        """Held for longer than the broker's lease it comes to nobody, and is then acknowledged."""
+        """A message that is held for longer than the lease comes to no other receiver, and can be acknowledged."""
         client, receiver, message, lease = await _held_under_a_lease(stage)
         other = await client.subscribe(stage.subscription)
         await stage.silence(receiver, other, seconds=1.5 * lease)
@@ -55,7 +55,7 @@ class Redelivering:
 
     @rule("R6", "R7")
     async def test_a_blocked_loop_loses_nothing_to_another_client(self, stage: Stage) -> None:
-        """Another client, in a thread of its own, hears nothing of what is held by a loop blocked beyond the lease."""
+        """A client in another thread does not get a message whose holder blocks its loop for longer than the lease."""
         _, receiver, message, lease = await _held_under_a_lease(stage)
 
         async def listen() -> None:
@@ -65,13 +65,13 @@ class Redelivering:
 
         with ThreadPoolExecutor(1) as thread:
             listening = thread.submit(stage.run, listen())
-            wait([listening])  # which blocks this loop
+            wait([listening])  # this blocks the loop
         listening.result()
         await receiver.acknowledge(message)
 
     @rule("R6", "R9", "S3")
     async def test_a_message_held_too_long_expires(self, stage: Stage) -> None:
-        """After ``max_lease_duration`` it comes again; the old delivery is EXPIRED and does not disturb the new one."""
+        """After ``max_lease_duration`` a message comes again, and its old delivery is EXPIRED."""
         client, receiver = await stage.open(max_lease_duration="1")
         await client.send_message(EventMessage(b"x"))
         old = await stage.receive(receiver)
@@ -89,7 +89,7 @@ class Redelivering:
 
     @rule("R9", proves=["delivery_attempts"])
     async def test_a_nacked_message_comes_again_the_same(self, stage: Stage) -> None:
-        """Same id, data and attributes; the attempt is counted where declared."""
+        """A nacked message comes again with the same id, data and attributes; the attempt is counted where declared."""
         client, receiver = await stage.open()
         message_id = await client.send_message(EventMessage(b"x", {"a": "b"}))
         for attempt in (1, 2, 3):
@@ -101,7 +101,7 @@ class Redelivering:
 
     @rule("R9")
     async def test_what_a_closed_receiver_held_comes_again(self, stage: Stage) -> None:
-        """The end of its receiver gives a message to the next one, the same."""
+        """A message whose receiver closes comes to the next receiver, unchanged."""
         client, receiver = await stage.open()
         sent = EventMessage(b"x", {"a": "b"})
         message_id = await client.send_message(sent)
@@ -113,7 +113,7 @@ class Redelivering:
 
     @rule("R9")
     async def test_what_a_dead_process_held_comes_again(self, stage: Stage) -> None:
-        """A process receives and is killed; another receiver gets the message once the lease is over."""
+        """After a process that holds a message is killed, another receiver gets the message when the lease is over."""
         stage.require("durable")
         if stage.capabilities.redelivery == "lease":
             stage.require_lease()
@@ -125,12 +125,14 @@ class Redelivering:
         _, receiver = await stage.open(**stage.harness.lease_options)
         lease, patience = stage.harness.lease, stage.harness.patience
         message = await receiver.receive_message(lease + patience)
-        assert message is not None, f"not within its lease, {lease:g} s, and {patience:g} s more; is the lease right?"
+        assert message is not None, (
+            f"no message within the lease of {lease:g} s and {patience:g} s; is the lease right?"
+        )
         assert message.message_id == message_id
 
     @rule("R11")
     async def test_nacks_are_no_hot_loop(self, stage: Stage) -> None:
-        """Nacked again and again a message comes at growing intervals, none shorter than 0.05 s."""
+        """A message that is nacked again and again comes at growing intervals, none shorter than 0.05 s."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
         message = await stage.receive(receiver)
@@ -145,7 +147,7 @@ class Redelivering:
 
     @rule("R11")
     async def test_a_delay_is_kept(self, stage: Stage) -> None:
-        """A message nacked with a delay does not come before it, and holds up no other."""
+        """A message nacked with a delay does not come earlier, and delays no other message."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
         began = time.monotonic()
@@ -157,7 +159,7 @@ class Redelivering:
 
     @rule("R11")
     async def test_a_delay_of_several_is_kept(self, stage: Stage) -> None:
-        """Messages nacked together with a delay do not come before it."""
+        """Messages nacked together with a delay do not come earlier."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(3))
         messages = await stage.receive_all(receiver, 3)
@@ -178,7 +180,7 @@ class Redelivering:
 
     @rule("R11")
     async def test_an_impossible_delay_is_refused(self, stage: Stage) -> None:
-        """Negative or infinite it is a ValueError, beyond the declared limit UNSUPPORTED; neither changes anything."""
+        """A negative or infinite delay is a ValueError, one beyond the declared limit is UNSUPPORTED."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
         message = await stage.receive(receiver)
@@ -195,7 +197,7 @@ class Redelivering:
 
     @rule("R12", proves=["dead_letter"])
     async def test_a_message_that_failed_too_often_is_dead_lettered(self, stage: Stage) -> None:
-        """After the last attempt it goes to the dead letter topic, saying whence, and only there."""
+        """After its last attempt a message goes to the dead-letter topic, and its attributes say where it came from."""
         options = stage.dead_letters
         if not stage.capabilities.dead_letter:
             await stage.refused("dead_letter", lambda: stage.client(**options).subscribe(stage.subscription))
@@ -211,12 +213,12 @@ class Redelivering:
         assert letter.data == sent.data
         assert sent.attributes.items() <= letter.attributes.items()
         added = {value for key, value in letter.attributes.items() if key not in sent.attributes}
-        assert any(stage.subscription in value for value in added), "the attributes do not say whence"
+        assert any(stage.subscription in value for value in added), "the attributes do not name the subscription"
         await stage.silence(receiver, dead)
 
     @rule("R12")
     async def test_a_dead_letter_waits_for_its_reader(self, stage: Stage) -> None:
-        """A letter is kept in a new subscription if the dead-letter topic had none when the receiver joined."""
+        """If the dead-letter topic has no subscription, the receiver creates one that keeps the letter."""
         stage.require("dead_letter")
         letters = stage.name("letters")
         client, receiver = await stage.open(dead_letter_subscription=letters, **stage.dead_letters)
@@ -228,7 +230,7 @@ class Redelivering:
 
     @rule("R12")
     async def test_a_dead_letter_frees_its_key(self, stage: Stage) -> None:
-        """When a keyed message is dead-lettered its successors come; asking for both may be a wrong configuration."""
+        """A dead-lettered message frees its key: its successors come.  A backend may refuse to do both."""
         stage.require("dead_letter")
         await stage.require_ordering()
         options = stage.dead_letters
@@ -249,24 +251,24 @@ class Redelivering:
 
     @rule("R12", "R6")
     async def test_a_message_that_expired_too_often_is_dead_lettered(self, stage: Stage) -> None:
-        """To be held beyond ``max_lease_duration`` is to fail."""
+        """An expiry counts as a failed attempt."""
         stage.require("dead_letter")
         dead = await stage.client(stage.name("dead")).subscribe(stage.name("undertaker"))
         client, receiver = await stage.open(max_lease_duration="1", **stage.dead_letters)
         await client.send_message(EventMessage(b"x"))
         for _ in range(stage.harness.dead_letter_attempts):
             await stage.receive(receiver)
-        # Where nobody but the receiver knows the time, it must be at work.
+        # The receiver itself may keep the time.  Then it must be receiving.
         receiving = asyncio.create_task(receiver.receive_message())
         assert (await stage.receive(dead)).data == b"x"
         await asyncio.wait([receiving], timeout=stage.harness.settle_time)
-        assert receiving.cancel(), f"it came again: {receiving}"
+        assert receiving.cancel(), f"the message came again: {receiving}"
 
     @rule("R12", "C1")
     async def test_closing_dead_letters_nothing(self, stage: Stage) -> None:
-        """A message handed back by closing, more often than it may fail, is still delivered.
+        """A message that closing hands back is still delivered, more often than it may fail.
 
-        Where handing back counts an attempt, that can be shown once only.
+        If handing back counts an attempt, this can be shown only once.
         """
         stage.require("dead_letter")
         options = stage.dead_letters

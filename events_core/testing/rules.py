@@ -1,4 +1,4 @@
-"""The rules that the kit proves, and how a test says which of them it is about."""
+"""The rules that the kit proves, and the decorator that makes a test of them."""
 
 from __future__ import annotations
 
@@ -23,80 +23,80 @@ __all__ = ["CLAIMS", "RULES", "claims", "rule"]
 P = ParamSpec("P")
 
 RULES: Mapping[str, str] = {
-    "§1": "what is received is what was sent",
+    "§1": "a message arrives as it was sent",
     "§3": "a client connects on first use and tells its state",
-    "§4": "a receiver tells what it holds",
+    "§4": "the stats of a receiver count what it holds",
     "§5": "errors say which operation failed, why and where",
     "§6": "capabilities are known without I/O and never grow",
     "O1": "wrong options are reported all at once, before any I/O",
     "O2": "option values and secrets are never shown",
-    "O4": "what a configuration requires is checked before I/O, and on joining",
+    "O4": "a requirement is checked before any I/O, and again on joining",
     "B1": "importing the backend does not import its SDK",
     "B3": "the backend loads by its name, for this interface version",
-    "P1": "a send returns the id that receivers see, once it is stored",
-    "P2": "a batch is checked as a whole, kept in order, split where needed",
-    "P3": "a bad message fails nobody else's",
-    "P4": "keyed sends are stored in the order of the calls",
+    "P1": "a send returns the id that receivers see, once the message is stored",
+    "P2": "a batch is checked as a whole, kept in order, and split where needed",
+    "P3": "a message that fails does not fail the messages of others",
+    "P4": "messages of a key are stored in the order of the calls",
     "P5": "concurrent sends keep their order and lose nothing",
-    "P6": "what is in flight is bounded",
+    "P6": "messages and bytes in flight are bounded",
     "P7": "every send ends, and permanent errors surface at once",
-    "P8": "a cancelled send harms nobody",
+    "P8": "a cancelled send does no harm to others",
     "Q1": "named subscriptions are durable and shared, ephemeral ones end",
-    "Q2": "what is missing is created as the options allow, or named",
+    "Q2": "a missing topic or subscription is created as options allow, or named",
     "Q3": "a new subscription may begin with the oldest message kept",
     "Q4": "subscribe() can be awaited, and entered with async with",
-    "R1": "None comes only when the timeout ran out",
-    "R2": "1 to limit messages, as soon as one is there",
-    "R3": "cancelled and stopped receives lose nothing",
+    "R1": "receive_message returns None only when its timeout ran out",
+    "R2": "a batch has 1 to limit messages, and comes as soon as one is there",
+    "R3": "a cancelled or stopped receive loses nothing",
     "R4": "no delivery goes to two tasks or threads",
-    "R5": "what is held or buffered is bounded",
-    "R6": "leases are kept until max_lease_duration, then expire",
-    "R7": "what is held is not handed out again",
+    "R5": "messages and bytes held or buffered are bounded",
+    "R6": "leases are kept until max_lease_duration, then they expire",
+    "R7": "a held message is not handed out again",
     "R8": "messages of a key come in order, to one caller at a time",
-    "R9": "what is not acknowledged comes again, the same",
-    "R10": "after a nack a key goes on with that message",
-    "R11": "nacks are redelivered with backoff, and not before a delay",
-    "R12": "what failed too often goes to the dead letter topic",
-    "S1": "what was acknowledged does not come again",
+    "R9": "a message that is not acknowledged comes again, unchanged",
+    "R10": "after a nack, a key goes on with that message",
+    "R11": "a nacked message comes again after a backoff, or after its delay",
+    "R12": "a message that failed too often goes to the dead-letter topic",
+    "S1": "an acknowledged message does not come again",
     "S2": "a delivery is settled once, by message or by id",
-    "S3": "settling too late, or what is unknown, says so",
-    "S4": "a batch settles all that can be settled",
+    "S3": "settling too late, or an unknown id, is an error that says so",
+    "S4": "a batch settles every message that it can",
     "S5": "a failed or cancelled settlement ends nothing",
-    "S6": "a rejected message goes to the dead letter topic at once",
-    "C1": "a closing receiver lets settle what is held and hands the rest back",
-    "C2": "a closing client flushes its sends, and closing is idempotent",
-    "C3": "after closing every call says CLOSED and nothing is left",
-    "F1": "an outage is not an end",
-    "F2": "what was held in a lost session stays valid, or is EXPIRED",
-    "F3": "what was confirmed survives the process, where declared",
-    "T1": "one client serves any thread and any loop",
+    "S6": "a rejected message goes to the dead-letter topic at once",
+    "C1": "a closing receiver waits for held messages and hands back the rest",
+    "C2": "a closing client flushes its sends, and may be closed again",
+    "C3": "after closing, every call raises CLOSED and nothing is left",
+    "F1": "an outage does not end a receiver",
+    "F2": "after a lost session, a held message is still valid, or EXPIRED",
+    "F3": "a confirmed message survives a crash, where declared",
+    "T1": "one client serves any thread and any event loop",
     "T2": "a connected client refuses to work after a fork",
     "N1": "the broker's own connection and messages are there, or UNSUPPORTED",
     "H1": "processing settles a message by how its block ends",
-    "H2": "consuming handles, settles and ends as it should",
+    "H2": "consume handles and settles messages, and ends as it should",
     "H3": "a handler may reject its message, or ask for it later",
-    "V1": "an observer sees each operation, and nothing is printed",
+    "V1": "an observer is told of each operation, and nothing is printed",
 }
 """Every rule that has a test here, in the order of the contract, as one line."""
 
 
 CLAIMS: Mapping[str, str] = {
-    "durable=process_crash": "what was confirmed survives the crash of a process that stores it",
-    "durable=power_loss": "what was confirmed survives a power loss",
+    "durable=process_crash": "a confirmed message survives the crash of a process that stores it",
+    "durable=power_loss": "a confirmed message survives a power loss",
     "ordering=receiver": "a receiver gets the messages of a key in order",
     "ordering=subscription": "all receivers of a subscription get the messages of a key in order",
     "replay": "a new subscription may begin with the oldest message kept",
-    "dead_letter": "what failed too often goes to another topic",
-    "reject": "a handler can send a message to the dead letter topic at once",
+    "dead_letter": "a message that failed too often goes to another topic",
+    "reject": "a handler can send a message to the dead-letter topic at once",
     "delivery_attempts": "deliveries are counted",
-    "ack_confirmed": "acknowledging ends with the broker's confirmation",
-    "exactly_once": "what was confirmed as acknowledged never comes again",
+    "ack_confirmed": "acknowledge returns when the broker has confirmed it",
+    "exactly_once": "a message whose acknowledgement was confirmed never comes again",
     "idempotent_publish": "a retried send is stored once",
 }
-"""What a backend may declare, as one line each; each stronger value of a capability is a claim of its own."""
+"""The capabilities that a backend may declare, one line each.  Each stronger value of a scale is a separate claim."""
 
 BEYOND_TESTS: Mapping[str, str] = {"durable=power_loss": "no test makes a power loss"}
-"""What may be declared and is never proven, and why."""
+"""The claims that no test can prove, and why."""
 
 RULE, CLAIM, STATE = "rule", "claim", "state"
 """Names of the user properties of a test: a rule that it is about, a capability that it proves, and its state with a
@@ -119,10 +119,10 @@ def rule(
 ) -> Callable[[Callable[Concatenate[Any, Stage, P], Coroutine[Any, Any, None] | None]], Callable[..., None]]:
     """Make a test of a function of a :class:`Stage`, about the rules *names*.
 
-    A coroutine function runs on an event loop of its own, within the harness's bound, and must leave no task.  A plain
-    one gives :meth:`Stage.run <events_core.testing.Stage.run>` what may take its time.
+    A coroutine function runs on a new event loop, within the harness's bound, and must leave no task.  A plain
+    function passes its coroutines to :meth:`Stage.run <events_core.testing.Stage.run>`, which keeps that bound.
 
-    :param proves: claims of the backend, each as in ``CLAIMS``, that are proven only when this test passes.
+    :param proves: keys of ``CLAIMS``: the capabilities that are proven only if this test passes.
     """
 
     def decorate(test: Callable[Concatenate[Any, Stage, P], Coroutine[Any, Any, None] | None]) -> Callable[..., None]:
@@ -167,7 +167,7 @@ def rule(
 
 
 def _fixtures(signature: inspect.Signature) -> Iterator[inspect.Parameter]:
-    """Yield what pytest must give to a test: a harness where the test has a stage, and the request."""
+    """Yield the fixtures of a test: a harness in the place of its stage, and the request."""
     for parameter in signature.parameters.values():
         if parameter.name == "stage":
             yield parameter.replace(name="harness", annotation=Harness)
@@ -177,19 +177,22 @@ def _fixtures(signature: inspect.Signature) -> Iterator[inspect.Parameter]:
 
 
 class Losses:
-    """The time that a suite has lost with what is broken."""
+    """The time that a suite has lost in failing tests and in closing.
+
+    A broker that delivers nothing makes nearly every test wait in vain.  So the kit gives up after a while.
+    """
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._failed: list[str] = []
 
     def failed(self, test: str, seconds: float) -> None:
-        """*test* has failed."""
+        """Note that *test* has failed."""
         self._failed.append(test)
         self._seconds += seconds
 
     def closed(self, seconds: float) -> None:
-        """A test that passed has closed its clients."""
+        """Note how long a test that passed has closed its clients."""
         self._seconds += seconds
 
     def check(self, limit: float) -> None:
@@ -208,12 +211,12 @@ _losses: dict[type, Losses] = {}
 
 
 def _claim(item: pytest.Item, stage: Stage, proves: Collection[str]) -> None:
-    """Let the report of *item* carry what is declared and not proven without it."""
+    """Let the report of *item* carry the capabilities that are declared, and that this test proves."""
     if not proves:
         return
     try:
         declared = set(claims(stage.capabilities))
-    except Exception:  # a broken backend's may be any; what it breaks is for its tests to say
+    except Exception:  # a broken backend may raise anything here; its tests will say so
         return
     item.user_properties += [(CLAIM, claim) for claim in proves if claim in declared]
 
@@ -242,12 +245,12 @@ def _play(stage: Stage, test: Callable[[], Coroutine[Any, Any, None] | None]) ->
             if scene is not None:
                 asyncio.run(_watch(scene, stage))
         finally:
-            asyncio.run(stage.close())  # for a test that ran loops of its own
+            asyncio.run(stage.close())  # a coroutine has closed its clients; this is for a plain function
 
 
 def _package(stage: Stage) -> Iterator[str]:
-    """The name under which the backend logs."""
-    with contextlib.suppress(Exception):  # what is wrong with the backend is for its tests to say
+    """Yield the name under which the backend logs."""
+    with contextlib.suppress(Exception):  # a broken backend may raise anything here; its tests will say so
         yield load_backend(stage.config().backend).__module__.partition(".")[0]
 
 
@@ -262,7 +265,7 @@ async def _watch(scene: Coroutine[Any, Any, None], stage: Stage) -> None:
 async def _assert_no_task_left() -> None:
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     if tasks:
-        # What was cancelled needs a turn of the loop to end.
+        # A cancelled task needs a turn of the loop to end.
         _, tasks = await asyncio.wait(tasks, timeout=1)
     if tasks:
         raise AssertionError(f"tasks are left after closing (C3): {tasks}")

@@ -17,11 +17,11 @@ _SETTLED = ErrorCode.ALREADY_SETTLED
 
 
 class Settling:
-    """What settling does, once, twice, too late and in batches."""
+    """Settling once, twice, too late and in batches."""
 
     @rule("S1", proves=["exactly_once", "ack_confirmed"])
     async def test_an_acknowledged_message_does_not_come_again(self, stage: Stage) -> None:
-        """Neither to its receiver nor, when the lease is over, to a new one."""
+        """An acknowledged message comes neither to its receiver nor, after the lease, to a new one."""
         client, receiver = await stage.open(**stage.harness.lease_options)
         await client.send_message(EventMessage(b"x"))
         await receiver.acknowledge(await stage.receive(receiver))
@@ -32,7 +32,7 @@ class Settling:
 
     @rule("S1", proves=["ack_confirmed"])
     async def test_a_confirmed_acknowledgement_outlives_its_process(self, stage: Stage) -> None:
-        """A process acknowledges and is killed at once: where ``ack_confirmed``, the message does not come again."""
+        """With ``ack_confirmed``, a message does not come again although its process dies after acknowledging it."""
         stage.require("ack_confirmed")
         stage.require("durable")
         client, receiver = await stage.open(**stage.harness.lease_options)
@@ -50,7 +50,7 @@ class Settling:
 
     @rule("S2")
     async def test_acknowledging_twice_is_a_no_op(self, stage: Stage) -> None:
-        """By message or by id."""
+        """Acknowledging again, by message or by id, is a no-op."""
         receiver, message = await self._received(stage)
         for target in (message, message, message.message_id):
             await receiver.acknowledge(target)
@@ -58,7 +58,7 @@ class Settling:
 
     @rule("S2")
     async def test_nacking_twice_is_a_no_op(self, stage: Stage) -> None:
-        """It comes again once."""
+        """A message that is nacked several times comes again once."""
         receiver, message = await self._received(stage)
         for target in (message, message, message.message_id):
             await receiver.nack(target)
@@ -67,7 +67,7 @@ class Settling:
 
     @rule("S2")
     async def test_the_first_outcome_stands(self, stage: Stage) -> None:
-        """The other one after it is ALREADY_SETTLED, and changes nothing."""
+        """Another outcome after the first one is ALREADY_SETTLED, and changes nothing."""
         receiver, message = await self._received(stage)
         await receiver.nack(message, delay=stage.short_delay)
         for target in (message, message.message_id):
@@ -83,7 +83,7 @@ class Settling:
 
     @rule("S2")
     async def test_of_outcomes_at_once_one_stands(self, stage: Stage) -> None:
-        """Acknowledged and nacked at once a message takes one outcome, and who asked for the other is told so."""
+        """If a message is acknowledged and nacked concurrently, one outcome counts and the other call fails."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(10))
         returned: list[str] = []
@@ -97,7 +97,7 @@ class Settling:
 
     @rule("S2")
     async def test_a_new_hand_out_starts_afresh(self, stage: Stage) -> None:
-        """Nacked and received again a message is settled anew; its old delivery stays as it was."""
+        """A message that comes again after a nack can be settled again; its old delivery stays nacked."""
         receiver, old = await self._received(stage)
         await receiver.nack(old)
         new = await stage.receive(receiver)
@@ -111,7 +111,7 @@ class Settling:
 
     @rule("S2")
     async def test_an_id_settles_the_newest_delivery(self, stage: Stage) -> None:
-        """By id it is the delivery handed out last that is settled."""
+        """An id settles the delivery that was handed out last."""
         receiver, message = await self._received(stage)
         await receiver.nack(message.message_id)
         await stage.receive(receiver)
@@ -121,7 +121,7 @@ class Settling:
 
     @rule("S3")
     async def test_an_unknown_id_is_not_found(self, stage: Stage) -> None:
-        """So is another receiver's message; neither changes what is held."""
+        """An unknown id and another receiver's message are NOT_FOUND, and change nothing."""
         receiver, message = await self._received(stage)
         other = await stage.client().subscribe(stage.name("other"))
         for stranger, target in ((receiver, "no-such-id"), (other, message), (other, message.message_id)):
@@ -134,7 +134,7 @@ class Settling:
 
     @rule("S3")
     async def test_nacking_what_is_gone_with_its_subscription_is_a_no_op(self, stage: Stage) -> None:
-        """Also where only the broker knows that it is gone."""
+        """Nacking messages of a deleted subscription is a no-op, also if only the broker knows that it is gone."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(3))
         first, *others = await stage.receive_all(receiver, 3)
@@ -145,7 +145,7 @@ class Settling:
 
     @rule("S3", "S2")
     async def test_the_last_ten_thousand_are_remembered(self, stage: Stage) -> None:
-        """The first of 10,000 acknowledged messages is still known by its id."""
+        """The id of the first of 10,000 acknowledged messages is still known."""
         client, receiver = await stage.open(max_outstanding_messages="10000")
         await client.send_messages(numbered(10_000))
         first, *_ = await stage.drain(receiver, 10_000)
@@ -156,7 +156,7 @@ class Settling:
 
     @rule("S4")
     async def test_a_batch_settles_all_it_can(self, stage: Stage) -> None:
-        """One error tells which could not be; the others are settled, and what is named twice counts once."""
+        """One error names the messages that could not be settled; all others are settled."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(3))
         first, second, third = await stage.receive_all(receiver, 3)
@@ -170,7 +170,7 @@ class Settling:
 
     @rule("S4")
     async def test_a_batch_of_nacks_settles_all_it_can(self, stage: Stage) -> None:
-        """The unknown is named, the others come again."""
+        """One error names the unknown id; all other messages come again."""
         client, receiver = await stage.open()
         await client.send_messages(numbered(3))
         messages = await stage.receive_all(receiver, 3)
@@ -181,7 +181,7 @@ class Settling:
 
     @rule("S4")
     async def test_a_large_batch_is_split(self, stage: Stage) -> None:
-        """More than brokers take in one request is settled in one call; nothing is a no-op."""
+        """A batch that is larger than a request may be is settled in one call, and an empty one is a no-op."""
         client, receiver = await stage.open(max_outstanding_messages="5000")
         await client.send_messages(numbered(2500))
         await receiver.acknowledge_messages(await stage.receive_all(receiver, 2500))
@@ -192,7 +192,7 @@ class Settling:
 
     @rule("S5")
     async def test_a_cancelled_settlement_can_be_repeated(self, stage: Stage) -> None:
-        """Cancelled at once it is applied or not; repeating it is safe."""
+        """A settlement that is cancelled at once is applied or not, and can be repeated."""
         receiver, message = await self._received(stage)
         settling = asyncio.create_task(receiver.acknowledge(message))
         await asyncio.sleep(0)
@@ -203,7 +203,7 @@ class Settling:
 
     @rule("S5")
     async def test_a_failed_settlement_does_not_end_the_receiver(self, stage: Stage) -> None:
-        """After an error messages come and are settled as before."""
+        """After a failed settlement, messages come and are settled as before."""
         client, receiver = await stage.open()
         with pytest.raises(AcknowledgeError):
             await receiver.acknowledge("no-such-id")

@@ -1,4 +1,8 @@
-"""Where one test plays: a topic of its own, clients on it, and ways to wait for messages."""
+"""The stage of one test: its topic, clients on it, and ways to wait for messages.
+
+A test never sleeps and hopes.  It waits for a message that must come for as long as ``Harness.patience``, and believes
+that nothing comes after ``Harness.settle_time`` of silence.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +42,12 @@ T = TypeVar("T")
 
 
 def numbered(count: int, *, key: str | None = None, prefix: str = "") -> list[EventMessage]:
-    """*count* messages that can be told apart and have an order."""
+    """Return *count* messages that differ, and whose texts sort in the order in which they are sent."""
     return [EventMessage.from_string(f"{prefix}{number:04}", ordering_key=key) for number in range(count)]
 
 
 def texts(messages: Iterable[EventMessage]) -> list[str]:
-    """What they carry, for comparing."""
+    """Return the data of *messages* as text, for comparing."""
     return [message.data_as_string() for message in messages]
 
 
@@ -56,7 +60,7 @@ def _place(error: BaseException) -> str:
 
 
 class Stage:
-    """One test's topic and everything it opens, closed afterwards."""
+    """The topic of one test and everything that the test opens; all of it is closed afterwards."""
 
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
@@ -71,43 +75,43 @@ class Stage:
         """Seconds that closing the clients took."""
 
     def name(self, word: str) -> str:
-        """A name for a subscription or another topic that no other test uses."""
+        """Return a name for a subscription or another topic that no other test uses."""
         return self.harness.name(self.topic_name, word)
 
     # Clients
 
     def config(self, topic_name: str | None = None, **options: str) -> EventConfig:
-        """A configuration of the test's topic, or another."""
+        """Return a configuration of the test's topic, or of another one."""
         return self.harness.config(topic_name or self.topic_name, options)
 
     def client(self, topic_name: str | None = None, **options: str) -> EventClient:
-        """A new client, not yet connected."""
+        """Return a new client, not yet connected."""
         return self.added(create_client(self.config(topic_name, **options)))
 
     def added(self, client: EventClient) -> EventClient:
-        """Close *client* with the others; returns it."""
+        """Close *client* at the end of the test, with the others.  Return it."""
         self._clients.append(client)
         return client
 
     async def open(self, **options: str) -> tuple[EventClient, EventReceiver]:
-        """A client, and a receiver of the test's subscription."""
+        """Return a client, and a receiver of the test's subscription."""
         client = self.client(**options)
         return client, await client.subscribe(self.subscription)
 
     async def open_ordered(self, **options: str) -> tuple[EventClient, EventReceiver]:
-        """The same with order per key; where that is not declared it must be refused, and the test ends here."""
+        """Return the same with order per key.  If the backend keeps no order, end the test: see above."""
         await self.require_ordering()
         return await self.open(ordering="true", **options)
 
     async def require_ordering(self) -> None:
-        """End the test where the backend keeps no order per key, once it has refused to."""
+        """End the test if the backend keeps no order per key, after it has refused a message with a key."""
         if type(self.client()).full_capabilities.ordering == "none":
             await self.refused("ordering", lambda: self.client().send_message(EventMessage(b"x", ordering_key="k")))
 
     async def close(self) -> None:
-        """Close every client, all at once, each whatever another does.
+        """Close every client, all at the same time.  An error of one does not keep another open.
 
-        :raises AssertionError: when one takes longer than a test may.
+        :raises AssertionError: if one takes longer than a test may.
         """
         while self._children:
             self._children.pop().end()
@@ -127,11 +131,11 @@ class Stage:
     # Bounds
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """What *coroutine* returns, on an event loop of its own, before the test's time is up."""
+        """Run *coroutine* on a new event loop, before the test's time is up.  Return its result."""
         return asyncio.run(self.bounded(coroutine))
 
     async def bounded(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """What *coroutine* returns before the test's time is up."""
+        """Await *coroutine* before the test's time is up.  Return its result."""
         try:
             async with asyncio.timeout(self._ends - time.monotonic()) as timeout:
                 return await coroutine
@@ -144,38 +148,40 @@ class Stage:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the harness's configuration promises."""
+        """The capabilities of the harness's configuration."""
         return self.client().capabilities
 
     def require(self, capability: str) -> Any:
-        """The value of *capability*, such as ``limits.max_attributes``; where it is not declared the test ends here."""
+        """Return the value of *capability*, such as ``limits.max_attributes``.  End the test if it is not declared."""
         value = attrgetter(capability)(self.capabilities)
         if value in (False, None, "none"):
             not_declared(f"{capability}")
         return value
 
     def require_lease(self) -> float:
-        """The broker's lease, in seconds; where the harness does not know it the test ends here."""
+        """Return the broker's lease, in seconds.  End the test if the harness does not know it."""
         if not self.harness.lease:
-            not_shown("how long a lease is: give events check --lease SECONDS, or a harness its lease")
+            not_shown("the end of a lease; give events check --lease SECONDS, or set Harness.lease")
         return self.harness.lease
 
     def require_refused_message(self) -> EventMessage:
-        """A message that only the broker refuses; where the harness knows none the test ends here."""
+        """Return a message that only the broker refuses.  End the test if the harness knows none."""
         if self.harness.refused_message is None:
-            not_shown("what the broker refuses within its limits, as only a backend's own tests can say")
+            not_shown(_needs("a message that only the broker refuses", "refused_message"))
         return self.harness.refused_message
 
     async def refused(self, capability: str, call: Callable[[], Awaitable[object]]) -> None:
-        """End the test because *capability* is not declared, once *call*, which needs it, has been refused."""
+        """End the test because *capability* is not declared, after the backend has refused *call*, which needs it."""
         with pytest.raises(EventError) as caught:
             await call()
-        assert caught.value.code is ErrorCode.UNSUPPORTED, f"{capability} is not declared, so asking for it must be"
+        assert caught.value.code is ErrorCode.UNSUPPORTED, (
+            f"{capability} is not declared, so asking for it must raise UNSUPPORTED; it raised {caught.value!r}"
+        )
         not_declared(f"{capability}")
 
     @property
     def short_delay(self) -> float:
-        """A delay of a nack, in seconds, that the backend can keep and a test can wait for."""
+        """A delay for a nack, in seconds: within the backend's limit, and short enough for a test to wait for."""
         longest = self.capabilities.limits.max_nack_delay
         return 0.5 if longest is None else min(0.5, longest)
 
@@ -192,14 +198,14 @@ class Stage:
     # Waiting
 
     async def receive(self, receiver: EventReceiver) -> ReceivedMessage:
-        """The next message, which must come."""
+        """Return the next message, which must come."""
         self._waited_on = receiver
         message = await receiver.receive_message(self.harness.patience)
         assert message is not None, f"no message within {self.harness.patience} s"
         return message
 
     async def receive_all(self, receiver: EventReceiver, count: int) -> list[ReceivedMessage]:
-        """The next *count* messages, all held."""
+        """Return the next *count* messages, all held."""
         self._waited_on = receiver
         messages: list[ReceivedMessage] = []
         while len(messages) < count:
@@ -209,7 +215,7 @@ class Stage:
         return messages
 
     async def drain(self, receiver: EventReceiver, count: int) -> list[ReceivedMessage]:
-        """The next *count* messages, each acknowledged as it came."""
+        """Return the next *count* messages, each acknowledged when it came."""
         self._waited_on = receiver
         messages: list[ReceivedMessage] = []
         while len(messages) < count:
@@ -220,7 +226,7 @@ class Stage:
         return messages
 
     async def drain_together(self, receivers: Sequence[EventReceiver], count: int) -> list[list[ReceivedMessage]]:
-        """What each of *receivers* got of *count* messages, all receiving at once, each acknowledged as it came."""
+        """Let *receivers* compete for *count* messages, which they acknowledge.  Return the messages of each."""
         received: list[list[ReceivedMessage]] = [[] for _ in receivers]
         ends = time.monotonic() + self.harness.patience
 
@@ -234,7 +240,7 @@ class Stage:
         return received
 
     async def rest(self, receiver: EventReceiver) -> list[ReceivedMessage]:
-        """Everything that still comes, each acknowledged as it came."""
+        """Return all messages that still come, each acknowledged when it came."""
         self._waited_on = receiver
         messages: list[ReceivedMessage] = []
         while more := await receiver.receive_messages(100, 2 * self.harness.settle_time):
@@ -243,19 +249,19 @@ class Stage:
         return messages
 
     async def silence(self, *receivers: EventReceiver, seconds: float = 0.0) -> None:
-        """Nothing comes for the time in which it would have, or for *seconds* more."""
+        """Check that no message comes in the settle time and *seconds* more."""
         listened = self.harness.settle_time + seconds
         self._waited_on = receivers[0]
         heard = await asyncio.gather(*(receiver.receive_message(listened) for receiver in receivers))
         self._waited_on = next((each for each, found in zip(receivers, heard, strict=True) if found), receivers[0])
-        assert not any(heard), f"nothing was to come, and this came: {[message for message in heard if message]}"
+        assert not any(heard), f"no message should come, but these came: {[message for message in heard if message]}"
 
     async def prefetched(self, receiver: EventReceiver, count: int) -> None:
-        """Give *receiver* the time to buffer *count* messages, if it buffers at all."""
+        """Give *receiver* time to buffer *count* messages, if it buffers any."""
         await self.until(lambda: receiver.stats.buffered >= count)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until *condition* holds, for the time in which it would."""
+        """Wait until *condition* holds, for the settle time at most."""
         ends = time.monotonic() + self.harness.settle_time
         while not condition() and time.monotonic() < ends:
             await asyncio.sleep(0.01)
@@ -263,7 +269,7 @@ class Stage:
     # Other processes
 
     async def child(self, action: str, **options: str) -> dict[str, Any]:
-        """Run an action of :mod:`events_core.testing.child` on the test's topic; what it reported."""
+        """Run an action of :mod:`events_core.testing.child` on the test's topic.  Return its report."""
         return await asyncio.to_thread(self._run_child, action, self.config(**options))
 
     def _run_child(self, action: str, config: EventConfig) -> dict[str, Any]:
@@ -272,13 +278,13 @@ class Stage:
         return report
 
     def start(self, action: str, **options: str) -> Child:
-        """Start an action of :mod:`events_core.testing.child` that goes on; it is ended with the test."""
+        """Start an action of :mod:`events_core.testing.child` that goes on.  It ends with the test."""
         child = Child(action, self.config(**options), self.harness.patience, self._bound)
         self._children.append(child)
         return child
 
     def python(self, arguments: Sequence[str], standard_input: str = "") -> str:
-        """Run an interpreter like this one; what it printed."""
+        """Run an interpreter like this one.  Return its standard output."""
         done = subprocess.run(
             [sys.executable, *arguments],
             input=standard_input,
@@ -287,23 +293,23 @@ class Stage:
             timeout=self._bound,
             env=environment(),
         )
-        assert done.stdout, f"the process ended with {done.returncode} and said nothing: {done.stderr}"
+        assert done.stdout, f"the process ended with code {done.returncode} and printed nothing: {done.stderr}"
         return done.stdout
 
     # Faults of the broker
 
     def require_outage(self) -> AbstractContextManager[None]:
         """Return a context in which the broker cannot be reached; end the test if the harness cannot do that."""
-        return _shown(self.harness.outage(), "taking the broker away")
+        return _shown(self.harness.outage(), _needs("an outage", "outage"))
 
     def require_lost_answers(self) -> AbstractContextManager[None]:
         """Return a context in which answers of the broker are lost; end the test if the harness cannot do that."""
-        return _shown(self.harness.lost_answers(), "losing the broker's answers")
+        return _shown(self.harness.lost_answers(), _needs("lost answers of the broker", "lost_answers"))
 
     async def restart(self) -> None:
         """Restart the broker; end the test if the harness cannot do that."""
         if not await asyncio.to_thread(self.harness.restart):
-            not_shown("restarting the broker, as only a backend's own tests can")
+            not_shown(_needs("a restart of the broker", "restart"))
 
     # Explaining a failure
 
@@ -312,11 +318,16 @@ class Stage:
         return f"topic: {self.topic_name!r}"
 
     def waited_on(self) -> str:
-        """Return the receiver that the test waited for last, in a line; empty where it waited for none."""
+        """Return a line about the receiver that the test waited for last, ``""`` if there was none."""
         return described(self._waited_on) if self._waited_on else ""
 
 
 def _shown(fault: AbstractContextManager[None] | None, what: str) -> AbstractContextManager[None]:
     if fault is None:
-        not_shown(f"{what}, as only a backend's own tests can")
+        not_shown(what)
     return fault
+
+
+def _needs(what: str, member: str) -> str:
+    # ``events check`` has no such harness: only the author of the backend can write one.
+    return f"{what}; it needs Harness.{member} in a backend's tests"

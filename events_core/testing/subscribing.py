@@ -17,7 +17,7 @@ __all__ = ["Subscribing"]
 
 
 async def _receive_from(client: EventClient, subscription: str, stage: Stage) -> None:
-    """Subscribe, and receive for as long as a broker may take to say that something is missing (Q2)."""
+    """Subscribe and receive: either call may raise that something is missing (Q2)."""
     receiver = await client.subscribe(subscription)
     await receiver.receive_message(stage.harness.patience)
 
@@ -27,7 +27,7 @@ class Subscribing:
 
     @rule("Q1")
     async def test_receivers_of_a_name_compete(self, stage: Stage) -> None:
-        """Two receivers of one subscription get disjoint messages, together all."""
+        """Two receivers of one subscription share its messages: each message goes to one of them."""
         client, first = await stage.open()
         second = await stage.client().subscribe(stage.subscription)
         ids = await client.send_messages(numbered(20))
@@ -37,7 +37,7 @@ class Subscribing:
 
     @rule("Q1")
     async def test_subscriptions_each_get_everything(self, stage: Stage) -> None:
-        """Named or ephemeral, every subscription gets every message."""
+        """Every subscription, named or ephemeral, gets every message."""
         client, first = await stage.open()
         second = await client.subscribe(stage.name("second"))
         third = await client.subscribe()
@@ -47,7 +47,7 @@ class Subscribing:
 
     @rule("Q1")
     async def test_what_one_subscription_settles_another_keeps(self, stage: Stage) -> None:
-        """What nobody received from it yet waits in a subscription, whatever becomes of it in another."""
+        """A message waits in a subscription although another subscription has settled it."""
         client, first = await stage.open()
         await (await client.subscribe(stage.name("second"))).close()
         await client.send_messages(numbered(5))
@@ -57,7 +57,7 @@ class Subscribing:
 
     @rule("Q1")
     async def test_a_named_subscription_outlives_its_receivers(self, stage: Stage) -> None:
-        """What is sent while nobody receives from it waits for the next receiver."""
+        """Messages that are sent while a named subscription has no receiver wait for the next one."""
         client, receiver = await stage.open()
         await receiver.close()
         await client.close()
@@ -68,7 +68,7 @@ class Subscribing:
 
     @rule("Q1")
     async def test_an_ephemeral_subscription_ends_with_its_receiver(self, stage: Stage) -> None:
-        """It has a name of its own while it lives, and cannot be found once the receiver has closed."""
+        """An ephemeral subscription has a unique name, and is gone when its receiver has closed."""
         client = stage.client()
         receiver, other = await client.subscribe(), await client.subscribe()
         assert receiver.subscription != other.subscription
@@ -82,7 +82,7 @@ class Subscribing:
     @pytest.mark.parametrize("named", [True, False], ids=["named", "ephemeral"])
     @rule("Q1")
     async def test_a_new_subscription_begins_with_what_is_sent_next(self, stage: Stage, named: bool) -> None:
-        """What was sent before it existed does not reach it; what is sent after subscribe returned does."""
+        """A new subscription gets messages sent after ``subscribe`` returned, and none that were sent before."""
         client = stage.client()
         await client.send_message(EventMessage(b"before"))
         receiver = await client.subscribe(stage.subscription if named else None)
@@ -92,7 +92,7 @@ class Subscribing:
 
     @rule("Q1")
     async def test_the_option_names_the_subscription(self, stage: Stage) -> None:
-        """subscribe() joins the configured one; an argument goes before it."""
+        """``subscribe()`` joins the configured subscription, unless an argument names another."""
         client = stage.client(subscription=stage.subscription)
         assert (await client.subscribe()).subscription == stage.subscription
         assert (await client.subscribe(stage.name("other"))).subscription == stage.name("other")
@@ -107,8 +107,8 @@ class Subscribing:
     @pytest.mark.parametrize("create", ["never", "subscription"])
     @rule("Q2")
     async def test_a_missing_topic_is_named(self, stage: Stage, create: str) -> None:
-        """Where a topic may not be created, its absence is NOT_FOUND and names it."""
-        # Where the broker is a file, its first topic creates it.
+        """If a missing topic may not be created, the error is NOT_FOUND and names the topic."""
+        # If the broker is a file, its first topic creates the file.
         await stage.client(stage.name("other")).send_message(EventMessage(b"x"))
         with pytest.raises(ReceiveError) as caught:
             await _receive_from(stage.client(create=create), stage.subscription, stage)
@@ -117,7 +117,7 @@ class Subscribing:
 
     @rule("Q2")
     async def test_a_missing_subscription_is_named(self, stage: Stage) -> None:
-        """Where a subscription may not be created, its absence is NOT_FOUND and names it."""
+        """If a missing subscription may not be created, the error is NOT_FOUND and names the subscription."""
         await stage.client().send_message(EventMessage(b"x"))
         with pytest.raises(ReceiveError) as caught:
             await _receive_from(stage.client(create="never"), stage.subscription, stage)
@@ -126,7 +126,7 @@ class Subscribing:
 
     @rule("Q2")
     async def test_only_what_is_allowed_is_created(self, stage: Stage) -> None:
-        """``create=subscription`` makes a subscription, ``never`` joins it, and ephemeral ones always work."""
+        """``create=subscription`` creates a subscription, ``never`` joins it, and ephemeral ones always work."""
         await stage.client().send_message(EventMessage(b"x"))
         await (await stage.client(create="subscription").subscribe(stage.subscription)).close()
         client = stage.client(create="never")
@@ -137,7 +137,7 @@ class Subscribing:
 
     @rule("Q2")
     async def test_an_unordered_subscription_is_not_taken_for_an_ordered_one(self, stage: Stage) -> None:
-        """Asked for order, joining a subscription made without is INVALID, or gives order all the same."""
+        """With ``ordering=true``, joining a subscription without order is INVALID, or keeps order all the same."""
         await stage.require_ordering()
         await (await stage.client(ordering="false").subscribe(stage.subscription)).close()
         client = stage.client(ordering="true")
@@ -153,7 +153,7 @@ class Subscribing:
 
     @rule("Q2")
     async def test_deleting_a_subscription_deletes_what_it_kept(self, stage: Stage) -> None:
-        """Made again it begins anew; deleting one that does not exist is NOT_FOUND."""
+        """A subscription that is deleted and created again is empty; deleting a missing one is NOT_FOUND."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"old"))
         await receiver.close()
@@ -168,18 +168,18 @@ class Subscribing:
 
     @rule("F1", "Q2")
     async def test_a_deleted_subscription_is_made_again(self, stage: Stage) -> None:
-        """Where that is allowed a receiver goes on with what is sent once it has been made."""
+        """If ``create`` allows it, a receiver creates its deleted subscription again and goes on."""
         client, receiver = await stage.open()
         await stage.client().delete_subscription(stage.subscription)
         receiving = asyncio.create_task(stage.receive(receiver))
-        while not receiving.done():  # nobody can see when it is made
+        while not receiving.done():  # nothing shows when the subscription is there again
             await client.send_message(EventMessage(b"x"))
             await asyncio.wait([receiving], timeout=0.05)
         await receiver.acknowledge(await receiving)
 
     @rule("F1")
     async def test_a_deleted_subscription_that_may_not_be_made_is_named(self, stage: Stage) -> None:
-        """Receiving is NOT_FOUND, again and again, until somebody makes it; then the receiver goes on."""
+        """Otherwise each receive is NOT_FOUND until a client creates the subscription; then the receiver goes on."""
         client, receiver = await stage.open()
         await receiver.close()
         receiver = await stage.client(create="never").subscribe(stage.subscription)
@@ -190,14 +190,14 @@ class Subscribing:
             assert caught.value.code is ErrorCode.NOT_FOUND
         await (await client.subscribe(stage.subscription)).close()
         await client.send_message(EventMessage(b"x"))
-        with contextlib.suppress(ReceiveError):  # found out before it was made
+        with contextlib.suppress(ReceiveError):  # the receiver had noticed before the subscription was there again
             await stage.receive(receiver)
             return
         await stage.receive(receiver)
 
     @rule("Q4")
     async def test_a_subscription_can_be_entered(self, stage: Stage) -> None:
-        """``async with client.subscribe()`` hands over a receiver that works, and closes it at the end of the block."""
+        """``async with client.subscribe()`` gives a receiver, and closes it at the end of the block."""
         client = stage.client()
         async with client.subscribe(stage.subscription) as receiver:
             await client.send_message(EventMessage(b"x"))
@@ -218,7 +218,7 @@ class Subscribing:
 
     @rule("Q3", proves=["replay"])
     async def test_start_earliest_begins_with_the_oldest_message(self, stage: Stage) -> None:
-        """Where replay is declared a new subscription gets what was kept; elsewhere the option is UNSUPPORTED."""
+        """With ``start=earliest``, a new subscription gets the messages kept; without ``replay`` it is UNSUPPORTED."""
         if not stage.capabilities.replay:
             await stage.refused("replay", lambda: stage.client(start="earliest").subscribe(stage.subscription))
         sender = stage.client(retention="600")
@@ -231,7 +231,7 @@ class Subscribing:
 
     @rule("Q3")
     async def test_start_earliest_leaves_an_existing_subscription_as_it_is(self, stage: Stage) -> None:
-        """Joined again it goes on where it stood; what was acknowledged does not come again."""
+        """``start=earliest`` does not deliver again what an existing subscription has acknowledged."""
         stage.require("replay")
         options = {"retention": "600", "start": "earliest"}
         await stage.client(**options).send_messages(numbered(3))
@@ -243,13 +243,13 @@ class Subscribing:
 
     @rule("Q3", proves=["replay"])
     async def test_what_is_older_than_its_retention_is_gone(self, stage: Stage) -> None:
-        """A new subscription does not begin with messages that were to be kept for a shorter time."""
+        """A new subscription does not begin with messages that are older than their retention."""
         stage.require("replay")
         options_class = type(stage.client()).options_class
         shortest = next(info.minimum for info in describe_options(options_class) if info.name == "retention")
         retention = max(1.0, float(shortest or 0))
         if retention > stage.harness.patience:
-            not_shown(f"that messages are gone after their retention, here at least {retention:g} s")
+            not_shown(f"the end of a retention of {retention:g} s, which is longer than Harness.patience")
         options = {"retention": str(retention)}
         sender = stage.client(**options)
         await sender.send_message(EventMessage(b"old"))

@@ -29,8 +29,8 @@ from events_core.testing.values import Values
 __all__ = ["ConformanceSuite"]
 
 
-# Pytest runs the tests of the last base first.  So what every test relies on comes first, closing above all, then what
-# a backend easily promises and hardly keeps, and last what takes long.
+# Pytest runs the tests of the last base first.  So the tests of what every other test relies on run first, and the slow
+# ones last.
 class ConformanceSuite(
     Cancelling,
     Threads,

@@ -23,7 +23,7 @@ class Threads:
 
     @rule("T1")
     def test_one_client_serves_loops_one_after_the_other(self, stage: Stage) -> None:
-        """Each step runs in an event loop of its own; the client and its receiver go on."""
+        """A client and its receiver work although each call runs in another event loop."""
         client, receiver = stage.run(stage.open())
         for number in range(3):
             message_id = stage.run(client.send_message(EventMessage(b"%d" % number)))
@@ -34,7 +34,7 @@ class Threads:
 
     @rule("T1", "R4")
     def test_one_client_serves_threads_at_the_same_time(self, stage: Stage) -> None:
-        """Two threads with loops of their own send 50 messages each and receive all of them, each once."""
+        """Two threads, each with its own loop, send 50 messages each, and every message is received once."""
         client, receiver = stage.run(stage.open())
         received: list[ReceivedMessage] = []
         ends = time.monotonic() + stage.harness.patience
@@ -54,7 +54,7 @@ class Threads:
 
     @rule("T1")
     async def test_a_receive_is_woken_from_another_thread(self, stage: Stage) -> None:
-        """One loop waits, another one sends."""
+        """A receive in one loop is woken by a send in another loop."""
         client, receiver = await stage.open()
         receiving = asyncio.create_task(stage.receive(receiver))
         await asyncio.wait([receiving], timeout=0.05)
@@ -63,7 +63,7 @@ class Threads:
 
     @rule("R3", "T1")
     async def test_a_stopped_loop_hinders_nobody(self, stage: Stage) -> None:
-        """A receive waits in a loop that has stopped running; the next messages go to a loop that runs."""
+        """A receive that waits in a stopped loop does not keep messages from a running loop."""
         client, receiver = await stage.open()
         with _Stopped(receiver):
             await client.send_messages(numbered(5))
@@ -72,13 +72,13 @@ class Threads:
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
     @rule("T2")
     async def test_a_client_not_yet_connected_works_in_a_forked_child(self, stage: Stage) -> None:
-        """Constructed before the fork it sends, receives and acknowledges after it."""
+        """A client that is constructed before the fork sends, receives and acknowledges after it."""
         assert await stage.child("fork_fresh", subscription=stage.subscription) == {"child": "received x"}
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
     @rule("T2")
     async def test_a_connected_client_refuses_to_work_in_a_forked_child(self, stage: Stage) -> None:
-        """Every call there raises WRONG_PROCESS; the parent goes on."""
+        """Every call in the child raises WRONG_PROCESS, and the parent goes on."""
         report = await stage.child("fork_connected", subscription=stage.subscription)
         assert report["child"] == dict.fromkeys(report["child"], "WRONG_PROCESS")
         assert report["parent"] == "received y"
@@ -86,19 +86,19 @@ class Threads:
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
     @rule("T2")
     async def test_a_new_client_in_a_forked_child_stores_what_it_confirms_or_refuses(self, stage: Stage) -> None:
-        """The parent was connected and closes meanwhile; the child's client loses nothing or raises WRONG_PROCESS."""
+        """A new client in the child loses nothing, or raises WRONG_PROCESS, while the parent's client closes."""
         report = await stage.child("fork_beside_connected", subscription=stage.subscription)
         if report["child"] == "WRONG_PROCESS":
             return
         assert report["child"] == "sent"
         if stage.capabilities.durable == "none":
-            return  # the child may have a broker of its own, which ended with it
+            return  # the broker may have been in the child, and have ended with it
         _, receiver = await stage.open()
         assert sorted(texts(await stage.drain(receiver, 3))) == ["after", "before", "parent"]
 
 
 class _Stopped:
-    """A loop in which a receive waits, and which does not run while this is entered."""
+    """A context in which a receive waits in a loop that does not run."""
 
     def __init__(self, receiver: EventReceiver) -> None:
         self._loop = asyncio.new_event_loop()

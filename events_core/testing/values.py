@@ -1,4 +1,4 @@
-"""§1: what is received is what was sent."""
+"""§1, §3, §4: messages arrive as they were sent, and clients and receivers tell their state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Values"]
 
 
 class Values:
-    """Messages as sent and as received."""
+    """Messages, clients and receivers, as values."""
 
     @pytest.mark.parametrize(
         "message",
@@ -28,7 +28,7 @@ class Values:
     )
     @rule("§1")
     async def test_a_message_arrives_as_it_was_sent(self, stage: Stage, message: EventMessage) -> None:
-        """Data and attributes survive to the byte, and no attribute is invented."""
+        """Data and attributes arrive unchanged, and no attribute is added."""
         client, receiver = await stage.open()
         await client.send_message(message)
         received = await stage.receive(receiver)
@@ -37,7 +37,7 @@ class Values:
 
     @rule("§1")
     async def test_a_received_message_says_where_it_stands(self, stage: Stage) -> None:
-        """It has the id that sending returned, an aware UTC time where there is one, and attempt 1 where counted."""
+        """A received message has the id that sending returned, an aware time in UTC or none, and attempt 1 or none."""
         client, receiver = await stage.open()
         message_id = await client.send_message(EventMessage(b"x"))
         received = await stage.receive(receiver)
@@ -49,7 +49,7 @@ class Values:
 
     @rule("§1")
     async def test_a_received_message_can_be_sent_again(self, stage: Stage) -> None:
-        """Sent again it is a message like any other, under an id of its own."""
+        """A received message that is sent again gets a new id."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x", {"a": "b"}))
         (first,) = await stage.drain(receiver, 1)
@@ -60,7 +60,7 @@ class Values:
 
     @rule("§1")
     async def test_an_ordering_key_arrives(self, stage: Stage) -> None:
-        """A key survives to the letter; the empty one is none."""
+        """An ordering key arrives unchanged, and an empty one arrives as ``None``."""
         client, receiver = await stage.open_ordered()
         for key in ("Schlüssel/1 ☃", ""):
             await client.send_message(EventMessage(b"x", ordering_key=key))
@@ -69,7 +69,7 @@ class Values:
 
     @rule("§3")
     async def test_a_topic_keeps_its_messages(self, stage: Stage) -> None:
-        """What is sent to one topic does not reach another."""
+        """A message that is sent to one topic does not reach another."""
         _, receiver = await stage.open()
         other = stage.client(stage.name("other"))
         elsewhere = await other.subscribe(stage.name("elsewhere"))
@@ -79,7 +79,7 @@ class Values:
 
     @rule("§3")
     async def test_a_client_tells_its_topic_and_state(self, stage: Stage) -> None:
-        """Topic and project are as configured; it is connected from the first use until closed."""
+        """Topic and project are as configured, and a client is connected from its first use until it closes."""
         config, client = stage.config(), stage.client()
         assert (client.topic_name, client.project_id) == (config.topic_name, config.project_id)
         assert not client.is_connected
@@ -91,14 +91,14 @@ class Values:
 
     @rule("§3")
     async def test_ping_tells_how_long_the_broker_took(self, stage: Stage) -> None:
-        """It returns seconds, within the timeout given."""
+        """A ping returns seconds, not more than its timeout."""
         client = stage.client()
         await client.send_message(EventMessage(b"x"))
         assert 0 <= await client.ping(stage.harness.patience) <= stage.harness.patience
 
     @rule("§4")
     async def test_stats_count_what_is_held(self, stage: Stage) -> None:
-        """``held`` grows by handing out and shrinks by settling."""
+        """``held`` grows when a message is handed out, and shrinks when it is settled."""
         client, receiver = await stage.open()
         assert (receiver.stats.held, receiver.stats.last_message_age) == (0, None)
         await client.send_messages([EventMessage(b"1"), EventMessage(b"2")])

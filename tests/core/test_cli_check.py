@@ -114,7 +114,7 @@ def test_what_is_not_declared_or_shown_says_why(shell: Shell) -> None:
     """The reason stands below the table, with the rules that it concerns."""
     table, _ = shell.run("memory:///orders", "-k", "F2", "-k", "F3")
     assert re.search(r"^F2 .+ not shown$", table, re.MULTILINE)
-    assert "\nF2 not shown: taking the broker away, as only a backend's own tests can\n" in table
+    assert "\nF2 not shown: an outage; it needs Harness.outage in a backend's tests\n" in table
     assert "\nF3 not declared: durable\n" in table
 
 
