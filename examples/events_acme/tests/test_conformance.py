@@ -18,11 +18,17 @@ class AcmeHarness(Harness):
         self._path = path
         self.lease, self.lease_options = 1.0, {"lease": "1"}
 
-    def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
-        return EventConfig(topic_name, options={"path": str(self._path), **options}, backend="acme")
+    def config(
+        self,
+        topic_name: str,
+        options: Mapping[str, str],
+    ) -> EventConfig:
+        own = {"path": str(self._path), **options}
+        return EventConfig(topic_name, options=own, backend="acme")
 
     def restart(self) -> bool:
-        return True  # there is no process but those that use the folders
+        # The broker has no process of its own: there is nothing to do.
+        return True
 
 
 class TestAcme(ConformanceSuite):

@@ -1,4 +1,4 @@
-"""The operating system's errors, and what is not offered, by the engine's codes."""
+"""Errors: of the operating system, and for options that are not offered."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from events_core.engine import BrokerError
     ],
 )
 def test_errors_are_translated(number: int, code: ErrorCode, retryable: bool) -> None:
-    """Each says what was asked and what was found; only what may be over soon is tried again."""
+    """The text says what was asked and found, and only what may be over soon is retried."""
     with pytest.raises(BrokerError, match=f"look: {os.strerror(number)}; ") as caught, translated("look"):
         raise OSError(number, os.strerror(number))
     assert (caught.value.code, caught.value.retryable) == (code, retryable)
 
 
 def test_what_is_not_offered_is_named(tmp_path: Path) -> None:
-    """The option that was given, and none that was not."""
+    """The error names the option that was given, and no other."""
     config = EventConfig("orders", options={"path": str(tmp_path), "start": "earliest"}, backend="acme")
 
     async def ping() -> None:

@@ -1,4 +1,4 @@
-"""What is in the folders beside good messages."""
+"""Files in the folders that are no messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def receive(path: Path, count: int) -> list[ReceivedMessage]:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"3\nx", b"\xff\nx"])
 def test_a_damaged_message_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
-    """It is named in a warning, stays for somebody to look at, and keeps none from coming, older or newer."""
+    """A warning names it, the file stays, and both older and newer messages come."""
     asyncio.run(send(tmp_path, "old", "bad", "new"))
     bad = sorted((tmp_path / "orders" / "billing").iterdir())[1]
     bad.write_bytes(content)
@@ -44,7 +44,7 @@ def test_a_damaged_message_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_a_message_that_cannot_be_read_keeps_none_from_coming(tmp_path: Path) -> None:
-    """What is wrong with it is told when there is nothing else to hand out."""
+    """The other messages come, although one file is unreadable."""
     asyncio.run(send(tmp_path, "old", "bad", "new"))
     bad = sorted((tmp_path / "orders" / "billing").iterdir())[1]
     bad.unlink()
@@ -52,8 +52,8 @@ def test_a_message_that_cannot_be_read_keeps_none_from_coming(tmp_path: Path) ->
     assert [message.data for message in asyncio.run(receive(tmp_path, 2))] == [b"old", b"new"]
 
 
-def test_a_file_beside_the_subscriptions_is_nobody(tmp_path: Path) -> None:
-    """Whoever puts a note into a topic's folder does not stop its senders."""
+def test_a_file_next_to_the_subscriptions_is_none(tmp_path: Path) -> None:
+    """A note in a topic's folder does not stop its senders."""
     (tmp_path / "orders").mkdir()
     (tmp_path / "orders" / "README").touch()
     asyncio.run(send(tmp_path, "x"))

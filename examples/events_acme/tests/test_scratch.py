@@ -1,4 +1,4 @@
-"""A trial, such as ``events check``, has a place of its own."""
+"""The place for a trial, such as ``events check``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from events_core import EventConfig, EventMessage
 
 
 def test_a_trial_leaves_nothing(tmp_path: Path) -> None:
-    """It happens in a folder beside the configured one, which is not even made."""
+    """It uses a folder next to the configured one, which is not even created."""
     config = EventConfig("orders", options={"path": str(tmp_path / "spool"), "subscription": "s"}, backend="acme")
 
     async def use(config: EventConfig) -> None:

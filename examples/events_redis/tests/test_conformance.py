@@ -14,7 +14,7 @@ from .servers import Server
 
 
 class RedisHarness(Harness):
-    """A server behind a proxy; all tests share the server, each with topics of its own."""
+    """A server behind a proxy.  All tests share the server."""
 
     sdk_modules = ("redis",)
 
@@ -23,9 +23,18 @@ class RedisHarness(Harness):
         self._proxy = proxy
         self.lease, self.lease_options = 1.0, {"lease": "1"}
 
-    def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
-        own = {"server": self._proxy.address, "create": "all", "durable": "process_crash"}
-        return EventConfig(topic_name, options={**own, **options}, backend="redis")
+    def config(
+        self,
+        topic_name: str,
+        options: Mapping[str, str],
+    ) -> EventConfig:
+        own = {
+            "server": self._proxy.address,
+            "create": "all",
+            "durable": "process_crash",
+            **options,
+        }
+        return EventConfig(topic_name, options=own, backend="redis")
 
     def outage(self) -> AbstractContextManager[None]:
         return self._proxy.cut()

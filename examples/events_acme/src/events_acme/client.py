@@ -1,4 +1,4 @@
-"""The backend's class, as the registry finds it."""
+"""The backend's class, which the registry finds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["AcmeClient"]
 
 
 class AcmeClient(EngineClient):
-    """A client of a topic that is a folder: ``acme:///orders?path=/var/spool/acme``."""
+    """A client of a topic: ``acme:///orders?path=/var/spool/acme``."""
 
     api_version = 1
     options_class = AcmeOptions
@@ -28,11 +28,18 @@ class AcmeClient(EngineClient):
     @classmethod
     @contextmanager
     def scratch(cls, config: EventConfig) -> Iterator[EventConfig]:
-        """A folder beside the configured one: on the same disk, and in nobody's way."""
+        """Make a folder next to the configured one, for a trial."""
         parent = Path(config.options["path"]).absolute().parent
         try:
-            folder = tempfile.TemporaryDirectory(prefix="events-check-", dir=parent, ignore_cleanup_errors=True)
+            folder = tempfile.TemporaryDirectory(
+                prefix="events-check-",
+                dir=parent,
+                ignore_cleanup_errors=True,
+            )
         except OSError as error:
-            raise ConfigurationError(f"cannot make a folder in '{parent}': {error.strerror}") from error
+            raise ConfigurationError(
+                f"cannot make a folder in '{parent}': {error.strerror}"
+            ) from error
         with folder as path:
-            yield attrs.evolve(config, options={**config.options, "path": path})
+            options = {**config.options, "path": path}
+            yield attrs.evolve(config, options=options)

@@ -1,4 +1,7 @@
-"""A topic: a folder with a folder for each subscription, into each of which every message is written as a file."""
+"""A topic: a folder, with a folder for each subscription.
+
+Each message is written as a file into the folder of each subscription.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +24,27 @@ __all__ = ["AcmeDriver"]
 
 _NAME = re.compile(r"\w[\w.-]*")
 EPHEMERAL = "~"
-"""First character of an ephemeral subscription; no other name begins with it."""
+"""The first character of an ephemeral subscription, and of no other."""
 IDLE = 3600.0
-"""Seconds after which an ephemeral subscription whose process died is removed (Q1)."""
+"""Seconds after which a subscription without a process ends (Q1)."""
 
 
 class AcmeDriver(Driver[AcmeOptions]):
     """One topic."""
 
-    blocking = True  # each call, for the time that the file system takes
+    blocking = True  # each call waits for the file system
     max_batch_messages = 100
     capabilities = CAPABILITIES
 
-    def __init__(self, topic_name: str, project_id: str, options: AcmeOptions) -> None:
+    def __init__(
+        self, topic_name: str, project_id: str, options: AcmeOptions
+    ) -> None:
         super().__init__(topic_name, project_id, options)
         if project_id:
-            raise ConfigurationError(f"project_id is {project_id!r}; this backend has no projects, leave it out")
+            raise ConfigurationError(
+                f"project_id is {project_id!r}; "
+                "this backend has no projects, leave it out"
+            )
         for name in (topic_name, options.subscription):
             if name is not None and not _NAME.fullmatch(name):
                 raise ConfigurationError(_objection(name))
@@ -49,7 +57,11 @@ class AcmeDriver(Driver[AcmeOptions]):
             ("start=earliest", self.options.start == "earliest"),
         ):
             if given:
-                raise BrokerError(f"{option}: this backend does not offer that; leave it out", ErrorCode.UNSUPPORTED)
+                raise BrokerError(
+                    f"{option}: this backend does not offer that; "
+                    "leave it out",
+                    ErrorCode.UNSUPPORTED,
+                )
         with translated(f"open topic '{self._topic}'"):
             if self.options.create == "all":
                 self._topic.mkdir(parents=True, exist_ok=True)
@@ -57,20 +69,25 @@ class AcmeDriver(Driver[AcmeOptions]):
         if self.options.subscription and self.options.create != "never":
             self.join(self.options.subscription)
 
-    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+    async def publish(
+        self, messages: Sequence[EventMessage]
+    ) -> Sequence[str | BrokerError]:
         with translated(f"publish to '{self._topic}'"):
             folders = list(self._subscriptions())
             return [_store(message, folders) for message in messages]
 
     def _subscriptions(self) -> Iterator[Path]:
         for folder in self._topic.iterdir():
-            with suppress(FileNotFoundError):  # deleted meanwhile
-                if folder.name.startswith(EPHEMERAL) and folder.stat().st_mtime < time.time() - IDLE:
+            # Another process may delete the folder at any moment.
+            with suppress(FileNotFoundError):
+                if _is_idle(folder):
                     _remove(folder)
                 elif not folder.name.startswith(".") and folder.is_dir():
                     yield folder
 
-    async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> AcmeSource:
+    async def subscribe(
+        self, subscription: str | None, wake: Callable[[], None]
+    ) -> AcmeSource:
         if subscription is not None and not _NAME.fullmatch(subscription):
             raise BrokerError(_objection(subscription), ErrorCode.INVALID)
         name = subscription or EPHEMERAL + token_hex(8)
@@ -78,11 +95,15 @@ class AcmeDriver(Driver[AcmeOptions]):
         return AcmeSource(self, name, ephemeral=subscription is None)
 
     def join(self, subscription: str) -> Path:
-        """The folder of a subscription, made where allowed."""
+        """Return the folder of *subscription*; create it if allowed.
+
+        :raises BrokerError: ``NOT_FOUND`` if it is missing.
+        """
+        create = self.options.create
         folder = self._topic / subscription
         with translated(f"subscribe to '{folder}'"):
-            if self.options.create != "never" or subscription.startswith(EPHEMERAL):
-                folder.mkdir(parents=self.options.create == "all", exist_ok=True)
+            if create != "never" or subscription.startswith(EPHEMERAL):
+                folder.mkdir(parents=create == "all", exist_ok=True)
             folder.stat()
         return folder
 
@@ -95,27 +116,44 @@ class AcmeDriver(Driver[AcmeOptions]):
             self._topic.stat()
 
     async def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: no file stays open between two calls."""
 
 
 def _objection(name: str) -> str:
-    return f"{name!r} cannot name a folder here; begin with a letter, digit or _ and go on with those, . or -"
+    return (
+        f"{name!r} cannot name a folder; begin with a letter, a digit or _ "
+        "and go on with those, . or -"
+    )
+
+
+def _is_idle(folder: Path) -> bool:
+    is_ephemeral = folder.name.startswith(EPHEMERAL)
+    return is_ephemeral and folder.stat().st_mtime < time.time() - IDLE
 
 
 def _store(message: EventMessage, folders: Sequence[Path]) -> str:
-    """Write *message* into each of *folders*: attributes on the first line, then the data."""
+    """Write *message* into each of *folders*, and return its id.
+
+    The first line of the file has the attributes, the rest is the data.
+    """
     message_id = f"{time.time_ns()}-{token_hex(4)}"
-    content = json.dumps(dict(message.attributes)).encode() + b"\n" + message.data
+    attributes = json.dumps(dict(message.attributes)).encode()
     for folder in folders:
         part = folder / f".{message_id}"
-        with suppress(FileNotFoundError):  # the subscription was deleted meanwhile
-            part.write_bytes(content)
-            part.rename(folder / f"{message_id}.0")  # receivers see the whole message or none
+        # The subscription may just have been deleted.
+        with suppress(FileNotFoundError):
+            part.write_bytes(attributes + b"\n" + message.data)
+            # A rename is atomic: receivers see the whole message or none.
+            part.rename(folder / f"{message_id}.0")
     return message_id
 
 
 def _remove(folder: Path) -> None:
-    """Delete a subscription: first out of everybody's sight, then from the disk."""
+    """Delete a subscription.
+
+    The rename comes first, because it is atomic: no receiver sees a folder
+    that is half deleted.
+    """
     grave = folder.with_name(f".{token_hex(8)}")
     folder.rename(grave)
     shutil.rmtree(grave)

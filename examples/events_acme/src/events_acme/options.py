@@ -1,4 +1,4 @@
-"""What can be configured, and what is promised."""
+"""The options of a configuration, and the declared capabilities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from events_core.options import CommonOptions, option
 __all__ = ["CAPABILITIES", "AcmeOptions"]
 
 CAPABILITIES = Capabilities(
-    durable="process_crash",  # a power loss may take what the file system has not written yet
+    durable="process_crash",  # nothing waits for the disk
     delivery_attempts=True,
     ack_confirmed=True,
     limits=Limits(max_message_bytes=10_000_000),
@@ -25,11 +25,20 @@ class AcmeOptions(CommonOptions):
 
     path: str = option(help="Folder that holds the topics.")
     create: Literal["never", "subscription", "all"] = option(
-        default="all", help="What may be created when it is missing: nothing, the subscription, or the topic as well."
+        default="all",
+        help="What may be created if it is missing: nothing, the "
+        "subscription, or the topic too.",
     )
     lease: float = option(
-        default=30.0, minimum=1, maximum=600, unit="seconds", help="How soon what a dead process held goes to others."
+        default=30.0,
+        minimum=1,
+        maximum=600,
+        unit="seconds",
+        help="Time until the messages of a dead process go to others.",
     )
     poll_interval: float = option(
-        default=0.05, minimum=0.001, unit="seconds", help="How often a receiver looks for messages."
+        default=0.05,
+        minimum=0.001,
+        unit="seconds",
+        help="How often a receiver looks for messages.",
     )

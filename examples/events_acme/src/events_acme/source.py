@@ -1,9 +1,17 @@
-"""A subscription as one receiver uses it.
+"""A subscription, as one receiver uses it.
 
-A message is the file ``<message id>.<attempts>``, and may be taken from its time of modification on.  To take it is to
-set that time to the end of the lease, then to rename the file, which counts the attempt.  Of several receivers only one
-can rename it, and whoever held it before finds its own file gone.  It is read first: what is taken is sure to be
-returned.
+A message is the file ``<message id>.<attempts>``.  A receiver may take it
+when the file's time of modification has passed.
+
+To take a message, a receiver does three things, in this order:
+
+1. It reads the file, so that it can certainly return what it takes.
+2. It sets the time to the end of the lease, so that others wait.
+3. It renames the file, to count the attempt.  Only one of several
+   receivers can do that: the others no longer find the file.
+
+A receiver whose lease is over does not find its file either, if another
+one has taken the message.
 """
 
 from __future__ import annotations
@@ -22,7 +30,14 @@ from typing import TYPE_CHECKING
 from events_acme.errors import translated
 from events_acme.options import CAPABILITIES
 from events_core import ErrorCode, EventMessage
-from events_core.engine import BrokerError, Delivery, Outcome, Settlement, Source, redelivery_delay
+from events_core.engine import (
+    BrokerError,
+    Delivery,
+    Outcome,
+    Settlement,
+    Source,
+    redelivery_delay,
+)
 
 if TYPE_CHECKING:
     from events_acme.driver import AcmeDriver
@@ -39,7 +54,9 @@ class AcmeSource(Source):
     capabilities = CAPABILITIES
     prefetch = 100
 
-    def __init__(self, driver: AcmeDriver, subscription: str, *, ephemeral: bool) -> None:
+    def __init__(
+        self, driver: AcmeDriver, subscription: str, *, ephemeral: bool
+    ) -> None:
         self.subscription = subscription
         self.lease: float = driver.options.lease
         self._driver = driver
@@ -49,15 +66,20 @@ class AcmeSource(Source):
         deliveries = self._take(limit)
         if not deliveries:
             await asyncio.sleep(self._driver.options.poll_interval)
-        return deliveries  # also none: it tells the engine that the broker answers
+        # An empty list tells the engine that the broker answers.
+        return deliveries
 
     def _take(self, limit: int) -> list[Delivery]:
-        folder = self._driver.join(self.subscription)  # anew where it was deleted
+        # If somebody has deleted the folder, make it again (F1).
+        folder = self._driver.join(self.subscription)
         deliveries: list[Delivery] = []
+        trouble: OSError | None = None
         with translated(f"receive from '{folder}'"):
-            os.utime(folder)  # a sign of life, for an ephemeral subscription
-            trouble: OSError | None = None
-            for name in filter(_MESSAGE.fullmatch, sorted(os.listdir(folder))):  # oldest first
+            os.utime(
+                folder
+            )  # an ephemeral subscription shows that it lives
+            oldest_first = sorted(os.listdir(folder))
+            for name in filter(_MESSAGE.fullmatch, oldest_first):
                 if len(deliveries) == limit:
                     break
                 try:
@@ -67,7 +89,8 @@ class AcmeSource(Source):
                     pass  # another receiver took it
                 except OSError as error:
                     trouble = error
-            if trouble and not deliveries:  # what was taken must be returned, whatever became of the rest
+            # What was taken must be returned, although a file had trouble.
+            if trouble and not deliveries:
                 raise trouble
         return deliveries
 
@@ -82,8 +105,10 @@ class AcmeSource(Source):
         delivery.token = _counted(file, 1)
         yield delivery
 
-    async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        return [delivery for delivery in deliveries if not self._extend(delivery.token)]
+    async def extend(
+        self, deliveries: Sequence[Delivery]
+    ) -> Sequence[Delivery]:
+        return [each for each in deliveries if not self._extend(each.token)]
 
     def _extend(self, file: Path) -> bool:
         try:
@@ -93,24 +118,28 @@ class AcmeSource(Source):
             return False  # another receiver has it
         return True
 
-    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-        return [self._settle(each.delivery, each.outcome, each.delay) for each in settlements]
+    async def settle(
+        self, settlements: Sequence[Settlement]
+    ) -> Sequence[BrokerError | None]:
+        return [self._settle(settlement) for settlement in settlements]
 
-    def _settle(self, delivery: Delivery, outcome: Outcome, delay: float | None) -> BrokerError | None:
-        file: Path = delivery.token
+    def _settle(self, settlement: Settlement) -> BrokerError | None:
+        file: Path = settlement.delivery.token
         try:
             with translated(f"settle '{file}'"):
-                if outcome is Outcome.ACK:
+                if settlement.outcome is Outcome.ACK:
                     file.unlink()
-                elif outcome is Outcome.RETURN:
+                elif settlement.outcome is Outcome.RETURN:
                     _available(_counted(file, -1), time.time())
                 else:
-                    wait = redelivery_delay(delivery.delivery_attempt or 1) if delay is None else delay
-                    _available(file, time.time() + wait)
+                    _available(file, time.time() + _delay(settlement))
         except BrokerError as error:
             if error.code is not ErrorCode.NOT_FOUND:
                 return error
-            return BrokerError("the lease has lapsed; the message comes again", ErrorCode.EXPIRED)
+            return BrokerError(
+                "the lease is over; another receiver may have the message",
+                ErrorCode.EXPIRED,
+            )
         return None
 
     async def close(self) -> None:
@@ -119,22 +148,37 @@ class AcmeSource(Source):
 
 
 def _read(file: Path) -> Delivery:
-    """The message in *file*, as whoever takes it will have it.
+    """Return the message in *file*, with the number of its next attempt.
 
-    :raises ValueError, TypeError, OverflowError: when there is none.
+    :raises ValueError, TypeError, OverflowError: if it is no message.
     """
     message_id, _, attempts = file.name.rpartition(".")
-    published = datetime.fromtimestamp(int(message_id.partition("-")[0]) / 1e9, UTC)
+    nanoseconds = int(message_id.partition("-")[0])
     attributes, _, data = file.read_bytes().partition(b"\n")
-    message = EventMessage(data, json.loads(attributes))  # which checks the types
-    return Delivery(message_id, data, message.attributes, None, published, int(attempts) + 1)
+    # The constructor checks the types of what the file has.
+    message = EventMessage(data, json.loads(attributes))
+    return Delivery(
+        message_id,
+        data,
+        message.attributes,
+        publish_time=datetime.fromtimestamp(nanoseconds / 1e9, UTC),
+        delivery_attempt=int(attempts) + 1,
+    )
+
+
+def _delay(settlement: Settlement) -> float:
+    if settlement.delay is not None:
+        return settlement.delay
+    return redelivery_delay(settlement.delivery.delivery_attempt or 1)
 
 
 def _available(file: Path, when: float) -> None:
+    """Let receivers take *file* from the time *when* on."""
     os.utime(file, (when, when))
 
 
 def _counted(file: Path, attempts: int) -> Path:
     """Rename *file* to count so many attempts more."""
     message_id, _, before = file.name.rpartition(".")
-    return file.rename(file.with_name(f"{message_id}.{int(before) + attempts}"))
+    name = f"{message_id}.{int(before) + attempts}"
+    return file.rename(file.with_name(name))

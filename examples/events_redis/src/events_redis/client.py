@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from secrets import token_hex
 
 import attrs
 
@@ -19,7 +19,7 @@ __all__ = ["RedisClient"]
 
 
 class RedisClient(EngineClient):
-    """A client of a topic on a Redis server: ``redis://localhost:6379/orders``."""
+    """A client of a topic: ``redis://localhost:6379/orders``."""
 
     api_version = 1
     options_class = RedisOptions
@@ -28,21 +28,27 @@ class RedisClient(EngineClient):
 
     @classmethod
     def parse_location(cls, authority: str, path: str) -> Location:
-        """Take the server from the authority of a URL, and the topic from the path."""
-        if "@" in authority:  # the URL is not quoted, because it may contain a password
-            raise ConfigurationError("the URL names a user; give the options username and password", backend="redis")
+        """Return the server, the authority of the URL, and the topic."""
+        if "@" in authority:
+            # The error does not repeat it: it may contain a password.
+            raise ConfigurationError(
+                "the URL names a user; give options username and password",
+                backend="redis",
+            )
         topic_name = super().parse_location("", path).topic_name
-        return Location(topic_name, options={"server": authority} if authority else {})
+        options = {"server": authority} if authority else {}
+        return Location(topic_name, options=options)
 
     @classmethod
     @contextmanager
     def scratch(cls, config: EventConfig) -> Iterator[EventConfig]:
-        """Enter with a configuration whose keys have a prefix of their own; on leaving, delete these keys."""
+        """Give the keys of a trial a prefix of their own; delete them."""
         from events_redis.connection import delete_keys  # imports the SDK
 
-        options = read_options(cls.options_class, config.options, origins=config.origins, backend="redis")
-        prefix = f"events-check-{secrets.token_hex(4)}"
+        options = read_options(cls.options_class, config.options)
+        prefix = f"events-check-{token_hex(4)}"
         try:
-            yield attrs.evolve(config, options={**config.options, "prefix": prefix})
+            own = {**config.options, "prefix": prefix}
+            yield attrs.evolve(config, options=own)
         finally:
             delete_keys(options, prefix)

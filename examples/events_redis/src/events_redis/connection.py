@@ -1,6 +1,8 @@
-"""The connection to the server: the one module that uses redis-py, besides the table of errors.
+"""The connection to the server.
 
-The driver imports it when it connects, so that importing ``events_redis`` does not import redis-py (B1).
+This module and the table of errors are the only ones that use redis-py.
+The driver imports them when it connects, so that importing
+``events_redis`` does not import redis-py (B1).
 """
 
 from __future__ import annotations
@@ -19,44 +21,62 @@ from events_redis.options import RedisOptions
 __all__ = ["Connection", "delete_keys"]
 
 _ANSWER_TIMEOUT = 5.0
-"""Seconds to wait for an answer.  A connection that was cut without a word must not keep a request for longer."""
+"""Seconds to wait for an answer.
+
+A connection may be cut without a word.  The engine does not bound
+``fetch``, so a receiver would wait for such an answer without end.
+"""
 
 
 class Connection:
-    """A pool of connections to one server.  Its methods may be called concurrently, on one event loop."""
+    """A pool of connections to one server, for one event loop."""
 
     def __init__(self, options: RedisOptions) -> None:
         """Prepare; the first request connects."""
-        # Without retries, because the engine retries.  With RESP2, because RESP3 begins with a longer handshake.
-        self._redis = Redis(**_address(options), retry=Retry(NoBackoff(), 0), protocol=2)
+        # The engine retries, so redis-py must not.  RESP2 is enough, and
+        # its handshake needs fewer round trips than that of RESP3.
+        self._redis = Redis(
+            **_address(options), retry=Retry(NoBackoff(), 0), protocol=2
+        )
         script = files("events_redis").joinpath("topic.lua").read_text()
         self._script = self._redis.register_script(script)
 
-    async def run(self, asked: str, log: str, command: str, *arguments: str | bytes | int) -> Any:
-        """Run one command of ``topic.lua`` on the topic whose stream is *log*, and return its reply.
+    async def run(
+        self, asked: str, log: str, *arguments: str | bytes | int
+    ) -> Any:
+        """Run a command of ``topic.lua``, and return its reply.
 
         :param asked: the operation, for the text of an error.
+        :param log: the name of the topic's stream.
+        :param arguments: the name of the command, and its arguments.
         :raises BrokerError: if the request failed.
         """
         with translated(asked):
-            return await self._script(keys=[log], args=[command, *arguments])
+            return await self._script(keys=[log], args=arguments)
 
-    async def wait(self, asked: str, streams: dict[Any, Any], milliseconds: int) -> None:
-        """Wait until one of *streams* has an entry after the given id, at most *milliseconds*.
+    async def wait(
+        self, asked: str, streams: dict[Any, Any], milliseconds: int
+    ) -> None:
+        """Wait until one of *streams* has an entry after the given id.
 
+        :param streams: the ids, by the names of the streams.
+        :param milliseconds: the longest wait; it must not be 0.
         :raises BrokerError: if the request failed.
         """
         with translated(asked):
             await self._redis.xread(streams, count=1, block=milliseconds)
 
     async def is_persistent(self) -> bool:
-        """Return whether the server writes each change to a file before it answers.
+        """Return whether the server writes to its file before it answers.
 
         :raises BrokerError: if the request failed.
         """
-        with translated("ask the server whether it is persistent"):
-            settings = await self._redis.config_get("appendonly", "appendfsync")
-        return bool(settings == {"appendonly": "yes", "appendfsync": "always"})
+        with translated("look whether the server is persistent"):
+            found = await self._redis.config_get("append*")
+        return bool(
+            found["appendonly"] == "yes"
+            and found["appendfsync"] == "always"
+        )
 
     async def close(self) -> None:
         """Close all connections."""
@@ -64,11 +84,14 @@ class Connection:
 
 
 def delete_keys(options: RedisOptions, prefix: str) -> None:
-    """Delete all keys that begin with *prefix*.  This blocks: a trial has no event loop to wait on.
+    """Delete all keys that begin with *prefix*; this blocks.
 
     :raises BrokerError: if a request failed.
     """
-    with translated(f"delete the keys of '{prefix}'"), BlockingRedis(**_address(options)) as redis:
+    with (
+        translated(f"delete the keys of '{prefix}'"),
+        BlockingRedis(**_address(options)) as redis,
+    ):
         for key in redis.scan_iter(match=f"{prefix}:*", count=1000):
             redis.unlink(key)
 

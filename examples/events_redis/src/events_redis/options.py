@@ -1,4 +1,4 @@
-"""The options of a configuration, and the capabilities that the backend declares."""
+"""The options of a configuration, and the declared capabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from events_core.options import CommonOptions, option
 __all__ = ["CAPABILITIES", "RedisOptions"]
 
 CAPABILITIES = Capabilities(
-    durable="process_crash",  # with the option durable=process_crash; see Driver.capabilities
+    durable="process_crash",  # if the option of this name asks for it
     ordering="subscription",
     delivery_attempts=True,
     ack_confirmed=True,
@@ -25,21 +25,35 @@ CAPABILITIES = Capabilities(
 class RedisOptions(CommonOptions):
     """Options of the Redis backend."""
 
-    server: str = option(default="localhost:6379", help="Host and port of the server.")
-    database: int = option(default=0, minimum=0, help="Number of the server's database.")
-    username: str | None = option(default=None, help="User of the server's access control list.")
-    password: str | None = option(default=None, secret=True, help="Password of the user, or of the server.")
+    server: str = option(
+        default="localhost:6379", help="Host and port of the server."
+    )
+    database: int = option(
+        default=0, minimum=0, help="Number of the server's database."
+    )
+    username: str | None = option(
+        default=None, help="User of the server's access control list."
+    )
+    password: str | None = option(
+        default=None,
+        secret=True,
+        help="Password of the user, or of the server.",
+    )
     tls: bool = option(default=False, help="Encrypt the connection.")
-    prefix: str = option(default="events", help="First part of the names of all keys.")
+    prefix: str = option(
+        default="events", help="First part of the names of all keys."
+    )
     durable: Literal["none", "process_crash"] = option(
-        default="none", help="What a confirmed message must survive; process_crash needs a server with appendonly=yes."
+        default="none",
+        help="What a confirmed message must survive; process_crash needs a "
+        "server with appendonly=yes and appendfsync=always.",
     )
     lease: float = option(
         default=30.0,
         minimum=1,
         maximum=3600,
         unit="seconds",
-        help="Time after which the messages of a dead process go to others.",
+        help="Time until the messages of a dead process go to others.",
     )
 
     def problems(self) -> Iterable[str]:
@@ -48,4 +62,7 @@ class RedisOptions(CommonOptions):
         if not (colon and port.isdecimal()):
             yield f"option 'server': {self.server!r} is not HOST:PORT"
         if (self.subscription or "").startswith("~"):
-            yield "option 'subscription': a name that begins with ~ is kept for ephemeral subscriptions"
+            yield (
+                "option 'subscription': names that begin with ~ are kept "
+                "for ephemeral subscriptions"
+            )

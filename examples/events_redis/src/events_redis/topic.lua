@@ -1,24 +1,34 @@
--- A topic and its subscriptions.  Redis runs one script at a time, so each command below is atomic.
+-- A topic and its subscriptions.  Redis runs one script at a time, so each
+-- command below is atomic.
 --
--- KEYS[1] is the log, a stream with the topic's messages.  A subscription SUB has a consumer group on it.  The group
--- knows which messages are new, and which are pending: handed out or waiting, but not acknowledged.  A group knows
--- neither ordering keys, nor long delays, nor who may still settle a delivery.  These keys add that:
+-- KEYS[1] is the log, a stream with the topic's messages.  A subscription
+-- SUB has a consumer group on it.  The group knows which messages are new,
+-- and which are pending: handed out or waiting, but not acknowledged.  A
+-- group knows neither ordering keys, nor long delays, nor who may still
+-- settle a delivery.  These keys add that:
 --
---   LOG:due:SUB        sorted set: pending ids, with the time (ms) from which on each may be taken.  A lease and the
---                      delay of a nack are such times.
---   LOG:holder:SUB     hash: ids that are leased, with the token of the one delivery that may settle them
+--   LOG:due:SUB        sorted set: pending ids, with the time (ms) from
+--                      which on each may be taken.  The end of a lease and
+--                      of the delay of a nack are such times.
+--   LOG:holder:SUB     hash: the tokens of leased ids
 --   LOG:attempts:SUB   hash: how often each pending id was taken
 --   LOG:key:SUB        hash: the ordering keys of pending ids
---   LOG:queue:SUB:KEY  list: the pending ids of one ordering key, oldest first
---   LOG:wake:SUB       stream: grows when a message may be taken earlier than a waiting receiver expects
---   LOG:seen           sorted set: ephemeral subscriptions, with the time (ms) of their last sign of life
+--   LOG:queue:SUB:KEY  list: the pending ids of a key, oldest first
+--   LOG:wake:SUB       stream: grows when a message may be taken earlier
+--                      than a waiting receiver expects
+--   LOG:seen           sorted set: ephemeral subscriptions, with the time
+--                      (ms) of their last sign of life
 --
--- Order (R8, R10): a message with a key is in LOG:due only if it is the first of its queue, or if it was taken in a
--- run that began with the first.  So nobody can take a message of a key while an earlier one is leased or delayed.
+-- Order (R8, R10): a message with a key is in LOG:due only if it is the
+-- first of its queue, or if it was taken in a run that began with the
+-- first.  So nobody can take a message of a key while an earlier one is
+-- leased or delayed.
 
 local log = KEYS[1]
 local seen = log .. ':seen'
-local IDLE = 3600 * 1000  -- ms after which an ephemeral subscription is dropped (Q1)
+-- After so many ms without a sign of life, an ephemeral subscription is
+-- dropped (Q1).
+local IDLE = 3600 * 1000
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -56,7 +66,8 @@ local function drop(subscription)
   return redis.call('EXISTS', log) == 1 and redis.call('XGROUP', 'DESTROY', log, subscription) or 0
 end
 
--- Drop the ephemeral subscriptions of processes that died.  Whoever sends or receives does so.
+-- Drop the ephemeral subscriptions of processes that died.  Whoever sends
+-- or receives does so.
 local function drop_idle()
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', seen, '-inf', now - IDLE)) do drop(name) end
 end
@@ -68,7 +79,8 @@ local function is_before(id, other)
   return tonumber(seq) < tonumber(other_seq)
 end
 
--- Delete messages that no subscription needs: those before the oldest pending one, and before the newest one read.
+-- Delete messages that no subscription needs: those before the oldest
+-- pending one, and before the newest one read.
 local function trim()
   local first = nil
   for name, group in pairs(groups()) do
@@ -79,7 +91,8 @@ local function trim()
   if first then redis.call('XTRIM', log, 'MINID', '~', first) end
 end
 
--- The first message of a queue may be taken, unless it is leased or delayed already.
+-- The first message of a queue may be taken, unless it is leased or delayed
+-- already.
 local function release_first(keys, key)
   local first = redis.call('LINDEX', keys.queue .. key, 0)
   if first and not redis.call('ZSCORE', keys.due, first) then
@@ -89,7 +102,8 @@ local function release_first(keys, key)
   return false
 end
 
--- The subscription does not need the message any more.  Return whether that frees another one.
+-- The subscription does not need the message any more.  Return whether that
+-- frees another one.
 local function finish(keys, id)
   redis.call('XACK', log, keys.subscription, id)
   redis.call('ZREM', keys.due, id)
@@ -119,13 +133,18 @@ local function arrive(keys, id, fields)
   return size
 end
 
--- Return the messages that may be taken together, beginning with one that is due: it alone, or a run of its key.
+-- Return the messages that may be taken together, beginning with one that
+-- is due: it alone, or a run of its key.
 local function run_from(keys, first, limit)
-  if tonumber(redis.call('ZSCORE', keys.due, first) or now + 1) > now then return {} end  -- taken in another run
+  -- A message that this call has already taken in another run is leased.
+  local due = redis.call('ZSCORE', keys.due, first)
+  if not due or tonumber(due) > now then return {} end
   local key = redis.call('HGET', keys.key, first)
   if not key then return {first} end
   local ids = redis.call('LRANGE', keys.queue .. key, 0, limit - 1)
-  if ids[1] ~= first then  -- its lease or its delay is over, but an earlier message is still leased: it has to wait
+  -- Its lease or delay is over, but an earlier message of the key is still
+  -- leased: it has to wait.
+  if ids[1] ~= first then
     redis.call('ZREM', keys.due, first)
     redis.call('HDEL', keys.holder, first)
     return {}
@@ -144,7 +163,8 @@ local commands = {}
 function commands.open(create)
   if redis.call('EXISTS', log) == 0 then
     if create ~= 'all' then return 0 end
-    redis.call('XGROUP', 'CREATE', log, '~', '$', 'MKSTREAM')  -- the only way to make an empty stream
+    -- The only way to make an empty stream.
+    redis.call('XGROUP', 'CREATE', log, '~', '$', 'MKSTREAM')
     redis.call('XGROUP', 'DESTROY', log, '~')
   end
   return 1
@@ -175,7 +195,8 @@ function commands.delete(subscription)
   return drop(subscription)
 end
 
--- Store messages, given as data, attributes and key.  Return their ids, or nothing if the topic does not exist.
+-- Store messages, given as data, attributes and key.  Return their ids, or
+-- nothing if the topic does not exist.
 function commands.publish()
   local ids = {}
   for i = 2, #ARGV, 3 do
@@ -185,12 +206,14 @@ function commands.publish()
     ids[#ids + 1] = id
   end
   drop_idle()
-  if not next(groups()) then redis.call('XTRIM', log, 'MAXLEN', 0) end  -- nobody will ever receive them
+  -- Without a subscription nobody will ever receive them.
+  if not next(groups()) then redis.call('XTRIM', log, 'MAXLEN', 0) end
   return ids
 end
 
--- Lease messages.  Return them; or, if there are none, what to wait for: the id of the last message that was read, the
--- id of the last wake-up, and the ms until the next lease or delay is over (-1 for never).
+-- Lease messages.  Return them; or, if there are none, what to wait for:
+-- the id of the last message that was read, the id of the last wake-up, and
+-- the ms until the next lease or delay is over (-1 for never).
 function commands.take(subscription, token, limit, lease, bytes)
   limit, lease, bytes = tonumber(limit), tonumber(lease), tonumber(bytes)
   local keys = keys_of(subscription)
@@ -225,7 +248,8 @@ function commands.take(subscription, token, limit, lease, bytes)
   return {taken, position, last and last[1] or '0-0', due and tonumber(due) - now or -1}
 end
 
--- Extend leases of messages, given as id and token.  Return 1 for each that was extended, 0 for each that is lost.
+-- Extend leases of messages, given as id and token.  Return 1 for each that
+-- was extended, 0 for each that is lost.
 function commands.extend(subscription, lease)
   local keys = keys_of(subscription)
   if redis.call('ZSCORE', seen, subscription) then redis.call('ZADD', seen, now, subscription) end
@@ -238,8 +262,9 @@ function commands.extend(subscription, lease)
   return results
 end
 
--- Settle messages, given as id, token, outcome and delay (ms).  Return 1 for each that was settled, 0 for each that is
--- not held with this token any more.
+-- Settle messages, given as id, token, outcome and delay (ms).  Return 1
+-- for each that was settled, 0 for each that is not held with this token
+-- any more.
 function commands.settle(subscription)
   local keys = keys_of(subscription)
   local results, must_wake = {}, false
