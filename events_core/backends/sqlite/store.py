@@ -208,7 +208,7 @@ class Store:
     def ping(self) -> None:
         """Read the topic."""
         self.check_version()
-        self._retention()
+        self._value(_RETENTION, {"topic": self.topic_id})
 
     def close(self) -> None:
         """Close the connection; the last one of all processes removes the log.  Closing again does nothing."""
