@@ -1,7 +1,7 @@
-"""A small Pub/Sub in memory, which keeps what it is sent, and fails as a test wants it to.
+"""A small Pub/Sub in memory, which stores messages and fails as a test tells it to.
 
-Unlike the emulator it is on the test's own event loop, can refuse, ignore or garble each request, and serves many
-topics at once, so that many faults are tried at the same time.
+Unlike the emulator, it runs on the event loop of the test and can refuse, ignore or damage any request.  It serves many
+topics, so that a test can try many faults at the same time.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from .console import PROJECT
 _Message = types.PubsubMessage.pb()
 
 _ACK_ID_BYTES = 220
-"""As long as those of the service (googleapis/google-cloud-go#20391)."""
+"""The length of an ack id of the service (googleapis/google-cloud-go#20391)."""
 
 _RESPONSE_MESSAGES = 100
-"""Messages of one response; like the emulator, and unlike the service, this broker knows no other bound."""
+"""Messages in one response.  Like the emulator, and unlike the service, this broker has no other bound."""
 
 
 @dataclass(eq=False)
 class Fault:
-    """What befalls requests of one method for one topic or subscription.
+    """A fault in the requests of one method for one topic or subscription.
 
-    Without a status and without an answer the request is never answered.
+    If it has neither a status nor an answer, the request is never answered.
     """
 
     status: grpc.StatusCode | None = None
     answer: bytes | None = None
-    """What comes in place of the true answer; it need not be what the client can read."""
+    """Bytes instead of the true answer.  The client may be unable to read them."""
     after: bool = False
-    """Whether the request has its effect all the same: only its answer is lost."""
+    """Whether the request takes effect, and only its answer is lost."""
     left: float = 1
-    """How many requests are to come of those that it befalls."""
+    """The number of requests that still get this fault."""
 
 
 @dataclass(eq=False)
 class Subscription:
-    """A subscription with what is on it."""
+    """A subscription and its messages."""
 
     resource: Any
     waiting: deque[Any] = field(default_factory=deque)
@@ -62,45 +62,45 @@ class Subscription:
 
 
 class Broker:
-    """Topics and subscriptions by name; a method fails where :meth:`fail` says so."""
+    """Topics and subscriptions by name.  :meth:`fail` makes a method fail."""
 
     def __init__(self) -> None:
         self.address = ""
         self.topics: defaultdict[str, list[Any]] = defaultdict(list)
-        """All that was ever published, by the topic's full name."""
+        """All messages that were ever published, by the full name of the topic."""
         self.subscriptions: dict[str, Subscription] = {}
         self.faults: dict[tuple[str, str], Fault] = {}
         self.requests: Counter[tuple[str, str]] = Counter()
-        """How many came, by method and short name."""
+        """The number of requests, by method and short name."""
         self.acknowledged: list[str] = []
-        """Message ids, in order."""
+        """The ids of acknowledged messages, in order."""
         self.modified: list[tuple[str, int]] = []
-        """Message ids and the deadlines that they were given."""
+        """Message ids, and the deadlines that requests set for them."""
         self.revoked: set[str] = set()
-        """Tokens that are taken for invalid."""
+        """Tokens that the broker refuses."""
         self.expired: list[str] = []
-        """Message ids of leases that ran out."""
+        """The ids of messages whose leases ran out."""
         self.largest = 0
-        """Bytes of the largest request to settle."""
+        """The bytes of the largest request to settle."""
         self.peers: set[str] = set()
-        """Connections from which requests came."""
+        """The connections that sent requests."""
         self.pulling: set[asyncio.Task[Any]] = set()
-        """Pulls that wait for a message, those included that the client has given up."""
+        """Pulls that wait for a message, including those that the client has cancelled."""
         self._numbers = itertools.count(1)
 
     # What goes wrong
 
     def fail(self, method: str, name: str, status: grpc.StatusCode | None = None, **settings: Any) -> Fault:
-        """Let requests of *method* for the topic or subscription *name* fail, once unless told otherwise."""
+        """Let requests of *method* for the topic or subscription *name* fail, by default once."""
         fault = self.faults[method, name] = Fault(status, **settings)
         return fault
 
     def mend(self, method: str, name: str) -> None:
-        """Let them succeed again."""
+        """Let these requests succeed again."""
         self.faults.pop((method, name), None)
 
     async def _begin(self, method: str, path: str, context: Any) -> Fault | None:
-        """Count a request; suffer what befalls it, but for an answer that is lost when the request has had effect."""
+        """Count a request, and apply its fault unless the request is to take effect first."""
         name = path.rpartition("/")[2]
         self.requests[method, name] += 1
         self.peers.add(context.peer())
@@ -154,14 +154,14 @@ class Broker:
         return await self._end(fault, context, types.PublishResponse.pb()(message_ids=ids))
 
     def message(self, data: bytes, attributes: Mapping[str, str] | None = None, key: str = "") -> Any:
-        """Return a message with an id of its own."""
+        """Return a message with a new id."""
         identity = str(next(self._numbers))
         return _Message(data=data, attributes=attributes, ordering_key=key, message_id=identity)
 
     # Subscriber
 
     def subscription(self, name: str, topic: str, **settings: Any) -> Subscription:
-        """Create a subscription, as somebody else would have done."""
+        """Create a subscription, as another program would."""
         path = f"projects/{PROJECT}/subscriptions/{name}"
         resource = types.Subscription.pb()(
             name=path, topic=f"projects/{PROJECT}/topics/{topic}", **{"ack_deadline_seconds": 10, **settings}
@@ -205,7 +205,7 @@ class Broker:
         return await self._end(fault, context, await asyncio.shield(pulling))
 
     async def _pull(self, found: Subscription, limit: int, seconds: float) -> Any:
-        """Answer, also when the client has cancelled the request: what it is given then is lost for a lease."""
+        """Answer, also if the client has cancelled the request.  The messages are then lost until the lease ends."""
         response = types.PullResponse.pb()()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -240,7 +240,7 @@ class Broker:
             listening.cancel()
 
     async def _wait(self, found: Subscription) -> None:
-        """Wait until there is something to deliver."""
+        """Wait for a message to deliver."""
         while not found.waiting:
             found.arrival.clear()
             await found.arrival.wait()
@@ -298,7 +298,7 @@ async def _strike(fault: Fault, context: Any) -> None:
 
 
 async def _listen(requests: AsyncIterator[Any], pings: asyncio.Queue[bool]) -> None:
-    """Tell of each ping, and of the end of the client's half."""
+    """Put ``True`` for each ping of the client, and ``False`` when it has closed its half."""
     async for _ in requests:
         pings.put_nowait(True)
     pings.put_nowait(False)

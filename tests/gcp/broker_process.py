@@ -1,4 +1,4 @@
-"""The broker of ``broker.py`` in a process of its own: it says its address, and ends when its standard input closes."""
+"""The broker of ``broker.py`` in a separate process.  It prints its address and ends when its standard input closes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .faults import serving
 
 
 async def main() -> None:
-    """Serve until nobody needs it any more."""
+    """Serve until standard input closes."""
     ends = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -1,4 +1,4 @@
-"""Every status code on every call: once, and for longer than the call may take."""
+"""Try every status code on every call: once, and for longer than the call may take."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .waiting import until
 
 STATUSES = [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK]
 TIMEOUT = 2.0
-"""Seconds that a call may take that meets a fault for longer."""
+"""Seconds that a call may take if the fault lasts longer."""
 
 Outcomes = Mapping[grpc.StatusCode, tuple[str, str]]
-"""For each status: what becomes of a call that meets it once, and of one that meets it for longer than its timeout."""
+"""For each status: the outcome of a call that gets it once, and of a call that gets it until its timeout."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call that meets one status; its topic and its subscription have the same name, which is its own."""
+    """One call that gets one status.  Each case has a topic and a subscription of its own, both with the same name."""
 
     broker: Broker
     method: str
@@ -45,12 +45,12 @@ class Case:
 
     @property
     def timeout(self) -> float:
-        """Seconds that a call may take; where it must succeed, a busy machine shall not matter."""
+        """Seconds that a call may take.  They are many if it must succeed, because the machine may be busy."""
         return TIMEOUT if self.is_long else 60.0
 
     @contextmanager
     def fault(self) -> Iterator[None]:
-        """Let the next request fail, or all while this is entered."""
+        """Let the next request fail, or all requests inside the block."""
         self.broker.fail(self.method, self.name, self.status, left=math.inf if self.is_long else 1)
         yield
         self.mend()
@@ -59,7 +59,7 @@ class Case:
         self.broker.mend(self.method, self.name)
 
     async def told(self, call: Awaitable[object]) -> str:
-        """Say what *call* comes to, and after how many requests."""
+        """Return the outcome of *call*, and whether it took several requests."""
         try:
             await call
             ended = "succeeds"
@@ -75,12 +75,12 @@ class Case:
 
 
 def told(error: EventError) -> str:
-    """Name an error by what programs act on."""
+    """Return the class and the code of an error, which are what programs act on."""
     return f"``{type(error).__name__}`` ``{error.code.name}``"
 
 
 async def measure(call: str) -> Outcomes:
-    """Try *call* with each status, all at the same time; afterwards each of them must work again."""
+    """Try *call* with all statuses at the same time.  Afterwards each client must work again."""
     method, run = CALLS[call]
     async with serving(Broker()) as broker:
         cases = [
@@ -216,7 +216,7 @@ async def _nack(case: Case) -> str:
 
 
 async def _afterwards(outcome: str, again: Awaitable[None]) -> str:
-    """Say where a message stands that was not settled the first time."""
+    """Settle a message a second time, and return what had become of it."""
     try:
         await again
     except AcknowledgeError as error:
@@ -242,7 +242,7 @@ async def _extend(case: Case) -> str:
 
 @asynccontextmanager
 async def _holding(case: Case, **options: str) -> AsyncIterator[tuple[EventReceiver, ReceivedMessage]]:
-    """A receiver that holds a message, for 4 s where it pulls."""
+    """Yield a receiver and a message that it holds; a pulled message has a lease of 4 s."""
     case.broker.subscription(case.name, case.name, ack_deadline_seconds=4)
     async with case.client(**options) as both:
         await both.send_message(EventMessage(b"x"))
@@ -272,4 +272,4 @@ CALLS: Mapping[str, tuple[str, Callable[[Case], Awaitable[str]]]] = {
     "nack": ("ModifyAckDeadline", _nack),
     "Renewing a lease": ("ModifyAckDeadline", _extend),
 }
-"""For each call of an application: the method of Pub/Sub that fails, and what tries it."""
+"""For each call of an application: the method of Pub/Sub that fails, and the function that tries it."""

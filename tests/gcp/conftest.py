@@ -1,4 +1,4 @@
-"""The Pub/Sub emulator, found or started once for all tests, and clients of it."""
+"""The Pub/Sub emulator, which is found or started once for all tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMAND = "gcloud beta emulators pubsub start --host-port="
 
 @pytest.fixture(scope="session")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """``host:port`` of an emulator; without one the tests are skipped, or fail where EVENTS_TEST_REQUIRE has gcp."""
+    """Yield ``host:port`` of an emulator.  Without one, skip the tests, or fail if EVENTS_TEST_REQUIRE has gcp."""
     folder = tmp_path_factory.mktemp("emulator")
     starters = [lambda: container(IMAGE, f"{COMMAND}0.0.0.0:8085", 8085), lambda: _gcloud(folder)]
     try:
@@ -37,7 +37,7 @@ def _gcloud(folder: Path) -> AbstractContextManager[str]:
 
 @pytest.fixture
 def console(emulator: str) -> Iterator[Console]:
-    """The emulator, with a topic of this test's own."""
+    """Yield the emulator with a new topic."""
     console = Console(emulator)
     console.publisher.create_topic(name=console.topic)
     yield console

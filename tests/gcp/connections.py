@@ -1,9 +1,8 @@
-"""What comes of faults of connections and of credentials, on the channel that the service gets.
+"""Measure the outcomes of faults of connections and credentials, on a channel like the one to the service.
 
-A program of its own: ``python -m tests.gcp.connections`` prints the outcomes as JSON; an argument chooses cases.
-gRPC reads once in a process whom to trust, and here it trusts a certificate that was made for the occasion.  So the
-requests travel as they do to the service: with TLS, with tokens that an authority issues, and over a connection that
-is kept alive.
+This is a separate program: ``python -m tests.gcp.connections`` prints the outcomes as JSON; an argument chooses cases.
+gRPC reads trusted certificates once in a process, and here it trusts one that was made for this run.  So requests
+travel as they do to the service: with TLS, with tokens from an authority, and over a connection that is pinged.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ KEEPALIVE = 1_000
 
 
 class Authority:
-    """Issues tokens over HTTP; what it does, a test says."""
+    """A server that issues tokens over HTTP, and fails as a test tells it to."""
 
     def __init__(self) -> None:
         self.lifetime = 3600
@@ -72,13 +71,13 @@ class Authority:
         request.wfile.write(json.dumps(body).encode())
 
     def recover(self) -> None:
-        """Issue tokens again, also to those who wait."""
+        """Issue tokens again, also to waiting requests."""
         self.does = "issue"
         self._released.set()
 
 
 class HalfOpen:
-    """Forwards connections to *address*; those that exist can be left without anybody at the other end."""
+    """A forwarder to *address* that can leave its connections without another end."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -92,7 +91,7 @@ class HalfOpen:
         self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
     def strand(self) -> None:
-        """Throw away what passes on all connections so far; new ones work."""
+        """Throw away the data of all connections so far; new ones work."""
         self._generation += 1
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,7 +108,7 @@ class HalfOpen:
 
 
 class World:
-    """A broker behind TLS, an authority, and clients that believe in both."""
+    """A broker behind TLS, an authority, and clients that trust both."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
@@ -128,7 +127,7 @@ class World:
         return GcpPubSubClient(EventConfig(NAME, PROJECT, {**settings, **timeouts, **options}, "gcp"))
 
     def stored(self) -> list[bytes]:
-        """What has been published, in order."""
+        """Return the published data, in order."""
         return [message.data for message in self.broker.topics[f"projects/{PROJECT}/topics/{NAME}"]]
 
 
@@ -169,7 +168,7 @@ async def _stranded(forwarder: HalfOpen) -> None:
 
 
 async def _flow(world: World, address: str, disturb: Callable[[], Awaitable[None]]) -> str:
-    """Send one message after the other and acknowledge each, while *disturb* runs; what became of them all."""
+    """Send messages one after the other and acknowledge each, while *disturb* runs; return their outcome."""
     async with world.client(address) as both, await both.subscribe(NAME) as receiver:
         received: set[bytes] = set()
         receiving = asyncio.create_task(_collect(receiver, received))
@@ -321,7 +320,7 @@ async def _hanging(world: World) -> str:
 
 
 async def _without_token(world: World, does: str) -> str:
-    """Send while no token is to be had, and again when there is one."""
+    """Send while the authority gives no token, and again when it does."""
     world.authority.does = does
     async with world.client(send_timeout="2") as sender:
         outcome = await _attempt(sender.send_message(EventMessage(b"x")))
@@ -347,13 +346,13 @@ CASES: Mapping[str, Callable[[World], Awaitable[str]]] = {
     "The authority fails": _failing,
     "The authority does not answer": _hanging,
 }
-"""What happens, and what tries it."""
+"""For each fault, the function that tries it."""
 
 # The program
 
 
 async def measure(identity: Any, wanted: str = "") -> Mapping[str, str]:
-    """Try all cases whose names have *wanted* in them, at the same time."""
+    """Try all cases whose names contain *wanted*, at the same time."""
     chosen = {name: case for name, case in CASES.items() if wanted in name}
     outcomes = await asyncio.gather(*(_measured(each, identity) for each in chosen.values()), return_exceptions=True)
     for outcome in outcomes:
@@ -372,7 +371,7 @@ async def _measured(case: Callable[[World], Awaitable[str]], identity: Any) -> s
 
 
 def _secure(folder: Path) -> Any:
-    """Make a certificate for this machine, have gRPC trust it, and return what a server needs to show it."""
+    """Make a certificate for this machine, let gRPC trust it, and return a server's credentials with it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -400,7 +399,7 @@ def _secure(folder: Path) -> Any:
 
 @contextmanager
 def _authorities() -> Iterator[None]:
-    """Serve the authority of each world, which a refresh token names, in place of Google's."""
+    """Serve the authority of each world in place of Google's.  The refresh token names the world."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -22,7 +22,7 @@ def client(topic: str = "orders", project: str = PROJECT, **options: str) -> Gcp
 
 
 class Console:
-    """An emulator, and a topic of one test."""
+    """An emulator and the topic of one test."""
 
     def __init__(self, emulator: str, topic_name: str = "") -> None:
         self.emulator = emulator
@@ -33,7 +33,7 @@ class Console:
         self.subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=self._channel))
 
     def of(self, topic_name: str) -> Console:
-        """Another topic's."""
+        """Return the console of another topic on the same emulator."""
         return Console(self.emulator, topic_name)
 
     def client(self, **options: str) -> GcpPubSubClient:

@@ -38,7 +38,7 @@ def method(channel: Any, kind: str, name: str, response: Any) -> Any:
 
 
 class Subscriber:
-    """One stream at a time, and one acknowledgement at a time."""
+    """A subscriber with one stream at a time, and one acknowledgement at a time."""
 
     def __init__(self, address: str, subscription: str) -> None:
         channel = grpc.aio.insecure_channel(address, options=OPTIONS)
@@ -83,7 +83,7 @@ class Subscriber:
 
 
 async def storm(proxy: TcpProxy, seconds: float, chance: random.Random) -> Counter[str]:
-    """Disturb the connections, and count how."""
+    """Disturb the connections, and return the number of each fault."""
     ends, counts = time.monotonic() + seconds, Counter[str]()
     while time.monotonic() < ends:
         await asyncio.sleep(chance.uniform(0.5, 3))

@@ -1,4 +1,4 @@
-"""A Pub/Sub server that does what the emulator never does: answers pings, falls silent, refuses."""
+"""A Pub/Sub server with behaviour that the emulator never shows: it answers pings, falls silent, or refuses."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ ServerT = TypeVar("ServerT")
 
 
 class FaultyServer:
-    """One subscription, one stream after the other; a test replaces what it wants to go wrong."""
+    """One subscription, with one stream after the other.  A test sets the attributes that make something fail."""
 
     def __init__(self) -> None:
         self.address = ""
         self.streams: list[list[Any]] = []
-        """The requests on each."""
+        """The requests on each stream."""
         self.acknowledged: list[str] = []
         self.metadata: dict[str, str] = {}
         self.subscription = types.Subscription.pb()(topic=TOPIC, enable_message_ordering=True)
         self.refusal: grpc.StatusCode | None = None
-        """With what GetSubscription answers instead."""
+        """The status of GetSubscription, if it is to fail."""
         self.transient: dict[str, int] = {}
-        """How often an ack id is refused for a while."""
+        """How often each ack id is refused with a transient failure."""
         self.unauthenticated = 0
-        """How many acknowledgements are taken for a stranger's."""
+        """How many acknowledgements get UNAUTHENTICATED."""
         self.ended: set[str] = set()
-        """Ack ids of deliveries that are over."""
+        """Ack ids of deliveries that have ended."""
         self.returned: list[str] = []
         self.on_ping: Callable[[asyncio.Queue[Any]], Awaitable[None]] = _answer
         self.key = ""
-        """Of all messages."""
+        """The ordering key of all messages."""
         self.responses: list[Sequence[bytes]] = [[b"0"]]
-        """What each stream brings; streams beyond the last bring nothing."""
+        """The messages of each stream.  Later streams bring nothing."""
         self.ends: dict[int, grpc.StatusCode] = {}
-        """With what a stream ends when it has brought that."""
+        """The status with which a stream ends after its messages, by its number."""
 
     async def get_subscription(self, request: Any, context: Any) -> Any:
         if self.refusal is not None:
@@ -99,7 +99,7 @@ class FaultyServer:
 
 
 async def _answered(refused: Mapping[str, str], context: Any) -> Any:
-    """Answer a request to settle, as exactly-once delivery does: it names the ids that are refused, and why."""
+    """Answer a request to settle as exactly-once delivery does: name the refused ids and the reasons."""
     if refused:
         details = AnyMessage()
         details.Pack(ErrorInfo(reason="EXACTLY_ONCE_ACKID_FAILURE", domain="pubsub", metadata=refused))
@@ -114,7 +114,7 @@ async def _answer(answers: asyncio.Queue[Any]) -> None:
 
 
 async def never(answers: asyncio.Queue[Any]) -> None:
-    """No answer to a ping."""
+    """Do not answer a ping."""
 
 
 def _response(number: int, contents: Sequence[bytes], key: str) -> Any:
@@ -144,17 +144,17 @@ _METHODS = {
         "ModifyAckDeadline": ("modify", types.ModifyAckDeadlineRequest),
     },
 }
-"""For each method of the service: the name of the function that answers it, and the message that it takes."""
+"""For each method of the service, the name of the function that answers it, and the type of its request."""
 
 
 @asynccontextmanager
 async def serving(
     server: ServerT, credentials: Any = None, options: Sequence[tuple[str, int]] = ()
 ) -> AsyncIterator[ServerT]:
-    """Serve *server* on the running loop, at its ``address`` if it has one; it answers the methods that it has.
+    """Serve *server* on the running loop, at its ``address`` if it has one.  It answers the methods that it defines.
 
-    :param credentials: for TLS; without them the server talks in clear.
-    :param options: of gRPC's server.
+    :param credentials: for TLS; without them the server does not encrypt.
+    :param options: options of gRPC's server.
     """
     running = grpc.aio.server(options=options)
     for service, methods in _METHODS.items():
@@ -183,5 +183,5 @@ def _handler(method: str, behaviour: Any, request: Any) -> Any:
 
 
 def _serialized(answer: Any) -> bytes:
-    """Return *answer* as it goes over the line; one that is bytes already need not be what a client can read."""
+    """Return the bytes of *answer*.  An answer that is bytes already may be damaged on purpose."""
     return answer if isinstance(answer, bytes) else bytes(answer.SerializeToString())

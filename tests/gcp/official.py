@@ -1,7 +1,7 @@
-"""Ten faults, and what comes of them here and with Google's own client, on the same server.
+"""Measure the outcomes of ten faults here and with Google's own client, on the same server.
 
-A program of its own: ``python -m tests.gcp.official`` prints the outcomes as JSON.  The threads of Google's client
-outlive what they were started for, and would disturb other tests.
+This is a separate program: ``python -m tests.gcp.official`` prints the outcomes as JSON.  Google's client leaves
+threads running, which would disturb other tests.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from .faults import serving
 from .waiting import until
 
 TIMEOUT = 2.0
-"""Seconds that a send or an acknowledgement may take that meets a fault for longer."""
+"""Seconds that a send or an acknowledgement may take if the fault lasts longer."""
 PATIENCE = 6.0
-"""Seconds after which a send with a key that may take TIMEOUT is said to have no outcome."""
+"""Seconds after which a send with a key counts as having no outcome, although it may take TIMEOUT."""
 BUSY = 60.0
-"""Seconds for what ends by itself, however busy the machine is."""
+"""Seconds for a call that ends by itself, even on a busy machine."""
 FOREVER = float("inf")
 
 
 class Place:
-    """A topic and a subscription of one trial, on a broker that all share."""
+    """The topic and the subscription of one trial, on a broker that all trials share."""
 
     def __init__(self, broker: Broker, name: str) -> None:
         self.broker = broker
@@ -63,7 +63,7 @@ class Place:
 
     @contextmanager
     def publisher(self, *, ordering: bool) -> Iterator[Callable[[str], str]]:
-        """A function that sends a message with a key, as Google's client does, and tells what comes of it."""
+        """Yield a function that sends a message with a key by Google's client, and returns the outcome."""
         channel = grpc.insecure_channel(self.broker.address)
         options = PublisherOptions(enable_message_ordering=ordering)
         publisher = PublisherClient(publisher_options=options, transport=PublisherGrpcTransport(channel=channel))
@@ -88,7 +88,7 @@ class Place:
 
     @contextmanager
     def subscriber(self, **settings: Any) -> Iterator[tuple[Any, queue.Queue[Any]]]:
-        """The future of a subscription with Google's client, and the messages that its callback got."""
+        """Yield the future of a subscription of Google's client, and the messages that its callback got."""
         channel = grpc.insecure_channel(self.broker.address)
         subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
         messages: queue.Queue[Any] = queue.Queue()
@@ -256,11 +256,11 @@ TRIALS: Mapping[str, tuple[Callable[[Place], Fault | None], _Ours, _Theirs]] = {
     "A stream gets ``PERMISSION_DENIED`` once": (_fails("StreamingPull", _DENIED), _receive, _their_receive),
     "Closing with five messages of a key, of which the program has one": (lambda place: None, _close, _their_close),
 }
-"""What happens: how it begins, and what tries it here and with Google's client."""
+"""For each fault: how it begins, and the functions that try it here and with Google's client."""
 
 
 async def measure() -> Mapping[str, tuple[str, str]]:
-    """Try all of them at the same time: our outcome, and that of Google's client."""
+    """Try all faults at the same time; return our outcome and that of Google's client."""
     async with serving(Broker()) as broker:
         trials = [_measured(broker, number, *trial) for number, trial in enumerate(TRIALS.values())]
         return dict(zip(TRIALS, await asyncio.gather(*trials), strict=True))

@@ -8,7 +8,7 @@ __all__ = ["PROBLEMS", "Problem"]
 
 
 class Problem(NamedTuple):
-    """One that was reported, and its answer here: the names of tests, or why it cannot occur."""
+    """A reported problem, and the answer here: the names of tests, or why it cannot occur."""
 
     text: str
     reported: str

@@ -1,6 +1,6 @@
 """A client whose first token the server refuses, over TLS and with real credentials: ``python -m tests.gcp.renewing``.
 
-It is a program of its own because gRPC reads the certificates of authorities once in a process.
+It is a separate program because gRPC reads the certificates of authorities once in a process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .faults import serving
 
 
 class Suspicious(Broker):
-    """Knows every token except the first one that it is shown."""
+    """A broker that accepts every token except the first one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ async def _next_second() -> None:
 
 
 async def main(folder: Path) -> None:
-    """Ping a server with the certificate in *folder*, and print the tokens that it was shown."""
+    """Ping a server with the certificate in *folder*, and print the tokens that it received."""
     identity = (folder / "key.pem").read_bytes(), (folder / "certificate.pem").read_bytes()
     server = Suspicious()
     async with serving(server, grpc.ssl_server_credentials([identity])):

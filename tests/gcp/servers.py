@@ -1,4 +1,4 @@
-"""Find or start the server that tests need: one that is running already, a container, a program of this machine."""
+"""Find or start the server that tests need: a running one, a container, or a program of this machine."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer
 
 START_TIMEOUT = 60.0
-"""Seconds that a server may take to answer."""
+"""Seconds that a server may take until it answers."""
 
 
 class Missing(Exception):
-    """Why a way to a server is closed."""
+    """The reason why a server cannot be found or started."""
 
 
 @contextmanager
 def find_or_start(
     variables: Sequence[str], starters: Sequence[Callable[[], AbstractContextManager[str]]]
 ) -> Iterator[str]:
-    """``host:port`` of the first server that is to be had.
+    """Yield ``host:port`` of the first server that can be found or started.
 
-    :param variables: environment variables of which the first that is set tells the address.
-    :param starters: ways to start one, tried in turn; each raises :class:`Missing` where it cannot.
-    :raises Missing: telling all the reasons.
+    :param variables: environment variables; the first one that is set gives the address.
+    :param starters: ways to start a server, tried in turn; each raises :class:`Missing` if it cannot.
+    :raises Missing: with all the reasons.
     """
     for variable in variables:
         if os.environ.get(variable):
@@ -56,7 +56,7 @@ def find_or_start(
 
 @contextmanager
 def container(image: str, command: str, port: int) -> Iterator[str]:
-    """A container of an *image* that is on this machine already."""
+    """Run a container of *image*, which must be on this machine already."""
     for question in (["info"], ["image", "inspect", image]):
         if not _succeeds(["docker", *question]):
             raise Missing(f"'docker {' '.join(question)}' fails")
@@ -72,9 +72,9 @@ def container(image: str, command: str, port: int) -> Iterator[str]:
 def program(
     command: Sequence[str], address: str, log: Path, ends: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGKILL)
 ) -> Iterator[str]:
-    """A program of this machine that serves *address*, in a process group of its own, which is ended as a whole.
+    """Run a program that serves *address*, in its own process group, and end the whole group afterwards.
 
-    :param ends: signals that end it, sent in turn until one has.
+    :param ends: signals, sent in turn until one has ended it.
     """
     if shutil.which(command[0]) is None:
         raise Missing(f"no program {command[0]!r}")
@@ -92,7 +92,7 @@ def program(
 
 
 def free_address() -> str:
-    """A loopback address that nobody listens on."""
+    """Return an unused loopback address."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -100,7 +100,7 @@ def free_address() -> str:
 def await_http(address: str, died: Callable[[], int | None]) -> None:
     """Wait until *address* answers a request over HTTP.
 
-    :raises Missing: when it does not, or when *died* returns the exit code of what was to answer.
+    :raises Missing: if it does not, or if *died* returns the exit code of the server.
     """
     ends = time.monotonic() + START_TIMEOUT
     while time.monotonic() < ends:

@@ -17,7 +17,7 @@ from .waiting import until
 
 
 def test_what_grpc_learns_after_a_close_disturbs_no_other_loop(caplog: pytest.LogCaptureFixture) -> None:
-    """C2: requests that a silent connection holds back end when it speaks again, after their loop has been closed."""
+    """C2: requests on a silent connection end when it answers again, after their loop has been closed."""
     server = FaultyServer()
 
     async def scenario() -> None:

@@ -66,13 +66,13 @@ BAD_REGIONS = ["Europe West", "europe/west", "europe.example.com", "europe-west2
 def test_a_configuration_that_cannot_work_is_refused(
     topic: str, project: str, options: dict[str, str], text: str
 ) -> None:
-    """Before any I/O, with the value and what is wrong with it."""
+    """The error comes before any I/O, and names the value and the reason."""
     with pytest.raises(ConfigurationError, match=text):
         client(topic, project, **options)
 
 
 def test_dead_letters_are_declared_where_they_are_configured() -> None:
-    """With them attempts are counted, hand-backs too, and there is no order."""
+    """With a dead-letter topic, attempts and hand-backs are counted, and there is no order."""
     promised = client(dead_letter_topic="dead", max_delivery_attempts="5").capabilities
     assert (promised.dead_letter, promised.delivery_attempts, promised.handback_counts) == (True, True, True)
     assert promised.ordering == "none"
@@ -80,14 +80,14 @@ def test_dead_letters_are_declared_where_they_are_configured() -> None:
 
 
 def test_dead_letters_keep_order_where_both_are_asked_for() -> None:
-    """The receiver counts then, and handing back counts nothing."""
+    """With order as well, the receiver counts, and handing back counts nothing."""
     promised = client(dead_letter_topic="dead", max_delivery_attempts="5", ordering="true").capabilities
     assert (promised.ordering, promised.dead_letter, promised.delivery_attempts) == ("receiver", True, True)
     assert not promised.handback_counts
 
 
 def test_options_of_its_own_are_few() -> None:
-    """At most 25, each with its help."""
+    """There are at most 25, each with a help text."""
     common = {info.name for info in describe_options(CommonOptions)}
     own = [info for info in describe_options(GcpOptions) if info.name not in common]
     assert len(own) <= 25
@@ -108,7 +108,7 @@ def test_options_of_its_own_are_few() -> None:
     ],
 )
 def test_options_name_the_endpoint(options: dict[str, str], target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service's, a region's, a custom one; an emulator goes before all."""
+    """The endpoint is the service's, a region's or a custom one; an emulator overrides all."""
     monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
     endpoint = Endpoint.of(read_options(GcpOptions, options))
     assert endpoint.target == target
@@ -117,14 +117,14 @@ def test_options_name_the_endpoint(options: dict[str, str], target: str, monkeyp
 
 @pytest.mark.parametrize("value", ["http://localhost:8085", "localhost", "a b:1"])
 def test_an_emulator_that_cannot_be_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PUBSUB_EMULATOR_HOST is checked before any I/O, as an option is, and named."""
+    """PUBSUB_EMULATOR_HOST is checked before any I/O, and the error names it."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", value)
     with pytest.raises(ConfigurationError, match=r"variable PUBSUB_EMULATOR_HOST: .* is not a host"):
         client()
 
 
 def test_another_account_is_impersonated(tmp_path: Path) -> None:
-    """The file's credentials ask for those of the account, and requests are billed to the project that is named."""
+    """The credentials of the file request those of the account, and the named project pays."""
     file = tmp_path / "user.json"
     file.write_text(
         json.dumps({"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "t"})
@@ -142,7 +142,7 @@ KEY = {"type": "service_account", "client_email": "a@b", "token_uri": "u", "priv
 
 
 def read(folder: Path, options: str, **environ: str) -> EventConfig:
-    """A configuration file with *options* for one client."""
+    """Return the configuration of a file with *options* for one client."""
     path = folder / "events.toml"
     text = f'[clients.a]\nbackend = "gcp"\ntopic_name = "orders"\nproject_id = "{PROJECT}"\n[clients.a.options]\n'
     path.write_text(text + options)
@@ -151,7 +151,7 @@ def read(folder: Path, options: str, **environ: str) -> EventConfig:
 
 @pytest.mark.parametrize("content", [json.dumps(KEY, indent=1), "\ufeff " + json.dumps(KEY), "-----BEGIN\nhunter2\n"])
 def test_the_content_of_a_key_given_as_its_path_is_not_shown(tmp_path: Path, content: str) -> None:
-    """The error names the option that takes the content, without what was given."""
+    """The error names the option that takes the content, and shows nothing of it."""
     (tmp_path / "key.json").write_text(content)
     config = read(tmp_path, 'credentials_file = { file = "key.json" }')
     with pytest.raises(ConfigurationError, match="'credentials'") as caught:
@@ -162,14 +162,14 @@ def test_the_content_of_a_key_given_as_its_path_is_not_shown(tmp_path: Path, con
 
 @pytest.mark.parametrize("text", ["hunter2", "[1]", "{}", '{"type": "hunter2 x"}', '{"a":' * 100_000, "1" * 5000])
 def test_credentials_that_are_none_are_refused(text: str) -> None:
-    """Before any I/O, and never shown."""
+    """The error comes before any I/O, and does not show the value."""
     with pytest.raises(ConfigurationError, match="option 'credentials' is not the JSON") as caught:
         client(credentials=text)
     assert "hunter2" not in str(caught.value)
 
 
 def test_what_a_reference_points_at_is_in_no_problem(tmp_path: Path) -> None:
-    """O2: also where a value contradicts what only this backend knows."""
+    """O2: a problem that only this backend finds does not show the value of a reference either."""
     config = read(tmp_path, 'endpoint = { env = "KEY" }\nregion = { env = "KEY" }', KEY="hunter2 / hunter2")
     with pytest.raises(ConfigurationError, match="option 'endpoint': its value is not a host") as caught:
         GcpPubSubClient(config)
@@ -183,7 +183,7 @@ def test_credentials_are_given_in_one_way() -> None:
 
 
 def test_credentials_may_be_read_from_a_secret(tmp_path: Path) -> None:
-    """The option credentials takes the content that a file or a variable has."""
+    """The option credentials takes the content of a file or of a variable."""
     config = read(tmp_path, 'credentials = { env = "KEY" }', KEY=json.dumps(USER))
     options = read_options(GcpOptions, config.options)
     endpoint = Endpoint.of(options)
@@ -196,7 +196,7 @@ def test_credentials_may_be_read_from_a_secret(tmp_path: Path) -> None:
 def test_credentials_that_do_not_work_are_not_shown(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, name: str, key: object
 ) -> None:
-    """The error says that they are at fault, and neither it nor a log record has a part of them."""
+    """The error says that the credentials are wrong; neither it nor a log record shows a part of them."""
     monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
     caplog.set_level(logging.DEBUG)
     text = json.dumps({**KEY, "private_key": key})
@@ -215,7 +215,7 @@ def test_credentials_that_do_not_work_are_not_shown(
 
 
 def test_the_content_of_a_key_in_googles_variable_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GOOGLE_APPLICATION_CREDENTIALS takes a path too, and Google's packages would show what it has."""
+    """GOOGLE_APPLICATION_CREDENTIALS takes a path too, and Google's packages would show its value."""
     monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", json.dumps(KEY))
 
@@ -238,7 +238,7 @@ def test_a_password_before_a_host_is_not_shown(name: str) -> None:
 
 
 def test_a_password_before_a_project_is_not_shown() -> None:
-    """The same in a URL whose host is taken for the project."""
+    """The same in a URL whose host becomes the project."""
     with pytest.raises(ConfigurationError, match="project_id '…@localhost' is not a project") as caught:
         GcpPubSubClient(EventConfig.from_url("gcp://user:hunter2@localhost/orders"))
     assert "hunter2" not in str(caught.value)
@@ -253,7 +253,7 @@ CREDENTIALS = {
 
 @pytest.mark.parametrize("name", CREDENTIALS)
 def test_an_emulator_with_credentials_is_a_contradiction(name: str) -> None:
-    """Who gives both in one place would send to an emulator what was meant for the service, or the reverse."""
+    """If one place gives both, messages for the service could go to an emulator, or the reverse."""
     with pytest.raises(ConfigurationError, match=f"'emulator_host' and '{name}' contradict each other") as caught:
         client(emulator_host="localhost:1", **{name: CREDENTIALS[name]})
     assert "hunter2" not in str(caught.value)
@@ -285,7 +285,7 @@ def test_an_emulator_from_elsewhere_is_told(
 def test_an_emulator_without_credentials_is_not_told(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The default credentials of the machine are not meant."""
+    """The default credentials of the machine cause no warning."""
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "user.json")
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "localhost:1")
     client()
@@ -295,14 +295,14 @@ def test_an_emulator_without_credentials_is_not_told(
 
 @pytest.mark.parametrize("attributes", [{}, {"google": "y"}, {"": "y"}])
 def test_what_pubsub_refuses_is_not_sent(attributes: dict[str, str]) -> None:
-    """An empty message and reserved attributes are INVALID without asking the service."""
+    """An empty message and reserved attributes are INVALID without a request."""
     with pytest.raises(PublishError) as caught:
         asyncio.run(client().send_message(EventMessage(b"", attributes)))
     assert caught.value.code is ErrorCode.INVALID
 
 
 def test_missing_credentials_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A credentials file that is not there is UNAUTHENTICATED, and the error says which."""
+    """A missing credentials file is UNAUTHENTICATED, and the error names it."""
     monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
     missing = tmp_path / "credentials.json"
 
@@ -316,7 +316,7 @@ def test_missing_credentials_are_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_nobody_listening_is_a_connection_error() -> None:
-    """Subscribe ends within connect_timeout; the client then closes at once."""
+    """Subscribe ends within connect_timeout, and then the client closes at once."""
 
     async def subscribe() -> None:
         async with client(emulator_host="127.0.0.1:9", connect_timeout="0.5") as tried:
@@ -328,7 +328,7 @@ def test_nobody_listening_is_a_connection_error() -> None:
 
 
 def test_the_environment_names_the_emulator(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PUBSUB_EMULATOR_HOST goes before a region, so that a program is tried without changing its configuration."""
+    """PUBSUB_EMULATOR_HOST overrides a region, so you can try a program without changing its configuration."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", console.emulator)
 
     async def send() -> str:

@@ -1,4 +1,4 @@
-"""Pub/Sub keeps the contract, as far as its emulator shows it."""
+"""Pub/Sub keeps the contract, as far as its emulator can show it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORKED = (
 
 
 class GcpHarness(Harness):
-    """The emulator; an outage cuts a proxy before it."""
+    """The emulator.  An outage cuts a proxy in front of it."""
 
     settle_time = 0.5
     patience = 30.0
@@ -75,7 +75,7 @@ class GcpHarness(Harness):
 
 
 class TestGcp(ConformanceSuite):
-    """The kit, with the defaults."""
+    """The kit with default options."""
 
     options: Mapping[str, str] = {}
     exceptions: Mapping[str, str] = {}
@@ -90,7 +90,7 @@ class TestGcp(ConformanceSuite):
 
 
 class TestGcpPull(TestGcp):
-    """A request for each batch."""
+    """The kit with one request for each batch."""
 
     options = {"receive_mode": "pull"}
     exceptions = {
@@ -100,7 +100,7 @@ class TestGcpPull(TestGcp):
 
 
 class TestGcpExactlyOnce(TestGcp):
-    """Subscriptions with exactly-once delivery, without order but where a test asks for it."""
+    """The kit with exactly-once delivery, and with order only in tests that ask for it."""
 
     options = {"exactly_once": "true", "ordering": "false"}
     exceptions = {

@@ -1,4 +1,4 @@
-"""Tokens of real credentials, on a channel that is made as for the service."""
+"""Tokens of real credentials, on a channel like the one to the service."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def tokens(folder: Path, **environment: str) -> list[str]:
 
 
 def test_a_service_account_signs_a_new_token(folder: Path, key: rsa.RSAPrivateKey) -> None:
-    """F1: when the service refuses the first one, the repeated request carries another."""
+    """F1: when the service refuses the first token, the repeated request carries another one."""
     account = {
         "type": "service_account",
         "client_email": "sender@events-test.iam.gserviceaccount.com",
@@ -117,7 +117,7 @@ def test_a_service_account_signs_a_new_token(folder: Path, key: rsa.RSAPrivateKe
 
 
 def test_a_virtual_machine_fetches_a_new_token(folder: Path, metadata: str) -> None:
-    """F1: the same where the server of the machine gives the tokens."""
+    """F1: the same with tokens from the metadata server of a machine."""
     assert tokens(folder, GCE_METADATA_HOST=metadata, GCE_METADATA_IP=metadata, NO_GCE_CHECK="false") == [
         "Bearer token-1",
         "Bearer token-2",

@@ -1,4 +1,4 @@
-"""Every status code on every call: what comes of it, and that the documentation says so."""
+"""Every status code on every call: its outcome, and that the documentation names it."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def outcomes(call: str) -> calls.Outcomes:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_the_page_of_faults_says_what_happens(call: str) -> None:
-    """A page that is out of date is written again by ``python -m tests.gcp.fault_table``."""
+    """Write a page that is out of date again with ``python -m tests.gcp.fault_table``."""
     assert section(call, outcomes(call)) in PAGE.read_text()
 
 
 def test_faults_of_connections_and_credentials_have_these_outcomes() -> None:
-    """F1, P7: what the page says of them is what happens."""
+    """F1, P7: the page describes the outcomes of today."""
     text = PAGE.read_text()
     assert [row for row in connections(measured("connections")).split("   * - ") if row not in text] == []
 
 
 def test_only_missing_tokens_are_seen_by_a_program() -> None:
-    """F1: of all faults of connections and of credentials, the page names an error only where no token is to be had."""
+    """F1: of these faults, the page names an error only if no token can be had."""
     text = PAGE.read_text()
     rows = text[text.index(CONNECTIONS_TOP) : text.index(OFFICIAL_TOP)].split("   * - ")[2:]
     seen = {row.splitlines()[0] for row in rows if "Error" in row}
@@ -70,8 +70,8 @@ def test_only_missing_tokens_are_seen_by_a_program() -> None:
 def test_the_page_compares_with_googles_client_as_measured() -> None:
     """For ten faults the page says what happens here.
 
-    The column of Google's client is as it was measured when the page was written.  That client is not always as quick:
-    of a stream that failed once, it sometimes brought nothing for a minute.
+    The column of Google's client is as measured when the page was written.  That client is not always as quick: after
+    one failure of a stream, it sometimes brought nothing for a minute.
     """
     text = PAGE.read_text()
     rows = [row.rpartition("     - ")[0] for row in official(measured("official")).split("   * - ")[1:]]
@@ -79,7 +79,7 @@ def test_the_page_compares_with_googles_client_as_measured() -> None:
 
 
 def test_the_page_of_faults_has_nothing_else() -> None:
-    """Its other parts are as the script writes them, and a section that is not measured any more is gone."""
+    """The other parts are as the script writes them, and no section is left that the script does not write."""
     text = PAGE.read_text()
     assert text.startswith(TOP)
     assert text.endswith(problems())
@@ -88,7 +88,7 @@ def test_the_page_of_faults_has_nothing_else() -> None:
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=range(1, len(PROBLEMS) + 1))
 def test_every_problem_has_a_test(problem: Problem) -> None:
-    """A problem that was reported of another client has a test here, or cannot occur."""
+    """A problem that was reported for another client has a test here, or cannot occur."""
     tests = "".join(each.read_text() for each in Path(__file__).parent.glob("test_*.py"))
     assert problem.tests or problem.here.startswith("Cannot occur")
     assert [test for test in problem.tests if f"def {test}(" not in tests] == []
@@ -96,7 +96,7 @@ def test_every_problem_has_a_test(problem: Problem) -> None:
 
 @pytest.mark.parametrize("call", ["send_message", "acknowledge", "nack", "First send, with create=all"])
 def test_what_may_pass_is_retried(call: str) -> None:
-    """P7, S5: a failure that a retry can cure is seen only when the time is up, and then says so."""
+    """P7, S5: a failure that a retry can cure is raised only when the time is up, and then says so."""
     for status in RETRYABLE:
         once, longer = outcomes(call)[status]
         assert once == "succeeds after a retry"
@@ -105,7 +105,7 @@ def test_what_may_pass_is_retried(call: str) -> None:
 
 @pytest.mark.parametrize("call", ["send_message", "acknowledge", "nack"])
 def test_what_cannot_pass_is_told_at_once(call: str) -> None:
-    """P7, S5: after a single request, with the code that says why."""
+    """P7, S5: other failures are raised after a single request, with a code that says why."""
     for status in set(outcomes(call)) - RETRYABLE:
         once, longer = outcomes(call)[status]
         assert "Error`` ``" in once
@@ -115,24 +115,24 @@ def test_what_cannot_pass_is_told_at_once(call: str) -> None:
 
 @pytest.mark.parametrize("call", ["receive_message", "receive_message, with receive_mode=pull"])
 def test_an_outage_is_waited_for(call: str) -> None:
-    """F1, R1: a receive that meets it brings the message when it is over, or nothing when its own time is up."""
+    """F1, R1: a receive returns the message when the outage is over, or nothing when its own time is up."""
     for status in RETRYABLE:
         assert outcomes(call)[status] == ("the message comes", "``None`` at its own timeout")
 
 
 @pytest.mark.parametrize("call", ["receive_message", "receive_message, with receive_mode=pull"])
 def test_what_retrying_cannot_cure_surfaces(call: str) -> None:
-    """F1: the receive raises, and does not wait for ever; the next one tries again."""
+    """F1: the receive raises instead of waiting, and the next one tries again."""
     for status in set(outcomes(call)) - RETRYABLE - {grpc.StatusCode.NOT_FOUND}:
         assert all("Error`` ``" in outcome for outcome in outcomes(call)[status])
 
 
 def test_a_lease_outlives_a_failed_renewal() -> None:
-    """R6: whatever the failure is, renewing is tried again before the lease runs out."""
+    """R6: after any failure, the renewal is repeated before the lease runs out."""
     assert {once for once, _ in outcomes("Renewing a lease").values()} == {"is renewed after a retry"}
 
 
 def test_a_message_whose_lease_lapsed_is_settled_once() -> None:
-    """R7: the redelivery of a message that is still held is not handed out."""
+    """R7: the redelivery of a held message is not handed out."""
     lapsed = "runs out; the redelivery is recognised, and settled with the message"
     assert {longer for _, longer in outcomes("Renewing a lease").values()} == {lapsed}

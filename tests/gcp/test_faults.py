@@ -1,4 +1,4 @@
-"""What the emulator cannot show: a server that falls silent, refuses, or fails for a while."""
+"""Faults that the emulator cannot show: a server that falls silent, refuses, or fails for a while."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_falls_silent_is_left() -> None:
-    """F1: it has answered pings and does no more, so the connection is dead: the receiver opens another stream."""
+    """F1: if a server answers pings and then stops, the receiver opens another stream."""
     server = FaultyServer()
     server.responses = [[b"0"], [b"1"]]
 
@@ -73,7 +73,7 @@ def test_a_server_that_falls_silent_is_left() -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_never_answers_pings_is_kept() -> None:
-    """It may be an old one, as the emulator is."""
+    """F1: a server that answers no pings, like the emulator, keeps its stream."""
     server = FaultyServer()
     server.on_ping = never
 
@@ -87,7 +87,7 @@ def test_a_server_that_never_answers_pings_is_kept() -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_answered_pings_are_signs_of_life() -> None:
-    """V1: the age of the last one stays small while no message comes."""
+    """V1: the age of the last sign of life stays small although no message comes."""
     server = FaultyServer()
 
     async def test(receiver: EventReceiver) -> None:
@@ -112,7 +112,7 @@ def test_answered_pings_are_signs_of_life() -> None:
     ],
 )
 def test_a_stream_that_ends_is_opened_again(status: grpc.StatusCode) -> None:
-    """F1: whatever a retry can mend is retried; what it had brought stays held, and can be acknowledged."""
+    """F1: after a failure that may pass, another stream is opened, and a held message can be acknowledged."""
     server = FaultyServer()
     server.responses = [[b"0"], [b"1"]]
     server.ends = {0: status}
@@ -129,7 +129,7 @@ def test_a_stream_that_ends_is_opened_again(status: grpc.StatusCode) -> None:
 
 
 def test_a_permission_that_was_withdrawn_surfaces() -> None:
-    """F1: what retrying cannot mend is raised once; the next receive tries again."""
+    """F1: an error that a retry cannot cure is raised once, and the next receive tries again."""
     server = FaultyServer()
     server.responses = [[], [b"1"]]
     server.ends = {0: grpc.StatusCode.PERMISSION_DENIED}
@@ -146,7 +146,7 @@ def test_a_permission_that_was_withdrawn_surfaces() -> None:
 
 
 def test_who_may_not_look_may_receive() -> None:
-    """Least privilege: roles/pubsub.subscriber does not let one look: the options are taken for granted."""
+    """Q2: roles/pubsub.subscriber is enough to receive; the receiver then believes the options."""
     server = FaultyServer()
     server.refusal = grpc.StatusCode.PERMISSION_DENIED
 
@@ -158,7 +158,7 @@ def test_who_may_not_look_may_receive() -> None:
 
 
 def test_who_may_not_look_learns_from_the_stream() -> None:
-    """Q2: what the subscription is, capabilities tell."""
+    """Q2: capabilities say what the stream has told about the subscription."""
     server = FaultyServer()
     server.refusal = grpc.StatusCode.PERMISSION_DENIED
     server.subscription.enable_message_ordering = False
@@ -174,7 +174,7 @@ def test_who_may_not_look_learns_from_the_stream() -> None:
 
 @pytest.mark.parametrize(("option", "told"), [("ordering", "without message ordering"), ("exactly_once", "has no")])
 def test_who_may_not_look_is_told_by_the_stream_what_is_missing(option: str, told: str) -> None:
-    """Q2: before anything is handed out, which would come without the order that was asked for."""
+    """Q2: if the subscription lacks what was asked for, the receive raises before it hands out a message."""
     server = FaultyServer()
     server.refusal = grpc.StatusCode.PERMISSION_DENIED
     server.subscription.enable_message_ordering = option != "ordering"
@@ -189,7 +189,7 @@ def test_who_may_not_look_is_told_by_the_stream_what_is_missing(option: str, tol
 
 
 def test_an_acknowledgement_refused_for_a_while_is_repeated() -> None:
-    """S5: with exactly-once delivery one of a batch may fail for a while; only that one is asked for again."""
+    """S5: with exactly-once delivery one message of a batch may fail for a while; only that one is repeated."""
     server = FaultyServer()
     server.responses = [[b"0", b"1", b"2"]]
     server.transient = {"ack-0-1": 2}
@@ -203,7 +203,7 @@ def test_an_acknowledgement_refused_for_a_while_is_repeated() -> None:
 
 
 def test_what_comes_again_takes_its_successors_with_it() -> None:
-    """R10: an acknowledgement says that the first of a key comes again; its successors are given back."""
+    """R10: if an acknowledgement says that the first of a key comes again, the later ones are given back."""
     server = FaultyServer()
     server.responses = [[b"0", b"1", b"2"]]
     server.key = "k"
@@ -222,7 +222,7 @@ def test_what_comes_again_takes_its_successors_with_it() -> None:
 
 
 def test_a_missing_subscription_is_told_to_who_may_not_look() -> None:
-    """F1: NOT_FOUND, and no claim that it was made anew."""
+    """F1: the error is NOT_FOUND, and does not say that the subscription was created again."""
     server = FaultyServer()
     server.refusal = grpc.StatusCode.PERMISSION_DENIED
     server.responses = []
@@ -238,7 +238,7 @@ def test_a_missing_subscription_is_told_to_who_may_not_look() -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_stream_is_told_what_there_is_room_for() -> None:
-    """R5: bounds are each stream's own; one that is opened while messages are held is told less, and later more."""
+    """R5: a stream that is opened while messages are held gets a smaller bound, and later a larger one."""
     server = FaultyServer()
     server.responses = [[b"0", b"1", b"2"]]
     server.ends = {0: grpc.StatusCode.UNAVAILABLE}
@@ -255,7 +255,7 @@ def test_a_stream_is_told_what_there_is_room_for() -> None:
 
 @pytest.mark.parametrize(("refusals", "is_acknowledged"), [(1, True), (2, False)])
 def test_a_token_that_is_refused_is_renewed_once(refusals: int, is_acknowledged: bool) -> None:
-    """F1: UNAUTHENTICATED surfaces when a new token is refused too."""
+    """F1: UNAUTHENTICATED is raised when the new token is refused too."""
     server = FaultyServer()
     server.unauthenticated = refusals
 
@@ -277,7 +277,7 @@ def test_a_token_that_is_refused_is_renewed_once(refusals: int, is_acknowledged:
 
 
 def test_a_stream_whose_token_is_refused_is_opened_with_a_new_one() -> None:
-    """F1: once; then UNAUTHENTICATED surfaces."""
+    """F1: it is opened again once; then UNAUTHENTICATED is raised."""
     server = FaultyServer()
     server.ends = dict.fromkeys((0, 1), grpc.StatusCode.UNAUTHENTICATED)
 
@@ -296,7 +296,7 @@ def test_a_stream_whose_token_is_refused_is_opened_with_a_new_one() -> None:
 
 
 def test_requests_say_where_they_belong_and_who_asks() -> None:
-    """The service routes by the first header; the second is what Google's support asks for."""
+    """The service routes requests by one header, and another one names the client."""
     server = FaultyServer()
 
     async def test(receiver: EventReceiver) -> None:
@@ -311,7 +311,7 @@ def test_requests_say_where_they_belong_and_who_asks() -> None:
 
 
 def test_an_endpoint_that_refuses_is_named_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    """V1: without its emulator a receiver warns once, long before it gives up, and both say where and why."""
+    """V1: without its emulator a receiver warns once, long before it gives up; both texts say where and why."""
     address = free_address()
 
     async def subscribe() -> None:
@@ -348,7 +348,7 @@ def test_a_server_that_comes_late_is_found() -> None:
 
 
 def test_a_receiver_sees_its_server_return(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F1: the connection wakes it, whatever its backoff, though nothing else of its client speaks to the server."""
+    """F1: the restored connection ends the receiver's pause, even if its client sends nothing else."""
     monkeypatch.setattr(feed, "Backoff", lambda: Backoff(3600, 3600, uniform=lambda low, high: high))
     server = FaultyServer()
     server.responses = [[b"0"], [b"1"]]
@@ -376,7 +376,7 @@ class Hasty(Broker):
 
 
 def test_a_server_that_does_not_wait_for_messages_is_not_asked_in_a_hot_loop() -> None:
-    """As the emulator, which answers at once to a pull of less than a second."""
+    """R5: the emulator answers a pull of less than a second at once; the receiver pauses between pulls."""
 
     async def receive() -> int:
         async with serving(Hasty()) as broker:
@@ -397,7 +397,7 @@ LETTERS = {"ordering": "true", "dead_letter_topic": "dead", "max_delivery_attemp
 
 
 class Graveless(Broker):
-    """Never answers a request to publish to the topic for dead letters."""
+    """A broker that never answers a request to publish to the dead-letter topic."""
 
     unanswered = 0
 
@@ -412,7 +412,7 @@ class Graveless(Broker):
 
 
 def test_a_silent_dead_letter_topic_holds_up_no_acknowledgement() -> None:
-    """R12: while the letter is on its way, other messages of the same receiver are acknowledged."""
+    """R12: while a letter waits for its topic, other messages of the receiver are acknowledged."""
 
     async def scenario() -> None:
         async with serving(Graveless()) as broker:
@@ -493,7 +493,7 @@ def test_a_rejection_without_the_permission_leaves_the_message_held() -> None:
 
 
 class Forgetful(Broker):
-    """Keeps what has lapsed to itself until it is told to deliver it again."""
+    """A broker that keeps expired messages until it is told to deliver them again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -510,7 +510,7 @@ class Forgetful(Broker):
 
 @pytest.mark.parametrize("mode", ["pull", "stream"])
 def test_what_was_acknowledged_too_late_is_acknowledged_again(mode: str) -> None:
-    """S1: Pub/Sub confirms it and delivers it again; the receiver knows, and does not hand it out."""
+    """S1: Pub/Sub confirms a late acknowledgement and delivers again; the receiver does not hand it out."""
 
     async def scenario() -> None:
         async with serving(Forgetful()) as broker:

@@ -33,7 +33,7 @@ assert asyncio.run(send())
 
 
 def test_a_new_client_in_the_child_of_a_process_that_connected_is_refused(console: Console) -> None:
-    """T2: it would hang or crash in gRPC; its first use raises WRONG_PROCESS, and the parent goes on."""
+    """T2: the first use of the client raises WRONG_PROCESS, because gRPC would hang; the parent goes on."""
     ran = subprocess.run(
         [sys.executable, "-c", FORK, console.topic_name, PROJECT, console.emulator],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Which acknowledgements came too late, in simulated time."""
+"""Acknowledgements that came too late, in simulated time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def delivery(message_id: str, lease_until: float = 0.0) -> Delivery:
 
 
 def test_only_what_lapsed_is_expected_again() -> None:
-    """An acknowledgement within the lease counts; the message comes again only if somebody seeks it back."""
+    """An acknowledgement within the lease counts, so its message is not expected again."""
     late = LateAcknowledgements(patience=10)
     late.note([delivery("in time", lease_until=5), delivery("late", lease_until=3)], asked=4)
     came = [delivery("in time"), delivery("late"), delivery("new")]
@@ -21,7 +21,7 @@ def test_only_what_lapsed_is_expected_again() -> None:
 
 
 def test_a_message_is_not_expected_for_ever() -> None:
-    """After the patience it is handed out again, and nothing is remembered."""
+    """After the patience the message is handed out again, and nothing is remembered."""
     late = LateAcknowledgements(patience=10)
     late.note([delivery("late")], asked=1)
     assert late.came_again([delivery("late")], now=10.9)

@@ -57,7 +57,7 @@ async def take(receiver: EventReceiver, count: int) -> list[bytes]:
 
 
 def test_a_settled_message_leaves_nothing_behind() -> None:
-    """Problem 1: of a thousand messages that were received and acknowledged, no object is kept."""
+    """Problem 1: after a thousand messages were received and acknowledged, no object of them is left."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         async with await both.subscribe(NAME) as receiver:
@@ -75,7 +75,7 @@ def test_a_settled_message_leaves_nothing_behind() -> None:
 
 
 def test_a_server_that_ignores_the_bound_fills_no_memory() -> None:
-    """Problem 1, R5: what is buffered is bounded, but for the last response of the server."""
+    """Problem 1, R5: the buffer is bounded, except for the last response of the server."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         await both.send_messages(messages(5000))
@@ -88,7 +88,7 @@ def test_a_server_that_ignores_the_bound_fills_no_memory() -> None:
 
 
 def test_no_batch_starts_a_thread() -> None:
-    """Problem 2: a hundred requests to publish leave as many threads as the first."""
+    """Problem 2: a hundred publish requests leave as many threads as the first one."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         await both.send_message(EventMessage(b"x"))
@@ -121,7 +121,7 @@ def test_clients_that_were_closed_leave_no_descriptor_and_no_thread() -> None:
 
 
 def test_no_reconnection_starts_a_thread() -> None:
-    """Problem 10: a stream that ends twenty times leaves as many threads as one."""
+    """Problem 10: twenty streams that end leave as many threads as one."""
     server = FaultyServer()
     server.responses = [[b"%d" % number] for number in range(21)]
     server.ends = dict.fromkeys(range(20), grpc.StatusCode.UNAVAILABLE)
@@ -145,7 +145,7 @@ def test_no_reconnection_starts_a_thread() -> None:
 
 
 def test_a_send_ends_although_nobody_answers() -> None:
-    """Problem 16, P7: its time is send_timeout, whatever the server does, and the error says so."""
+    """Problem 16, P7: without an answer, the send ends after send_timeout, and the error says so."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         broker.fail("Publish", NAME, left=float("inf"))
@@ -157,7 +157,7 @@ def test_a_send_ends_although_nobody_answers() -> None:
 
 
 def test_a_key_goes_on_after_a_failed_send() -> None:
-    """Problem 13, P3: no key stays paused; nobody has to resume it."""
+    """Problem 13, P3: after a failed send, the next send of the key is stored."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         broker.fail("Publish", NAME, grpc.StatusCode.PERMISSION_DENIED)
@@ -169,7 +169,7 @@ def test_a_key_goes_on_after_a_failed_send() -> None:
 
 
 def test_the_first_send_after_a_ping_connects_no_more() -> None:
-    """Problem 18: who wants the first send to be fast, pings before: both use one connection."""
+    """Problem 18: a ping before the first send connects, and the send uses the same connection."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         await both.ping(30)
@@ -205,7 +205,7 @@ def test_a_failed_acknowledgement_does_not_end_the_stream() -> None:
 def test_a_routine_end_of_a_stream_is_no_news(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Problem 6, V1: a stream that ended after its usual time, and a close, are no warnings."""
+    """Problem 6, V1: neither a stream that ends after its usual time nor a close logs a warning."""
     monkeypatch.setattr(reading, "_ROUTINE_AGE", 0.0)
     server = FaultyServer()
     server.responses = [[b"0"], [b"1"]]
@@ -226,7 +226,7 @@ def test_a_routine_end_of_a_stream_is_no_news(
 
 
 def test_what_waits_behind_a_long_handler_keeps_its_lease() -> None:
-    """Problem 7, R6: buffered messages are renewed like the one that is handled, so nothing comes twice."""
+    """Problem 7, R6: leases of buffered messages are renewed too, so nothing comes twice."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         broker.subscription(NAME, NAME, ack_deadline_seconds=4)
@@ -241,7 +241,7 @@ def test_what_waits_behind_a_long_handler_keeps_its_lease() -> None:
 
 
 def test_closing_ends_although_nobody_answers() -> None:
-    """Problem 11, C2: with a message held and every request to the server without an answer."""
+    """Problem 11, C2: close ends with a message held and a server that answers nothing."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         receiver = await both.subscribe(NAME)
@@ -256,7 +256,7 @@ def test_closing_ends_although_nobody_answers() -> None:
 
 
 def test_a_closing_receiver_gives_back_a_whole_key() -> None:
-    """Problem 12, C1: what is held and what is buffered of a key goes back at once, in order."""
+    """Problem 12, C1: held and buffered messages of a key go back at once, in order."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         sent = await both.send_messages(messages(5, "k"))
@@ -269,7 +269,7 @@ def test_a_closing_receiver_gives_back_a_whole_key() -> None:
 
 
 def test_a_key_needs_no_acknowledgement_to_go_on() -> None:
-    """Problem 14, R8: one call brings a run of a key, of which nothing has been acknowledged."""
+    """Problem 14, R8: one call returns several messages of a key, of which none was acknowledged before."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         await both.send_messages(messages(5, "k"))
@@ -283,7 +283,7 @@ def test_a_key_needs_no_acknowledgement_to_go_on() -> None:
 
 
 def test_nacks_without_a_policy_come_later_each_time() -> None:
-    """Problem 19, R11: no hot loop: the fifth nack of a message delays it for two seconds."""
+    """Problem 19, R11: the delay grows; the fifth nack of a message delays it for two seconds."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         (sent,) = await both.send_messages(messages(1))
@@ -298,7 +298,7 @@ def test_nacks_without_a_policy_come_later_each_time() -> None:
 
 
 def test_what_is_not_ours_any_more_is_not_handed_out() -> None:
-    """Problem 20: with exactly-once delivery, a message whose receipt the server does not confirm is dropped."""
+    """Problem 20: with exactly-once delivery, a message is dropped if the server does not confirm its lease."""
     server = FaultyServer()
     server.responses = [[b"0", b"1"]]
     server.ended = {"ack-0-0"}
@@ -317,7 +317,7 @@ def test_what_is_not_ours_any_more_is_not_handed_out() -> None:
 
 
 def test_a_request_to_settle_stays_below_the_limit_of_the_service() -> None:
-    """Problem 21, S4: three thousand deliveries, whose ids are as long as the service's, take several requests."""
+    """Problem 21, S4: three thousand deliveries, with ids as long as the service's, take several requests."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         sent = await both.send_messages(messages(3000))
@@ -334,7 +334,7 @@ def test_a_request_to_settle_stays_below_the_limit_of_the_service() -> None:
 
 
 def test_a_pull_that_is_answered_late_gives_back_what_it_brings() -> None:
-    """Problem 22: a message that comes while the receiver closes is there for the next one at once."""
+    """Problem 22: a message that a pull brings while the receiver closes comes to the next receiver at once."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         subscription = broker.subscription(NAME, NAME)

@@ -1,4 +1,4 @@
-"""How a pull adapts to its line, without one."""
+"""The size and the deadline of pulls, without a line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from events_gcp.pull_pace import PullPace
 
 
 def test_a_fast_line_is_used_after_a_few_answers() -> None:
-    """From ten messages to a thousand."""
+    """The size of a pull grows from ten messages to a thousand."""
     pace, asked = PullPace(), []
     for _ in range(6):
         asked.append(pace.limit(5000))
@@ -15,7 +15,7 @@ def test_a_fast_line_is_used_after_a_few_answers() -> None:
 
 
 def test_a_slow_line_is_asked_for_what_it_can_bring() -> None:
-    """Messages of 50 kB at 32 Mbit/s: 8 of them take 0.1 s."""
+    """8 messages of 50 kB take 0.1 s at 32 Mbit/s, so a pull asks for 8."""
     pace = PullPace()
     for _ in range(20):
         pace.arrived(pace.limit(1000), pace.limit(1000) * 50_000 / 4e6)
@@ -23,7 +23,7 @@ def test_a_slow_line_is_asked_for_what_it_can_bring() -> None:
 
 
 def test_a_line_that_becomes_slow_is_asked_for_less() -> None:
-    """At once, also if the answer was not full."""
+    """The next pull asks for less, even if the slow answer was not full."""
     pace = PullPace()
     for _ in range(7):
         pace.arrived(pace.limit(1000), 0.001)
@@ -32,7 +32,7 @@ def test_a_line_that_becomes_slow_is_asked_for_less() -> None:
 
 
 def test_answers_that_are_not_full_say_nothing_of_the_line() -> None:
-    """A pull brought what there was, not what it might have brought."""
+    """A pull that brings all there is does not make the next one larger."""
     pace = PullPace()
     for _ in range(7):
         pace.arrived(1, 0.09)
@@ -40,7 +40,7 @@ def test_answers_that_are_not_full_say_nothing_of_the_line() -> None:
 
 
 def test_nobody_is_asked_for_more_than_there_is_room_for() -> None:
-    """R5."""
+    """R5: a pull asks for no more than there is room for."""
     pace = PullPace()
     for _ in range(7):
         pace.arrived(pace.limit(1000), 0.001)
@@ -48,7 +48,7 @@ def test_nobody_is_asked_for_more_than_there_is_room_for() -> None:
 
 
 def test_an_answer_that_was_cut_off_is_given_more_time() -> None:
-    """For ten minutes, since what it brought comes again when its lease is over; smaller messages change nothing."""
+    """Pulls have more time for ten minutes, even if small messages come fast in between."""
     pace = PullPace()
     assert pace.timeout(0) == 1
     pace.was_cut_off(1)

@@ -1,4 +1,4 @@
-"""The tests for a real project, run on the emulator: they work, and leave nothing behind."""
+"""The tests for a real project, run on the emulator: they work, and leave nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_what_is_created_in_a_project_is_said_and_removed(console: Console) -> N
 
 
 def test_without_a_project_all_of_them_are_skipped() -> None:
-    """Nobody's project is used unasked."""
+    """Without EVENTS_TEST_PROJECT no test touches a project."""
     told = run({})
     assert "EVENTS_TEST_PROJECT names no project" in told
     assert "passed" not in told

@@ -29,7 +29,7 @@ def keyed(count: int) -> list[EventMessage]:
 
 
 async def gather(receiver: EventReceiver, count: int, timeout: float = 15) -> list[ReceivedMessage]:
-    """*count* messages, in the order in which they come."""
+    """Return *count* messages, in the order in which they come."""
     received: list[ReceivedMessage] = []
     while len(received) < count:
         some = await receiver.receive_messages(count - len(received), timeout)
@@ -49,7 +49,7 @@ def ack_id(message: ReceivedMessage) -> str:
 
 
 def test_what_nobody_read_is_not_handed_out_with_a_stale_lease(console: Console) -> None:
-    """What the emulator sent beyond the bound goes back and comes again, each once, while another is held long."""
+    """R5, R6: messages sent beyond the bound go back and come again once each, while one is held long."""
 
     async def receive() -> list[bytes]:
         async with console.client(max_outstanding_messages="1", ack_deadline="10") as slow:
@@ -69,7 +69,7 @@ def test_what_nobody_read_is_not_handed_out_with_a_stale_lease(console: Console)
 
 
 def test_a_short_nack_does_not_outlive_its_receiver(console: Console) -> None:
-    """A message whose backoff of less than a second is not over comes to the next receiver when the first closes."""
+    """R11: a message nacked with a short delay comes to the next receiver when the first one closes."""
 
     async def receive() -> None:
         async with console.client() as both:
@@ -91,7 +91,7 @@ def test_a_short_nack_does_not_outlive_its_receiver(console: Console) -> None:
 
 
 def test_what_a_stranger_let_lapse_comes_when_its_lease_is_over(console: Console) -> None:
-    """Expiry: another subscriber took a message and never settled it."""
+    """R9: a message that another subscriber took and never settled comes when its lease runs out."""
     name = f"{console.topic_name}-s"
     console.create(name, ack_deadline_seconds=10, enable_message_ordering=True)
 
@@ -108,7 +108,7 @@ def test_what_a_stranger_let_lapse_comes_when_its_lease_is_over(console: Console
 
 
 def test_a_message_held_too_long_expires(console: Console) -> None:
-    """R6: settling it then says EXPIRED, and it comes again, as do its successors, in order."""
+    """R6: settling it raises EXPIRED, and it comes again, as do the later ones of its key, in order."""
 
     async def receive() -> None:
         async with console.client(max_lease_duration="1") as both:
@@ -126,7 +126,7 @@ def test_a_message_held_too_long_expires(console: Console) -> None:
 
 
 def test_a_pulled_message_is_kept_for_as_long_as_the_subscription_says(console: Console) -> None:
-    """R6: requests cannot name a lease, so that of the subscription counts, not the option's: none lapses."""
+    """R6: a pull cannot name a lease, so the deadline of the subscription counts, and none runs out."""
     name = f"{console.topic_name}-s"
     console.create(name, ack_deadline_seconds=10)
 
@@ -146,7 +146,7 @@ def test_a_pulled_message_is_kept_for_as_long_as_the_subscription_says(console: 
 
 
 def test_a_nacked_key_goes_on_where_it_failed(console: Console) -> None:
-    """R10: the nacked message, then its successors, each once; what was acknowledged before stays so."""
+    """R10: the nacked message comes, then the later ones, once each; acknowledged ones stay acknowledged."""
 
     async def receive() -> None:
         async with console.client() as both:
@@ -165,7 +165,7 @@ def test_a_nacked_key_goes_on_where_it_failed(console: Console) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"max_outstanding_messages": "1"}, {"receive_mode": "pull"}], ids=str)
 def test_an_expired_key_goes_on_where_it_expired(console: Console, options: dict[str, str]) -> None:
-    """R6, R10: no successor is handed out before the expired message, however few of them the receiver had fetched."""
+    """R6, R10: no later message is handed out before the expired one, however few the receiver had fetched."""
 
     async def receive() -> list[bytes]:
         async with console.client(max_lease_duration="1", **options) as both:
@@ -184,7 +184,7 @@ def test_an_expired_key_goes_on_where_it_expired(console: Console, options: dict
 
 
 def test_the_delay_of_a_keyed_nack_may_be_longer_than_a_lease(console: Console) -> None:
-    """R11: the receiver holds the message itself, for as long as it was asked to."""
+    """R11: the receiver itself keeps the message for the whole delay."""
 
     async def receive() -> None:
         async with console.client(max_lease_duration="0.5") as both:
@@ -202,7 +202,7 @@ def test_the_delay_of_a_keyed_nack_may_be_longer_than_a_lease(console: Console) 
 
 
 def test_what_a_closing_receiver_held_of_a_key_goes_back_in_order(console: Console) -> None:
-    """C1, R8: to the next receiver, which gets it before what is sent afterwards."""
+    """C1, R8: the next receiver gets these messages before those that are sent afterwards."""
     name = f"{console.topic_name}-s"
 
     async def receive() -> None:
@@ -221,7 +221,7 @@ def test_what_a_closing_receiver_held_of_a_key_goes_back_in_order(console: Conso
 
 
 def test_handing_back_lets_no_successor_overtake(console: Console) -> None:
-    """R8: what nobody had read of a key when a full receiver handed another message back comes in order."""
+    """R8: a full receiver hands a message back; unread messages of the key come in order."""
 
     async def receive() -> None:
         async with console.client(max_outstanding_messages="2") as both:
@@ -246,7 +246,7 @@ def test_handing_back_lets_no_successor_overtake(console: Console) -> None:
 
 
 def test_dead_letters_keep_their_key_in_order(console: Console, caplog: pytest.LogCaptureFixture) -> None:
-    """R12 with order: five failures move the poison with its key, and the log says so; only it counts attempts."""
+    """R12: with order, five failures move the message with its key; only that message counts attempts."""
     dead = f"{console.topic_name}-dead"
     options = {"ordering": "true", "dead_letter_topic": dead, "max_delivery_attempts": "5"}
 
@@ -276,7 +276,7 @@ def test_dead_letters_keep_their_key_in_order(console: Console, caplog: pytest.L
 
 
 def test_a_dead_letter_without_a_topic_stays_held(console: Console) -> None:
-    """R12: the nack that cannot move it says so; the message is still held, and its successors wait."""
+    """R12: if the topic is missing, the nack raises, the message stays held, and later ones wait."""
     options = {"ordering": "true", "dead_letter_topic": f"{console.topic_name}-dead", "max_delivery_attempts": "5"}
 
     async def receive() -> None:
@@ -300,7 +300,7 @@ def test_a_dead_letter_without_a_topic_stays_held(console: Console) -> None:
 
 
 def test_a_last_attempt_that_expires_is_a_dead_letter_too(console: Console, caplog: pytest.LogCaptureFixture) -> None:
-    """R12, R6: with all that was sent, and a line in the log; the next of its key goes on."""
+    """R12, R6: the letter has everything that was sent, the log names it, and the key goes on."""
     dead = f"{console.topic_name}-dead"
     options = {"ordering": "true", "dead_letter_topic": dead, "max_delivery_attempts": "5", "max_lease_duration": "1"}
 
@@ -354,7 +354,7 @@ def test_a_rejected_message_becomes_a_dead_letter_at_once(
 
 
 def test_pubsub_moves_dead_letters_where_there_is_no_order(console: Console) -> None:
-    """R12 without order: Pub/Sub counts, as the deliveries tell, and moves the message."""
+    """R12: without order, Pub/Sub counts the attempts and moves the message."""
     dead = f"{console.topic_name}-dead"
     options = {"dead_letter_topic": dead, "max_delivery_attempts": "5"}
 
@@ -376,7 +376,7 @@ def test_pubsub_moves_dead_letters_where_there_is_no_order(console: Console) -> 
 
 
 def test_keyed_messages_without_order_become_dead_letters_too(console: Console) -> None:
-    """R12: Pub/Sub sees each failure and moves the message, since this subscription keeps no order for the receiver."""
+    """R12: without order, Pub/Sub gets each nack of a message with a key, and moves it."""
     dead = f"{console.topic_name}-dead"
     options = {"dead_letter_topic": dead, "max_delivery_attempts": "5"}
 
@@ -405,7 +405,7 @@ def test_keyed_messages_without_order_become_dead_letters_too(console: Console) 
 
 
 def test_keys_without_order_do_not_wait_for_each_other(console: Console) -> None:
-    """R8: it promises nothing here, so a message that is held keeps no other of its key back."""
+    """R8: without order, a held message keeps no other of its key back."""
     name = f"{console.topic_name}-s"
     console.create(name)
 
@@ -424,7 +424,7 @@ def test_keys_without_order_do_not_wait_for_each_other(console: Console) -> None
 
 
 def test_exactly_once_tells_what_became_of_each_message(console: Console) -> None:
-    """S1, S4: an acknowledgement of a delivery that Pub/Sub has ended is EXPIRED; the others in the batch hold."""
+    """S1, S4: acknowledging an ended delivery is EXPIRED, and the others of the batch succeed."""
     name = f"{console.topic_name}-s"
     console.create(name, enable_exactly_once_delivery=True)
 
@@ -446,7 +446,7 @@ def test_exactly_once_tells_what_became_of_each_message(console: Console) -> Non
 
 
 def test_exactly_once_acknowledges_a_key_in_order(console: Console) -> None:
-    """Pub/Sub refuses an acknowledgement before that of a predecessor, for a while: it waits, and no other does."""
+    """S3: Pub/Sub refuses an early acknowledgement for a while; that one waits, and no other does."""
     name = f"{console.topic_name}-s"
 
     async def receive() -> None:
@@ -467,7 +467,7 @@ def test_exactly_once_acknowledges_a_key_in_order(console: Console) -> None:
 
 
 def test_an_idle_receiver_is_connected_again(console: Console) -> None:
-    """F1: when the server is back, although no message comes."""
+    """F1: the receiver reconnects when the server is back, although no message comes."""
     proxy = TcpProxy(console.emulator)
 
     async def receive() -> None:
@@ -490,7 +490,7 @@ def test_an_idle_receiver_is_connected_again(console: Console) -> None:
 @pytest.mark.parametrize("streams", ["1", "4"])
 @pytest.mark.parametrize("mode", ["pull", "stream"])
 def test_every_way_of_receiving_brings_everything_once(console: Console, mode: str, streams: str) -> None:
-    """Each of 1,000 messages, without key, comes once; a second receiver then gets what is sent next."""
+    """R4: each of 1,000 messages comes once, and a second receiver gets the next ones."""
     name = f"{console.topic_name}-s"
 
     async def receive() -> None:
@@ -520,7 +520,7 @@ NO_LETTER = {"receive_mode": "pull", "ack_deadline": "10", "max_delivery_attempt
 
 
 def test_a_slow_line_brings_everything_at_the_first_attempt(console: Console) -> None:
-    """400 messages of 50 kB at 32 Mbit/s: no pull is cut off, which would count an attempt of all that it brought."""
+    """R5: 400 messages of 50 kB come at 32 Mbit/s without a cut-off pull, which would count attempts."""
     dead = f"{console.topic_name}-dead"
 
     async def receive() -> None:
@@ -543,7 +543,7 @@ def test_a_slow_line_brings_everything_at_the_first_attempt(console: Console) ->
 
 
 def test_a_message_too_large_for_the_line_is_given_time(console: Console, caplog: pytest.LogCaptureFixture) -> None:
-    """9 MB at 32 Mbit/s take longer than a pull: the first is cut off, which a warning says, and the next has time."""
+    """R5: 9 MB at 32 Mbit/s outlast the first pull; a warning says so, and the next pull has more time."""
     dead = f"{console.topic_name}-dead"
 
     async def receive() -> None:
@@ -567,7 +567,7 @@ def test_a_message_too_large_for_the_line_is_given_time(console: Console, caplog
 
 
 def test_the_largest_message_arrives_and_a_larger_one_is_refused(console: Console) -> None:
-    """P2: 9,998,000 bytes go through; one more is INVALID, and nothing of its call is sent."""
+    """P2: 9,998,000 bytes arrive; one byte more is INVALID, and nothing of that call is sent."""
     limit = 9_998_000
 
     async def receive() -> None:

@@ -1,4 +1,4 @@
-"""An emulator that is killed, and started again without what it knew."""
+"""An emulator that is killed and started again, without its former state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def take(receiver: EventReceiver) -> bytes:
 
 
 def test_an_emulator_that_was_killed_is_used_again(tmp_path: Path) -> None:
-    """F1, Q2: with create=all, the receiver that waits gets what is sent to the new emulator, and nobody raises."""
+    """F1, Q2: with create=all, a waiting receiver gets messages from the new emulator, and nothing raises."""
     address = free_address()
 
     async def survive() -> None:

@@ -15,7 +15,7 @@ from .console import PROJECT, Console
 
 
 def test_a_trial_leaves_nothing_behind(console: Console) -> None:
-    """Neither the topics nor the subscriptions that the kit made; others' stay."""
+    """The topics and subscriptions of the kit are deleted; those of others stay."""
     url = f"gcp://{PROJECT}/{console.topic_name}?emulator_host={console.emulator}"
     ran = subprocess.run(
         [sys.executable, "-m", "events_core.cli", "check", url, "--rule", "R12", "--rule", "P1"],
@@ -31,7 +31,7 @@ def test_a_trial_leaves_nothing_behind(console: Console) -> None:
 
 
 def test_a_trial_that_made_nothing_asks_for_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Where the account cannot even connect, no empty list of topics is said to be left."""
+    """A trial that created nothing does not connect to delete it."""
     endpoint = Endpoint("localhost:1", is_emulator=False, credentials_file="gone.json")
     asyncio.run(delete_topics(endpoint, set()))
     assert caplog.messages == []

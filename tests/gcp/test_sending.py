@@ -1,4 +1,4 @@
-"""Sending through a network that is narrow or far away."""
+"""Sending over a line that is slow or long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MBIT = 1_000_000 / 8
 
 
 def test_a_narrow_line_is_not_overrun(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    """P5, P7: what would not pass in one request's time is stored all the same, and hardly anything is sent twice."""
+    """P5, P7: everything is stored over a slow line, and hardly anything is sent twice."""
     monkeypatch.setattr(api, "_PUBLISH_TIMEOUT", 2.0)
     messages, size = 160, 100_000
 
@@ -35,7 +35,7 @@ def test_a_narrow_line_is_not_overrun(console: Console, monkeypatch: pytest.Monk
 
 
 def test_a_large_message_has_time_for_a_narrow_line(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    """P7: it cannot be divided, so its request has more time."""
+    """P7: a large message cannot be divided, so its request has more time."""
     monkeypatch.setattr(api, "_PUBLISH_TIMEOUT", 1.0)
 
     async def use(proxy: TcpProxy) -> None:
@@ -51,7 +51,7 @@ def test_a_large_message_has_time_for_a_narrow_line(console: Console, monkeypatc
 
 
 def test_many_keys_are_out_at_once(console: Console) -> None:
-    """P5: a request carries one key, so their number bounds the rate; no connection has more requests than it takes."""
+    """P5: requests of many keys are under way at once, and each connection has only as many as it takes."""
 
     async def use(proxy: TcpProxy) -> None:
         async with console.client(emulator_host=proxy.address) as client:

@@ -1,4 +1,4 @@
-"""What the clients of a process share: one I/O thread, and a channel to each endpoint for each account."""
+"""Shared parts of the clients of a process: one I/O thread, and one channel for each endpoint and account."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def io_threads() -> Collection[threading.Thread]:
 
 
 def pools() -> Collection[channels.Pool]:
-    """Those of this test, and not of a client that an earlier one could not close."""
+    """Return the pools of this test, without those that an earlier test left open."""
     return [pool for pool in channels._pools.values() if pool not in _others]
 
 
@@ -61,7 +61,7 @@ def test_clients_share_thread_and_channel(console: Console) -> None:
 
 
 def test_clients_of_other_endpoints_have_channels_of_their_own(console: Console) -> None:
-    """An outage of one does not touch the other."""
+    """An outage of one endpoint does not affect the other."""
     proxy = TcpProxy(console.emulator)
 
     async def use() -> None:
@@ -77,7 +77,7 @@ def test_clients_of_other_endpoints_have_channels_of_their_own(console: Console)
 
 
 def test_a_failed_connection_is_shared_with_nobody(console: Console) -> None:
-    """Whoever could not connect leaves nothing behind for the next."""
+    """A client that could not connect leaves no pool for the next one."""
     proxy = TcpProxy(console.emulator)
 
     async def use() -> None:
@@ -94,7 +94,7 @@ def test_a_failed_connection_is_shared_with_nobody(console: Console) -> None:
 
 
 def test_many_receivers_do_not_starve_each_other(console: Console) -> None:
-    """A server lets 100 requests share a connection: the streams of 90 receivers take two."""
+    """A connection takes 100 requests, so the streams of 90 receivers use two connections."""
 
     async def use() -> None:
         async with console.client() as client:
@@ -109,7 +109,7 @@ def test_many_receivers_do_not_starve_each_other(console: Console) -> None:
 
 
 def test_compressed_requests_are_smaller(console: Console) -> None:
-    """compression=gzip: a text of 1 MB takes less than 100 kB on the line."""
+    """With compression=gzip, a text of 1 MB takes less than 100 kB on the line."""
     proxy = TcpProxy(console.emulator)
 
     async def use() -> None:

@@ -1,4 +1,4 @@
-"""Senders and receivers behind a hostile network: nothing confirmed is lost, nobody waits forever, nothing grows.
+"""Senders and receivers behind a hostile network: nothing confirmed is lost, no call hangs, nothing grows.
 
 ``EVENTS_TEST_SOAK=full`` runs each case for 15 minutes instead of some seconds.  ``EVENTS_TEST_SEED`` repeats the
 faults of a run, whose seed is printed.
@@ -33,11 +33,11 @@ FULL = os.environ.get("EVENTS_TEST_SOAK") == "full"
 DURATION = 900.0 if FULL else 10.0
 """Seconds of faults."""
 DRAIN = 600.0 if FULL else 180.0
-"""Seconds after the last fault within which all that was confirmed must have come; usually it takes one lease."""
+"""Seconds after the last fault within which every confirmed message must have come.  Usually it takes one lease."""
 TIMEOUT = 20.0
 """Seconds that a send or a settlement may take."""
 HANG = 60.0
-"""Seconds beyond its timeout after which a call counts as waiting forever."""
+"""Seconds beyond its timeout after which a call counts as hanging."""
 OPTIONS = {
     "send_timeout": f"{TIMEOUT:g}",
     "ack_timeout": f"{TIMEOUT:g}",
@@ -48,7 +48,7 @@ OPTIONS = {
 
 @pytest.fixture
 def broker() -> Iterator[str]:
-    """The address of a broker in a process of its own, so that this one holds the library alone."""
+    """Yield the address of a broker in a separate process, so that this one contains only the library."""
     folder = Path(__file__).parent
     process = subprocess.Popen(
         [sys.executable, "-m", f"{folder.name}.broker_process"],
@@ -68,7 +68,7 @@ def broker() -> Iterator[str]:
 
 
 class Gauge(NamedTuple):
-    """What a process must not have more and more of."""
+    """Things of which a process must not have more and more."""
 
     threads: int
     tasks: int
@@ -87,19 +87,19 @@ def gauge() -> Gauge:
 
 
 class Soak:
-    """What was confirmed, and what was done with it."""
+    """The confirmed messages, and what happened to them."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed + 1)
         self.faults = random.Random(seed)
-        """Apart, so that a seed brings the same faults however the tasks take turns."""
+        """A separate generator, so that a seed gives the same faults in whatever order the tasks run."""
         self.ends = time.monotonic() + DURATION
         self.unsettled: set[str] = set()
-        """Ids that were confirmed and not acknowledged since."""
+        """Ids that were confirmed and are not acknowledged yet."""
         self.early: set[str] = set()
         self.earlier: set[str] = set()
-        """Ids that were acknowledged before their send was confirmed.  Many never are, so the older ones are dropped
-        when no send can still be out that brought them."""
+        """Ids that were acknowledged before their send was confirmed.  Many sends are never confirmed, so older ids are
+        dropped when their sends must have ended."""
         self.done: Counter[str] = Counter()
         self.gauges: list[Gauge] = []
         self._numbers = 0
@@ -153,7 +153,7 @@ class Soak:
             self.unsettled -= settled
 
     async def disturb(self, proxy: TcpProxy) -> None:
-        """One fault after the other, with pauses in which things can recover."""
+        """Cause one fault after the other, with pauses for recovery."""
         draw = self.faults
         while self.goes_on:
             await asyncio.sleep(draw.uniform(0.2, 3.0))
@@ -233,9 +233,9 @@ def check_flat(gauges: list[Gauge]) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells of a process")
 @pytest.mark.parametrize(("server", "mode"), [("emulator", "pull"), ("broker", "stream"), ("broker", "pull")])
 def test_nothing_is_lost_behind_a_hostile_network(server: str, mode: str, request: pytest.FixtureRequest) -> None:
-    """P1, P7, R9, S1: after the last fault all that was confirmed comes, and is acknowledged.
+    """P1, P7, R9, S1: after the last fault every confirmed message comes and is acknowledged.
 
-    The emulator is tried with pull alone: in streaming mode its dead streams keep what it delivers into them.
+    The emulator is tried with pull only: in streaming mode it keeps delivering into dead streams.
     """
     address = request.getfixturevalue(server)
     logging.disable()  # pytest keeps each record, and with it an error, its traceback and the messages of a request

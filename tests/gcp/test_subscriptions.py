@@ -1,4 +1,4 @@
-"""Subscriptions: how they are made, what they must be, what happens when they go."""
+"""Subscriptions: how they are created, what they must be, and what happens when they are deleted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .console import Console, client
 
 
 def test_subscriptions_are_made_as_documented(console: Console) -> None:
-    """Named ones are ordered and never expire; ephemeral ones expire after a day and are labelled."""
+    """Q1: named ones have order and never expire; ephemeral ones expire after a day and have a label."""
 
     async def subscribe() -> tuple[Subscription, Subscription]:
         async with console.client(ack_deadline="30") as subscriber:
@@ -34,7 +34,7 @@ def test_subscriptions_are_made_as_documented(console: Console) -> None:
 
 
 def test_a_subscription_of_another_topic_is_refused(console: Console) -> None:
-    """INVALID, naming both topics."""
+    """Q2: the error is INVALID and names both topics."""
     console.create(f"{console.topic_name}-s")
 
     async def subscribe() -> None:
@@ -47,7 +47,7 @@ def test_a_subscription_of_another_topic_is_refused(console: Console) -> None:
 
 
 def test_what_a_subscription_lacks_is_not_promised(console: Console) -> None:
-    """A receiver of a subscription that was made without order and dead letters declares neither."""
+    """Q2: without order and dead letters in the subscription, the receiver declares neither."""
     console.create(f"{console.topic_name}-s")
 
     async def subscribe() -> None:
@@ -59,7 +59,7 @@ def test_what_a_subscription_lacks_is_not_promised(console: Console) -> None:
 
 
 def test_a_subscription_is_made_as_the_options_say(console: Console) -> None:
-    """Exactly-once delivery, filter, retry policy and retention; the dead-letter policy where there is no order."""
+    """Q2: it has exactly-once delivery, filter, retry policy, retention and, without order, a dead-letter policy."""
 
     async def subscribe() -> Subscription:
         options = {
@@ -100,7 +100,7 @@ def test_a_subscription_is_made_as_the_options_say(console: Console) -> None:
 def test_a_subscription_that_contradicts_the_options_is_refused(
     console: Console, options: dict[str, str], text: str
 ) -> None:
-    """INVALID from subscribe, saying what it is and what was asked for."""
+    """Q2: subscribe raises INVALID, which names the subscription's setting and the option."""
     console.create(f"{console.topic_name}-s")
 
     async def subscribe() -> None:
@@ -113,7 +113,7 @@ def test_a_subscription_that_contradicts_the_options_is_refused(
 
 
 def test_what_an_emulator_forgot_is_made_again(console: Console) -> None:
-    """Topic and subscription deleted under a receiver come back, where options allow, and so do messages."""
+    """F1: if topic and subscription are deleted under a receiver, they are created again, and messages come."""
     name = f"{console.topic_name}-s"
 
     async def survive() -> None:
@@ -135,7 +135,7 @@ def test_what_an_emulator_forgot_is_made_again(console: Console) -> None:
 
 
 def test_a_subscription_that_went_is_an_error_where_none_may_be_made(console: Console) -> None:
-    """The waiting receive raises NOT_FOUND and does not wait for ever."""
+    """F1: if the options do not allow creation, the waiting receive raises NOT_FOUND."""
     console.create(f"{console.topic_name}-s")
 
     async def receive() -> None:
@@ -172,7 +172,7 @@ def test_dead_letters_get_a_subscription_that_never_expires(console: Console) ->
 
 
 def test_the_subscription_of_another_topic_keeps_no_letters(console: Console, caplog: pytest.LogCaptureFixture) -> None:
-    """R12: a subscription of the right name on the wrong topic is no subscription of the dead-letter topic."""
+    """R12: a subscription with the right name on the wrong topic is an error."""
     letters = f"{console.topic_name}-letters"
     options = {"dead_letter_topic": f"{console.topic_name}-dead", "max_delivery_attempts": "5"}
 
@@ -190,7 +190,7 @@ def test_the_subscription_of_another_topic_keeps_no_letters(console: Console, ca
 
 
 def test_a_passing_reader_keeps_no_letters(console: Console) -> None:
-    """R12: somebody who looks at the dead-letter topic meanwhile is not taken for its subscription."""
+    """R12: an ephemeral subscription on the dead-letter topic does not replace the durable one."""
     dead, letters = f"{console.topic_name}-dead", f"{console.topic_name}-letters"
     options = {"dead_letter_topic": dead, "max_delivery_attempts": "5", "dead_letter_subscription": letters}
 
@@ -218,7 +218,7 @@ def test_a_send_that_reaches_nobody_is_told(console: Console, caplog: pytest.Log
 
 
 def test_a_missing_subscription_is_told_with_the_nearest(console: Console) -> None:
-    """NOT_FOUND has the nearest name of the topic's subscriptions, where the account may list them."""
+    """Q2: NOT_FOUND suggests the closest name among the topic's subscriptions, if the account may list them."""
     console.create(f"{console.topic_name}-billing")
 
     async def subscribe() -> None:

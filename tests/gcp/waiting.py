@@ -1,4 +1,4 @@
-"""Waiting for what must come."""
+"""Waiting for a condition."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Return when *condition* holds, which it must within 20 s."""
+    """Return when *condition* holds; fail after 20 s."""
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A project of Google Cloud, and what these tests create in it and remove again."""
+"""A project of Google Cloud, and the resources that these tests create in it and remove again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EMULATED = bool(os.environ.get("PUBSUB_EMULATOR_HOST"))
 
 
 class Project:
-    """Topics and subscriptions of one run; each is announced, and removed at the end."""
+    """The topics and subscriptions of one run.  Each is announced, and removed at the end."""
 
     def __init__(self, name: str, say: Callable[[str], None]) -> None:
         self.name = name
@@ -32,7 +32,7 @@ class Project:
         self._subscriptions: list[str] = []
 
     def topic(self, what: str) -> str:
-        """Create a topic; its short name."""
+        """Create a topic, and return its short name."""
         short = f"{self._prefix}-{what}"
         path = f"projects/{self.name}/topics/{short}"
         self._say(f"creating {path}")
@@ -41,7 +41,7 @@ class Project:
         return short
 
     def subscription(self, topic: str, **settings: Any) -> str:
-        """Create an ordered subscription of *topic* that expires after a day, should it be left; its short name."""
+        """Create an ordered subscription of *topic* that expires after a day if it is left; return its short name."""
         short = f"{topic}-s{len(self._subscriptions)}"
         path = f"projects/{self.name}/subscriptions/{short}"
         self._say(f"creating {path}")
@@ -57,12 +57,12 @@ class Project:
         return short
 
     def client(self, topic: str, **options: str) -> GcpPubSubClient:
-        """Return a client that creates nothing by itself; the region is that of EVENTS_TEST_REGION."""
+        """Return a client that creates nothing, in the region of EVENTS_TEST_REGION."""
         region = {} if EMULATED else {"region": os.environ.get("EVENTS_TEST_REGION", "europe-west2")}
         return GcpPubSubClient(EventConfig(topic, self.name, {"create": "never", **region, **options}, "gcp"))
 
     def remove_all(self) -> None:
-        """Remove what was created, and name what is left."""
+        """Remove everything that was created, and name what could not be removed."""
         subscriptions = [(self.subscriber.delete_subscription, {"subscription": each}) for each in self._subscriptions]
         topics = [(self.publisher.delete_topic, {"topic": each}) for each in self._topics]
         for remove, named in [*subscriptions, *topics]:

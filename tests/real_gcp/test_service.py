@@ -1,12 +1,12 @@
-"""What no emulator shows: the service of Google Cloud itself.
+"""Tests on the service of Google Cloud itself.
 
-With a project in which you may create topics and subscriptions, and with application default credentials::
+You need a project in which you may create topics and subscriptions, and application default credentials::
 
     EVENTS_TEST_PROJECT=acme-dev EVENTS_TEST_REGION=europe-west2 pytest tests/real_gcp
 
-It takes about four minutes.  It creates some ten topics and as many subscriptions whose names begin with
-``events-real-``, says so for each, and removes them when it ends, also after a failure.  The messages are
-few and small, but for one of 10 MB.  Without a project or credentials everything is skipped.
+They take about four minutes.  They create some ten topics and as many subscriptions, whose names begin with
+``events-real-``.  Each is announced, and removed at the end, also after a failure.  The messages are few and small,
+except for one of 10 MB.  Without a project or credentials all tests are skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from events_core.engine import Delivery
 
 from .conftest import EMULATED, Project
 
-on_service = pytest.mark.skipif(EMULATED, reason="an emulator does otherwise")
+on_service = pytest.mark.skipif(EMULATED, reason="an emulator differs")
 
 
 def run(test: Awaitable[None]) -> None:
@@ -48,7 +48,7 @@ def keyed(count: int) -> list[EventMessage]:
 
 @pytest.mark.parametrize("mode", ["stream", "pull"])
 def test_what_is_sent_arrives(project: Project, mode: str) -> None:
-    """P1: a hundred messages with their ids and attributes, each acknowledged."""
+    """P1: a hundred messages arrive with their ids and attributes, and each is acknowledged."""
 
     async def test() -> None:
         topic = project.topic(f"arrives-{mode}")
@@ -65,7 +65,7 @@ def test_what_is_sent_arrives(project: Project, mode: str) -> None:
 
 
 def test_a_nacked_key_goes_on_where_it_failed(project: Project) -> None:
-    """R10: the nacked message, then its successors, in order."""
+    """R10: the nacked message comes, then the later ones of its key, in order."""
 
     async def test() -> None:
         topic = project.topic("nacked")
@@ -82,7 +82,7 @@ def test_a_nacked_key_goes_on_where_it_failed(project: Project) -> None:
 
 
 def test_what_a_receiver_gives_back_comes_to_the_next_in_order(project: Project) -> None:
-    """C1, R8: a run of a key that a closing receiver held."""
+    """C1, R8: messages of a key that a closing receiver held come to the next one in order."""
 
     async def test() -> None:
         topic = project.topic("given-back")
@@ -117,7 +117,7 @@ def test_a_lease_is_renewed(project: Project) -> None:
 
 @on_service
 def test_the_service_answers_pings(project: Project) -> None:
-    """V1: a stream on which nothing comes shows signs of life, every 30 s."""
+    """V1: a stream without messages shows a sign of life every 30 s."""
 
     async def test() -> None:
         topic = project.topic("pings")
@@ -148,7 +148,7 @@ def test_a_filter_is_applied(project: Project) -> None:
 
 
 def test_exactly_once_delivery_tells_of_each_message(project: Project) -> None:
-    """S3: an acknowledgement of a delivery that is over is EXPIRED, and the other one holds."""
+    """S3: acknowledging an ended delivery is EXPIRED, and the other acknowledgement succeeds."""
 
     async def test() -> None:
         topic = project.topic("exactly-once")
@@ -170,7 +170,7 @@ def test_exactly_once_delivery_tells_of_each_message(project: Project) -> None:
 
 
 def test_dead_letters_keep_their_order(project: Project) -> None:
-    """R12: with order, the receiver moves the message at its last attempt, and its successor goes on."""
+    """R12: with order, the receiver moves the message at its last attempt, and the key goes on."""
 
     async def test() -> None:
         topic, dead = project.topic("failing"), project.topic("letters")
@@ -193,7 +193,7 @@ def test_dead_letters_keep_their_order(project: Project) -> None:
 
 
 def test_the_largest_message_arrives(project: Project) -> None:
-    """P2: 9,998,000 bytes."""
+    """P2: a message of 9,998,000 bytes arrives."""
 
     async def test() -> None:
         topic = project.topic("large")
@@ -208,7 +208,7 @@ def test_the_largest_message_arrives(project: Project) -> None:
 
 
 def test_a_missing_topic_is_told(project: Project) -> None:
-    """P7: NOT_FOUND at once, and no retry."""
+    """P7: the send raises NOT_FOUND at once, without a retry."""
 
     async def test() -> None:
         async with project.client("events-real-missing", ordering="false") as sender:
