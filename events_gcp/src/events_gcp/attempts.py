@@ -43,7 +43,8 @@ class Attempts:
             self._failures.popitem(last=False)
         return attempts
 
-    def forget(self, message_id: str) -> None:
-        """Forget the failures of a message that is acknowledged."""
+    def forget(self, deliveries: Iterable[Delivery]) -> None:
+        """Forget the failures of messages that are acknowledged."""
         if self._failures:  # usually there are none, and each acknowledged message passes here
-            self._failures.pop(message_id, None)
+            for delivery in deliveries:
+                self._failures.pop(delivery.message_id, None)

@@ -48,7 +48,8 @@ class Settling:
         :raises BrokerError: if every request failed as a whole.
         """
         asked = asyncio.get_running_loop().time()
-        dead = sorted(filter(self._makes_letter, settlements), key=lambda each: each.delivery.order)
+        dead = [each for each in settlements if each.outcome is not Outcome.ACK and self._makes_letter(each)]
+        dead.sort(key=lambda each: each.delivery.order)
         letters = {each.delivery: self._letters.move(each) for each in dead}
         results = [letters.get(each.delivery) for each in settlements]
         groups = self._grouped(settlements, letters)
@@ -88,10 +89,11 @@ class Settling:
         """
         groups: defaultdict[float | None, list[int]] = defaultdict(list)
         for index, settlement in enumerate(settlements):
-            if settlement.delivery not in letters:
+            if settlement.outcome is Outcome.ACK:
+                groups[None].append(index)
+            elif settlement.delivery not in letters:
                 groups[self._delay(settlement)].append(index)
             elif letters[settlement.delivery] is None:
-                self._attempts.forget(settlement.delivery.message_id)
                 groups[None].append(index)
         for indices in groups.values():
             # With order and exactly-once delivery, Pub/Sub refuses an acknowledgement that comes before the one of an
@@ -99,16 +101,13 @@ class Settling:
             indices.sort(key=lambda index: settlements[index].delivery.order)
         return groups
 
-    def _delay(self, settlement: Settlement) -> float | None:
-        """Return the seconds until the message may come again; ``None`` acknowledges it.
+    def _delay(self, settlement: Settlement) -> float:
+        """Return the seconds until the message may come again.
 
         From one second on it is a whole number, because Pub/Sub counts in seconds.
         """
-        delivery, outcome, delay = settlement.delivery, settlement.outcome, settlement.delay
-        if outcome is Outcome.ACK:
-            self._attempts.forget(delivery.message_id)
-            return None
-        if outcome is Outcome.RETURN:
+        delivery, delay = settlement.delivery, settlement.delay
+        if settlement.outcome is Outcome.RETURN:
             return 0.0
         failures = self._attempts.fail(delivery)
         if self._joined.keeps_order_of(delivery):
@@ -129,6 +128,7 @@ class Settling:
         """Remember what later deliveries and settlements must know about these results."""
         ended = [each for each, error in zip(settlements, results, strict=True) if error is None]
         self._letters.forget(each.delivery.message_id for each in ended)
+        done = [each.delivery for each in ended if each.outcome is Outcome.ACK or each.delivery in letters]
+        self._attempts.forget(done)
         if not self._joined.capabilities.exactly_once:
-            done = (each.delivery for each in ended if each.outcome is Outcome.ACK or each.delivery in letters)
             self._late.note(done, asked)
