@@ -24,7 +24,8 @@ html_title = f"events-core {release}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 copybutton_prompt_text = "$ "
-"""What the buttons leave out; they copy no output either."""
+copybutton_line_continuation_character = "\\"
+"""The buttons copy what follows the prompt, and no output."""
 nitpicky = True
 nitpick_ignore_regex = [
     # Annotations that Sphinx cannot resolve: type variables, and names of private or third-party modules.

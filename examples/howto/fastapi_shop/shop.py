@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException
 
-from events_core import EventMessage, PublishError, create_client
+from events_core import ErrorCode, EventMessage, PublishError, create_client
 
 
 @asynccontextmanager
@@ -25,5 +25,5 @@ async def place_order(order: dict[str, Any]) -> dict[str, str]:
     try:
         return {"id": await app.state.orders.send_message(message)}
     except PublishError as error:
-        status = 503 if error.retryable else 422
+        status = 422 if error.code is ErrorCode.INVALID else 503
         raise HTTPException(status, error.code) from error
