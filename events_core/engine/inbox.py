@@ -36,9 +36,9 @@ The rules:
 
 What is read or written without it, and why that is safe:
 
-* ``Settler.pump`` reads ``Settlements.may_leave``.  If another thread changes it at that moment, either a request is
-  out, which looks at the queue again under the lock when it ends, or that thread calls ``pump`` itself, after it has
-  queued something.
+* ``Settler.pump`` reads ``Settlements.queued`` and ``may_leave``.  If another thread changes them at that moment, there
+  are two cases.  A request is out: it looks at the queue again, under the lock, when it ends.  Or the thread has queued
+  something: it calls ``pump`` itself afterwards.
 * ``deque.append`` and ``popleft`` are atomic, so :attr:`Inbox.abandoned` needs no lock.
 * The counters and times of the feed are written only at home, and read for statistics only.
 * ``EngineReceiver._closed`` changes once, from False to True.  Tasks that wait for it are woken
@@ -75,4 +75,6 @@ class Inbox:
         while self.abandoned:
             begun = self.ledger.begin([self.abandoned.popleft()], Outcome.RETURN, None, now)
             self.settlements.enqueue(begun.asked)
-        self.settlements.enqueue(self.ledger.expire(now))
+        overdue = self.ledger.expire(now)
+        if overdue:
+            self.settlements.enqueue(overdue)

@@ -287,18 +287,13 @@ class EngineReceiver(EventReceiver):
             if not isinstance(target, (ReceivedMessage, str)):
                 raise TypeError(f"settle a ReceivedMessage or a message id, not a {type(target).__name__}")
         with self._observed("settle", subscription=self.subscription, messages=len(targets)):
-            await self._settle_all(targets, outcome, delay, single, reason)
-
-    async def _settle_all(
-        self, targets: Sequence[ReceivedMessage | str], outcome: Outcome, delay: float | None, single: bool, reason: str
-    ) -> None:
-        if len(targets) <= AT_ONCE:
-            ticket = self._begin(targets, outcome, delay, reason)
-        else:
-            ticket = await self._begin_gently(targets, outcome, delay, reason)
-        await self._settler.finished(ticket)
-        if ticket.failed:
-            raise self._failed(ticket.failed, single)
+            if len(targets) <= AT_ONCE:
+                ticket = self._begin(targets, outcome, delay, reason)
+            else:
+                ticket = await self._begin_gently(targets, outcome, delay, reason)
+            await self._settler.finished(ticket)
+            if ticket.failed:
+                raise self._failed(ticket.failed, single)
 
     def _begin(
         self,

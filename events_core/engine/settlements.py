@@ -76,7 +76,8 @@ class Settlements:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._queue: deque[Settlement] = deque()
+        self.queued: deque[Settlement] = deque()
+        """The settlements that leave next.  Only this class changes it."""
         self._out: Sequence[Settlement] = ()
         self._deferred: list[Settlement] = []
         self._is_busy = False
@@ -86,12 +87,12 @@ class Settlements:
     @property
     def is_idle(self) -> bool:
         """Return whether nothing is under way."""
-        return not self._queue and not self._deferred and not self._is_busy
+        return not self.queued and not self._deferred and not self._is_busy
 
     @property
     def may_leave(self) -> bool:
         """Return whether a request can leave now."""
-        return bool(self._queue) and not self._is_busy
+        return bool(self.queued) and not self._is_busy
 
     @property
     def has_deferred(self) -> bool:
@@ -102,7 +103,7 @@ class Settlements:
         """Queue *settlements* for the next request, in order."""
         for settlement in settlements:
             settlement.delivery._settlement = settlement
-            self._queue.append(settlement)
+            self.queued.append(settlement)
 
     def reserve(self) -> bool:
         """Reserve the one request; return False if it is out already, or there is nothing to tell."""
@@ -114,8 +115,8 @@ class Settlements:
     def next(self, limit: int) -> list[Settlement]:
         """Return up to *limit* settlements that leave now; if there are none, the request is over."""
         batch: list[Settlement] = []
-        while self._queue and not self._is_stopped and len(batch) < limit:
-            settlement = self._queue.popleft()
+        while self.queued and not self._is_stopped and len(batch) < limit:
+            settlement = self.queued.popleft()
             if not settlement._given_up:
                 settlement.delivery._is_out = True
                 batch.append(settlement)
@@ -128,7 +129,7 @@ class Settlements:
         for settlement in self._out:
             settlement.delivery._is_out = False
             self._ledger.came_again(settlement.delivery)
-        self._queue.extendleft(reversed(self._out))
+        self.queued.extendleft(reversed(self._out))
 
     def answered(self, results: Iterable[BrokerError | None]) -> None:
         """Record the broker's answers to what is out."""
@@ -137,7 +138,7 @@ class Settlements:
             delivery._is_out = False
             if delivery._newer_token is not None and self._must_repeat(settlement, error):
                 if not settlement._given_up:
-                    self._queue.append(settlement)
+                    self.queued.append(settlement)
             elif error is not None and error.retryable:
                 self._deferred.append(settlement)
             else:
@@ -145,7 +146,7 @@ class Settlements:
 
     def retry(self) -> None:
         """Queue what was deferred, behind what may have hindered it."""
-        self._queue += self._deferred
+        self.queued += self._deferred
         self._deferred.clear()
 
     def abort(self) -> None:
@@ -171,7 +172,7 @@ class Settlements:
 
     def give_all_up(self, error: BrokerError) -> None:
         """End everything that is under way with *error*."""
-        for settlement in (*self._out, *self._queue, *self._deferred):
+        for settlement in (*self._out, *self.queued, *self._deferred):
             settlement._given_up = True
             self._end(settlement, error)
 
@@ -188,7 +189,7 @@ class Settlements:
             delivery._was_acknowledged = True
             if settlement.outcome is not Outcome.ACK:
                 # The message was dead-lettered.  The same outcome for the newer copy would make a second letter.
-                self._queue.append(Settlement(delivery, Outcome.ACK))
+                self.queued.append(Settlement(delivery, Outcome.ACK))
                 return False
             # If the caller's time was up and it has not asked again, the late success is the last word.
             return not settlement._given_up or delivery._settlement is not None

@@ -80,7 +80,8 @@ class Settler:
 
     def pump(self) -> None:
         """Let the next request leave, unless one is out.  Without the lock."""
-        if self._settlements.may_leave:
+        # Called for each message.  So look at the queue itself first: it is nearly always empty, or a request is out.
+        if self._settlements.queued and self._settlements.may_leave:
             self._home.wake(self._start)
 
     async def finished(self, ticket: Ticket) -> None:
@@ -162,13 +163,16 @@ class Settler:
     async def _request(self, batch: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         try:
             async with self._home.timeout(self._timeout):
-                return _counted(await self._source.settle(batch), batch)
+                results = await self._source.settle(batch)
         except TimeoutError as error:
             raise BrokerError("the broker did not answer", ErrorCode.TIMEOUT, retryable=True) from error
         except BrokerError:
             raise
         except UNFORESEEN as error:
             raise internal(error) from error
+        if len(results) != len(batch):
+            raise _miscounted(results, batch)
+        return results
 
     async def _failed(self, batch: Sequence[Settlement], error: BrokerError, pauses: Pauses) -> None:
         """Record that the request failed as a whole; if it is worth another try, wait before that."""
@@ -206,7 +210,9 @@ class InlineSettler(Settler):
 
     def _settle_now(self, settlements: Sequence[Settlement], failed: dict[str, BrokerError]) -> None:
         try:
-            results = _counted(step(self._source.settle(settlements)), settlements)
+            results = step(self._source.settle(settlements))
+            if len(results) != len(settlements):
+                raise _miscounted(results, settlements)
         except BrokerError as error:
             results = [error] * len(settlements)
         behind: list[Settlement] = []
@@ -223,14 +229,9 @@ class InlineSettler(Settler):
         self.progressed()
 
 
-def _counted(results: Sequence[BrokerError | None], asked: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-    """Return *results* if there is one for each settlement.
-
-    :raises BrokerError: ``INTERNAL`` if not, because it is unknown which settlements the results are about.
-    """
-    if len(results) != len(asked):
-        raise BrokerError(
-            f"the backend answered for {len(results)} of {len(asked)} settlements; they may be applied or not",
-            ErrorCode.INTERNAL,
-        )
-    return results
+def _miscounted(results: Sequence[BrokerError | None], asked: Sequence[Settlement]) -> BrokerError:
+    """Return the failure of a request whose results cannot be told apart, because there are too few or too many."""
+    return BrokerError(
+        f"the backend answered for {len(results)} of {len(asked)} settlements; they may be applied or not",
+        ErrorCode.INTERNAL,
+    )
