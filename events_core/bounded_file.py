@@ -26,6 +26,7 @@ def read_bounded(path: str) -> bytes:
     """
     reading = _Reading(path)
     try:
+        # RuntimeError: the system has no more threads, so the file cannot be read now.
         reading.start()
     except RuntimeError as error:
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
@@ -55,6 +56,7 @@ class _Reading(threading.Thread):
     def run(self) -> None:
         try:
             with open(self._path, "rb") as file:
+                # One byte more than is allowed shows that the file is too large, without reading the rest.
                 self.data = file.read(MAX_BYTES + 1)
         except OSError as error:
             self.failure = error

@@ -15,6 +15,7 @@ from events_core.arguments import described, text_objection
 from events_core.bounded_file import read_bounded
 from events_core.errors import ConfigurationError
 from events_core.options import CommonOptions, GivenOptions, OptionValue, SecretOrigin, did_you_mean, iterate_text
+from events_core.registry import load_backend
 from events_core.requirements import Requirements
 
 __all__ = ["ConfigOverrides", "EventConfig"]
@@ -36,7 +37,8 @@ class ConfigOverrides(TypedDict, total=False):
 def _options(value: Mapping[str, OptionValue] | CommonOptions) -> Mapping[str, str]:
     if isinstance(value, CommonOptions):
         return GivenOptions(value)
-    if isinstance(value, GivenOptions):  # from attrs.evolve
+    # attrs.evolve passes the field's own value.
+    if isinstance(value, GivenOptions):
         return value
     if not isinstance(value, Mapping):
         raise ConfigurationError(
@@ -45,10 +47,12 @@ def _options(value: Mapping[str, OptionValue] | CommonOptions) -> Mapping[str, s
     for name in value:
         if not isinstance(name, str):
             raise ConfigurationError(f"the name of an option is text, not {described(name)}")
+    # A copy: the caller may change its mapping later, and the configuration is frozen.
     return MappingProxyType(dict(iterate_text(value)))
 
 
 def _require(value: Sequence[str]) -> tuple[str, ...]:
+    # Written in one way, so that "replay" and "replay:true" make equal configurations.
     return tuple(map(str, Requirements.read(value).each))
 
 
@@ -77,18 +81,18 @@ class EventConfig:
     project_id: str = attrs.field(default="")
     """The broker's name space, if it has one."""
     options: Mapping[str, str] = attrs.field(factory=dict, converter=_options, repr=False)
-    """The options: name to text.  They are not in the representation, because some are secret (O2).
+    """The options: name to text.  They are not in the representation, because some are secret (rule O2: secrets).
 
     The constructor also takes numbers, booleans, paths and ``timedelta``, or an object of the backend's options class,
     such as ``SQLiteOptions(path="events.db")``."""
     backend: str = attrs.field(default="")
     """A registered name, or ``"package.module:Class"``."""
     require: tuple[str, ...] = attrs.field(default=(), converter=_require, kw_only=True)
-    """The least that the backend must promise, such as ``["ordering:subscription", "durable:power_loss"]`` (O4).
+    """The least that the backend must promise (rule O4: require): ``["ordering:subscription", "durable:power_loss"]``.
 
     Each is the name of a capability or limit, a colon, and a value; ``"replay"`` is short for ``"replay:true"``."""
     origins: Mapping[str, str] = attrs.field(factory=dict, converter=_origins, repr=False, eq=False, kw_only=True)
-    """The source of each option's value, for error messages."""
+    """The source of each option's value, for error messages.  Configurations that differ only here are equal."""
 
     @topic_name.validator
     @project_id.validator
@@ -97,7 +101,7 @@ class EventConfig:
         if not isinstance(value, str):
             raise ConfigurationError(f"{attribute.name} must be a str, not {described(value)}")
         if not value and attribute.name == "topic_name":
-            raise ConfigurationError("topic_name must not be empty: a client speaks to one topic")
+            raise ConfigurationError("topic_name must not be empty: a client uses exactly one topic")
         objection = text_objection(value)
         if objection:
             raise ConfigurationError(f"{attribute.name} {described(value)} {objection}")
@@ -227,6 +231,7 @@ def _file(path: str | os.PathLike[str]) -> str:
 def _variable(name: str) -> str:
     if not isinstance(name, str):
         raise ConfigurationError(f"the name of a client must be a str, not {described(name)}")
+    # Shells accept only these characters in the name of a variable.
     return f"EVENTS_{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}_URL"
 
 
@@ -235,6 +240,7 @@ def _clients(path: str) -> Mapping[str, Mapping[str, Any]]:
     import tomllib  # only programs that read a file need it, and importing events_core must stay cheap
 
     try:
+        # Some editors begin a file with a byte order mark, which TOML does not allow.
         document = tomllib.loads(read_bounded(path).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"cannot read configuration file '{path}': {error.strerror}") from error
@@ -269,6 +275,7 @@ def _uncovered(table: Mapping[str, Any], upper: EventConfig | None, given: Mappi
     options = table.get("options", {})
     if not isinstance(options, Mapping):
         return table
+    # The options of one backend mean nothing to another.
     if isinstance(given, GivenOptions) or (upper is not None and upper.backend != table.get("backend", "")):
         return {**table, "options": {}}
     replaced = {*given, *(upper.options if upper is not None else ())}
@@ -315,6 +322,7 @@ def _from_table(
         backend=table.get("backend", ""),
         options=options,
         require=table.get("require", ()),
+        # A value from another file or a variable is hidden in errors, because it may be a secret.
         origins={name: SecretOrigin(where) if isinstance(raw[name], Mapping) else where for name in options},
     )
 
@@ -332,6 +340,7 @@ def _resolved(name: str, value: object, where: str, folder: str, environ: Mappin
         case {"file": str(path), **rest} if not rest:
             whole = _whole(os.path.join(folder, path))
             try:
+                # Editors and "echo" end a file with a line break, which is not part of a key or password.
                 return read_bounded(whole).decode().rstrip("\r\n")
             except (OSError, UnicodeDecodeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it is not valid UTF-8"
@@ -351,11 +360,7 @@ def _whole(path: str) -> str:
 
 
 def _from_url(cls: type[ConfigT], url: str, where: str) -> ConfigT:
-    from urllib.parse import parse_qsl, unquote, urlsplit
-
-    # The backend maps authority and path, so a URL cannot be read without it; imported here because the registry
-    # stands above values.
-    from events_core.registry import load_backend
+    from urllib.parse import parse_qsl, unquote, urlsplit  # programs without a URL do not need it
 
     if not isinstance(url, str):
         raise ConfigurationError(f"{where} must be text, not a value of type {_kind(url)}")
@@ -376,6 +381,8 @@ def _from_url(cls: type[ConfigT], url: str, where: str) -> ConfigT:
     if len(options) != len(pairs):
         twice = sorted({name for name, _ in pairs if sum(other == name for other, _ in pairs) > 1})
         raise ConfigurationError(f"{where} gives the option {twice[0]!r} more than once", backend=parts.scheme)
+    # The backend gives authority and path their meaning, so no URL can be read without importing it.  They are decoded
+    # only now: a "/" that was written as %2F must not split the URL.
     location = load_backend(parts.scheme).parse_location(unquote(parts.netloc), unquote(parts.path))
     options = {**location.options, **options}
     return cls(

@@ -59,6 +59,7 @@ def _configuration(
     environ: Mapping[str, str],
     overrides: ConfigOverrides,
 ) -> EventConfig:
+    # Each URL has a colon, after the name of its backend.
     is_name = isinstance(config, str) and ":" not in config
     if file is not None and not is_name:
         # The URL is not shown: it may have a secret.

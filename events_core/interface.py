@@ -490,10 +490,12 @@ class EventReceiver(ABC):
         try:
             yield message
         except asyncio.CancelledError:
+            # The handler did not fail, so the message goes back without counting an attempt.
             with _logged(message):
                 await _finished(self.hand_back(message))
             raise
         except GeneratorExit:
+            # The garbage collector runs this in any thread, where no coroutine can be awaited.
             self.abandon(message)
             raise
         except BaseException as error:
@@ -518,6 +520,7 @@ class EventReceiver(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await _unless_collected(kind)
+        # The code that would settle held messages has ended with the block, so there is nothing to wait for.
         await self.close(timeout=0)
 
 

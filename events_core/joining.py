@@ -78,13 +78,14 @@ def joins(
 ) -> Callable[Concatenate[ClientT, ParamsT], Joining[ReceiverT]]:
     """Decorate the coroutine function *subscribe* of a client, so that its callers may also enter the result.
 
-    The receiver is checked against what the configuration requires (O4).
+    The receiver is checked against what the configuration requires (rule O4: require).
     """
 
     async def checked(client: ClientT, /, *args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ReceiverT:
         receiver = await subscribe(client, *args, **kwargs)
         objection = client.requirements.objection(receiver.capabilities)
         if objection:
+            # The caller never gets this receiver, so nobody else could close it.
             await receiver.close(timeout=0)
             raise EventRuntimeError(
                 f"subscription {receiver.subscription!r}: {objection}",

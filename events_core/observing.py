@@ -64,6 +64,7 @@ class _Observed:
 
     def __enter__(self) -> Operation:
         try:
+            # A defect of the observer must not fail the operation.
             self._observer.start(self._operation)
         except Exception:
             _log.exception("the observer failed at the start of %s", self._operation.name)

@@ -248,6 +248,7 @@ def describe_options(options_class: type[CommonOptions]) -> list[OptionInfo]:
     common = {field.name for field in attrs.fields(CommonOptions)}
     kinds = _kinds(options_class)
     found = [_describe(field, kinds[field.name]) for field in attrs.fields(options_class)]
+    # The sort keeps the order of declaration within both groups.
     return sorted(found, key=lambda info: info.name in common)
 
 
@@ -290,6 +291,7 @@ def read_options(
             problems.append(f"option {name!r}{_from(origins, name)}: {shown} {error}")
     missing = [info.name for info in infos.values() if info.default is None and info.name not in {*values, *unset}]
     problems += [f"option {name!r} is required: {infos[name].help}" for name in missing]
+    # Contradictions are looked for last: they need an object, and it needs every value to be right.
     if not problems:
         options = options_class(**converted)
         hidden = [repr(text) for name, text in values.items() if _is_hidden(infos[name], origins)]
@@ -304,6 +306,7 @@ def _is_hidden(info: OptionInfo, origins: Mapping[str, str]) -> bool:
 
 
 def _without(hidden: Iterable[str], problem: str) -> str:
+    # A backend writes these sentences itself, and does not know which values came from a secret place.
     for shown in hidden:
         problem = problem.replace(shown, "its value")
     return problem
@@ -348,6 +351,7 @@ def _describe(field: attrs.Attribute[Any], kind: _Kind) -> OptionInfo:
 def _text(value: object) -> str:
     if value is None:
         return ""
+    # Before int, because a bool is one.
     if isinstance(value, bool):
         return "true" if value else "false"
     # A float holds 15 digits; with fewer, a large bound would be shown wrong.
@@ -360,6 +364,7 @@ def _convert(text: str, kind: _Kind, info: OptionInfo) -> object:
             raise ValueError(f"is not one of {', '.join(kind.choices)}{did_you_mean(text, kind.choices)}")
         return text
     value = _CONVERTERS[kind.type](text)
+    # A bool is an int to Python, but has no range.
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high = info.minimum, info.maximum
         if (low is not None and value < low) or (high is not None and value > high):

@@ -88,6 +88,7 @@ def load_backend(name: str) -> type[EventClient]:
     if not isinstance(name, str):
         raise BackendNotFoundError(f"a backend's name must be a str, not {described(name)}")
     with _lock:
+        # What this process registered goes before what is installed, so that tests can replace a backend.
         known = _registered.get(name) or _loaded.get(name)
     if known is not None:
         return known
@@ -156,7 +157,8 @@ def _import(entry: EntryPoint) -> object:
 
     try:
         return Chosen(entry.group, entry.name).extensions[0].plugin
-    except (Exception, SystemExit) as error:  # a backend must not end the program by being imported
+    except (Exception, SystemExit) as error:
+        # SystemExit too: a backend whose import calls sys.exit must not end the program.
         raise _import_failed(_info(entry), error) from error
 
 
@@ -200,6 +202,7 @@ def _objection(cls: object) -> str:
         return f"it is {cls!r}, not a class; point the entry point at a subclass of events_core.EventClient"
     if not issubclass(cls, EventClient):
         return f"{cls.__qualname__} is not a subclass of events_core.EventClient; point the entry point at one"
+    # The checks go from the coarse to the fine, so that the reason named is the one to act on.
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))
         return f"{cls.__qualname__} does not implement {missing}; upgrade the backend"

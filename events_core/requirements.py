@@ -1,4 +1,4 @@
-"""Requirements: the least that a configuration asks of a backend's capabilities (O4).
+"""Requirements: the least that a configuration asks of a backend's capabilities (rule O4: require).
 
 A requirement is text such as ``ordering:subscription``.  It is met by that value and by every stronger one.  A client
 checks its requirements when it is constructed.  It checks them again when it has joined a subscription, because only
