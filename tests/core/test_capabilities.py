@@ -1,4 +1,4 @@
-"""Contract §6: what is not declared is not promised."""
+"""Contract §6: a backend promises only the capabilities that it declares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from events_core import Capabilities, Limits
 
 
 def test_nothing_is_promised_by_default() -> None:
-    """A capability that a backend never heard of reads as absent, so that adding one breaks no backend."""
+    """A backend that does not know a capability does not have it, so a new capability breaks no backend."""
     promised = attrs.asdict(Capabilities(), recurse=False)
     assert promised.pop("redelivery") == "lease"
     assert promised.pop("limits") == Limits()
@@ -19,12 +19,12 @@ def test_nothing_is_promised_by_default() -> None:
 
 
 def test_there_are_no_limits_by_default() -> None:
-    """A limit that is not stated is None."""
+    """A limit that a backend does not state is None."""
     assert set(attrs.astuple(Limits())) == {None}
 
 
 def test_the_names_are_those_of_the_contract() -> None:
-    """Programs and listings rely on them."""
+    """Programs and listings rely on the names."""
     assert {field.name for field in attrs.fields(Capabilities)} == {
         "durable",
         "ordering",
@@ -50,7 +50,7 @@ def test_the_names_are_those_of_the_contract() -> None:
 
 
 def test_capabilities_are_frozen_values() -> None:
-    """They can be compared, hashed, pickled and varied, never changed."""
+    """They can be compared, hashed, pickled and copied with changes, but not changed."""
     one = Capabilities(ordering="subscription", limits=Limits(max_message_bytes=10))
     assert attrs.evolve(one, replay=True) == Capabilities(
         ordering="subscription", replay=True, limits=Limits(max_message_bytes=10)
@@ -62,6 +62,6 @@ def test_capabilities_are_frozen_values() -> None:
 
 
 def test_capabilities_are_given_by_name() -> None:
-    """A position would change its meaning with the next capability."""
+    """A positional argument would change its meaning with the next capability."""
     with pytest.raises(TypeError):
         Capabilities("none")  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Contract §1 and O1 to O3: a configuration from wherever it is kept."""
+"""Contract §1 and O1 to O3: where a configuration comes from, and how errors explain it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOTHING: dict[str, str] = {}
 
 
 class Plain(EventClient):
-    """A client that leaves URLs to the interface, and only validates."""
+    """A client that reads URLs as the interface does, and only validates its options."""
 
     api_version = 1
 
@@ -100,7 +100,7 @@ def test_a_configuration_without_a_topic_is_refused(topic_name: Any) -> None:
 
 
 def test_a_configuration_is_frozen_and_comparable() -> None:
-    """Equal parts make equal configurations, wherever they came from."""
+    """Two configurations with equal parts are equal, from whatever source."""
     config = EventConfig("orders", options={"create": "all"})
     assert config == EventConfig("orders", options={"create": "all"}, origins={"create": "a file"})
     assert config != EventConfig("orders")
@@ -109,7 +109,7 @@ def test_a_configuration_is_frozen_and_comparable() -> None:
 
 
 def test_options_are_a_read_only_copy() -> None:
-    """Neither the caller's mapping nor the configuration's can change them."""
+    """Changing the caller's mapping changes nothing, and the configuration's mapping cannot be changed."""
     options = {"create": "all"}
     config = EventConfig("orders", options=options)
     options["create"] = "never"
@@ -119,13 +119,13 @@ def test_options_are_a_read_only_copy() -> None:
 
 
 class Colour(enum.StrEnum):
-    """An option's value as applications may have it."""
+    """A text of an application."""
 
     RED = "red"
 
 
 class Level(enum.IntEnum):
-    """A number as applications may have it."""
+    """A number of an application."""
 
     HIGH = 3
 
@@ -165,12 +165,12 @@ def test_a_value_that_no_option_can_have_is_refused(value: Any) -> None:
 
 
 def test_option_values_are_not_in_the_representation() -> None:
-    """O2: any of them may be a secret."""
+    """O2: any value may be a secret."""
     assert "hunter2" not in repr(EventConfig("orders", options={"token": "hunter2"}))
 
 
 def test_a_configuration_can_be_pickled() -> None:
-    """Worker processes are given theirs; origins go with it."""
+    """A worker process gets its configuration so, with the origins."""
     config = EventConfig.from_mapping({"topic_name": "orders", "options": {"create": "all"}})
     again = pickle.loads(pickle.dumps(config))
     assert again == config
@@ -181,7 +181,7 @@ def test_a_configuration_can_be_pickled() -> None:
 
 
 def test_a_client_is_read_from_a_file(write: Any) -> None:
-    """TOML numbers and booleans are taken as their text."""
+    """Numbers and booleans of TOML become text."""
     assert EventConfig.from_file(write(ORDERS), "orders", environ=NOTHING) == EventConfig(
         "orders",
         "acme-prod",
@@ -191,7 +191,7 @@ def test_a_client_is_read_from_a_file(write: Any) -> None:
 
 
 def test_a_file_may_leave_out_all_but_the_topic(write: Any) -> None:
-    """Defaults are those of the value."""
+    """The other fields have the defaults of EventConfig."""
     config = EventConfig.from_file(write('[clients.a]\ntopic_name = "t"'), "a", environ=NOTHING)
     assert config == EventConfig("t")
 
@@ -225,7 +225,7 @@ def test_a_value_may_point_at_the_environment_or_a_file(write: Any, tmp_path: Pa
     ],
 )
 def test_a_wrong_file_is_explained(write: Any, text: str, reason: str) -> None:
-    """The error names the file and the client, what was found and what to do."""
+    """The error names the file and the client, and says what was found and what to do."""
     path = write(text)
     with pytest.raises(ConfigurationError) as caught:
         EventConfig.from_file(path, "orders", environ=NOTHING)
@@ -234,7 +234,7 @@ def test_a_wrong_file_is_explained(write: Any, text: str, reason: str) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_told_with_its_whole_path(write: Any, tmp_path: Path) -> None:
-    """Relative to what it was read is no riddle."""
+    """The reader of the error need not know the folder to which the path is relative."""
     path = write('[clients.a]\ntopic_name = "t"\noptions.x = { file = "gone" }')
     with pytest.raises(ConfigurationError) as caught:
         EventConfig.from_file(path, "a", environ=NOTHING)
@@ -242,14 +242,14 @@ def test_a_file_that_cannot_be_read_is_told_with_its_whole_path(write: Any, tmp_
 
 
 def test_a_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
-    """The operating system's reason is told and its error chained."""
+    """The text has the reason of the operating system, whose error is chained."""
     with pytest.raises(ConfigurationError, match="No such file") as caught:
         EventConfig.from_file(tmp_path / "gone.toml", "orders")
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
 def test_the_error_of_a_clients_options_names_the_file(write: Any) -> None:
-    """O1: constructing the client tells where the wrong value stands."""
+    """O1: the error of the client's constructor says where the wrong value stands."""
     config = EventConfig.from_file(write(ORDERS.replace("60", '"soon"')), "orders", environ=NOTHING)
     with pytest.raises(ConfigurationError, match=r"'send_timeout' \(from .*events.toml \[clients.orders\]\): 'soon'"):
         create_client(config)
@@ -259,14 +259,14 @@ def test_the_error_of_a_clients_options_names_the_file(write: Any) -> None:
 
 
 def test_a_client_is_read_from_a_mapping() -> None:
-    """The form is that of a table in a file, with the same indirections."""
+    """The mapping has the form of a table in a file, and may also point at variables and files."""
     mapping = {"backend": "plain", "topic_name": "orders", "options": {"ordering": False, "user": {"env": "WHO"}}}
     config = EventConfig.from_mapping(mapping, environ={"WHO": "ada"})
     assert config == EventConfig("orders", options={"ordering": "false", "user": "ada"}, backend="plain")
 
 
 def test_a_wrong_mapping_is_explained_all_at_once() -> None:
-    """Every problem is in one error."""
+    """One error has every problem."""
     with pytest.raises(ConfigurationError) as caught:
         EventConfig.from_mapping({"topik_name": "t", "project_id": 3, "options": []})
     assert str(caught.value) == (
@@ -278,7 +278,7 @@ def test_a_wrong_mapping_is_explained_all_at_once() -> None:
 @pytest.mark.parametrize("option", ["send_timeout", "create", "ordering", "publish_max_bytes"])
 @pytest.mark.parametrize("source", ['{ env = "TOKEN" }', '{ file = "token" }'])
 def test_what_a_reference_points_at_is_never_shown(write: Any, tmp_path: Path, option: str, source: str) -> None:
-    """O2: a value that is kept apart may be a secret, whatever option it was given to by mistake."""
+    """O2: a value from another file or a variable may be a secret, even if a wrong option got it."""
     (tmp_path / "token").write_text("hunter2")
     path = write(f'[clients.a]\nbackend = "plain"\ntopic_name = "t"\noptions.{option} = {source}')
     config = EventConfig.from_file(path, "a", environ={"TOKEN": "hunter2"})
@@ -292,7 +292,7 @@ REFERENCE = '[clients.a]\ntopic_name = "t"\noptions.token = { file = "token" }'
 
 
 def test_a_file_without_an_end_is_refused(write: Any, tmp_path: Path) -> None:
-    """Neither a configuration file nor one that it points at may fill the memory."""
+    """A configuration file cannot fill the memory, and neither can a file that it points at."""
     (tmp_path / "token").symlink_to("/dev/zero")
     with pytest.raises(ConfigurationError, match=r"option 'token': cannot read file '.*token': it has more than 1 MiB"):
         EventConfig.from_file(write(REFERENCE), "a", environ=NOTHING)
@@ -301,7 +301,7 @@ def test_a_file_without_an_end_is_refused(write: Any, tmp_path: Path) -> None:
 
 
 def test_a_file_of_the_largest_size_is_read(write: Any, tmp_path: Path) -> None:
-    """1 MiB is allowed, one byte more is not."""
+    """A file of 1 MiB is read, and a file of one byte more is refused."""
     (tmp_path / "token").write_bytes(b"x" * 2**20)
     path = write(REFERENCE)
     assert len(EventConfig.from_file(path, "a", environ=NOTHING).options["token"]) == 2**20
@@ -311,7 +311,7 @@ def test_a_file_of_the_largest_size_is_read(write: Any, tmp_path: Path) -> None:
 
 
 def test_a_file_that_nobody_writes_is_given_up(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A FIFO without a writer, or whose writer says nothing, does not keep the program waiting for ever."""
+    """The program does not wait without end for a FIFO that has no writer, or whose writer writes nothing."""
     monkeypatch.setattr("events_core.bounded_file.PATIENCE", 0.2)
     os.mkfifo(tmp_path / "token")
     path = write(REFERENCE)
@@ -327,7 +327,7 @@ def test_a_file_that_nobody_writes_is_given_up(write: Any, tmp_path: Path, monke
 
 
 def test_a_pipe_is_read_to_its_end() -> None:
-    """What a shell writes as <(…) is a configuration file, also when its writer has already ended."""
+    """A pipe that a shell makes with <(…) is a configuration file, also if its writer has ended."""
     reader, writer = os.pipe()
     os.write(writer, ORDERS.encode())
     os.close(writer)
@@ -336,7 +336,7 @@ def test_a_pipe_is_read_to_its_end() -> None:
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(write: Any) -> None:
-    """Some editors write one."""
+    """Some editors write a byte order mark."""
     assert EventConfig.from_file(write("\ufeff" + ORDERS), "orders", environ=NOTHING).topic_name == "orders"
 
 
@@ -344,7 +344,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(write: Any) -> None:
 
 
 def test_a_client_is_read_from_a_url() -> None:
-    """Scheme, authority, path and query are backend, project, topic and options."""
+    """The scheme is the backend, the authority the project, the path the topic, and the query has the options."""
     config = EventConfig.from_url("plain://acme-prod/orders?subscription=billing&send_timeout=60")
     options = {"subscription": "billing", "send_timeout": "60"}
     assert config == EventConfig("orders", "acme-prod", options, "plain")
@@ -356,13 +356,13 @@ TOPIC = SEGMENT.filter(lambda text: "/" not in text)
 
 @given(TOPIC, SEGMENT, st.dictionaries(SEGMENT, st.text(st.characters(codec="utf-8"), max_size=12), max_size=3))
 def test_every_text_can_be_written_in_a_url(topic_name: str, project_id: str, options: dict[str, str]) -> None:
-    """What is percent-encoded comes back as it was."""
+    """A text that is percent-encoded comes back unchanged."""
     url = f"plain://{quote(project_id, safe='')}/{quote(topic_name, safe='')}?{urlencode(options)}"
     assert EventConfig.from_url(url) == EventConfig(topic_name, project_id, options, "plain")
 
 
 def test_a_backend_says_what_its_location_means() -> None:
-    """Authority and path may become options; the query goes before them."""
+    """Authority and path may become options, and the query overrides those."""
     assert EventConfig.from_url("located:///var/db/orders") == EventConfig(
         "orders", "", {"subscription": "/var/db"}, "located"
     )
@@ -383,7 +383,7 @@ def test_a_backend_says_what_its_location_means() -> None:
     ],
 )
 def test_a_wrong_url_is_explained(url: str, reason: str) -> None:
-    """The error says what is wrong, without repeating what may be a secret."""
+    """The error says what is wrong, and repeats no part that may be a secret."""
     with pytest.raises(ConfigurationError) as caught:
         EventConfig.from_url(url)
     assert reason in str(caught.value)
@@ -400,27 +400,27 @@ def test_a_url_of_an_unknown_backend_is_a_backend_error() -> None:
 
 
 def test_a_client_is_read_from_the_environment() -> None:
-    """The name is upper case, with underscores for what a variable cannot hold."""
+    """The name is in upper case, with an underscore for each character that a variable cannot have."""
     environ = {"EVENTS_NEW_ORDERS_2_URL": "plain://acme/orders"}
     assert EventConfig.from_env("new-orders.2", environ) == EventConfig("orders", "acme", backend="plain")
 
 
 def test_the_process_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is read by the call, not at import."""
+    """The call reads the environment, not the import."""
     monkeypatch.setenv("EVENTS_ORDERS_URL", "plain://acme/orders")
     assert EventConfig.from_env("orders").project_id == "acme"
 
 
 @pytest.mark.parametrize("environ", [{}, {"EVENTS_ORDERS_URL": ""}])
 def test_a_missing_variable_is_named(environ: dict[str, str]) -> None:
-    """An empty one counts as missing."""
+    """A variable that is empty counts as missing."""
     with pytest.raises(ConfigurationError, match="the environment variable EVENTS_ORDERS_URL is not set"):
         EventConfig.from_env("orders", environ)
 
 
 @pytest.mark.parametrize("url", ["plain//acme", "plain://acme/orders?a=1&a=2"])
 def test_a_wrong_variable_is_named(url: str) -> None:
-    """A reader knows which of many URLs to mend."""
+    """The error names the variable, because a program may have several URLs."""
     with pytest.raises(ConfigurationError, match="EVENTS_ORDERS_URL"):
         EventConfig.from_env("orders", {"EVENTS_ORDERS_URL": url})
 
@@ -429,7 +429,7 @@ def test_a_wrong_variable_is_named(url: str) -> None:
 
 
 def test_the_environment_goes_before_the_file(write: Any) -> None:
-    """The URL gives backend, project and topic; options it does not name come from the file."""
+    """The URL gives backend, project and topic; the other options come from the file."""
     environ = {"EVENTS_ORDERS_URL": "plain://acme-test/orders-2?subscription=audit"}
     config = EventConfig.from_file(write(ORDERS), "orders", environ=environ)
     assert (config.topic_name, config.project_id) == ("orders-2", "acme-test")
@@ -442,7 +442,7 @@ def test_the_environment_goes_before_the_file(write: Any) -> None:
 
 
 def test_options_of_one_backend_are_not_given_to_another(write: Any) -> None:
-    """When the environment names another backend, the file's options do not apply."""
+    """If the environment names another backend, the options of the file do not apply."""
     environ = {"EVENTS_ORDERS_URL": "located:///db/orders"}
     config = EventConfig.from_file(write(ORDERS), "orders", environ=environ)
     assert config.backend == "located"
@@ -451,27 +451,27 @@ def test_options_of_one_backend_are_not_given_to_another(write: Any) -> None:
 
 @pytest.mark.parametrize("url", ["located:///db/orders", "plain://acme/orders?secret=s"], ids=["all", "one"])
 def test_what_the_environment_replaces_is_not_looked_up(write: Any, url: str) -> None:
-    """A test on another backend, or with a secret of its own, needs none of those that the file points at."""
+    """A test on another backend, or with its own secret, does not need the secrets of the file."""
     path = write('[clients.a]\nbackend = "plain"\ntopic_name = "t"\noptions.secret = { env = "GONE" }')
     config = EventConfig.from_file(path, "a", environ={"EVENTS_A_URL": url})
     assert config == EventConfig.from_url(url)
 
 
 def test_what_an_argument_replaces_is_not_looked_up(write: Any) -> None:
-    """An explicit option stands in for one that cannot be had."""
+    """An explicit option replaces one whose file or variable does not exist."""
     path = write('[clients.a]\ntopic_name = "t"\noptions.secret = { env = "GONE" }')
     config = EventConfig.from_file(path, "a", environ=NOTHING, options={"secret": "s"})
     assert config.options == {"secret": "s"}
 
 
 def test_an_empty_variable_leaves_the_file_as_it_is(write: Any) -> None:
-    """It counts as missing, as compose files and CI settings write it."""
+    """It counts as missing, because compose files and CI settings write a missing variable so."""
     config = EventConfig.from_file(write(ORDERS), "orders", environ={"EVENTS_ORDERS_URL": ""})
     assert config.project_id == "acme-prod"
 
 
 def test_an_argument_goes_before_everything(write: Any) -> None:
-    """Explicit options are laid over the others one by one."""
+    """Each explicit option replaces the one of the source, and the others stay."""
     environ = {"EVENTS_ORDERS_URL": "plain://acme-test/orders-2?subscription=audit&create=all"}
     config = EventConfig.from_file(
         write(ORDERS), "orders", environ=environ, project_id="mine", options={"create": "never"}
@@ -490,13 +490,13 @@ def test_an_argument_goes_before_everything(write: Any) -> None:
     ids=["url", "environment", "mapping"],
 )
 def test_every_source_takes_arguments(read: Any) -> None:
-    """Topic, project, backend and options may be given beside any source."""
+    """Topic, project, backend and options may be given together with any source."""
     config = read(topic_name="t", project_id="p", backend="plain", options={"start": "earliest"})
     assert config == EventConfig("t", "p", {"create": "all", "start": "earliest"}, "plain")
 
 
 def test_each_option_remembers_its_source(write: Any) -> None:
-    """A wrong value is blamed on the source that it came from."""
+    """The error about a wrong value names its source."""
     environ = {"EVENTS_ORDERS_URL": "plain://acme/orders?create=all"}
     path = write(ORDERS)
     config = EventConfig.from_file(path, "orders", environ=environ, options={"start": "earliest"})
@@ -527,7 +527,7 @@ def test_the_error_says_where_a_name_was_looked_for(write: Any) -> None:
 
 
 def test_a_variable_of_a_similar_name_is_suggested(write: Any) -> None:
-    """Its value, which may hold a secret, is not shown; a variable that is empty, or is no URL's, is not suggested."""
+    """Its value is not shown, as it may have a secret.  An empty variable or another name is not suggested."""
     environ = {"EVENTS_ORDER_URL": "plain:///orders?token=hunter2", "EVENTS_ORDERSS_URL": "", "XEVENTS_ORDERS_URL": "x"}
     for read in (
         lambda: EventConfig.from_env("orders", environ),
@@ -629,7 +629,7 @@ def test_an_options_object_replaces_all_options(write: Any) -> None:
 
 
 def test_an_options_object_is_never_merged() -> None:
-    """Options laid over an object are refused; the error says what to do."""
+    """Single options on top of an object are refused, and the error says what to do."""
     config = EventConfig("orders", backend="typed", options=TypedOptions(path="p"))
     with pytest.raises(ConfigurationError, match=r"TypedOptions.* attrs\.evolve"):
         create_client(config, options={"create": "all"})
@@ -664,13 +664,13 @@ def test_a_configuration_with_an_options_object_can_be_pickled() -> None:
 
 
 def test_a_configuration_creates_the_client_it_names() -> None:
-    """create_client is the one door."""
+    """create_client makes a client of the backend that the configuration names."""
     assert type(create_client(EventConfig("orders", backend="plain"))) is Plain
     assert load_backend("plain") is Plain
 
 
 def test_a_configuration_without_a_backend_is_refused() -> None:
-    """The error lists what could be named."""
+    """The error lists the backends."""
     with pytest.raises(ConfigurationError, match=r"names no backend; set backend to one of: .*plain"):
         create_client(EventConfig("orders"))
 

@@ -1,4 +1,4 @@
-"""Hostile values at every entry point: only the documented errors come out.
+"""Wrong values of every kind at every entry point: only the documented errors come out.
 
 Each table maps a name to a call; whatever the call is given, only the error that its test names may leave it.
 """
@@ -27,7 +27,7 @@ from events_core.options import CommonOptions, read_options
 from .shell import BOUND, Shell
 
 HALF = "\ud800"
-"""Half of a surrogate pair, which is no text: UTF-8 cannot carry it."""
+"""Half of a surrogate pair, which is not valid text: UTF-8 cannot encode it."""
 DIGITS = 10**5000
 """More digits than Python prints."""
 DEPTH = 100_000
@@ -74,7 +74,7 @@ def test_a_field_that_is_no_text_is_a_configuration_error(field: str, value: Any
 @pytest.mark.parametrize("value", [{1: "x"}, {None: "x"}, {"x": DIGITS}, {"x": None}, {"x": Odd()}, {HALF: None}])
 @pytest.mark.parametrize("field", ["options", "origins"])
 def test_mappings_of_something_else_are_a_configuration_error(field: str, value: Any) -> None:
-    """Neither a name nor a value of another type is let in."""
+    """A name or a value of another type is refused."""
     with pytest.raises(ConfigurationError, match=field.removesuffix("s")):
         EventConfig("orders", **{field: value})
 
@@ -104,7 +104,7 @@ del MAPPINGS["half a surrogate pair as an option"]  # a path may be such; where 
 
 @pytest.mark.parametrize("mapping", MAPPINGS.values(), ids=MAPPINGS)
 def test_a_mapping_is_explained(mapping: Any) -> None:
-    """from_mapping raises ConfigurationError for whatever is no configuration."""
+    """from_mapping raises ConfigurationError for everything that is not a configuration."""
     with pytest.raises(ConfigurationError):
         EventConfig.from_mapping(mapping)
 
@@ -146,7 +146,7 @@ def test_a_url_is_explained(url: Any) -> None:
 
 @pytest.mark.parametrize("name", ODD.values(), ids=ODD)
 def test_a_name_of_a_client_is_explained(name: Any, tmp_path: Path) -> None:
-    """from_env and from_file raise ConfigurationError for a name that there is not."""
+    """from_env, from_file and create_client raise ConfigurationError for a name that does not exist."""
     (tmp_path / "c.toml").write_text('[clients.a]\ntopic_name = "t"')
     with pytest.raises(ConfigurationError):
         EventConfig.from_env(name, NOTHING)
@@ -170,7 +170,7 @@ PATHS: dict[str, Any] = {
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_a_path_is_explained(path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """from_file raises ConfigurationError at once for a path at which there is no configuration."""
+    """from_file raises ConfigurationError at once for a path without a configuration."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "dangling").symlink_to("gone")
@@ -197,14 +197,14 @@ FILES = {
 
 @pytest.mark.parametrize("content", FILES.values(), ids=FILES)
 def test_the_content_of_a_file_is_explained(content: bytes, tmp_path: Path) -> None:
-    """from_file raises ConfigurationError for whatever is no TOML, or has no such client."""
+    """from_file raises ConfigurationError for a file that is not valid TOML, or does not have the client."""
     (tmp_path / "c.toml").write_bytes(content)
     with pytest.raises(ConfigurationError):
         EventConfig.from_file(tmp_path / "c.toml", "orders", environ=NOTHING)
 
 
 def test_a_deleted_working_directory_is_no_riddle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative paths then lead nowhere, which the error says; what needs none works."""
+    """The error says that a relative path leads nowhere, and calls without one work."""
     folder = tmp_path / "gone"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -223,7 +223,7 @@ OVERRIDES: dict[str, Any] = {
 
 @pytest.mark.parametrize("overrides", OVERRIDES.values(), ids=OVERRIDES)
 def test_an_argument_beside_a_source_is_explained(overrides: Any) -> None:
-    """What is given explicitly is checked as what comes from the source."""
+    """An explicit argument is checked like the value of a source."""
     with pytest.raises(ConfigurationError):
         EventConfig.from_url("memory:///orders", **overrides)
 
@@ -272,7 +272,7 @@ def test_a_text_for_an_option_is_explained(option: str, text: str) -> None:
     "data", [b"[" * DEPTH, b'{"a":' * DEPTH, b"[" * DEPTH + b"]" * DEPTH, b"1" * 5000, b"\xff", b""]
 )
 def test_data_that_is_no_usable_json_is_a_value_error(data: bytes) -> None:
-    """However it is written, data_as_json raises ValueError."""
+    """data_as_json raises ValueError for data that is not usable JSON."""
     with pytest.raises(ValueError, match=r"."):
         EventMessage(data).data_as_json()
 
@@ -298,7 +298,7 @@ def test_a_value_that_json_cannot_carry_is_a_value_error(value: Any) -> None:
 
 
 def in_shell(shell: Shell, script: str) -> tuple[int, str]:
-    """Run *script* with ``events`` in a shell of its own; returns the exit code and what standard error got."""
+    """Run *script*, which may call ``events``, in a new shell.  Return the exit code and the standard error."""
     process = subprocess.run(
         ["bash", "-c", f'events() {{ "{sys.executable}" -m events_core.cli "$@"; }}; {script}'],
         cwd=shell.folder,
@@ -314,7 +314,7 @@ def in_shell(shell: Shell, script: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("arguments", ["--help", "--version", "send --help", "backends", "backends memory --json"])
 def test_a_full_disk_under_standard_output_is_named(shell: Shell, arguments: str) -> None:
-    """Whatever the command prints, the error is one line."""
+    """The error is one line, for every kind of output."""
     code, text = in_shell(shell, f"events {arguments} > /dev/full")
     assert code == 1
     assert re.fullmatch("events: error: .*No space left on device.*\n", text)
@@ -323,7 +323,7 @@ def test_a_full_disk_under_standard_output_is_named(shell: Shell, arguments: str
 @pytest.mark.parametrize("link", ["loop", "dangling"])
 @pytest.mark.parametrize("arguments", ["send memory:///orders --file", "ping --client a --config"])
 def test_a_link_that_leads_nowhere_is_named_at_once(shell: Shell, arguments: str, link: str) -> None:
-    """Nothing is tried again that cannot become better."""
+    """The command does not try again, because that cannot help."""
     (shell.folder / "loop").symlink_to("loop")
     (shell.folder / "dangling").symlink_to("gone")
     code, text = in_shell(shell, f"events {arguments} {link}")
@@ -332,7 +332,7 @@ def test_a_link_that_leads_nowhere_is_named_at_once(shell: Shell, arguments: str
 
 
 def test_a_configuration_that_is_nested_too_deeply_is_named(shell: Shell) -> None:
-    """A file that would exhaust the stack is no TOML that can be used."""
+    """A file that would exhaust the stack is refused in one line."""
     (shell.folder / "deep.toml").write_bytes(FILES["deep arrays"])
     code, text = in_shell(shell, "events ping --config deep.toml --client a")
     assert (code, text) == (
@@ -343,7 +343,7 @@ def test_a_configuration_that_is_nested_too_deeply_is_named(shell: Shell) -> Non
 
 @pytest.mark.parametrize("limit", [5, 6])
 def test_too_few_descriptors_are_named(shell: Shell, limit: int) -> None:
-    """A process that may open next to nothing says so."""
+    """A process that may open only a few files says how to raise the limit."""
     code, text = in_shell(shell, f"ulimit -n {limit}; events send 'sqlite:e.db/orders?send_timeout=0.5' x")
     assert code == 1
     assert "Too many open files" in text
@@ -352,7 +352,7 @@ def test_too_few_descriptors_are_named(shell: Shell, limit: int) -> None:
 
 
 def test_in_a_deleted_folder_what_needs_none_works(shell: Shell) -> None:
-    """Only what is looked for there is not found."""
+    """Only a file that is searched in the folder is not found."""
     gone = "mkdir gone; cd gone; rmdir ../gone"
     assert in_shell(shell, f"{gone}; events send 'memory:///orders?subscription=s' x")[0] == 0
     code, text = in_shell(shell, f"{gone}; events ping --config c.toml --client a")

@@ -1,4 +1,4 @@
-"""B1: what importing costs, as ``python -X importtime`` shows it."""
+"""B1: the modules that an import loads, as ``python -X importtime`` shows them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pytest
 
 
 def imported_by(statement: str) -> set[str]:
-    """Names of the modules that *statement* imports in a fresh interpreter."""
+    """Return the names of the modules that *statement* imports in a new interpreter."""
     command = [sys.executable, "-X", "importtime", "-c", statement]
     trace = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stderr
     return {line.rpartition("|")[2].strip() for line in trace.splitlines() if line.startswith("import time:")}
 
 
 def below(modules: set[str], *packages: str) -> set[str]:
-    """Those of *modules* that are, or are in, one of *packages*."""
+    """Return those of *modules* that belong to one of *packages*."""
     return {name for name in modules if any(name == package or name.startswith(f"{package}.") for package in packages)}
 
 
 def test_importing_the_core_is_light() -> None:
-    """Neither the plug-in machinery, nor a database, nor the command line's packages, nor a backend."""
+    """The import loads no plug-in machinery, no database, no package of the command line and no backend."""
     modules = imported_by("import events_core")
     assert "events_core.registry" in modules
     heavy = ("stevedore", "importlib.metadata", "sqlite3", "click", "rich", "pytest")
@@ -30,7 +30,7 @@ def test_importing_the_core_is_light() -> None:
 
 
 def test_importing_the_core_leaves_the_rest_of_the_standard_library_alone() -> None:
-    """What reads files, URLs and JSON, or explains a mistake, is imported by what first needs it."""
+    """The modules for files, URLs, JSON and suggestions are imported when they are first needed."""
     modules = imported_by("import events_core")
     assert not below(modules, "tomllib", "pathlib", "urllib", "ipaddress", "json", "difflib")
 

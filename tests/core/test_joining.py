@@ -147,7 +147,7 @@ async def _in_group(joining: Joining[EventReceiver]) -> EventReceiver:
 def test_it_can_be_awaited_in_every_way(
     make_client: Callable[[], EventClient], way: Callable[[Any], Coroutine[Any, Any, EventReceiver]]
 ) -> None:
-    """Whatever takes a coroutine takes it too."""
+    """Everything that takes a coroutine takes it too."""
 
     async def scene() -> None:
         async with make_client() as client, await way(client.subscribe("s")) as receiver:

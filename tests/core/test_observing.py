@@ -11,7 +11,7 @@ from events_core import AcknowledgeError, EventConfig, EventMessage, Operation, 
 
 
 class Recorder:
-    """Writes down what it is told."""
+    """An observer that records its calls."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, int, str]] = []
@@ -36,7 +36,7 @@ class Failing:
 
 
 def test_start_and_end_with_outcome() -> None:
-    """V1: publish, receive and settle, each with how many messages and what it raised."""
+    """V1: publish, receive and settle, each with its number of messages and its error."""
     recorder = Recorder()
 
     async def main() -> None:
@@ -67,7 +67,7 @@ def test_start_and_end_with_outcome() -> None:
 
 
 def test_a_failing_observer_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """V1: what it raises is logged."""
+    """V1: the exceptions of the observer are logged."""
 
     async def main() -> None:
         async with create_client(EventConfig("misobserved", backend="memory")) as client:

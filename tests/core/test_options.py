@@ -1,4 +1,4 @@
-"""Contract O1 and O2: options are typed once, read from text, and explained all at once when wrong."""
+"""Contract O1 and O2: options are declared once and read from text, and one error explains all mistakes."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class Options(CommonOptions):
 
 
 def read(**values: str) -> Options:
-    """Options read from text, the required one given."""
+    """Return the options that are read from *values* and the required one."""
     return read_options(Options, {"project": "acme", **values})
 
 
 def refusal(**values: str) -> str:
-    """What the error says."""
+    """Return the text of the error."""
     with pytest.raises(ConfigurationError) as caught:
         read(**values)
     return str(caught.value)
 
 
 def info(name: str) -> OptionInfo:
-    """The description of one option."""
+    """Return the description of one option."""
     (found,) = (each for each in describe_options(Options) if each.name == name)
     return found
 
@@ -67,18 +67,18 @@ def test_numbers_are_read(value: float) -> None:
     [("true", True), ("Yes", True), ("ON", True), ("1", True), ("false", False), ("no", False), ("0", False)],
 )
 def test_words_of_truth_are_read(text: str, value: bool) -> None:
-    """In any case; above all, "false" and "0" are false."""
+    """Upper and lower case are equal, and "false" and "0" are false."""
     assert read(verbose=text).verbose is value
 
 
 def test_choices_and_text_are_read_as_they_are() -> None:
-    """Text is not trimmed, split or otherwise improved."""
+    """Text is not trimmed, split or changed in another way."""
     options = read(mode="fast", project=" a,b ")
     assert (options.mode, options.project) == ("fast", " a,b ")
 
 
 def test_an_optional_option_is_read_as_its_type() -> None:
-    """``float | None`` reads a float; there is no text for None but leaving it out."""
+    """``float | None`` reads a float.  No text stands for None: leave the option out."""
     assert read(keepalive="3").keepalive == 3.0
 
 
@@ -100,12 +100,12 @@ def test_an_optional_option_is_read_as_its_type() -> None:
     ],
 )
 def test_what_cannot_be_converted_is_explained(name: str, text: str, reason: str) -> None:
-    """The error names the option, the text found and what is expected, with the unit."""
+    """The error names the option, the text found, and the expected value with its unit."""
     assert refusal(**{name: text}) == f"option {name!r}: {reason}"
 
 
 def test_all_problems_are_reported_at_once() -> None:
-    """Unknown, unconvertible and missing options are one error."""
+    """One error has the unknown, the unconvertible and the missing options."""
     with pytest.raises(ConfigurationError) as caught:
         read_options(Options, {"wrokers": "4", "verbose": "maybe"}, backend="acme", topic_name="orders")
     assert str(caught.value) == (
@@ -118,12 +118,12 @@ def test_all_problems_are_reported_at_once() -> None:
 
 
 def test_an_unknown_option_without_a_near_name_is_just_unknown() -> None:
-    """A guess is offered only where it is likely."""
+    """Only a similar name is suggested."""
     assert refusal(xyzzy="1") == "unknown option 'xyzzy'"
 
 
 def test_the_error_says_where_a_value_came_from() -> None:
-    """Origins are told for unknown and for unconvertible options."""
+    """The origin is told for unknown and for unconvertible options."""
     origins = {"workers": "EVENTS_ORDERS_URL", "colour": "events.toml [clients.orders]"}
     with pytest.raises(ConfigurationError) as caught:
         read_options(Options, {"project": "a", "workers": "x", "colour": "red"}, origins=origins)
@@ -140,14 +140,14 @@ def test_contradictions_between_options_are_reported() -> None:
 
 @pytest.mark.parametrize(("name", "text"), [("pin", "hunter2"), ("pin", "17"), ("token", "")])
 def test_a_secret_is_not_repeated_when_it_is_wrong(name: str, text: str) -> None:
-    """The error says what is expected of it and not what was found."""
+    """The error says what is expected, and not what was found."""
     message = refusal(**{name: text})
     assert f"option {name!r}: its value " in message
     assert repr(text) not in message
 
 
 def test_a_secret_is_not_in_the_representation() -> None:
-    """Logging an options object tells no secret."""
+    """Logging an options object shows no secret."""
     assert "hunter2" not in repr(read(token="hunter2"))
 
 
@@ -172,14 +172,14 @@ def test_options_describe_themselves() -> None:
 
 
 def test_a_backends_own_options_are_described_first() -> None:
-    """The common ones follow, so that a listing begins with what is special."""
+    """The common options follow, so a listing begins with the special ones."""
     names = [each.name for each in describe_options(Options)]
     assert names[:3] == ["project", "mode", "workers"]
     assert names[-1] == "publish_on_limit"
 
 
 def test_the_common_options_are_those_of_the_contract() -> None:
-    """Every backend understands these."""
+    """Every backend understands these options."""
     assert [each.name for each in describe_options(CommonOptions)] == [
         "subscription",
         "create",
@@ -211,19 +211,19 @@ def test_the_common_defaults_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize("each", describe_options(Options), ids=lambda each: each.name)
 def test_a_default_as_text_reads_back_as_the_default(each: OptionInfo) -> None:
-    """What help and documentation show may be written into a configuration."""
+    """You can copy a default from the help or the documentation into a configuration."""
     if each.default:
         assert getattr(read(**{each.name: each.default}), each.name) == getattr(read(), each.name)
 
 
 def test_did_you_mean_is_silent_when_nothing_is_near() -> None:
-    """The text is appended to a sentence as it is."""
+    """The result is empty or the end of a sentence."""
     assert did_you_mean("memroy", ["memory", "sqlite"]) == "; did you mean 'memory'?"
     assert did_you_mean("kafka", ["memory", "sqlite"]) == ""
 
 
 @pytest.mark.parametrize("name", ["max_outstanding_messages", "max_outstanding_bytes"])
 def test_a_bound_that_no_broker_can_be_told_is_refused(name: str) -> None:
-    """O1: at the configuration, not by the request that would carry it."""
+    """O1: the error comes from the configuration, and not from the request that would carry the number."""
     assert f"option '{name}'" in refusal(**{name: str(2**63)})
     assert getattr(read(**{name: str(2**63 - 1)}), name) == 2**63 - 1

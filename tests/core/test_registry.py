@@ -1,4 +1,4 @@
-"""Contract §2: from a name to a backend, with every failure explained.
+"""Contract §2: a backend is found by its name, and every failure is explained.
 
 The backends are throw-away distributions: wheels that pip installs into a directory of their own, which a fresh
 interpreter then has on its path.
@@ -86,7 +86,7 @@ def _imports(thread):
 
 
 def build_wheel(folder: Path, name: str, version: str, entry: str, modules: dict[str, str]) -> Path:
-    """Write a wheel, the least that pip accepts."""
+    """Write the smallest wheel that pip accepts."""
     stem = f"{name.replace('-', '_')}-{version}"
     wheel = folder / f"{stem}-py3-none-any.whl"
     files = {f"{module}.py": source for module, source in modules.items()} | {
@@ -104,7 +104,7 @@ def build_wheel(folder: Path, name: str, version: str, entry: str, modules: dict
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which all the distributions are installed."""
+    """Return a directory in which all the distributions are installed."""
     folder = tmp_path_factory.mktemp("site")
     wheels = []
     for name, (version, backend, target, source) in DISTRIBUTIONS.items():
@@ -118,7 +118,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(site: Path, code: str, *path: Path, **environ: str) -> Any:
-    """What *code* leaves in ``report``, run in a fresh interpreter that has *site* on its path and prints nothing."""
+    """Run *code* in a new interpreter that has *site* on its path.  Return its ``report``."""
     program = f"{textwrap.dedent(code)}\nimport json\nprint(json.dumps(report))"
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -137,7 +137,7 @@ def _inherited() -> list[str]:
 
 
 def load(site: Path, name: str, *path: Path) -> dict[str, Any]:
-    """What came of loading *name*: the class or the error, and which backends were imported for it."""
+    """Load *name*, and return the class or the error, and the names of the imported modules."""
     code = f"""
         import sys
         from events_core import BackendError, load_backend
@@ -163,12 +163,12 @@ def load(site: Path, name: str, *path: Path) -> dict[str, Any]:
 
 
 def test_the_asked_backend_is_imported_and_no_other(site: Path) -> None:
-    """B1: broken and good neighbours alike stay where they are."""
+    """B1: no other backend is imported, good or broken."""
     assert load(site, "good") == {"loaded": "acme_good:Client", "imported": ["acme_good"]}
 
 
 def test_listing_imports_nothing(site: Path) -> None:
-    """B1: neither a backend nor stevedore is needed to tell what there is."""
+    """B1: the list needs neither a backend nor stevedore."""
     report = run(
         site,
         """
@@ -196,7 +196,7 @@ def test_loading_twice_gives_one_class(site: Path) -> None:
 
 
 def test_no_disk_cache_is_read_or_written(site: Path, tmp_path: Path) -> None:
-    """B2: stevedore's cache may be stale, so it is never looked at."""
+    """B2: stevedore's cache may be stale, so it is never read."""
     code = """
         import sys
         opened = []
@@ -212,7 +212,7 @@ def test_no_disk_cache_is_read_or_written(site: Path, tmp_path: Path) -> None:
 
 
 def test_a_backend_may_load_another_while_it_is_imported(site: Path) -> None:
-    """B2: no lock is held during an import, so two threads that need each other's locks do not exist."""
+    """B2: no lock is held during an import, so two threads never wait for each other's locks."""
     code = """
         import threading
         from events_core import load_backend
@@ -261,7 +261,7 @@ def test_a_known_backend_that_is_not_installed_comes_with_the_command(site: Path
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest(site: Path) -> None:
-    """B3: and with the list; nothing is imported for it."""
+    """B3: the error also has the list, and nothing is imported."""
     report = load(site, "memroy")
     assert report["error"] == "BackendNotFoundError"
     assert report["text"].startswith("no backend named 'memroy'; did you mean 'memory'? (available: ")
@@ -270,7 +270,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(site: Path) -> None:
 
 
 def test_a_name_near_to_nothing_is_answered_with_the_list(site: Path) -> None:
-    """B3: no far-fetched guess; a name that two distributions share is listed once."""
+    """B3: nothing is suggested, and a name that two distributions share is listed once."""
     text = load(site, "xyzzy")["text"]
     assert "did you mean" not in text
     assert text.count("twin") == 1
@@ -286,7 +286,7 @@ def test_two_distributions_with_one_name_are_a_conflict(site: Path) -> None:
 
 
 def test_a_distribution_that_is_on_the_path_twice_is_no_conflict(site: Path, tmp_path: Path) -> None:
-    """B3: an editable install beside a built one is still one distribution."""
+    """B3: an editable install and a built one are one distribution."""
     wheel = build_wheel(tmp_path, "acme-good", "1.1", "good = acme_good:Client", {"acme_good": GOOD})
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "second")
@@ -305,7 +305,7 @@ def test_a_distribution_that_is_on_the_path_twice_is_no_conflict(site: Path, tmp
     ],
 )
 def test_a_backend_that_cannot_be_imported_is_broken(site: Path, name: str, cause: str, reason: str) -> None:
-    """B3: it never reads as not installed; the cause is chained."""
+    """B3: the error does not say "not installed", and the cause is chained."""
     report = load(site, name)
     target = DISTRIBUTIONS[f"acme-{name}"][2]
     assert (report["error"], report["code"], report["cause"]) == ("BackendLoadError", "INTERNAL", cause)
@@ -327,7 +327,7 @@ def test_a_backend_that_cannot_be_imported_is_broken(site: Path, name: str, caus
     ],
 )
 def test_a_backend_that_is_no_client_of_this_version_is_refused(site: Path, name: str, reason: str) -> None:
-    """B3: the error says whose fault it is and what to do."""
+    """B3: the error says which side must change, and how."""
     report = load(site, name)
     target = DISTRIBUTIONS[f"acme-{name}"][2]
     assert (report["error"], report["code"], report["backend"]) == ("BackendLoadError", "INTERNAL", name)
@@ -339,7 +339,7 @@ def test_a_backend_that_is_no_client_of_this_version_is_refused(site: Path, name
 
 
 def test_a_class_can_be_named_by_module(site: Path) -> None:
-    """No entry point is needed for ``module:Class``, and a conflict of names does not matter."""
+    """``module:Class`` needs no entry point, and works also if two distributions share a name."""
     assert load(site, "rival_twin:Client") == {"loaded": "rival_twin:Client", "imported": ["rival_twin"]}
 
 
@@ -353,7 +353,7 @@ def test_a_class_can_be_named_by_module(site: Path) -> None:
     ],
 )
 def test_a_class_named_by_module_is_checked_as_well(site: Path, name: str, reason: str) -> None:
-    """B3 holds for it too."""
+    """B3 also holds for ``module:Class``."""
     report = load(site, name)
     assert (report["error"], report["backend"]) == ("BackendLoadError", name)
     assert reason in report["text"]
@@ -361,7 +361,7 @@ def test_a_class_named_by_module_is_checked_as_well(site: Path, name: str, reaso
 
 
 def test_a_registered_class_goes_before_an_installed_one(site: Path) -> None:
-    """register_backend() is the way out of a conflict, and out of an application frozen into one file."""
+    """register_backend() helps after a conflict, and in an application that is packed into one file."""
     code = """
         import sys
         from events_core import available_backends, load_backend, register_backend
@@ -374,7 +374,7 @@ def test_a_registered_class_goes_before_an_installed_one(site: Path) -> None:
 
 
 def test_an_unusable_class_is_not_registered() -> None:
-    """What load_backend() would refuse, register_backend() refuses."""
+    """register_backend() refuses each class that load_backend() would refuse."""
     reason = r"'abstract', registered by this process \(.*\), cannot be used: .* does not implement"
     with pytest.raises(BackendLoadError, match=reason):
         register_backend("abstract", EventClient)
@@ -385,7 +385,7 @@ def test_an_unusable_class_is_not_registered() -> None:
 
 
 def test_the_cores_own_backends_use_the_same_entry_points() -> None:
-    """B4: they are found and loaded as a third party's are."""
+    """B4: the embedded backends are found and loaded like those of a third party."""
     installed = entry_points(group="events_core.backends")
     own = {entry.name: entry for entry in installed if entry.dist and entry.dist.name == "events-core"}
     assert set(own) == {"memory", "sqlite"}

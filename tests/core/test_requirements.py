@@ -31,7 +31,7 @@ NOTHING: dict[str, str] = {}
 
 
 def objection(requirement: str, **capabilities: Any) -> str:
-    """What is wrong with *capabilities*, ``""`` if they meet the requirement."""
+    """Return the objection to *capabilities*, ``""`` if they meet the requirement."""
     return Requirements.read([requirement], "acme").objection(Capabilities(**capabilities))
 
 
@@ -68,7 +68,7 @@ def test_a_limit_is_met_by_larger_ones_and_by_none() -> None:
 
 
 def test_the_error_names_rule_and_backend() -> None:
-    """What was asked, what was found, and where the contract speaks of it."""
+    """The error says what was asked, what was found, and which rule of the contract is meant."""
     assert objection("ordering:subscription", ordering="receiver") == (
         "the configuration requires 'ordering:subscription', but the backend 'acme' has 'ordering:receiver' "
         "(rule R8: order per key)"
@@ -106,7 +106,7 @@ def test_a_wrong_requirement_is_explained(requirement: Any, reason: str) -> None
 
 
 def test_all_wrong_requirements_are_told_at_once() -> None:
-    """With where they stand and whatever else is wrong there."""
+    """One error has them together with the other mistakes of the same place."""
     with pytest.raises(ConfigurationError, match=r"^the mapping: .*'topicname'.*require 'a': .*; require 'b': "):
         EventConfig.from_mapping({"topic_name": "t", "topicname": "t", "require": ["a", "b"]})
 
@@ -133,7 +133,7 @@ def test_requirements_stand_next_to_the_backend(tmp_path: Path) -> None:
 
 
 def test_requirements_stay_when_the_environment_names_another_backend(tmp_path: Path) -> None:
-    """They say what the program needs, of whatever backend."""
+    """They say what the program needs from any backend."""
     file = tmp_path / "events.toml"
     file.write_text('[clients.a]\nbackend = "sqlite"\ntopic_name = "t"\nrequire = ["durable:power_loss"]')
     with pytest.raises(ConfigurationError, match="requires 'durable:power_loss', but the backend 'memory' has"):
@@ -147,7 +147,7 @@ def test_requirements_stay_when_the_environment_names_another_backend(tmp_path: 
     "construct", [create_client, lambda config: load_backend("memory")(config)], ids=["create_client", "the class"]
 )
 def test_they_are_checked_when_the_client_is_constructed(construct: Callable[[EventConfig], Any]) -> None:
-    """Without I/O, whoever constructs it."""
+    """The check needs no I/O, and comes from create_client and from the class."""
     config = EventConfig("orders", backend="memory", require=["ordering:subscription", "durable:process_crash"])
     with pytest.raises(ConfigurationError, match=r"'durable:process_crash', .* 'memory' .*\(rule F3: ") as caught:
         construct(config)

@@ -1,4 +1,4 @@
-"""Typical use, for type checkers alone: what is natural to write must check under the strictest settings."""
+"""Typical use, for type checkers only: natural code must pass under the strictest settings."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def clients() -> list[EventClient]:
 
 
 def mistakes() -> None:
-    """Type checkers find a wrong option; the comments would be reported if they did not."""
+    """Type checkers find a wrong option.  If they did not, they would report the comments."""
     SQLiteOptions(path="events.db", durability="none")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     SQLiteOptions(path="events.db", retension=600)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     create_client("orders", options={"create": None})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
@@ -91,7 +91,7 @@ def wrong_messages() -> None:
 
 
 async def send(client: EventClient) -> None:
-    """One message, and many with the outcome of each."""
+    """Send one message, and many with the outcome of each."""
     assert_type(await client.send_message(EventMessage(b"paid")), str)
     try:
         assert_type(await client.send_messages(message for message in messages()), list[str])
@@ -104,7 +104,7 @@ async def send(client: EventClient) -> None:
 
 
 async def receive(receiver: EventReceiver) -> None:
-    """The loop that everybody writes."""
+    """Receive in a loop."""
     while True:
         message = await receiver.receive_message(timeout=30)
         if message is None:
@@ -122,14 +122,14 @@ async def receive(receiver: EventReceiver) -> None:
 
 
 async def iterate(receiver: EventReceiver) -> None:
-    """The same as iteration."""
+    """Receive by iteration."""
     async for message in receiver:
         assert_type(message, ReceivedMessage)
         await receiver.acknowledge(message)
 
 
 async def batches(receiver: EventReceiver) -> None:
-    """Batches; messages and ids may be mixed when settling."""
+    """Receive batches; a settlement may mix messages and ids."""
     while batch := await receiver.receive_messages(100, timeout=1.5):
         try:
             await receiver.acknowledge_messages([batch[0].message_id, *batch[1:]])
@@ -139,7 +139,7 @@ async def batches(receiver: EventReceiver) -> None:
 
 
 async def settle_by_outcome(receiver: EventReceiver) -> None:
-    """The settlement follows from how the body ends."""
+    """Settle each message when its block ends."""
     async for message in receiver:
         async with receiver.processing(message) as processed:
             assert_type(processed, ReceivedMessage)
@@ -147,7 +147,7 @@ async def settle_by_outcome(receiver: EventReceiver) -> None:
 
 
 async def handle(message: ReceivedMessage) -> bool:
-    """A handler may return what it likes."""
+    """Return a value, which consume ignores."""
     return message.delivery_attempt == 1
 
 
@@ -160,7 +160,7 @@ def handle_in_thread(message: ReceivedMessage) -> None:
 
 
 async def run_handlers(receiver: EventReceiver, stop: asyncio.Event) -> None:
-    """The loop, written once."""
+    """Run a handler for each message."""
     await consume(receiver, handle, concurrency=8, stop=stop)
     await consume(receiver, handle_in_thread, concurrency=8, threads=True)
     await consume(receiver, handle_in_thread)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -179,12 +179,12 @@ class Timing:
 
 
 def observe(client: EventClient) -> None:
-    """One observer for a client."""
+    """Set the observer of a client."""
     client.observer = Timing()
 
 
 async def join(client: EventClient) -> list[EventReceiver]:
-    """A subscription is joined in every way in which a coroutine is awaited."""
+    """Join a subscription in every way in which a coroutine is awaited."""
     receiver = await client.subscribe()
     assert_type(receiver, EventReceiver)
     task = asyncio.create_task(client.subscribe("billing"))
@@ -194,14 +194,14 @@ async def join(client: EventClient) -> list[EventReceiver]:
 
 
 async def forward(client: EventClient, receiver: EventReceiver) -> None:
-    """What was received may be sent again."""
+    """Send a received message again."""
     for message in await receiver.receive_messages(limit=10):
         await client.send_message(message)
         await client.send_message(message.with_attributes({"forwarded": "yes"}))
 
 
 async def program(config: EventConfig) -> None:
-    """A whole program, with errors told apart by class and code."""
+    """Run a whole program, which tells errors apart by class and code."""
     try:
         async with create_client(config) as client:
             assert_type(client, EventClient)
