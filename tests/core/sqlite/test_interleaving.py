@@ -55,7 +55,8 @@ class Broker:
         if not held:
             return
         first = self.choose.choice(held)
-        outcome = self.choose.choice(list(Outcome))
+        # Not REJECT: the subscription has no dead-letter topic.
+        outcome = self.choose.choice([Outcome.ACK, Outcome.NACK, Outcome.RETURN])
         run = [first]
         if outcome is not Outcome.ACK and first.ordering_key is not None:
             run = [each for each in held if each.ordering_key == first.ordering_key]
