@@ -27,8 +27,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from events_core.engine.pace import Pace, Trip
-from events_core.engine.sends import Entry, EntryQueue, Wakeable
+from events_core.engine.sends import Entry, EntryQueue
 from events_core.engine.turns import Turns
+from events_core.engine.wakeable import Wakeable
 
 __all__ = ["Batch", "Batcher"]
 
@@ -153,6 +154,7 @@ class Batcher:
         """
         if not self._has_room:
             return None
+        # The other kind is asked first next time, whether or not a batch leaves now.
         for places in tuple(self._turn):
             self._turn.rotate(-1)
             batch = self._next_at(places, now)
@@ -165,18 +167,21 @@ class Batcher:
             lane = places.ready.popleft()
             lane.queued = False
             if lane.failing >= places.total:
-                continue  # all its batches fail; release() of one of them offers the lane again
+                # All its batches fail, so another one would fail too.  release() of one of them offers the lane again.
+                continue
             queued = len(lane.entries)
             entries, size = self._gather(lane, self._turns.take(queued, now) if self._turns else queued)
             if entries:
                 places.free -= 1
                 lane.out += 1
+                # A lane without a key may have several batches out.  It goes behind the others that are ready.
                 self._offer(lane)
                 batch = Batch(lane, entries, size, now)
                 if self._pace is not None:
                     batch.trip = self._pace.leave(size, now)
                 return batch
-            self._drop_if_empty(lane)  # all its entries had been given up
+            # All its entries had been given up.
+            self._drop_if_empty(lane)
         return None
 
     def depart(self, batch: Batch, entries: list[Entry], now: float) -> list[Entry]:
@@ -185,6 +190,7 @@ class Batcher:
         if pace is None:
             return entries
         count, size = len(entries), batch.size
+        # The pace may allow less than when the batch was gathered.  Then the rest of it follows in another request.
         if size > pace.request_size:
             count, size = _fitting(entries, pace.request_size)
         if batch.trip is not None:
@@ -216,6 +222,7 @@ class Batcher:
 
         :param timed_out: True if the request got no answer in time; the pace then carries less.
         """
+        # A batch counts once, however often it pauses.
         batch.lane.failing += not batch.failing
         batch.failing = True
         if timed_out and self._pace is not None and batch.trip is not None:
@@ -254,6 +261,7 @@ class Batcher:
             entry = lane.entries[0]
             if gathered and size + entry.size > largest:
                 break
+            # A divided send would complete later, and its results are awaited together.
             if len(gathered) >= enough and entry.send is not gathered[-1].send:
                 break
             lane.entries.popleft()

@@ -110,6 +110,7 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any] | None], within: float) ->
     """
     now = asyncio.get_running_loop().time
     ends = now() + within
+    # The second cancellation comes after 7/8 of the time, and then four more follow quickly.
     pause = within * 7 / 8
     while running := [task for task in tasks if task is not None and not task.done()]:
         left = ends - now()

@@ -75,6 +75,7 @@ class Outbox:
     def queue(self, entries: Iterable[Entry]) -> None:
         """Give *entries* their place, behind all that were queued before."""
         for entry in entries:
+            # Behind the queue even if there is room for this one: a small message must not overtake a large one.
             if self._arriving or not self._admit(entry):
                 self._arriving.append(entry)
 
@@ -99,6 +100,7 @@ class Outbox:
             send = entry.send
             self.sends.pop(send, None)
             send.waiter.wake()
+        # Also if this entry was not admitted: it stands in the queue itself, and must not hold up those behind it.
         arriving = self._arriving
         while arriving and (arriving[0].result is not None or self._admit(arriving[0])):
             arriving.popleft()
@@ -132,6 +134,7 @@ class Outbox:
         for entry in entries:
             if entry.result is not None:
                 continue
+            # The home's timer may be late by one turn of the loop.  A message must not leave after its deadline (P7).
             if entry.deadline <= now:
                 self.complete(entry, self.timed_out(entry.send.last_error))
             elif (hindrance := entry.hindrance()) is not None:
@@ -146,6 +149,7 @@ class Outbox:
         :param last: the last failure of its requests, if any.
         """
         within = f"within send_timeout={self._send_timeout:g} s; the message"
+        # Whether the message may be stored is what the caller must know to decide about sending it again.
         if self.opened:
             text = f"no confirmation {within} may be stored or not"
         else:

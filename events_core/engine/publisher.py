@@ -86,6 +86,7 @@ class Publisher(ABC):
         :raises PublishError: ``INVALID`` for the first message that is refused; ``EXHAUSTED`` beyond the bounds.
         :raises EventRuntimeError: ``UNSUPPORTED`` for a key if there is no order; ``CLOSED``.
         """
+        # ``lines`` is nearly always empty, and this runs for each send.
         if len(messages) > AT_ONCE or (self.order.lines and self._must_wait(messages)):
             return self._send_gently(messages, connect)
         return self._send(messages, connect)
@@ -136,6 +137,7 @@ class Publisher(ABC):
 
     async def _look(self) -> None:
         """Warn if the topic has no subscription.  A close waits for that."""
+        # This ``finally`` may take the lock: home ends its tasks itself, so the garbage collector never runs it.
         try:
             await self._recipients.check()
         finally:

@@ -8,20 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from events_core.engine.driver import BrokerError
+from events_core.engine.wakeable import Wakeable
 from events_core.errors import ErrorCode
 from events_core.message import EventMessage
 
-__all__ = ["AnySend", "Entry", "EntryQueue", "Send", "SingleSend", "Wakeable", "not_attempted"]
-
-
-class Wakeable(Protocol):
-    """Something that waits to be woken."""
-
-    def wake(self) -> None:
-        """End the wait."""
+__all__ = ["AnySend", "Entry", "EntryQueue", "Send", "SingleSend", "not_attempted"]
 
 
 WakeableT = TypeVar("WakeableT", bound=Wakeable)

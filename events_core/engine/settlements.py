@@ -21,20 +21,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 from events_core.engine.driver import BrokerError, Outcome, Settlement
 from events_core.engine.ledger import Begun, Ledger
+from events_core.engine.wakeable import Wakeable
 from events_core.errors import ErrorCode
 
 __all__ = ["Settlements", "Ticket", "told"]
-
-
-class Wakeable(Protocol):
-    """A caller that waits."""
-
-    def wake(self) -> None:
-        """End the wait."""
 
 
 class Ticket:
