@@ -1,4 +1,4 @@
-"""When a request leaves, and with what."""
+"""Which messages leave in one request, and when."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def keys(batch: Batch | None) -> list[str | None]:
 
 
 def test_a_lone_message_leaves_at_once() -> None:
-    """P5: no timer."""
+    """P5: it waits for no timer."""
     target = batcher()
     fill(target, send(""))
     assert keys(target.next(0.0)) == [None]
 
 
 def test_what_gathers_while_requests_are_out_is_the_next_batch() -> None:
-    """P5: only so many requests are out; the rest waits together."""
+    """P5: messages beyond the places wait, and leave together."""
     target = batcher(max_inflight=1)
     fill(target, send(""))
     out = target.next(0.0)
@@ -65,14 +65,14 @@ def test_what_gathers_while_requests_are_out_is_the_next_batch() -> None:
 
 
 def test_a_batch_respects_the_brokers_limits() -> None:
-    """P2: so many messages and bytes; one that is larger goes alone."""
+    """P2: a batch keeps both limits, and a message that is larger goes alone."""
     target = batcher(max_inflight=9)
     fill(target, send("", "", "", ""), send("", size=500))
     assert [len(keys(target.next(0.0))) for _ in range(3)] == [3, 1, 1]
 
 
 def test_one_request_a_key_and_one_key_a_request() -> None:
-    """P4: a key's next request leaves only after the last one."""
+    """P4: a key's next request leaves only after the last one has ended."""
     target = batcher(max_inflight=9)
     fill(target, send("a", "b", "a", "a", "a"))
     first, second = target.next(0.0), target.next(0.0)
@@ -84,7 +84,7 @@ def test_one_request_a_key_and_one_key_a_request() -> None:
 
 
 def test_mixed_keys_leave_in_one_lane() -> None:
-    """A broker that takes several keys in a request gets them in order, one request at a time."""
+    """P4: if one request may carry several keys, they leave in order, one request at a time."""
     target = batcher(mixed_keys=True)
     fill(target, send("a", "", "b", "a"))
     assert keys(target.next(0.0)) == ["a", None, "b"]
@@ -92,7 +92,7 @@ def test_mixed_keys_leave_in_one_lane() -> None:
 
 
 def after_a_pause(target: Batcher, *sends: Send[Nobody]) -> int:
-    """How many messages leave of *sends*, which came when a request that took as long had long been over."""
+    """Return how many messages of *sends* leave after a pause that was as long as the last request."""
     fill(target, send(""))
     out = target.next(10.0)
     assert out is not None
@@ -103,19 +103,19 @@ def after_a_pause(target: Batcher, *sends: Send[Nobody]) -> int:
 
 @pytest.mark.parametrize(("mixed_keys", "taken"), [(True, 32), (False, 64)])
 def test_a_request_takes_half_where_requests_leave_one_at_a_time(mixed_keys: bool, taken: int) -> None:
-    """P5: then the broker works while callers are told."""
+    """P5: the broker then works while the senders of the other half wake up."""
     target = batcher(max_messages=100, max_bytes=None, mixed_keys=mixed_keys)
     assert after_a_pause(target, *(send("") for _ in range(64))) == taken
 
 
 def test_halving_divides_no_send() -> None:
-    """P3: what one send carries leaves together where it fits."""
+    """P3: the messages of one send leave together if they fit."""
     target = batcher(max_messages=100, max_bytes=None, mixed_keys=True)
     assert after_a_pause(target, send("a"), send(*"a" * 50), send("a")) == 51
 
 
 def test_a_paused_request_gives_its_place_away() -> None:
-    """P5: a retrying key delays only itself."""
+    """P5: a key that is retried delays only itself."""
     target = batcher(max_inflight=1)
     fill(target, send("a", "b"))
     out = target.next(0.0)
@@ -126,7 +126,7 @@ def test_a_paused_request_gives_its_place_away() -> None:
 
 
 def test_a_paused_request_leaves_again_when_there_is_a_place() -> None:
-    """P5: before what has not left yet, and never beyond those that may be out."""
+    """P5: it leaves before messages that have not left yet, and keeps the bound on requests."""
     target = batcher(max_inflight=1)
     fill(target, send("a", "b", "c"))
     paused, claim = target.next(0.0), Nobody()
@@ -144,7 +144,7 @@ def test_a_paused_request_leaves_again_when_there_is_a_place() -> None:
 
 
 def test_what_has_no_key_gathers_while_all_its_requests_are_paused() -> None:
-    """P5: an outage does not make a request of each message; keys go on."""
+    """P5: an outage does not turn each message into a request, and keys go on."""
     target = batcher(max_inflight=2, max_messages=10)
     for _ in range(2):
         fill(target, send(""))
@@ -161,7 +161,7 @@ def test_what_has_no_key_gathers_while_all_its_requests_are_paused() -> None:
 
 
 def test_messages_nobody_waits_for_stay_behind() -> None:
-    """P8: what was given up before it left does not leave."""
+    """P8: an entry that was given up before it left does not leave."""
     target = batcher()
     given_up = send("")
     fill(target, given_up, send(""))
@@ -172,7 +172,7 @@ def test_messages_nobody_waits_for_stay_behind() -> None:
 
 
 def test_a_failed_message_hinders_later_ones_of_its_key_in_its_send_only() -> None:
-    """P3: NOT_ATTEMPTED within the send; the next send starts afresh."""
+    """P3: they are NOT_ATTEMPTED, and the next send of the key leaves."""
     failed, other = send("a", "a", "b"), send("a")
     failed.entries[0].complete(BrokerError("no", ErrorCode.INVALID))
     hindrances: list[Entry] = [*failed.entries[1:], *other.entries]
@@ -180,7 +180,7 @@ def test_a_failed_message_hinders_later_ones_of_its_key_in_its_send_only() -> No
 
 
 def test_requests_with_a_key_have_places_of_their_own() -> None:
-    """P5: so many keys at once, whatever is out without one."""
+    """P5: requests without a key do not take their places."""
     target = batcher(max_inflight=1, max_keys=3)
     fill(target, send("", "", "a", "b", "c", "d"))
     left = [keys(target.next(0.0)) for _ in range(4)]
@@ -191,7 +191,7 @@ def test_requests_with_a_key_have_places_of_their_own() -> None:
 
 
 def test_a_paused_request_takes_a_place_of_its_kind() -> None:
-    """P5: one with a key does not wait for those without."""
+    """P5: a request with a key does not wait for requests without one."""
     target = batcher(max_inflight=1, max_keys=1)
     fill(target, send("a", "", "b"))
     paused, other, claim = target.next(0.0), target.next(0.0), Nobody()
@@ -209,14 +209,14 @@ def test_a_paused_request_takes_a_place_of_its_kind() -> None:
 
 
 def paced(**changes: object) -> Batcher:
-    """With a window of 400 bytes, 100 in each request."""
+    """Return a batcher with a window of 400 bytes, and 100 for each request."""
     pace = Pace(4)
     pace._window = 400
     return batcher(**{"max_messages": 100, "max_bytes": None, "max_inflight": 9, "max_keys": 100, **changes}, pace=pace)
 
 
 def test_no_more_bytes_are_out_than_the_line_takes() -> None:
-    """P5: a request carries a share of them, and others wait until one is over."""
+    """P5: a request carries a share of the window, and others wait until one has ended."""
     target = paced()
     fill(target, send(*[""] * 9, size=50))
     left = [target.next(0.0) for _ in range(5)]
@@ -228,7 +228,7 @@ def test_no_more_bytes_are_out_than_the_line_takes() -> None:
 
 
 def test_a_message_beyond_the_window_leaves_alone() -> None:
-    """P5: when nothing else is out that would share the line with it."""
+    """P5: it leaves when nothing else is out."""
     target = paced()
     fill(target, send("", "a", size=1000))
     assert len(keys(target.next(0.0))) == 1
@@ -236,14 +236,14 @@ def test_a_message_beyond_the_window_leaves_alone() -> None:
 
 
 def test_neither_kind_of_request_keeps_the_line_from_the_other() -> None:
-    """P5: they take turns."""
+    """P5: requests with a key and requests without one take turns."""
     target = paced()
     fill(target, send(*"abcd", size=100), send(*[""] * 4, size=100))
     assert sum(keys(target.next(0.0)) == [None] for _ in range(4)) == 2
 
 
 def test_a_request_that_timed_out_leaves_again_in_parts() -> None:
-    """P5, P7: at the same size it would fail again."""
+    """P5, P7: at the same size it would time out again."""
     target = paced()
     fill(target, send(*"aaaa", size=25))
     batch, claim = target.next(0.0), Nobody()
@@ -260,7 +260,7 @@ def test_a_request_that_timed_out_leaves_again_in_parts() -> None:
 
 
 def test_a_paused_request_waits_until_the_line_has_room() -> None:
-    """P5: then it leaves before what has not left yet."""
+    """P5: it then leaves before messages that have not left yet."""
     target = paced()
     fill(target, send("a", size=300))
     paused, claim = target.next(0.0), Nobody()
@@ -276,7 +276,7 @@ def test_a_paused_request_waits_until_the_line_has_room() -> None:
 
 
 class Sender:
-    """Sends as the publisher does, one step at a time, and checks what must hold after each."""
+    """A machine that sends as the publisher does, step by step, and checks the invariants after each step."""
 
     def __init__(self) -> None:
         self.target = paced(max_inflight=2, max_keys=2)
@@ -351,7 +351,7 @@ moves = st.lists(
 
 @given(moves)
 def test_whatever_fails_everything_is_sent_once_and_in_order_per_key(todo: list[tuple[str, Any, Any]]) -> None:
-    """P4, P5, P7: places and bytes that are out are counted, and come back."""
+    """P4, P5, P7: all places and all bytes of the window come back."""
     sender = Sender()
     for what, argument, *more in todo:
         sender.now += 1

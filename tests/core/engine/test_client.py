@@ -1,4 +1,4 @@
-"""The engine's client and receiver over a broker that fails on demand, with the engine's own thread."""
+"""The engine's client and receiver with a broker that fails on demand, on the engine's own thread."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ UNAVAILABLE = BrokerError("the broker is away", ErrorCode.UNAVAILABLE, retryable
 
 
 class ScriptedDriver(Driver[CommonOptions]):
-    """A broker with one queue, whose next answers a test may dictate."""
+    """A driver for a broker with one queue, whose next answers a test sets."""
 
     def __init__(self, topic_name: str, project_id: str, options: CommonOptions) -> None:
         super().__init__(topic_name, project_id, options)
@@ -94,7 +94,7 @@ class ScriptedDriver(Driver[CommonOptions]):
 
 
 class ScriptedSource(Source):
-    """The receiving side."""
+    """The receiving side of that broker."""
 
     subscription = "scripted"
     capabilities = CAPABILITIES
@@ -144,7 +144,7 @@ class ScriptedClient(EngineClient):
 
     @property
     def broker(self) -> ScriptedDriver:
-        """The driver, for a test to script."""
+        """Return the driver, for a test to script."""
         assert isinstance(self._driver, ScriptedDriver)
         return self._driver
 
@@ -152,7 +152,7 @@ class ScriptedClient(EngineClient):
 def run(
     test: Callable[[ScriptedClient], Any], *, driver: type[ScriptedDriver] = ScriptedDriver, **options: str
 ) -> None:
-    """Run *test* with a fresh client, and see that nothing is left of it."""
+    """Run *test* with a fresh client, and check that nothing is left of it."""
 
     class Client(ScriptedClient):
         api_version = 1
@@ -176,7 +176,7 @@ def message(text: str, key: str = "") -> EventMessage:
 
 @contextlib.asynccontextmanager
 async def held_back(client: ScriptedClient) -> AsyncIterator[None]:
-    """The first request stays out for the length of the block."""
+    """Keep the first request out while the block runs."""
     client.broker.gate = asyncio.Event()
     yield
     gate, client.broker.gate = client.broker.gate, None
@@ -188,7 +188,7 @@ async def _set(event: asyncio.Event) -> None:
 
 
 async def two_held(client: ScriptedClient) -> tuple[EventReceiver, ScriptedSource, ReceivedMessage, ReceivedMessage]:
-    """A receiver that holds two messages, of a source that has begun to leave settlements without an answer."""
+    """Yield a receiver that holds two messages, and whose source leaves settlements without an answer."""
     receiver = await client.subscribe("s")
     source = client.broker.sources[0]
     source.settle_gate = asyncio.Event()
@@ -200,13 +200,13 @@ async def two_held(client: ScriptedClient) -> tuple[EventReceiver, ScriptedSourc
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait, bounded by the test's own time, for what another thread does."""
+    """Wait until another thread has made *condition* true; the time of the test bounds the wait."""
     while not condition():  # the other thread knows nothing of this loop
         await asyncio.sleep(0.005)
 
 
 def test_a_driver_runs_away_from_the_applications_loop() -> None:
-    """B1, R6: the SDK loads, and leases are kept, in the engine's thread."""
+    """B1, R6: all coroutines of a driver run in the engine's thread."""
 
     async def test(client: ScriptedClient) -> None:
         await client.send_message(message("1"))
@@ -216,7 +216,7 @@ def test_a_driver_runs_away_from_the_applications_loop() -> None:
 
 
 def test_concurrent_sends_share_requests() -> None:
-    """P5: what gathers while requests are out is the next batch."""
+    """P5: messages that are sent while requests are out leave together in the next request."""
 
     async def test(client: ScriptedClient) -> None:
         await client.send_message(message("0"))
@@ -230,7 +230,7 @@ def test_concurrent_sends_share_requests() -> None:
 
 
 def test_a_driver_says_how_many_keys_are_out_at_once() -> None:
-    """P5: each in a request of its own, besides the requests without a key."""
+    """P5: each key has a request of its own, next to the requests without a key."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.gate = asyncio.Event()
@@ -250,7 +250,7 @@ class _ManyKeys(ScriptedDriver):
 
 
 def test_what_timed_out_is_sent_again_in_smaller_requests() -> None:
-    """P7: at the same size it would time out again, where the line is narrow."""
+    """P7: on a slow network a request of the same size would time out again."""
 
     async def test(client: ScriptedClient) -> None:
         lengths = []
@@ -271,7 +271,7 @@ def test_what_timed_out_is_sent_again_in_smaller_requests() -> None:
 
 
 def test_what_is_over_is_freed_at_once() -> None:
-    """A cycle for each message keeps its data until the garbage collector comes, at a quarter of a send's cost."""
+    """The data of a message is freed with its send, without waiting for the garbage collector."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -293,7 +293,7 @@ def test_what_is_over_is_freed_at_once() -> None:
 
 
 def test_transient_failures_are_retried() -> None:
-    """P7."""
+    """P7: a send succeeds when a later try does."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.publish_errors = [UNAVAILABLE, UNAVAILABLE]
@@ -304,7 +304,7 @@ def test_transient_failures_are_retried() -> None:
 
 
 def test_after_an_outage_no_more_requests_are_out_than_before() -> None:
-    """P5: however many gathered while all of them were failing."""
+    """P5: the bound holds however many messages gathered during the outage."""
 
     async def test(client: ScriptedClient) -> None:
         await client.send_message(message("0"))
@@ -333,7 +333,7 @@ def test_after_an_outage_no_more_requests_are_out_than_before() -> None:
 
 
 def test_connecting_is_retried_by_a_send() -> None:
-    """P7: the time of a send includes that of connecting."""
+    """P7: a send tries to connect again until its own time is over."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.open_errors = [UNAVAILABLE]
@@ -343,7 +343,7 @@ def test_connecting_is_retried_by_a_send() -> None:
 
 
 def test_a_broker_that_cannot_be_reached_is_named_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    """V1: the first failure to connect is a WARNING, the next ones are not; the error says the same in the end."""
+    """V1: only the first failure to connect is a WARNING, and the error of the send names the broker too."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.open_errors = [UNAVAILABLE] * 100
@@ -359,7 +359,7 @@ def test_a_broker_that_cannot_be_reached_is_named_at_once(caplog: pytest.LogCapt
 
 
 def test_a_broker_that_falls_silent_is_named() -> None:
-    """Q1: when connecting took too long, the error has the address, and what went wrong before."""
+    """Q1: if connecting takes too long, the error has the address and the failure before."""
 
     async def test(client: ScriptedClient) -> None:
         tries = 0
@@ -381,7 +381,7 @@ def test_a_broker_that_falls_silent_is_named() -> None:
 
 
 def test_a_send_that_could_not_connect_says_so() -> None:
-    """P7: where there was no answer, and that nothing was sent."""
+    """P7: the error says that there was no connection, and that the message was not sent."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.open_gate = asyncio.Event()
@@ -393,7 +393,7 @@ def test_a_send_that_could_not_connect_says_so() -> None:
 
 
 def test_a_send_ends_when_its_time_is_up() -> None:
-    """P7: with retryable=True, whatever the broker does."""
+    """P7: it fails with TIMEOUT and retryable=True, whatever the broker does."""
 
     async def test(client: ScriptedClient) -> None:
         async with held_back(client):
@@ -411,7 +411,7 @@ class DeadLoop:
         self._loop = asyncio.new_event_loop()
 
     async def send(self, client: ScriptedClient, *messages: EventMessage) -> list[asyncio.Task[str]]:
-        """Begin to send each of *messages*, in a thread of its own, and stop."""
+        """Begin to send each of *messages* in a thread of its own, then stop the loop."""
 
         async def begin() -> list[asyncio.Task[str]]:
             sends = [asyncio.create_task(client.send_message(each)) for each in messages]
@@ -421,7 +421,7 @@ class DeadLoop:
         return await asyncio.to_thread(self._loop.run_until_complete, begin())
 
     def codes(self, sends: list[asyncio.Task[str]]) -> set[object]:
-        """Let the loop run again, until *sends* have ended; with which codes they failed."""
+        """Let the loop run again until *sends* have ended, and return the codes of their errors."""
 
         async def outcomes() -> list[object]:
             return await asyncio.gather(*sends, return_exceptions=True)
@@ -434,7 +434,7 @@ class DeadLoop:
 
 
 def test_a_send_of_a_loop_that_stopped_is_not_retried_beyond_its_time() -> None:
-    """P7: the engine ends it, with pauses between the tries until then; what nobody waits for is not sent for ever."""
+    """P7: the engine retries with pauses, and ends the send at its deadline without its caller."""
 
     async def test(client: ScriptedClient) -> None:
         await client.send_message(message("0"))
@@ -449,7 +449,7 @@ def test_a_send_of_a_loop_that_stopped_is_not_retried_beyond_its_time() -> None:
 
 
 def test_a_request_without_an_answer_ends_with_the_time_of_its_sends() -> None:
-    """P7: it is not sent again when the loop of its callers has stopped."""
+    """P7: if the loop of its callers has stopped, the request is not sent again."""
 
     async def test(client: ScriptedClient) -> None:
         await client.send_message(message("0"))
@@ -467,7 +467,7 @@ def test_a_request_without_an_answer_ends_with_the_time_of_its_sends() -> None:
 
 
 def test_a_send_of_a_loop_that_stopped_ends_while_nothing_connects() -> None:
-    """P7: nothing of it is kept."""
+    """P7: the engine keeps nothing of the send."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.open_gate = asyncio.Event()
@@ -487,7 +487,7 @@ def test_a_send_of_a_loop_that_stopped_ends_while_nothing_connects() -> None:
 
 
 def test_a_send_whose_loop_was_closed_may_be_collected_anywhere() -> None:
-    """P7: also in a thread that holds the engine's lock, which the collector must not wait for."""
+    """P7: the garbage collector does not hang, even in a thread that holds the engine's lock."""
 
     async def test(client: ScriptedClient) -> None:
         await client.send_message(message("0"))
@@ -512,7 +512,7 @@ def _collect_under(lock: threading.Lock) -> None:
 
 
 def test_permanent_failures_surface_at_once() -> None:
-    """P7: with the code of the broker."""
+    """P7: the error has the code that the broker gave."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.publish_errors = [BrokerError("not yours", ErrorCode.PERMISSION_DENIED)]
@@ -528,7 +528,7 @@ def test_permanent_failures_surface_at_once() -> None:
 
 
 def test_a_refused_request_is_split_until_only_the_offender_fails() -> None:
-    """P3."""
+    """P3: the other messages of the request are sent."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.refuses = lambda each: each.data == b"3"
@@ -541,7 +541,7 @@ def test_a_refused_request_is_split_until_only_the_offender_fails() -> None:
 
 
 def test_later_messages_of_a_failed_key_are_not_attempted() -> None:
-    """P3: in that call; other keys and the next call go on."""
+    """P3: this concerns one call only; other keys and the next call are sent."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.refuses = lambda each: each.data == b"bad"
@@ -555,7 +555,7 @@ def test_later_messages_of_a_failed_key_are_not_attempted() -> None:
 
 
 def test_past_the_bound_a_send_waits_for_room() -> None:
-    """P6: in order, and without growing."""
+    """P6: waiting sends keep their order, and memory does not grow."""
 
     async def test(client: ScriptedClient) -> None:
         ids = await client.send_messages([message(str(number)) for number in range(50)])
@@ -566,7 +566,7 @@ def test_past_the_bound_a_send_waits_for_room() -> None:
 
 
 async def one_out(client: ScriptedClient, sent: EventMessage) -> tuple[asyncio.Task[str], asyncio.Event]:
-    """A request that stays out until the event is set at home, while others are answered."""
+    """Keep one request out until the event is set at home, while the broker answers others."""
     await client.send_message(message("0"))
     gate = client.broker.gate = asyncio.Event()
     sending = asyncio.create_task(client.send_message(sent))
@@ -576,7 +576,7 @@ async def one_out(client: ScriptedClient, sent: EventMessage) -> tuple[asyncio.T
 
 
 def test_room_that_a_cancelled_send_leaves_is_used_at_once() -> None:
-    """P6, P8: by one of another key, which needs no request to end before it."""
+    """P6, P8: a message of another key leaves without waiting for a request to end."""
 
     async def test(client: ScriptedClient) -> None:
         slow, gate = await one_out(client, message("1", "slow"))
@@ -593,7 +593,7 @@ def test_room_that_a_cancelled_send_leaves_is_used_at_once() -> None:
 
 
 def test_room_that_a_confirmed_send_leaves_is_used_for_all_requests_that_may_be_out() -> None:
-    """P5, P6: what was let in leaves side by side, not each behind the one before."""
+    """P5, P6: admitted messages leave in several requests at the same time."""
 
     async def test(client: ScriptedClient) -> None:
         large, gate = await one_out(client, message("1" * 60))
@@ -612,7 +612,7 @@ def test_room_that_a_confirmed_send_leaves_is_used_for_all_requests_that_may_be_
 
 @pytest.mark.parametrize("bound", ["2", "1000"])
 def test_sends_that_were_given_up_are_not_kept(bound: str) -> None:
-    """P6: nothing grows while the broker does not answer, be it behind the request that is out or before the bound."""
+    """P6: memory does not grow while the broker is silent, neither before the bound nor behind a request."""
 
     async def test(client: ScriptedClient) -> None:
         slow, gate = await one_out(client, message("1", "slow"))
@@ -637,7 +637,7 @@ def test_sends_that_were_given_up_are_not_kept(bound: str) -> None:
 
 
 def test_past_the_bound_a_send_may_fail_at_once() -> None:
-    """P6: by option."""
+    """P6: with publish_on_limit=error it does not wait."""
 
     async def test(client: ScriptedClient) -> None:
         async with held_back(client):
@@ -652,7 +652,7 @@ def test_past_the_bound_a_send_may_fail_at_once() -> None:
 
 
 def test_a_cancelled_send_harms_no_neighbour() -> None:
-    """P8."""
+    """P8: the other messages of the same request are sent."""
 
     async def test(client: ScriptedClient) -> None:
         await client.send_message(message("0"))
@@ -668,7 +668,7 @@ def test_a_cancelled_send_harms_no_neighbour() -> None:
 
 
 def test_a_receiver_outlives_an_outage() -> None:
-    """F1: it keeps waiting; is_connected tells."""
+    """F1: it keeps waiting, and is_connected is False during the outage."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -684,8 +684,8 @@ def test_a_receiver_outlives_an_outage() -> None:
     run(test)
 
 
-def test_what_retrying_cannot_mend_raises_and_the_next_call_tries_again() -> None:
-    """F1."""
+def test_a_permanent_failure_raises_and_the_next_call_tries_again() -> None:
+    """F1: a failure that is not retryable surfaces from receive, and does not end the receiver."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -703,7 +703,7 @@ def test_what_retrying_cannot_mend_raises_and_the_next_call_tries_again() -> Non
 
 
 def test_a_driver_that_awaited_what_was_cancelled_has_failed() -> None:
-    """F1, P7, S5: whoever waits is told at once, and the next call tries again."""
+    """F1, P7, S5: the callers get the failure at once, and the next call tries again."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -727,7 +727,7 @@ def test_a_driver_that_awaited_what_was_cancelled_has_failed() -> None:
 
 
 def test_a_driver_that_exits_ends_no_other_client() -> None:
-    """P7, F1: as an SDK may that dislikes where it is imported; whoever asked is told."""
+    """P7, F1: SystemExit from an SDK is a failure of the request, and nothing else ends."""
 
     async def test(client: ScriptedClient) -> None:
         other = ScriptedClient(EventConfig("other", backend="scripted"))
@@ -746,7 +746,7 @@ def test_a_driver_that_exits_ends_no_other_client() -> None:
 def test_the_io_thread_outlives_what_a_library_does_on_it(
     error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """T1: it belongs to all clients of the process; what ends a callback is logged."""
+    """T1: an exception that would end the shared thread is logged, and the thread goes on."""
 
     async def test(client: ScriptedClient) -> None:
         def leave() -> None:
@@ -761,7 +761,7 @@ def test_the_io_thread_outlives_what_a_library_does_on_it(
 
 
 def test_subscribing_to_what_is_missing_raises() -> None:
-    """Q2."""
+    """Q2: the error has the code NOT_FOUND."""
 
     async def test(client: ScriptedClient) -> None:
         with pytest.raises(ReceiveError) as caught:
@@ -772,7 +772,7 @@ def test_subscribing_to_what_is_missing_raises() -> None:
 
 
 def test_an_outage_that_a_ping_notices_first_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """V1: as any other, its end included."""
+    """V1: its beginning and its end are logged as those of any outage."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -792,7 +792,7 @@ def test_an_outage_that_a_ping_notices_first_is_logged_once(caplog: pytest.LogCa
 
 
 def test_ping_is_bounded() -> None:
-    """An answer that does not come is a connection error."""
+    """If no answer comes in time, ping raises a connection error."""
 
     async def test(client: ScriptedClient) -> None:
         with pytest.raises(EventConnectionError) as caught:
@@ -804,7 +804,7 @@ def test_ping_is_bounded() -> None:
 
 @pytest.mark.parametrize("name", ["open", "ping"])
 def test_a_failure_for_which_nobody_waits_any_more_is_dropped(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """V1: asyncio would log it as an error that was never retrieved."""
+    """V1: asyncio does not log it as an exception that was never retrieved."""
 
     async def test(client: ScriptedClient) -> None:
         begun, gate, failed = threading.Event(), asyncio.Event(), threading.Event()
@@ -829,7 +829,7 @@ def test_a_failure_for_which_nobody_waits_any_more_is_dropped(name: str, caplog:
 
 
 def test_a_close_does_not_wait_for_ever_for_who_receives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """C2: a broker that does not tell whether the topic has a subscription keeps no client open."""
+    """C2: a broker that never tells whether the topic has a subscription does not hold up a close."""
     monkeypatch.setattr(recipients_module, "LOOK_UP", 0.05)
 
     async def never() -> None:
@@ -844,7 +844,7 @@ def test_a_close_does_not_wait_for_ever_for_who_receives(monkeypatch: pytest.Mon
 
 
 def test_leases_hold_while_the_applications_loop_is_blocked() -> None:
-    """R6: they are renewed in the engine's thread."""
+    """R6: the engine's thread renews them."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -859,7 +859,7 @@ def test_leases_hold_while_the_applications_loop_is_blocked() -> None:
 
 
 def test_settling_is_retried_and_then_leaves_the_message_held() -> None:
-    """S5: TIMEOUT, and either outcome may be tried again."""
+    """S5: after TIMEOUT either outcome may be tried again."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -879,7 +879,7 @@ def test_settling_is_retried_and_then_leaves_the_message_held() -> None:
 
 
 def test_nacking_what_only_the_broker_knows_to_be_over_is_a_no_op() -> None:
-    """S3: it comes again in any case; the delivery is over here too."""
+    """S3: the message comes again in any case, so a nack that the broker calls EXPIRED succeeds."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -897,7 +897,7 @@ def test_nacking_what_only_the_broker_knows_to_be_over_is_a_no_op() -> None:
 
 
 def test_closing_lets_settling_go_on_then_returns_the_rest() -> None:
-    """C1."""
+    """C1: what was not settled in time goes back."""
 
     async def test(client: ScriptedClient) -> None:
         receiver = await client.subscribe("s")
@@ -921,7 +921,7 @@ def test_closing_lets_settling_go_on_then_returns_the_rest() -> None:
 
 
 def test_a_close_does_not_wait_for_what_the_broker_has_taken_back() -> None:
-    """C1: nothing is held then."""
+    """C1: such a delivery is no longer held."""
 
     async def take_back(deliveries: Sequence[Delivery]) -> Collection[Delivery]:
         return deliveries
@@ -937,7 +937,7 @@ def test_a_close_does_not_wait_for_what_the_broker_has_taken_back() -> None:
 
 
 def test_an_acknowledgement_ends_with_its_receiver() -> None:
-    """C2: without an answer it fails with CLOSED, not when ack_timeout is over."""
+    """C2: without an answer it fails with CLOSED, and does not wait for ack_timeout."""
 
     async def test(client: ScriptedClient) -> None:
         receiver, source, first, second = await two_held(client)
@@ -953,7 +953,7 @@ def test_an_acknowledgement_ends_with_its_receiver() -> None:
 
 
 def test_a_waiting_receive_ends_when_the_client_closes() -> None:
-    """C1, C2: with CLOSED; iteration ends."""
+    """C1, C2: it raises CLOSED, and iteration ends."""
 
     async def test(client: ScriptedClient) -> None:
         receiver = await client.subscribe("s")
@@ -974,7 +974,7 @@ def test_a_waiting_receive_ends_when_the_client_closes() -> None:
 
 
 def test_a_cancelled_close_finishes_in_the_background() -> None:
-    """C2: within its bound."""
+    """C2: the client is closed within the bound of the close."""
 
     async def test(client: ScriptedClient) -> None:
         receiver = await client.subscribe("s")
@@ -991,7 +991,7 @@ def test_a_cancelled_close_finishes_in_the_background() -> None:
 
 
 def test_nacking_what_goes_back_behind_another_waits_for_that() -> None:
-    """S2, R10: it is told when the broker has it."""
+    """S2, R10: the call returns when the broker has the message back."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -1012,7 +1012,7 @@ def test_nacking_what_goes_back_behind_another_waits_for_that() -> None:
 
 
 def test_an_acknowledgement_that_is_confirmed_late_serves_its_repetition() -> None:
-    """S5: after a TIMEOUT it may be tried again, and what the broker confirms meanwhile is not asked of it twice."""
+    """S5: if it is repeated after a TIMEOUT, a late confirmation of the first request is enough."""
 
     async def test(client: ScriptedClient) -> None:
         receiver, source, first, second = await two_held(client)
@@ -1033,8 +1033,8 @@ def test_an_acknowledgement_that_is_confirmed_late_serves_its_repetition() -> No
     run(test, ack_timeout="1")
 
 
-def test_whoever_acknowledges_what_another_does_has_time_of_his_own() -> None:
-    """S5: ack_timeout counts from each call."""
+def test_two_acknowledgements_of_one_message_have_a_timeout_each() -> None:
+    """S5: ack_timeout counts from the beginning of each call."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -1057,7 +1057,7 @@ def test_whoever_acknowledges_what_another_does_has_time_of_his_own() -> None:
 
 
 def test_an_answer_for_fewer_messages_is_an_error() -> None:
-    """P7: a backend that loses count fails the send at once; nobody waits for the time to be up."""
+    """P7: if the backend answers for too few messages, the send fails at once."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.publish = lambda messages: asyncio.sleep(0, [])  # type: ignore[method-assign]
@@ -1073,7 +1073,7 @@ async def _answer_nothing(settlements: Sequence[Settlement]) -> Sequence[BrokerE
 
 
 def test_an_answer_for_fewer_settlements_is_an_error() -> None:
-    """S5: a backend that loses count fails the settlement at once, and the message stays held."""
+    """S5: if the backend answers for too few settlements, the settlement fails and the message stays held."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -1093,7 +1093,7 @@ def test_an_answer_for_fewer_settlements_is_an_error() -> None:
 
 
 def test_an_inline_answer_for_fewer_settlements_is_an_error() -> None:
-    """S5: also where the driver runs in the caller's thread."""
+    """S5: the same holds for a driver in the caller's thread."""
 
     async def test() -> None:
         async with MemoryClient(EventConfig("fewer")) as client, await client.subscribe("s") as receiver:
@@ -1111,7 +1111,7 @@ def test_an_inline_answer_for_fewer_settlements_is_an_error() -> None:
 
 
 def test_a_send_that_was_accepted_before_the_connection_stood_is_flushed() -> None:
-    """C2: as any other."""
+    """C2: a close waits for it as for every other send."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.open_gate = asyncio.Event()
@@ -1127,7 +1127,7 @@ def test_a_send_that_was_accepted_before_the_connection_stood_is_flushed() -> No
 
 
 def test_a_call_that_a_close_interrupts_says_closed() -> None:
-    """C3: as an error of the library's, whatever it was waiting for."""
+    """C3: it raises CLOSED, whatever it was waiting for."""
 
     async def test(client: ScriptedClient) -> None:
         await client.subscribe("s")
@@ -1143,7 +1143,7 @@ def test_a_call_that_a_close_interrupts_says_closed() -> None:
 
 @pytest.mark.parametrize("what", ["open", "subscribe", "ping"])
 def test_what_the_driver_was_asked_for_is_over_before_it_closes(what: str) -> None:
-    """C3: else it would open what nobody closes."""
+    """C3: a request that goes on after the close could open something that stays open."""
 
     async def test(client: ScriptedClient) -> None:
         under_way = 0
@@ -1174,7 +1174,7 @@ def test_what_the_driver_was_asked_for_is_over_before_it_closes(what: str) -> No
 
 
 def test_a_subscription_that_comes_while_the_client_closes_goes_with_it() -> None:
-    """C3: no receiver is handed out that nobody will close."""
+    """C3: no receiver is returned that stays open."""
 
     async def test(client: ScriptedClient) -> None:
         asked = threading.Event()
@@ -1203,7 +1203,7 @@ def test_a_subscription_that_comes_while_the_client_closes_goes_with_it() -> Non
 
 
 def test_the_source_of_a_subscription_that_comes_while_the_client_closes_is_closed_first() -> None:
-    """C3: the client waits for it before it cancels what runs and closes the driver."""
+    """C3: the client closes it before it cancels tasks and closes the driver."""
     closed: list[str] = []
 
     async def test(client: ScriptedClient) -> None:
@@ -1242,7 +1242,7 @@ def test_the_source_of_a_subscription_that_comes_while_the_client_closes_is_clos
 
 
 def test_a_send_that_waits_to_connect_again_ends_with_its_client() -> None:
-    """C2: it does not sleep on until its next try."""
+    """C2: it does not sleep until its next try."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.open_errors = [UNAVAILABLE] * 100
@@ -1257,7 +1257,7 @@ def test_a_send_that_waits_to_connect_again_ends_with_its_client() -> None:
 
 
 def test_an_io_thread_that_could_not_be_made_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """C3: the next one ends with its last client."""
+    """C3: the next I/O thread ends with its last client."""
 
     def fail() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -1274,7 +1274,7 @@ def test_an_io_thread_that_could_not_be_made_is_not_counted(monkeypatch: pytest.
 
 
 def test_a_close_beside_the_first_use_leaves_no_thread() -> None:
-    """C3: whichever of the two comes first."""
+    """C3: this holds whichever of the two comes first."""
     before = threading.enumerate()
     client = ScriptedClient(EventConfig("topic", backend="scripted"))
     closing = threading.Thread(target=lambda: asyncio.run(client.close(timeout=0)))
@@ -1294,8 +1294,8 @@ def test_a_close_beside_the_first_use_leaves_no_thread() -> None:
     assert threading.enumerate() == before
 
 
-def test_whoever_waits_for_anothers_connection_waits_no_longer_than_told() -> None:
-    """P7: a ping's time is its own, whoever connects."""
+def test_a_ping_that_waits_for_anothers_connection_keeps_its_own_time() -> None:
+    """P7: it ends with its own timeout, whoever connects."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.open_errors = [UNAVAILABLE] * 100
@@ -1310,7 +1310,7 @@ def test_whoever_waits_for_anothers_connection_waits_no_longer_than_told() -> No
 
 
 def test_a_waiting_receive_keeps_the_time_of_a_delayed_message() -> None:
-    """R11: also when the receive that would have been woken for it has gone."""
+    """R11: it gets the message in time, even if the receive that was to be woken for it is gone."""
 
     async def test(client: ScriptedClient) -> None:
         receiver = await client.subscribe("s")
@@ -1335,7 +1335,7 @@ def test_a_waiting_receive_keeps_the_time_of_a_delayed_message() -> None:
 
 
 def test_the_least_patient_close_decides() -> None:
-    """C2: a client's close waits no longer than it was told, whatever a receiver's close was told before."""
+    """C2: a client's close is not delayed by a longer timeout of a receiver's close."""
 
     async def test(client: ScriptedClient) -> None:
         receiver = await client.subscribe("s")
@@ -1351,7 +1351,7 @@ def test_the_least_patient_close_decides() -> None:
 
 
 def test_the_least_patient_close_decides_about_sends_too() -> None:
-    """C2."""
+    """C2: of two closes of a client, the shorter timeout counts."""
 
     async def test(client: ScriptedClient) -> None:
         await client.send_message(message("0"))
@@ -1369,7 +1369,7 @@ def test_the_least_patient_close_decides_about_sends_too() -> None:
 
 
 def test_one_client_serves_several_loops() -> None:
-    """T1: in several threads at once."""
+    """T1: several threads with a loop each use it at once."""
     client = ScriptedClient(EventConfig("topic", backend="scripted"))
     ids: list[str] = []
 
@@ -1389,7 +1389,7 @@ def test_one_client_serves_several_loops() -> None:
 
 
 async def two_buffered(client: ScriptedClient, receiver: EventReceiver) -> ScriptedSource:
-    """A source of which "1" and "2" are buffered, and nothing is handed out."""
+    """Yield a source of which "1" and "2" are buffered, and nothing is handed out."""
     await client.send_messages([message("1"), message("2")])
     await until(lambda: receiver.stats.buffered == 2)
     return client.broker.sources[0]
@@ -1401,7 +1401,7 @@ async def _done(work: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("is_home", [True, False])
 def test_what_a_source_has_lost_is_not_handed_out(is_home: bool) -> None:
-    """F2: told from any thread; the rest comes, and nothing lost is settled."""
+    """F2: lost deliveries are dropped from any thread, without settling them; the others are handed out."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -1418,7 +1418,7 @@ def test_what_a_source_has_lost_is_not_handed_out(is_home: bool) -> None:
 
 
 def test_what_is_held_in_a_lost_session_is_settled_when_it_has_come_again() -> None:
-    """F2, R7: it is not handed out twice; the newer token settles it."""
+    """F2, R7: the message is not handed out twice, and the newer token settles it."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -1438,7 +1438,7 @@ def test_what_is_held_in_a_lost_session_is_settled_when_it_has_come_again() -> N
 
 
 def test_what_goes_back_behind_what_was_lost_goes_back_in_order() -> None:
-    """R10: of a key of which the first message was lost, no later one is handed out before it."""
+    """R10: if the first message of a key was lost, no later one is handed out before it."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -1454,7 +1454,7 @@ def test_what_goes_back_behind_what_was_lost_goes_back_in_order() -> None:
 
 
 def test_nothing_is_handed_out_while_a_session_may_be_over() -> None:
-    """F2: the application may look before any renewal runs; its receive goes on when the session is renewed."""
+    """F2: a receive waits until the session is renewed."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -1474,7 +1474,7 @@ def test_nothing_is_handed_out_while_a_session_may_be_over() -> None:
 
 
 def test_uptime_counts_the_time_in_which_the_machine_was_suspended() -> None:
-    """Where the system has such a clock; elsewhere it is the monotonic one."""
+    """The clock is CLOCK_BOOTTIME if the system has it, and the monotonic one otherwise."""
     first = uptime()
     assert uptime() >= first
     if hasattr(time, "CLOCK_BOOTTIME"):
@@ -1482,7 +1482,7 @@ def test_uptime_counts_the_time_in_which_the_machine_was_suspended() -> None:
 
 
 def test_a_cancelled_acknowledgement_holds_its_message_until_it_has_ended() -> None:
-    """S2, S5: it goes on, so the other outcome is refused; the message counts as held until the broker has answered."""
+    """S2, S5: until the broker has answered, the other outcome is refused and the message counts as held."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -1506,7 +1506,7 @@ def test_a_cancelled_acknowledgement_holds_its_message_until_it_has_ended() -> N
 
 
 def test_what_expires_here_comes_again_to_a_receive_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R6, R10: nothing else wakes it, since the broker is not told."""
+    """R6, R10: the receiver wakes it, because the broker is not told of the expiry."""
     monkeypatch.setattr(ScriptedSource, "redelivers_locally", True)
 
     async def test(client: ScriptedClient) -> None:
@@ -1575,7 +1575,7 @@ def test_a_redelivery_during_an_acknowledgement_takes_its_outcome() -> None:
 
 
 class LatestTokenBroker:
-    """Answers one settlement after the other, and reads the token of each as late as it can."""
+    """A broker that answers settlements one by one, and reads the token of each as late as it can."""
 
     def __init__(self, source: ScriptedSource, answers: Sequence[BrokerError | None]) -> None:
         self.gate = asyncio.Event()
@@ -1597,7 +1597,7 @@ EXPIRED = BrokerError("this token is over", ErrorCode.EXPIRED)
 
 @pytest.mark.parametrize("answers", [[EXPIRED, None], [None, EXPIRED]])
 def test_a_request_that_is_out_keeps_its_token(answers: list[BrokerError | None]) -> None:
-    """S1, S2: one success decides, whether the broker knew the older token or the newer one."""
+    """S1, S2: one success is enough, for the older token or for the newer one."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -1619,7 +1619,7 @@ def test_a_request_that_is_out_keeps_its_token(answers: list[BrokerError | None]
 
 
 def test_a_late_success_is_not_undone_by_a_newer_token() -> None:
-    """S5: after TIMEOUT the acknowledgement was applied; repeating it is safe, although the newer token is EXPIRED."""
+    """S5: repeating the acknowledgement after TIMEOUT succeeds, although the newer token is EXPIRED."""
 
     async def test(client: ScriptedClient) -> None:
         async with await client.subscribe("s") as receiver:
@@ -1652,7 +1652,7 @@ def test_a_late_success_is_not_undone_by_a_newer_token() -> None:
 def test_what_keeps_a_receive_waiting_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """R8: naming the key and the ids held, when that is all it waits for."""
+    """R8: the warning names the key and the ids that are held."""
     monkeypatch.setattr("events_core.engine.receiver.BLOCKED_WARNING", 0.1)
 
     async def test(client: ScriptedClient) -> None:
@@ -1681,7 +1681,7 @@ async def _fail() -> Collection[str]:
 def test_asking_what_is_withheld_holds_no_receive_up(
     monkeypatch: pytest.MonkeyPatch, withheld: Callable[[], Any]
 ) -> None:
-    """R1, R8: for a warning nobody waits, and nothing that goes wrong with it concerns a receive."""
+    """R1, R8: a receive neither waits for the warning nor fails with it."""
     monkeypatch.setattr("events_core.engine.receiver.BLOCKED_WARNING", 0.1)
 
     async def test(client: ScriptedClient) -> None:
@@ -1697,7 +1697,7 @@ def test_asking_what_is_withheld_holds_no_receive_up(
 
 
 def test_a_full_receiver_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """R8: when the bounds of R5 are all it waits for."""
+    """R8: the warning comes if only the bounds of R5 keep a receive waiting."""
     monkeypatch.setattr("events_core.engine.receiver.BLOCKED_WARNING", 0.1)
 
     async def test(client: ScriptedClient) -> None:

@@ -1,4 +1,4 @@
-"""Outages: who waits for the next try, and how long, in simulated time."""
+"""Outages: the pauses of requests before their next try, in simulated time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AWAY = BrokerError("the broker is away", ErrorCode.UNAVAILABLE, retryable=True)
 
 
 def unlucky() -> Backoff:
-    """The longest pauses: 0.1 s, doubling to 30 s."""
+    """Return the longest pauses: 0.1 s, doubling up to 30 s."""
     return Backoff(uniform=lambda low, high: high)
 
 
@@ -59,7 +59,7 @@ def feed(source: Source, link: Link) -> PrefetchingFeed:
 
 
 def test_the_first_receiver_that_reconnects_wakes_all() -> None:
-    """F1: after a long outage twenty receivers of one client reconnect together, not each after a pause of its own."""
+    """F1: after a long outage all twenty receivers of a client reconnect together."""
 
     async def test() -> list[float]:
         link = Link("test")
@@ -77,7 +77,7 @@ def test_the_first_receiver_that_reconnects_wakes_all() -> None:
 
 
 def test_a_connection_that_stands_again_ends_a_pause() -> None:
-    """F1: the driver notices it, before any request was answered."""
+    """F1: a driver may report the connection before any request was answered."""
 
     async def test() -> float:
         loop, link = asyncio.get_running_loop(), Link("test")
@@ -116,7 +116,7 @@ def test_a_pause_is_not_cut_short_twice_in_a_row() -> None:
 
 
 def test_a_pause_has_a_bound() -> None:
-    """Whoever has less time than the pause takes it no longer."""
+    """A request that has less time than the pause waits only for that time."""
 
     async def test() -> float:
         await Link("test").pauses(Backoff(30, 30, uniform=lambda low, high: high)).next(longest=2)

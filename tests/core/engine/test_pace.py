@@ -1,4 +1,4 @@
-"""How many bytes are out at once, on lines that are simulated."""
+"""How many bytes are out at once, on simulated networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TIMEOUT = 15.0
 
 
 class Network:
-    """A line that the requests which are out share evenly, before a broker that takes its time for each."""
+    """A network that the requests which are out share evenly, in front of a broker that takes time for each."""
 
     def __init__(self, rate: float, latency: float = 0.03) -> None:
         self.rate = rate
@@ -25,7 +25,7 @@ class Network:
         """The most bytes that were out."""
 
     def send(self, size: int, chunk: int = 100_000) -> None:
-        """Send *size* bytes in messages of *chunk* bytes; what timed out is sent again."""
+        """Send *size* bytes in messages of *chunk* bytes; send again what timed out."""
         waiting = size
         while waiting or self.out:
             while waiting and self.pace.has_room and len(self.out) < 4:
@@ -36,7 +36,7 @@ class Network:
             waiting += self._pass(0.01)
 
     def _pass(self, seconds: float) -> int:
-        """Let time pass; return how many bytes timed out."""
+        """Let time pass, and return how many bytes timed out."""
         self.now += seconds
         carried = self.rate * seconds / len(self.out)
         lost, out = 0, []
@@ -56,7 +56,7 @@ class Network:
 
 
 def test_a_narrow_line_is_not_overrun() -> None:
-    """36 MB pass a line of 10 Mbit/s at its speed, and nothing is sent twice."""
+    """36 MB pass a network of 10 Mbit/s at its full speed, and nothing is sent twice."""
     network = Network(10 * MBIT)
     network.send(36_000_000)
     assert network.timeouts == 0
@@ -64,7 +64,7 @@ def test_a_narrow_line_is_not_overrun() -> None:
 
 
 def test_what_times_out_is_sent_again_in_smaller_requests() -> None:
-    """Also a line that takes a minute for the first bytes that leave lets all of them through."""
+    """Even a network that needs a minute for the first bytes lets all of them through."""
     network = Network(0.14 * MBIT)
     network.send(3_000_000, chunk=20_000)
     assert 0 < network.timeouts <= 8
@@ -82,7 +82,7 @@ def test_a_line_that_becomes_narrow_is_not_flooded_for_ever() -> None:
 
 @pytest.mark.parametrize("latency", [0.03, 0.3, 5.0])
 def test_a_wide_line_is_used_however_far_the_broker_is(latency: float) -> None:
-    """The window grows until it limits nothing: it doubles with each round trip."""
+    """The window doubles with each round trip, until it limits nothing."""
     network = Network(10_000 * MBIT, latency)
     network.send(200_000_000)
     assert network.most > 30_000_000
@@ -90,7 +90,7 @@ def test_a_wide_line_is_used_however_far_the_broker_is(latency: float) -> None:
 
 
 def test_requests_that_left_before_the_window_was_narrowed_do_not_narrow_it_again() -> None:
-    """They are of the same round, and fail for the same reason."""
+    """They belong to the same round and fail for the same reason."""
     pace = Pace(4)
     trips = [pace.leave(FIRST_WINDOW // 4, 0.0) for _ in range(4)]
     for trip in trips:
@@ -99,7 +99,7 @@ def test_requests_that_left_before_the_window_was_narrowed_do_not_narrow_it_agai
 
 
 def test_something_always_may_leave() -> None:
-    """However often requests time out, and however large a single message is."""
+    """One request may always leave, after any number of timeouts and of any size."""
     pace = Pace(4)
     for round in range(20):
         pace.time_out(pace.leave(9_000_000, round), round + 0.5)
