@@ -1,4 +1,4 @@
-"""Topics of this process as if a network lay before them: the engine's thread, buffers and reconnecting at work."""
+"""Topics of this process behind a simulated network: the engine's thread, buffers and reconnecting are at work."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _deaf = threading.Event()
 
 
 def outage() -> AbstractContextManager[None]:
-    """The network is down while this is entered."""
+    """Take the network away while the block runs."""
     return _while(_cut)
 
 
 def lost_answers() -> AbstractContextManager[None]:
-    """What the broker answers is lost while this is entered."""
+    """Lose all answers of the broker while the block runs."""
     return _while(_deaf)
 
 
@@ -52,7 +52,7 @@ def _travel_back() -> None:
 
 
 class NetworkSource(Source):
-    """Waits for messages, and fetches ahead."""
+    """A source that waits for messages, and fetches ahead."""
 
     def __init__(self, inline: Source) -> None:
         self.subscription = inline.subscription
@@ -80,7 +80,7 @@ class NetworkSource(Source):
 
 
 class NetworkDriver(MemoryDriver):
-    """Takes one key in a request, small requests, and no attribute called ``refused``."""
+    """A driver with small requests of one key each, which refuses the attribute ``refused``."""
 
     inline = False
     mixed_keys = False
@@ -111,14 +111,14 @@ class NetworkDriver(MemoryDriver):
 
 
 class NetworkClient(MemoryClient):
-    """Its client."""
+    """The client of that driver."""
 
     api_version = 1
     driver_class = NetworkDriver
 
 
 class SessionSource(NetworkSource):
-    """Loses with its connection what it holds; each delivery is known by a token of its own."""
+    """A source that loses with its connection what it holds, and gives each delivery a token of its own."""
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
         try:
@@ -142,7 +142,7 @@ class SessionSource(NetworkSource):
 
 
 class SessionDriver(NetworkDriver):
-    """A broker that ties deliveries to a connection."""
+    """A driver of a broker that ties deliveries to a connection."""
 
     source_class: ClassVar[type[SessionSource]] = SessionSource
 
@@ -156,14 +156,14 @@ class SessionDriver(NetworkDriver):
 
 
 class SessionClient(NetworkClient):
-    """Its client."""
+    """The client of that driver."""
 
     full_capabilities = attrs.evolve(MemoryClient.full_capabilities, redelivery="disconnect")
     driver_class = SessionDriver
 
 
 class SwallowingSource(NetworkSource):
-    """Goes on fetching at its first cancellation, as a client library may that catches too much."""
+    """A source that swallows its first cancellation, as a client library may."""
 
     _swallowed = False
 
@@ -186,6 +186,6 @@ class SwallowingDriver(NetworkDriver):
 
 
 class SwallowingClient(NetworkClient):
-    """Its client."""
+    """The client of that driver."""
 
     driver_class = SwallowingDriver

@@ -1,4 +1,4 @@
-"""Closing where a task does not end, a thread hangs, or a loop stands still."""
+"""Closing when a task does not end, a thread hangs, or a loop stands still."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ X = EventMessage(b"x")
 
 
 class AwkwardSource(NetworkSource):
-    """Writes down when it is closed, and what runs then."""
+    """A source that records when it is closed, and what still runs then."""
 
     def __init__(self, inline: Source) -> None:
         super().__init__(inline)
@@ -75,7 +75,7 @@ class AwkwardSource(NetworkSource):
 
 
 class AwkwardDriver(NetworkDriver):
-    """Has a thread of its own, which a test may block."""
+    """A driver with a thread of its own, which a test may block."""
 
     blocking: ClassVar[bool] = True
 
@@ -113,7 +113,7 @@ class AwkwardClient(NetworkClient):
 
     @property
     def broker(self) -> AwkwardDriver:
-        """The driver, for a test to meddle with."""
+        """Return the driver, for a test to interfere with."""
         assert isinstance(self._driver, AwkwardDriver)
         return self._driver
 
@@ -128,7 +128,7 @@ def awkward(**options: str) -> AwkwardClient:
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """C3: whatever a test did, once nothing hangs any more."""
+    """C3: no thread is left, whatever a test did, once nothing hangs any more."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
@@ -138,7 +138,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def hanging() -> Iterator[threading.Event]:
-    """What a blocked thread waits for."""
+    """Yield an event that a blocked thread waits for; set it at the end."""
     event = threading.Event()
     yield event
     event.set()
@@ -152,7 +152,7 @@ def run(scene: Awaitable[None]) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait, within the test's own time, for what another thread does."""
+    """Wait until another thread has made *condition* true; the time of the test bounds the wait."""
     while not condition():  # that thread knows nothing of this loop
         await asyncio.sleep(0.005)
 
@@ -165,7 +165,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> str:
 
 
 def test_a_source_that_swallows_a_cancellation_is_closed_after_its_fetch() -> None:
-    """The fetch is cancelled again, and the source is closed when it has ended."""
+    """The fetch is cancelled again, and the source is closed when the fetch has ended."""
     lost: list[bool] = []
 
     async def scene() -> None:
@@ -182,7 +182,7 @@ def test_a_source_that_swallows_a_cancellation_is_closed_after_its_fetch() -> No
 
 
 def test_what_a_fetch_returns_after_its_cancellation_was_swallowed_goes_back() -> None:
-    """The message comes to another receiver at once, instead of when its lease is over."""
+    """The message comes to another receiver at once, and not only when its lease is over."""
 
     async def scene() -> None:
         async with awkward() as client:
@@ -204,7 +204,7 @@ def test_what_a_fetch_returns_after_its_cancellation_was_swallowed_goes_back() -
 
 
 def test_a_fetch_that_ignores_cancellation_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    """The receiver and the client close all the same, and what the fetch returns later is not taken."""
+    """The receiver and the client close, and drop what the fetch returns later."""
 
     async def scene() -> None:
         client = awkward()
@@ -222,7 +222,7 @@ def test_a_fetch_that_ignores_cancellation_is_named(caplog: pytest.LogCaptureFix
 
 
 def test_a_settlement_without_an_answer_is_over_before_its_source_closes() -> None:
-    """A request that is out would otherwise go on beside the closing, and after it."""
+    """The request is cancelled, so that it cannot go on during the closing or after it."""
 
     async def scene() -> None:
         async with awkward() as client:
@@ -245,7 +245,7 @@ def test_a_settlement_without_an_answer_is_over_before_its_source_closes() -> No
 def test_a_closing_source_that_ignores_cancellation_does_not_hold_its_client_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The client closes its driver and its thread ends."""
+    """The client closes its driver, and its thread ends."""
 
     async def never() -> None:
         while True:
@@ -264,7 +264,7 @@ def test_a_closing_source_that_ignores_cancellation_does_not_hold_its_client_up(
 
 
 def test_cancelling_ends_with_the_last_task() -> None:
-    """A task that ends is waited for, and none is cancelled twice that ends the first time."""
+    """It waits for a task that is ending, and does not cancel it twice."""
     cancellations = 0
 
     async def scene() -> None:
@@ -315,7 +315,7 @@ def test_the_first_call_of_a_client_whose_thread_hangs_ends(name: str, hanging: 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_to_a_thread_that_hangs_ends(name: str, hanging: threading.Event) -> None:
-    """P7, Q2: also on a client that is connected."""
+    """P7, Q2: it ends also on a client that is connected."""
 
     async def scene() -> None:
         client = awkward(connect_timeout="0.1", send_timeout="0.1")
@@ -331,7 +331,7 @@ def test_a_call_to_a_thread_that_hangs_ends(name: str, hanging: threading.Event)
 
 
 def test_connecting_is_not_begun_twice_because_a_caller_gave_up(hanging: threading.Event) -> None:
-    """A driver is never opened twice at once: the attempt of the first caller goes on."""
+    """The driver is opened once at a time, because the attempt of the first caller goes on."""
 
     async def scene() -> None:
         client = awkward(connect_timeout="0.1")
@@ -358,7 +358,7 @@ def test_connecting_is_not_begun_twice_because_a_caller_gave_up(hanging: threadi
 
 
 def test_a_receiver_whose_thread_hangs_closes(caplog: pytest.LogCaptureFixture, hanging: threading.Event) -> None:
-    """C1: in time, with a warning that names the thread; what is held goes back when the thread goes on."""
+    """C1: it closes in time and names the thread, which gives back what is held when it goes on."""
 
     async def scene() -> None:
         client = awkward()
@@ -381,7 +381,7 @@ def test_a_receiver_whose_thread_hangs_closes(caplog: pytest.LogCaptureFixture, 
 
 
 def test_a_client_whose_thread_hangs_closes(caplog: pytest.LogCaptureFixture, hanging: threading.Event) -> None:
-    """C2, C3: in time, with a warning that names the thread, which closes everything when it goes on."""
+    """C2, C3: it closes in time and names the thread, which closes everything when it goes on."""
 
     async def scene() -> None:
         client = awkward()
@@ -404,7 +404,7 @@ def test_a_client_whose_thread_hangs_closes(caplog: pytest.LogCaptureFixture, ha
 
 
 def test_a_loop_goes_on_while_a_thread_ends(hanging: threading.Event) -> None:
-    """C3: ``close`` waits for the thread outside the loop: what the thread waits for may come from there."""
+    """C3: close does not block the caller's loop, which the thread may need for its end."""
 
     async def scene() -> None:
         client = awkward()
@@ -433,7 +433,7 @@ def test_a_loop_goes_on_while_a_thread_ends(hanging: threading.Event) -> None:
 
 
 def in_a_stopped_loop(scene: Callable[[asyncio.AbstractEventLoop], Any]) -> asyncio.AbstractEventLoop:
-    """Run a task until it waits, and the loop no longer."""
+    """Run a task until it waits, then stop its loop."""
     loop = asyncio.new_event_loop()
     loop.run_until_complete(scene(loop))
     return loop
@@ -472,7 +472,7 @@ def test_a_close_ends_although_the_loop_of_the_first_one_has_stopped(
 
 
 def test_what_is_posted_to_a_thread_that_ends_is_run_or_refused() -> None:
-    """P7: a caller whose request was neither would wait for ever."""
+    """P7: otherwise the caller would wait without end."""
     thread = LoopThread("ending")
     close = thread.loop.close
     ran: list[bool] = []
@@ -489,7 +489,7 @@ def test_what_is_posted_to_a_thread_that_ends_is_run_or_refused() -> None:
 
 
 def test_a_call_to_a_thread_that_ends_is_told() -> None:
-    """C3: what was posted just before the end begins, and is cancelled."""
+    """C3: a coroutine that was posted just before the end starts, and is cancelled."""
     home = ThreadHome("ending")
     home.start()
     thread = home._thread
@@ -509,7 +509,7 @@ def test_a_call_to_a_thread_that_ends_is_told() -> None:
 
 
 def test_what_a_library_tells_a_thread_that_has_ended_is_dropped() -> None:
-    """Otherwise gRPC would raise in the loop that it tells that from, and the events of that loop would wait."""
+    """Otherwise gRPC would raise in another loop, and the events of that loop would wait."""
     thread = LoopThread("ended")
     thread.stop(1)
     thread._thread.join(BOUND)
@@ -536,7 +536,7 @@ def test_what_a_library_tells_a_thread_while_its_loop_closes_is_dropped() -> Non
 
 @pytest.mark.parametrize("returned", [False, True])
 def test_a_receiver_whose_loop_closes_before_subscribe_returned_is_closed(returned: bool) -> None:
-    """It would go on buffering messages and renewing leases, and nobody could close it."""
+    """Otherwise it would buffer messages and renew leases, and no code could close it."""
     client = awkward()
     tasks: list[asyncio.Task[EventReceiver]] = []
 
@@ -572,7 +572,7 @@ def test_a_receiver_whose_loop_closes_before_subscribe_returned_is_closed(return
 
 
 def test_a_receiver_outlives_the_loop_in_which_it_was_returned() -> None:
-    """T1: programs call ``asyncio.run`` more than once."""
+    """T1: a program may call asyncio.run more than once."""
     client = awkward()
     receiver = asyncio.run(client.subscribe("s"))
 
@@ -596,7 +596,7 @@ def test_a_receiver_outlives_the_loop_in_which_it_was_returned() -> None:
 def test_a_close_reserves_time_for_giving_back(
     monkeypatch: pytest.MonkeyPatch, timeout: float, patience: float, whole: float
 ) -> None:
-    """C1, C2: a quarter, 2 s at most; the whole is the timeout, or 2 s where that is less."""
+    """C1, C2: the reserve is a quarter of the timeout and 2 s at most, and a close has at least 2 s."""
     now = 1000.0
     monkeypatch.setattr(closing_module.time, "monotonic", lambda: now)
     time = CloseTime()
@@ -610,7 +610,7 @@ def test_a_close_reserves_time_for_giving_back(
 
 
 def test_a_close_whose_thread_was_hanging_takes_the_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """C2: nobody waits for it any more, and what is open is still to be given back."""
+    """C2: its callers have gone, but what is open must still be given back."""
     now = 1000.0
     monkeypatch.setattr(closing_module.time, "monotonic", lambda: now)
     time = CloseTime()
@@ -623,7 +623,7 @@ def test_a_close_whose_thread_was_hanging_takes_the_shortest_time(monkeypatch: p
 
 
 def test_the_least_patient_caller_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """C2."""
+    """C2: of several timeouts the shortest counts."""
     monkeypatch.setattr(closing_module.time, "monotonic", lambda: 0.0)
     time = CloseTime()
     for timeout in (60, 8, 15):
@@ -633,7 +633,7 @@ def test_the_least_patient_caller_decides(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("kind", [MemoryClient, NetworkClient])
 def test_a_close_with_less_than_no_time_ends(kind: type[EngineClient]) -> None:
-    """C1, C2: negative infinity is the shortest time, not a time that never ends."""
+    """C1, C2: a timeout of minus infinity is the shortest time."""
 
     async def test() -> None:
         client = kind(EventConfig("less-than-no-time"))
@@ -649,7 +649,7 @@ def test_a_close_with_less_than_no_time_ends(kind: type[EngineClient]) -> None:
 
 @pytest.mark.parametrize(("error", "timeout"), [(None, 15), (RuntimeError, 2), (asyncio.CancelledError, 2)])
 def test_leaving_with_an_error_closes_soon(error: type[BaseException] | None, timeout: float) -> None:
-    """C2: what is held will hardly be settled then."""
+    """C2: after an error the application will hardly settle what it holds."""
     timeouts: list[float] = []
 
     class Client(MemoryClient):

@@ -1,4 +1,4 @@
-"""What the garbage collector may run: coroutines of loops that were closed, in any thread, which may hold a lock."""
+"""Code that the garbage collector runs: coroutines of closed loops, in any thread, perhaps under a lock."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _topics = itertools.count()
 
 
 class CollectingLock:
-    """A lock whose holder collects garbage at once, and who takes it twice is found instead of waiting for ever."""
+    """A lock that collects garbage as soon as it is taken, and finds a thread that takes it twice."""
 
     is_armed = False
     taken_twice = 0
@@ -64,7 +64,7 @@ class CollectingLock:
 
 @pytest.fixture(autouse=True)
 def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Garbage is collected where a test says so, and under each lock of a client or receiver."""
+    """Collect garbage only where a test says so, and under each lock of a client or receiver."""
     locks = types.SimpleNamespace(Lock=CollectingLock)
     for module in (client_module, publisher_module, inbox_module, waiting_module):
         monkeypatch.setattr(module, "threading", locks)
@@ -77,7 +77,7 @@ def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def leave_behind(*coroutines: Coroutine[Any, Any, Any], until: Callable[[], bool] = lambda: True) -> None:
-    """Run *coroutines* until they wait, and *until* that, in a loop that is then closed without cancelling them."""
+    """Run *coroutines* until they wait and *until* is true, in a loop that is then closed without cancelling them."""
     loop = asyncio.new_event_loop()
     tasks = [loop.create_task(coroutine) for coroutine in coroutines]
 
@@ -102,7 +102,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[EventClient]:
 
 
 async def _receiver(client: EventClient, *messages: bytes) -> tuple[EventReceiver, list[ReceivedMessage]]:
-    """A receiver that holds *messages*."""
+    """Return a receiver that holds *messages*."""
     receiver = await client.subscribe("s")
     await client.send_messages([EventMessage(data) for data in messages])
     held: list[ReceivedMessage] = []
@@ -117,7 +117,7 @@ async def _process(receiver: EventReceiver, message: ReceivedMessage) -> None:
 
 
 def test_a_collected_processing_hands_its_message_back(client: EventClient, caplog: pytest.LogCaptureFixture) -> None:
-    """H1: by the next turn of the engine, uncounted; what the collector runs takes no lock and logs nothing."""
+    """H1: the next turn of the engine hands it back uncounted, and the collector takes no lock and logs nothing."""
     receiver, (held,) = asyncio.run(_receiver(client, b"x"))
     with caplog.at_level(logging.DEBUG, "events_core"):
         leave_behind(_process(receiver, held))
@@ -146,7 +146,7 @@ async def _receive(receiver: EventReceiver) -> None:
 def test_a_collected_receive_hinders_no_other(
     client: EventClient, waits: Callable[[EventReceiver], Coroutine[Any, Any, Any]]
 ) -> None:
-    """R3: its loop is closed, and the next message wakes who waits elsewhere."""
+    """R3: the next message wakes a receive in another loop."""
     receiver, _ = asyncio.run(_receiver(client))
     leave_behind(*(waits(receiver) for _ in range(3)))
     CollectingLock.is_armed = True
@@ -163,7 +163,7 @@ def test_a_collected_receive_hinders_no_other(
 
 
 def test_a_collected_settlement_is_still_applied(client: EventClient) -> None:
-    """S5: or not; the receiver goes on."""
+    """S5: it is applied or not, and the receiver goes on."""
     receiver, (held,) = asyncio.run(_receiver(client, b"x"))
     leave_behind(receiver.acknowledge(held))
     CollectingLock.is_armed = True
@@ -177,7 +177,7 @@ def test_a_collected_settlement_is_still_applied(client: EventClient) -> None:
 
 
 def test_an_observer_is_not_told_by_the_collector(client: EventClient) -> None:
-    """V1: it may take locks of its own, so what was collected has no end."""
+    """V1: the observer may take locks, so it does not hear of the end of the operation."""
     receiver, _ = asyncio.run(_receiver(client))
     ended: list[BaseException | None] = []
 
@@ -199,7 +199,7 @@ async def _handle(message: ReceivedMessage) -> None:
 
 
 def test_what_a_collected_consumer_handled_comes_again(client: EventClient) -> None:
-    """H2: whether it was waiting for messages or handling one."""
+    """H2: the consumer was waiting for messages, or handling one."""
     receiver, _ = asyncio.run(_receiver(client))
     asyncio.run(client.send_message(EventMessage(b"x")))  # type: ignore[arg-type]  # a coroutine, as an awaitable
     leave_behind(consume(receiver, _handle, concurrency=3), until=lambda: receiver.stats.held == 1)
@@ -216,7 +216,7 @@ def test_what_a_collected_consumer_handled_comes_again(client: EventClient) -> N
 
 
 def test_a_close_does_not_wait_for_what_was_abandoned(client: EventClient) -> None:
-    """C1: nobody will settle it, so it goes back at once."""
+    """C1: an abandoned message goes back at once."""
     receiver, (held,) = asyncio.run(_receiver(client, b"x"))
     leave_behind(_process(receiver, held))
     gc.collect()
@@ -241,7 +241,7 @@ reported = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionW
 
 @reported
 def test_a_client_outlives_a_block_that_was_collected(client: EventClient, caplog: pytest.LogCaptureFixture) -> None:
-    """C2: the collector takes no lock of it, and a close that follows works and warns of nothing."""
+    """C2: the collector takes none of its locks, and a later close works without a warning."""
     assert isinstance(client, EngineClient)
     receiver, _ = asyncio.run(_receiver(client))
     assert isinstance(receiver, EngineReceiver)
@@ -259,7 +259,7 @@ def test_a_client_outlives_a_block_that_was_collected(client: EventClient, caplo
 
 @reported
 def test_a_receiver_whose_block_was_collected_keeps_nothing(client: EventClient) -> None:
-    """R9: what it had buffered goes to others."""
+    """R9: what it had buffered goes to other receivers."""
     receiver, _ = asyncio.run(_receiver(client))
     leave_behind(_stay(receiver))
     del receiver
@@ -274,7 +274,7 @@ def test_a_receiver_whose_block_was_collected_keeps_nothing(client: EventClient)
 
 
 def test_a_generator_that_is_closed_closes_its_receiver(client: EventClient) -> None:
-    """C1: it ends with ``GeneratorExit`` too, and may await."""
+    """C1: a generator ends with GeneratorExit too, and may await."""
 
     async def received() -> AsyncIterator[ReceivedMessage]:
         async with await client.subscribe("s") as receiver:
@@ -299,7 +299,7 @@ def test_a_generator_that_is_closed_closes_its_receiver(client: EventClient) -> 
 
 
 def test_a_line_is_forgotten_with_its_loop() -> None:
-    """P4: with all who had their turn or waited for it."""
+    """P4: all sends that had their turn or waited for it are forgotten."""
     order = LoopOrder()
 
     async def enter() -> None:
@@ -314,7 +314,7 @@ def test_a_line_is_forgotten_with_its_loop() -> None:
 
 @pytest.mark.parametrize("happen", [WaitingRoom.wake, WaitingRoom.wake_all])
 def test_a_waiting_room_forgets_waiters_of_closed_loops(happen: Callable[[WaitingRoom], None]) -> None:
-    """With the next event, whether it wakes one or all of them."""
+    """The next event drops them, whether it wakes one waiter or all."""
     room = WaitingRoom()
 
     async def wait() -> None:
@@ -329,7 +329,7 @@ def test_a_waiting_room_forgets_waiters_of_closed_loops(happen: Callable[[Waitin
 
 
 def test_a_waiter_that_was_collected_is_not_woken_in_place_of_another() -> None:
-    """Whoever ends a coroutine while its loop runs, and under the lock: the next event is for those who wait."""
+    """The next event wakes a waiter whose coroutine still runs."""
     room = WaitingRoom()
 
     async def wait() -> None:

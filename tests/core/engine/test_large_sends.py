@@ -1,4 +1,4 @@
-"""Sends of so many messages that they would block the loop, by a driver in the caller's thread and in the engine's."""
+"""Sends of so many messages that they would block the loop, on both kinds of homes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def received(receiver: EventReceiver, count: int) -> list[int]:
 
 
 async def begun(client: EngineClient, messages: Sequence[EventMessage]) -> asyncio.Task[list[str]]:
-    """A send that has been checked in part."""
+    """Begin a send, and return its task when a part of it has been checked."""
     sending = asyncio.create_task(client.send_messages(messages))
     for _ in range(3):
         await asyncio.sleep(0)
@@ -55,7 +55,7 @@ async def begun(client: EngineClient, messages: Sequence[EventMessage]) -> async
 
 
 class Meter:
-    """Counts calls of a function in this thread, and how many there were at most between two turns of other tasks."""
+    """A counter of calls in this thread, and of the most calls between two turns of other tasks."""
 
     def __init__(self) -> None:
         self.since = self.most = self.total = 0
@@ -86,7 +86,7 @@ def watched(meter: Meter) -> Iterator[None]:
 
 @both
 def test_checking_a_large_send_gives_way_to_other_tasks(kind: type[EngineClient]) -> None:
-    """P6."""
+    """P6: it yields after each part."""
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         meter = Meter()
@@ -99,7 +99,7 @@ def test_checking_a_large_send_gives_way_to_other_tasks(kind: type[EngineClient]
 
 
 def test_queueing_a_large_send_gives_way_to_other_tasks() -> None:
-    """P6: where the driver runs in the engine's thread."""
+    """P6: this is for a driver in the engine's thread."""
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         meter = Meter()
@@ -113,7 +113,7 @@ def test_queueing_a_large_send_gives_way_to_other_tasks() -> None:
 
 
 def test_storing_a_large_send_gives_way_to_other_tasks() -> None:
-    """P6: where the driver runs in the caller's thread."""
+    """P6: this is for a driver in the caller's thread."""
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         meter = Meter()
@@ -127,7 +127,7 @@ def test_storing_a_large_send_gives_way_to_other_tasks() -> None:
 
 @both
 def test_a_large_send_is_stored_whole_and_in_order(kind: type[EngineClient]) -> None:
-    """P1, P4: with one id for each message, in the order of the input."""
+    """P1, P4: each message has an id, in the order of the input."""
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         ids = await client.send_messages(numbered(LARGE))
@@ -142,7 +142,7 @@ def test_a_large_send_is_stored_whole_and_in_order(kind: type[EngineClient]) -> 
 
 @both
 def test_sends_of_a_key_do_not_overtake_a_large_one_of_their_loop(kind: type[EngineClient]) -> None:
-    """P4: be they small or large."""
+    """P4: neither small nor large sends overtake it."""
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         first = await begun(client, numbered(LARGE))
@@ -156,7 +156,7 @@ def test_sends_of_a_key_do_not_overtake_a_large_one_of_their_loop(kind: type[Eng
 
 
 def test_sends_without_a_key_do_not_wait_for_a_large_one() -> None:
-    """P5: there is no order to keep."""
+    """P5: without a key there is no order to keep."""
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         first = await begun(client, numbered(LARGE))
@@ -169,7 +169,7 @@ def test_sends_without_a_key_do_not_wait_for_a_large_one() -> None:
 
 @both
 def test_a_bad_message_at_the_end_of_a_large_send_prevents_it(kind: type[EngineClient]) -> None:
-    """P2: nothing is sent."""
+    """P2: nothing of it is sent."""
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         bad = EventMessage(b"", {"x" * 1000: ""})
@@ -184,7 +184,7 @@ def test_a_bad_message_at_the_end_of_a_large_send_prevents_it(kind: type[EngineC
 
 @both
 def test_a_large_send_that_is_cancelled_leaves_a_beginning(kind: type[EngineClient]) -> None:
-    """P8: what follows comes after it, and nothing of it comes later."""
+    """P8: later sends come after that beginning, and nothing more of it comes."""
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         sending = await begun(client, numbered(LARGE))
@@ -207,7 +207,7 @@ def test_a_large_send_that_is_cancelled_leaves_a_beginning(kind: type[EngineClie
 
 @both
 def test_a_large_send_whose_loop_was_closed_hinders_nobody(kind: type[EngineClient]) -> None:
-    """P4, C2: neither sends of another loop, nor the close; however it is collected."""
+    """P4, C2: neither sends of another loop nor the close wait for it."""
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         loop = asyncio.new_event_loop()
@@ -226,12 +226,12 @@ def test_a_large_send_whose_loop_was_closed_hinders_nobody(kind: type[EngineClie
 
 
 def _begin(loop: asyncio.AbstractEventLoop, client: EngineClient) -> None:
-    """Keep no reference to the send."""
+    """Begin a large send, and keep no reference to it."""
     loop.run_until_complete(begun(client, numbered(LARGE)))
 
 
 def test_a_failure_in_a_large_send_is_of_its_part_and_its_keys() -> None:
-    """P3: later messages of a failed key are not attempted, the others are sent."""
+    """P3: later messages of a failed key are not attempted, and the others are sent."""
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         publish = client._driver.publish
@@ -256,7 +256,7 @@ def test_a_failure_in_a_large_send_is_of_its_part_and_its_keys() -> None:
 
 @pytest.mark.parametrize("timeout", [60.0, 0.0])
 def test_a_close_waits_for_a_large_send(timeout: float) -> None:
-    """C2: within its timeout; then the rest is CLOSED."""
+    """C2: it waits within its timeout, and then the rest fails with CLOSED."""
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         sending = await begun(client, numbered(LARGE))
@@ -277,7 +277,7 @@ def test_a_close_waits_for_a_large_send(timeout: float) -> None:
 
 
 def test_a_line_goes_on_when_somebody_in_it_gives_up() -> None:
-    """P4: in order, without the one that was cancelled."""
+    """P4: the order of the others is kept."""
 
     async def main() -> None:
         order, had = LoopOrder(), []
