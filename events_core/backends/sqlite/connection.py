@@ -154,6 +154,9 @@ class FileConnection:
 
         :raises BrokerError: when the file cannot be opened.
         """
+        # So that this client has the file and the log open that are at the path now.  SQLite shares one index among the
+        # connections of a process: the new connection would get the index of a log that is gone.
+        await self.run(lambda store: None)
         # For the whole time, as for every call of SQLite: a fork in another thread must not meet one of them.  The lock
         # is reentrant and belongs to this thread, so the other tasks of this loop go on.
         with self._calling:

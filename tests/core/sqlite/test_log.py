@@ -126,6 +126,27 @@ def test_process_that_comes_after_the_index_was_removed_loses_nothing(client: Cl
     assert stored(file) == sent("before", "other", "after")
 
 
+def test_native_connection_comes_after_the_index_was_removed(client: Clients, file: Path) -> None:
+    """N1: it uses the new index, like all others, and overwrites nothing in the log."""
+
+    async def insert(connection: sqlite3.Connection) -> None:
+        for number in range(50):
+            connection.execute(
+                "INSERT INTO messages (topic_id, publish_time, data) VALUES (1, 0, CAST(? AS BLOB))",
+                (f"native{number}",),
+            )
+
+    async def run() -> None:
+        async with client(subscription="s") as working:
+            await send(working, "before")
+            remove(file, "-shm")
+            await another_process_sends(file, "other")
+            await working.run_native(insert)
+
+    asyncio.run(run())
+    assert stored(file) == sent("before", "other", "native")
+
+
 def test_removed_log_damages_no_file_that_is_busy(client: Clients, file: Path) -> None:
     """A process that uses the old index with the new log would read the wrong parts of it."""
 
