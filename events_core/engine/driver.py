@@ -247,8 +247,8 @@ class Source(ABC):
         """Wait until the broker has messages for this receiver and return some, in order per key.
 
         Return at most *limit*, except that one response of the broker may have more.  An inline source never waits: it
-        returns what is ready, which may be nothing.  Another source returns an empty sequence only if the last call
-        failed and the broker has answered since.  The engine then knows that the outage is over.
+        returns what is ready, which may be nothing.  Another source may return an empty sequence after it has waited.
+        The engine then knows that the broker answers, for example that an outage is over.
 
         *Called* again and again until the receiver closes, while there is room.  Overlaps every method but
         :meth:`fetch` itself and :meth:`close`.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from secrets import token_hex
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
@@ -15,7 +16,12 @@ from events_core.options import read_options
 from events_redis.driver import RedisDriver
 from events_redis.options import CAPABILITIES, RedisOptions
 
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
 __all__ = ["RedisClient"]
+
+T = TypeVar("T")
 
 
 class RedisClient(EngineClient):
@@ -38,6 +44,16 @@ class RedisClient(EngineClient):
         topic_name = super().parse_location("", path).topic_name
         options = {"server": authority} if authority else {}
         return Location(topic_name, options=options)
+
+    async def run_native(
+        self, work: Callable[[Redis], Awaitable[T]], timeout: float = 30.0
+    ) -> T:
+        """Call *work* with the client's own ``redis.asyncio.Redis``.
+
+        The stream of a topic is ``events:{orders}``; ``events`` is the
+        option ``prefix``.
+        """
+        return await super().run_native(work, timeout)
 
     @classmethod
     @contextmanager

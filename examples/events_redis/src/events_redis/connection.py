@@ -35,11 +35,11 @@ class Connection:
         """Prepare; the first request connects."""
         # The engine retries, so redis-py must not.  RESP2 is enough, and
         # its handshake needs fewer round trips than that of RESP3.
-        self._redis = Redis(
+        self.redis = Redis(
             **_address(options), retry=Retry(NoBackoff(), 0), protocol=2
         )
         script = files("events_redis").joinpath("topic.lua").read_text()
-        self._script = self._redis.register_script(script)
+        self._script = self.redis.register_script(script)
 
     async def run(
         self, asked: str, log: str, *arguments: str | bytes | int
@@ -64,7 +64,7 @@ class Connection:
         :raises BrokerError: if the request failed.
         """
         with translated(asked):
-            await self._redis.xread(streams, count=1, block=milliseconds)
+            await self.redis.xread(streams, count=1, block=milliseconds)
 
     async def is_persistent(self) -> bool:
         """Return whether the server writes to its file before it answers.
@@ -72,7 +72,7 @@ class Connection:
         :raises BrokerError: if the request failed.
         """
         with translated("look whether the server is persistent"):
-            found = await self._redis.config_get("append*")
+            found = await self.redis.config_get("append*")
         return bool(
             found["appendonly"] == "yes"
             and found["appendfsync"] == "always"
@@ -80,7 +80,7 @@ class Connection:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose()
+        await self.redis.aclose()
 
 
 def delete_keys(options: RedisOptions, prefix: str) -> None:

@@ -5,9 +5,9 @@ The commands on it are in ``topic.lua``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 import attrs
@@ -20,9 +20,13 @@ from events_redis.options import CAPABILITIES, RedisOptions
 from events_redis.source import RedisSource
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
     from events_redis.connection import Connection
 
 __all__ = ["RedisDriver"]
+
+T = TypeVar("T")
 
 
 class RedisDriver(Driver[RedisOptions]):
@@ -180,6 +184,10 @@ class RedisDriver(Driver[RedisOptions]):
 
     async def ping(self) -> None:
         await self._find_topic()
+
+    async def run_native(self, work: Callable[[Redis], Awaitable[T]]) -> T:
+        assert self._connection is not None
+        return await work(self._connection.redis)
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
