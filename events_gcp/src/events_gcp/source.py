@@ -2,7 +2,8 @@
 
 :class:`GcpSource` is what the engine calls.  It joins parts with one task each:
 
-* :mod:`~events_gcp.reading` opens streams or pulls and reads from them,
+* :mod:`~events_gcp.subscription` says what was joined,
+* :mod:`~events_gcp.reading` opens streams or pulls and reads from them (``stream``, ``pulls``, ``pull_pace``),
 * :mod:`~events_gcp.settling` turns settlements into requests,
 * :mod:`~events_gcp.leases` makes the requests about leases,
 * :mod:`~events_gcp.attempts`, :mod:`~events_gcp.late_acknowledgements` and :mod:`~events_gcp.dead_letters` remember
