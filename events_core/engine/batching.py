@@ -14,8 +14,8 @@ A batch goes through these calls, in this order::
     confirm   the broker has answered; its bytes are no longer out
     release   it is over; the place is free
 
-Between :meth:`Batcher.depart` and :meth:`Batcher.release`, a request that failed for a while goes through
-:meth:`Batcher.pause`, which gives its place to others, and :meth:`Batcher.resume`, which waits for a place again.
+A request that failed for a while does two more steps before it departs again.  :meth:`Batcher.pause` gives its place to
+others, and :meth:`Batcher.resume` waits for a place.
 
 A :class:`~events_core.engine.pace.Pace`, if there is one, also bounds the bytes that are out.
 """

@@ -256,7 +256,7 @@ class BatchingPublisher(Publisher):
     async def _request(self, entries: Sequence[Entry]) -> Results:
         """Send one request.
 
-        :raises BrokerError: and nothing else that a driver may raise.
+        :raises BrokerError: for every failure of the driver.
         """
         try:
             # The last entry was accepted last, so its deadline is the latest.

@@ -37,7 +37,7 @@ for three reasons:
 * A task is cancelled again and again (:func:`cancelled`), because a library may swallow a cancellation.
 
 No step is in a ``finally`` clause.  If a loop is closed without ending its tasks, the garbage collector runs those
-clauses later, in any thread, perhaps while that thread holds the lock that they take.
+clauses later.  It may do so in any thread, perhaps in one that holds the lock which they take.
 """
 
 from __future__ import annotations

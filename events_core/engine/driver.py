@@ -12,7 +12,7 @@ of the caller, and no coroutine may suspend.
 Each method below says with which others it may overlap.  In short::
 
     Driver.open            alone: first, and again after a failure
-    everything else        any number at once, except that
+    all others             any number at once, except that
         Driver.publish         never overlaps for one ordering key
         Source.fetch           does not overlap itself
         Source.settle          does not overlap itself
@@ -222,8 +222,8 @@ class Source(ABC):
     another.  Set it if :attr:`lease` is ``None`` and a session must be renewed.
 
     After that time the engine hands out nothing that is buffered.  So renew the session, set this, from any thread, and
-    call the ``wake`` of :meth:`Driver.subscribe`.  The engine looks at the clock before it hands out a message, because
-    a process that was stopped, or a machine that was suspended, does not notice it."""
+    call the ``wake`` of :meth:`Driver.subscribe`.  The engine looks at the clock before it hands out a message.  A
+    process that was stopped does not notice it, and neither does one whose machine was suspended."""
     _tell_lost: Callable[[Callable[[Delivery], bool]], None] | None = None
 
     def lost(self, is_lost: Callable[[Delivery], bool]) -> None:

@@ -8,7 +8,7 @@ Who may touch what:
 * Any thread may call :meth:`LoopThread.wake` and :meth:`LoopThread.post`.  Waking a loop costs a system call.  So
   callbacks gather in a ``deque``, and only the first of a burst wakes the loop.  Results come back in the same way
   (``waiting.py``).
-* The locks here are leaf locks: nothing else is locked while one of them is held.
+* The locks here are leaf locks: no other lock is taken while one of them is held.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Each entry of a send goes this way::
     out        a request carries it
     complete   it has its result, and no longer counts
 
-An entry may complete anywhere on this way, because its send has ended: its time was up, or its caller was cancelled.
-It then stays where it is and is skipped there.  So ending a send costs the same wherever its entries are.
+An entry may complete at any point of this way, if its send ends: because its time is up, or its caller was cancelled.
+The entry then stays where it is and is skipped there.  So ending a send costs the same, wherever its entries are.
 
 The outbox starts nothing.  After each call that may make a batch ready (:meth:`Outbox.queue`, :meth:`Outbox.complete`,
 :meth:`Outbox.end`), the owner lets leave what may leave.

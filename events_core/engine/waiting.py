@@ -288,12 +288,12 @@ class SingleFlight:
     failed, the next one runs it again.
     """
 
-    def __init__(self, call: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, run_at_home: Callable[..., Awaitable[None]]) -> None:
         """Begin with nothing running.
 
-        :param call: :meth:`Home.run`, which runs an operation to its end even if its caller is cancelled.
+        :param run_at_home: :meth:`Home.run`, which runs an operation to its end even if its caller is cancelled.
         """
-        self._call = call
+        self._run_at_home = run_at_home
         self._lock = threading.Lock()
         self._running = False
         self._waiters: list[Waiter] = []
@@ -342,7 +342,7 @@ class SingleFlight:
 
         flight = guarded()
         try:
-            await self._call(flight, timeout=timeout)
+            await self._run_at_home(flight, timeout=timeout)
         except Exception:
             # The operation may still run, or not have begun yet; it then ends the flight itself.  But if home has
             # refused it, it never begins.
