@@ -17,6 +17,7 @@ import pytest
 
 from events_core import (
     AcknowledgeError,
+    ConfigurationError,
     ErrorCode,
     EventClient,
     EventMessage,
@@ -29,7 +30,7 @@ from events_core import (
 from events_core.testing.explaining import described, explained
 from events_core.testing.interruption import Interruption
 from events_core.testing.rules import rule
-from events_core.testing.skipping import not_shown
+from events_core.testing.skipping import not_declared, not_shown
 from events_core.testing.stage import Stage, numbered, texts
 
 __all__ = ["Cancelling"]
@@ -44,8 +45,11 @@ class _Scene:
     receiver: EventReceiver
     held: list[ReceivedMessage]
 
-    def __init__(self, stage: Stage, number: int, where: object, *, connected: bool = False) -> None:
+    def __init__(
+        self, stage: Stage, number: int, where: object, *, connected: bool = False, dead_letters: bool = False
+    ) -> None:
         self.stage = stage
+        self._dead_letters = stage.dead_letters if dead_letters else {}
         self.number = number
         self._where = where
         self._connected = connected
@@ -74,7 +78,7 @@ class _Scene:
 
     @property
     def options(self) -> dict[str, str]:
-        return {"ordering": "true"} if self.key else {}
+        return {**({"ordering": "true"} if self.key else {}), **self._dead_letters}
 
     async def open(self) -> None:
         self.client = self.stage.client(self.topic_name, **self.options)
@@ -125,17 +129,20 @@ class _Scene:
             assert stored == first, "a cancelled send was stored, and one before it was not"
 
 
-async def _sweep(stage: Stage, act: _Act, *, connected: bool = False) -> None:
+async def _sweep(stage: Stage, act: _Act, *, connected: bool = False, dead_letters: bool = False) -> int:
     """Run *act* for each point at which it can be cancelled, on a separate scene, and once to its end.
 
     :param connected: True if *act* calls a client that is connected already.
+    :param dead_letters: True if the scenes have a dead-letter topic, which they share.
+    :returns: the number of scenes.
     """
     scenes: list[_Scene] = []
     points = 0
     for late in (False, True):
         for point in itertools.count(1):
             cut = Interruption(point, late=late)
-            scene = _Scene(stage, len(scenes), cut, connected=connected)
+            # Of each point a scene of its own: what a cancelled call leaves behind must not meet the next one.
+            scene = _Scene(stage, len(scenes), cut, connected=connected, dead_letters=dead_letters)
             scenes.append(scene)
             await scene.open()
             with scene.explained():
@@ -146,7 +153,9 @@ async def _sweep(stage: Stage, act: _Act, *, connected: bool = False) -> None:
             assert point < MOST_POINTS, "the call waits again and again"
     if not points:
         not_shown("a cancellation of a call that never waits")
+    # Together at the end, because each check waits for the settle time.
     await asyncio.gather(*(scene.check() for scene in scenes))
+    return len(scenes)
 
 
 _Act: TypeAlias = Callable[[_Scene, Interruption], Coroutine[Any, Any, None]]
@@ -174,6 +183,7 @@ async def _wait_for_room(scene: _Scene, cut: Interruption) -> None:
     crowded = scene.stage.client(scene.topic_name, publish_max_messages="1", **scene.options)
     await crowded.ping(scene.stage.harness.patience)
     first, second, third = numbered(3, key=scene.new_key, prefix="1 ")
+    # Room for one message is taken, so the next send has to wait for it.
     sending = asyncio.create_task(scene.send(crowded, [first]))
     await asyncio.sleep(0)
     sent = await cut(crowded.send_message(second))
@@ -228,6 +238,7 @@ async def _ping(scene: _Scene, cut: Interruption) -> None:
 
 async def _receive(scene: _Scene, cut: Interruption, call: Coroutine[Any, Any, Any]) -> None:
     receiving = asyncio.create_task(cut(call))
+    # The call must wait before the message is sent, or there is no point to cancel it at.
     while not (cut.suspensions or receiving.done()):
         await asyncio.sleep(0)
     await scene.send(scene.client, [EventMessage(b"1")])
@@ -299,6 +310,13 @@ async def _nack_messages(scene: _Scene, cut: Interruption) -> None:
 async def _hand_back(scene: _Scene, cut: Interruption) -> None:
     await cut(scene.receiver.hand_back(scene.held[0]))
     await scene.receiver.hand_back(scene.held[0])
+    await scene.check_usable()
+
+
+async def _reject(scene: _Scene, cut: Interruption) -> None:
+    await cut(scene.receiver.reject(scene.held[0]))
+    await scene.receiver.reject(scene.held[0])
+    scene.settled(scene.held[:1])
     await scene.check_usable()
 
 
@@ -432,6 +450,21 @@ class Cancelling:
         """A cancelled settlement is applied or not, and can be repeated."""
         await _sweep(stage, act)
 
+    @rule("S5", "S6")
+    async def test_a_rejection_is_cancelled_anywhere(self, stage: Stage) -> None:
+        """A cancelled rejection can be repeated, and the message becomes a letter."""
+        ordered = stage.capabilities.ordering != "none"
+        options = {**stage.dead_letters, **({"ordering": "true"} if ordered else {})}
+        try:
+            can_reject = stage.client(**options).capabilities.reject
+        except ConfigurationError:
+            not_declared("dead_letter together with ordering")
+        if not can_reject:
+            not_declared("reject")
+        dead = await stage.undertaker()
+        scenes = await _sweep(stage, _reject, dead_letters=True)
+        await stage.drain(dead, scenes)
+
     @pytest.mark.parametrize("act", [_close_receiver, _close_client, _leave_receiver, _leave_client, _close_at_work])
     @rule("C2")
     async def test_a_close_is_cancelled_anywhere(self, stage: Stage, act: _Act) -> None:
@@ -442,6 +475,7 @@ class Cancelling:
     async def test_consuming_is_cancelled_anywhere(self, stage: Stage) -> None:
         """Cancelled at any step of its handlers, ``consume`` hands back each message that was not handled, in order."""
         scenes: list[_Scene] = []
+        # Three messages of two steps each.  The turns after a step reach into the acknowledgement of its message.
         for step in range(1, 7):
             for turns in range(5):
                 scene = _Scene(stage, len(scenes), f"cancelled {turns} turns after step {step}")

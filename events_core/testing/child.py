@@ -31,6 +31,7 @@ def _report(**facts: object) -> None:
 
 
 def _die() -> None:
+    # Nothing is flushed, closed or given back: as when the kernel kills a process for its memory.
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -194,6 +195,7 @@ def _in_fork(
     meanwhile()
     ready, _, _ = select.select([reading], [], [], 2 * patience)
     if not ready:
+        # A child that hangs must not keep the pipe open, from which the parent reads until its end.
         os.kill(child, signal.SIGKILL)
     with os.fdopen(reading) as answer:
         text = answer.read()
@@ -207,6 +209,7 @@ def _answer(work: Callable[[], Coroutine[Any, Any, Any]], writing: int) -> None:
     except BaseException as error:
         answer = repr(error)
     os.write(writing, json.dumps(answer).encode())
+    # Without the exit handlers that the child inherited: these belong to the parent.
     os._exit(0)
 
 

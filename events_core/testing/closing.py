@@ -224,6 +224,7 @@ class Closing:
     @rule("C3")
     async def test_nothing_is_left(self, stage: Stage) -> None:
         """A second client leaves no thread and no open file; the first one of a process may keep some."""
+        # The first client of a process may start what all of them share, such as a thread, and keep it.
         await self._use(stage)
         gc.collect()
         threads, files = _threads(), _open_files()

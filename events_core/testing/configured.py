@@ -31,6 +31,7 @@ class ConfiguredHarness(Harness):
     """
 
     def __init__(self, config: EventConfig, patience: float = Harness.patience, lease: float = 0.0) -> None:
+        # A broker that needs twice the patience needs twice the time for everything.
         scale = patience / Harness.patience
         self.patience = patience
         self.settle_time = Harness.settle_time * scale

@@ -58,6 +58,7 @@ def described(receiver: EventReceiver) -> str:
 def explain(error: BaseException, lines: Iterable[str]) -> None:
     """Put *lines* after the first line of the text of *error*, and after lines that were put there before."""
     new = [line.replace("\n", " ") for line in lines]
+    # An error passes several contexts on its way out: each adds its lines after those of the inner ones.
     known: int = getattr(error, "explained", 0)
     error.explained = known + len(new)  # type: ignore[attr-defined]
     if isinstance(error, AssertionError) and error.args:

@@ -49,6 +49,7 @@ class Interruption:
         """Note that *coroutine* waits, for *future* or for its next turn.  Cancel its task at the chosen point."""
         self.suspensions += 1
         task = asyncio.current_task()
+        # Cancelling again would hide whether the call swallowed the first cancellation.
         if self.suspensions != self.point or task is None:
             return
         self.place = _place(coroutine)

@@ -32,6 +32,7 @@ class Loading:
         if not sdk:
             not_shown("the modules of its SDK; it needs Harness.sdk_modules in a backend's tests")
         module = type(stage.client()).__module__
+        # In a new interpreter: in this one, other tests may have imported the SDK.
         found = json.loads(stage.python(["-c", _IMPORT, module, *sdk]))
         assert found == {"imported": [], "missing": []}
 

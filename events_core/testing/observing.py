@@ -22,6 +22,7 @@ class Recorder:
 
     def start(self, operation: Operation) -> None:
         """Record the start of *operation*."""
+        # The observer may keep its own state in the operation, from its start to its end.
         operation.context = self
         self.begun.append(operation)
 

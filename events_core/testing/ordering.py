@@ -50,6 +50,7 @@ class Ordering:
                 await asyncio.sleep(0)
                 await receiver.acknowledge_messages(batch)
 
+        # Two tasks on one receiver and one on another: order must hold between calls and between receivers.
         await asyncio.gather(*(work(receiver) for receiver in (first, first, second)))
         assert sorted(itertools.chain.from_iterable(seen.values())) == sorted(texts(numbered(20)) * 10)
         for order in seen.values():

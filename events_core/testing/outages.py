@@ -26,6 +26,7 @@ from events_core.testing.stage import Stage, numbered, texts
 __all__ = ["Outages"]
 
 
+# Called before the test makes its clients: a harness may have to put a proxy between them and the broker.
 _outage = Stage.require_outage
 
 

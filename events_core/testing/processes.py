@@ -37,6 +37,7 @@ class Child:
 
     def __init__(self, action: str, config: EventConfig, patience: float, bound: float) -> None:
         self._bound = bound
+        # Into a file: a pipe that is not read would fill up and stop the process.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process lives
         self._process = subprocess.Popen(
             [sys.executable, "-m", "events_core.testing.child", action, str(patience)],
@@ -44,6 +45,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=environment(),
+            # Without a buffer of Python's, in which a report could lie while ``select`` sees nothing.
             bufsize=0,
         )
         self._write(order(config))

@@ -139,6 +139,7 @@ class Processing:
         client, receiver = await stage.open()
         await client.send_messages(numbered(6))
         at_work = most = handled = 0
+        # Three must be in hand at once, or the barrier never opens.
         together = asyncio.Barrier(3)
         stop = asyncio.Event()
 

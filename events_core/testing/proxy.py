@@ -42,6 +42,7 @@ class TcpProxy:
         self._lock = threading.Lock()
         self._values: dict[str, Any] = {"is_open": True, "silent": False, "deaf": False, "delay": 0.0, "bandwidth": 0.0}
         self._process = subprocess.Popen(
+            # Isolated and without ``site``: nothing of the test's environment reaches it, and it starts quickly.
             [sys.executable, "-I", "-S", str(_PROGRAM), host.strip("[]"), port],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -126,6 +127,7 @@ class TcpProxy:
 
     @contextmanager
     def _fault(self, **values: Any) -> Iterator[None]:
+        # Faults may be combined: each one restores only what it has changed itself.
         before = {name: self._values[name] for name in values}
         self._tell(**values)
         try:

@@ -221,6 +221,7 @@ class Publishing:
     @rule("P7")
     async def test_a_permanent_error_surfaces_at_once(self, stage: Stage) -> None:
         """Sending to a topic that does not exist and may not be created raises NOT_FOUND, long before send_timeout."""
+        # Long before this send_timeout, a permanent error must be raised.
         client = stage.client(create="never", send_timeout="600")
         with pytest.raises(PublishError) as caught:
             async with asyncio.timeout(stage.harness.patience):
@@ -231,6 +232,7 @@ class Publishing:
     async def test_cancelled_sends_harm_nobody(self, stage: Stage) -> None:
         """Cancelled sends are stored at most once, their neighbours once, and the client goes on."""
         client, receiver = await stage.open()
+        # A fixed seed, so that a failure can be repeated.
         chance = random.Random(8)
         sends = [asyncio.create_task(client.send_message(message)) for message in numbered(100)]
         await asyncio.sleep(0)

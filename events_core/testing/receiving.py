@@ -54,6 +54,7 @@ class Receiving:
             receiving = asyncio.create_task(self._until(receiver.receive_message(0.3)))
             over = await self._until(asyncio.sleep(0.3))
             late.append(await receiving - over)
+        # The median, and against a sleep of the same length: a busy machine delays some calls of both.
         assert median(late) < 0.15, f"receive calls of 0.3 s ended {late} s later than sleeps of 0.3 s"
 
     async def _until(self, waiting: Awaitable[object]) -> float:
@@ -103,6 +104,7 @@ class Receiving:
     async def test_cancelled_receives_lose_nothing(self, stage: Stage) -> None:
         """While 100 messages are sent, four tasks cancel their receives at random, and each message comes once."""
         client, receiver = await stage.open()
+        # A fixed seed, so that a failure can be repeated.
         chance = random.Random(3)
         received: list[ReceivedMessage] = []
 

@@ -142,6 +142,7 @@ class Redelivering:
             await receiver.nack(message)
             message = await stage.receive(receiver)
             intervals.append(time.monotonic() - began)
+        # Half of the shortest backoff (R11), because timers are coarse.
         assert min(intervals) >= 0.05
         assert intervals[-1] > intervals[0]
 
@@ -173,6 +174,7 @@ class Redelivering:
         """Ten nacks with ``delay=0`` take less time than their backoff would."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
+        # Its backoff would be 0.1 s, 0.2 s, 0.4 s and so on: 102 s for ten nacks.
         async with asyncio.timeout(stage.harness.patience):
             for _ in range(10):
                 await receiver.nack(await stage.receive(receiver), delay=0)

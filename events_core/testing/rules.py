@@ -158,6 +158,7 @@ def rule(
         def _taken(params: Mapping[str, Any], request: pytest.FixtureRequest) -> Mapping[str, Any]:
             return {**params, "request": request} if takes_request else params
 
+        # Pytest reads fixtures from this signature.  A stage is no fixture: only ``run`` knows when its test is over.
         run.__signature__ = given.replace(parameters=[*_fixtures(given)])  # type: ignore[attr-defined]  # pytest reads it
         run.rules = names  # type: ignore[attr-defined]  # for the plugin's table
         run.proves = proves  # type: ignore[attr-defined]
@@ -207,6 +208,7 @@ class Losses:
             )
 
 
+# By suite and not by instance: pytest makes an instance for each test.
 _losses: dict[type, Losses] = {}
 
 
@@ -238,6 +240,7 @@ def _exception(harness: Harness, test: str, rules: tuple[str, ...]) -> str:
 
 
 def _play(stage: Stage, test: Callable[[], Coroutine[Any, Any, None] | None]) -> None:
+    # The log is attached before the test, because what matters often happened before the failure.
     log = Log()
     with log.of("events_core", *_package(stage)), logged(log), explained(stage.where, stage.waited_on):
         try:

@@ -183,6 +183,7 @@ class Settling:
     async def test_a_large_batch_is_split(self, stage: Stage) -> None:
         """A batch that is larger than a request may be is settled in one call, and an empty one is a no-op."""
         client, receiver = await stage.open(max_outstanding_messages="5000")
+        # More than the largest request of any broker known: 1,000 on Pub/Sub.
         await client.send_messages(numbered(2500))
         await receiver.acknowledge_messages(await stage.receive_all(receiver, 2500))
         assert receiver.stats.held == 0

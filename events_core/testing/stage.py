@@ -70,6 +70,7 @@ class Stage:
         self._children: list[Child] = []
         self._waited_on: EventReceiver | None = None
         self._bound = harness.bound + 4 * harness.lease  # a test may wait for several leases to be over
+        # Counted from here and not from each loop, because a test may run several loops.
         self._ends = time.monotonic() + self._bound
         self.closing = 0.0
         """Seconds that closing the clients took."""
@@ -115,6 +116,7 @@ class Stage:
         """
         while self._children:
             self._children.pop().end()
+        # With no time: a test has settled what it wanted to, and the rest goes back at once.
         closing = [asyncio.create_task(client.close(timeout=0)) for client in self._clients]
         self._clients.clear()
         if not closing:
@@ -122,6 +124,7 @@ class Stage:
         began = time.monotonic()
         done, pending = await asyncio.wait(closing, timeout=self.harness.bound)
         self.closing += time.monotonic() - began
+        # A client that hangs must not keep the others of this test open, or the table of rules waiting.
         for task in pending:
             task.cancel()
         assert not pending, f"{len(pending)} of {len(closing)} clients did not close within {self.harness.bound} s (C2)"
@@ -232,6 +235,7 @@ class Stage:
 
         async def work(receiver: EventReceiver, mine: list[ReceivedMessage]) -> None:
             while sum(map(len, received)) < count and time.monotonic() < ends:
+                # Few at a time, so that each receiver gets a share; briefly, so that each notices when all are there.
                 more = await receiver.receive_messages(3, 0.1)
                 mine += more
                 await receiver.acknowledge_messages(more)
@@ -243,6 +247,7 @@ class Stage:
         """Return all messages that still come, each acknowledged when it came."""
         self._waited_on = receiver
         messages: list[ReceivedMessage] = []
+        # Twice the settle time: what goes back may have to be fetched by the broker first.
         while more := await receiver.receive_messages(100, 2 * self.harness.settle_time):
             await receiver.acknowledge_messages(more)
             messages += more
@@ -263,6 +268,7 @@ class Stage:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until *condition* holds, for the settle time at most."""
         ends = time.monotonic() + self.harness.settle_time
+        # No call reports when a buffer has filled, so this looks at the clock.
         while not condition() and time.monotonic() < ends:
             await asyncio.sleep(0.01)
 

@@ -253,6 +253,7 @@ class Subscribing:
         options = {"retention": str(retention)}
         sender = stage.client(**options)
         await sender.send_message(EventMessage(b"old"))
+        # The time is the rule here: no event tells that a message has become too old.
         await asyncio.sleep(retention + stage.harness.settle_time)
         receiver = await stage.client(start="earliest", **options).subscribe(stage.subscription)
         await sender.send_message(EventMessage(b"new"))

@@ -117,6 +117,7 @@ class _Stopped:
 
     def _wait(self) -> None:
         self._receiving = self._loop.create_task(self._receiver.receive_message())
+        # Abandoned while it waits: nothing of this loop runs until it is cancelled in ``_end``.
         self._loop.run_until_complete(asyncio.wait([self._receiving], timeout=0.05))
 
     def _end(self) -> None:
