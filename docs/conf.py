@@ -30,7 +30,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Annotations that Sphinx cannot resolve: type variables, and names of private or third-party modules.
     ("py:class", r".*(_Sized|T|Unpack|ConfigOverrides|TracebackType|AbstractContextManager)$"),
-    ("py:(class|data|attr|obj)", r"(collections\.abc|typing|asyncio|datetime|enum|attrs?|os|types|_io)\b.*"),
+    ("py:(class|data|attr|obj)", r"(collections\.abc|typing|asyncio|datetime|enum|attrs?|os|types|_io|sqlite3)\b.*"),
     ("py:class", r"(Mapping|Sequence|Iterable|AsyncIterator|Callable|Collection|Any|Literal|Self|State)\b.*"),
     ("py:(class|exc)", r"(ValueError|RuntimeError|ConnectionError|Exception|TypeError|UnicodeDecodeError)"),
 ]
