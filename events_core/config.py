@@ -118,7 +118,7 @@ class EventConfig:
         path: str | os.PathLike[str],
         name: str,
         *,
-        environ: Mapping[str, str] = os.environ,
+        environ: Mapping[str, str] | None = None,
         **overrides: Unpack[ConfigOverrides],
     ) -> Self:
         """Read the client *name*: the table ``[clients.NAME]`` of a TOML file.
@@ -132,6 +132,7 @@ class EventConfig:
         :raises ConfigurationError: if the file cannot be read or parsed, or if the client is configured nowhere.
         """
         file = _file(path)
+        environ = _environ(environ)
         upper = cls.from_env(name, environ) if environ.get(_variable(name)) else None
         clients = _clients(file)
         if name not in clients:
@@ -157,7 +158,9 @@ class EventConfig:
         return _from_url(cls, url, "the URL").overridden(**overrides)
 
     @classmethod
-    def from_env(cls, name: str, environ: Mapping[str, str] = os.environ, **overrides: Unpack[ConfigOverrides]) -> Self:
+    def from_env(
+        cls, name: str, environ: Mapping[str, str] | None = None, **overrides: Unpack[ConfigOverrides]
+    ) -> Self:
         """Read the URL in the environment variable ``EVENTS_<NAME>_URL``.
 
         The variable of ``client-7`` is ``EVENTS_CLIENT_7_URL``.
@@ -165,6 +168,7 @@ class EventConfig:
         :raises ConfigurationError: if the variable is not set, or malformed.
         """
         variable = _variable(name)
+        environ = _environ(environ)
         if not environ.get(variable):
             raise ConfigurationError(_nowhere(name, environ))
         return _from_url(cls, environ[variable], variable).overridden(**overrides)
@@ -174,7 +178,7 @@ class EventConfig:
         cls,
         mapping: Mapping[str, Any],
         *,
-        environ: Mapping[str, str] = os.environ,
+        environ: Mapping[str, str] | None = None,
         **overrides: Unpack[ConfigOverrides],
     ) -> Self:
         """Read a mapping of the same form as a client's table in a file.
@@ -183,7 +187,7 @@ class EventConfig:
 
         :raises ConfigurationError: for unknown keys and values of the wrong type.
         """
-        return _from_table(cls, mapping, "the mapping", "", environ).overridden(**overrides)
+        return _from_table(cls, mapping, "the mapping", "", _environ(environ)).overridden(**overrides)
 
     def _over(self, lower: Self) -> Self:
         """Return this configuration with the options of *lower* that it does not have, and what *lower* requires.
@@ -226,6 +230,11 @@ def _file(path: str | os.PathLike[str]) -> str:
             f"the path of a configuration file must be a str or os.PathLike, not {described(path)}"
         )
     return file
+
+
+def _environ(given: Mapping[str, str] | None) -> Mapping[str, str]:
+    # os.environ is no default of a parameter: help() and the documentation would print all of it, with its secrets.
+    return os.environ if given is None else given
 
 
 def _variable(name: str) -> str:

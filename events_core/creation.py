@@ -19,7 +19,7 @@ def create_client(
     config: EventConfig | str,
     *,
     file: str | os.PathLike[str] | None = None,
-    environ: Mapping[str, str] = os.environ,
+    environ: Mapping[str, str] | None = None,
     **overrides: Unpack[ConfigOverrides],
 ) -> EventClient:
     """Construct a client, without I/O except for reading *file* and importing the backend.
@@ -56,7 +56,7 @@ def create_client(
 def _configuration(
     config: EventConfig | str,
     file: str | os.PathLike[str] | None,
-    environ: Mapping[str, str],
+    environ: Mapping[str, str] | None,
     overrides: ConfigOverrides,
 ) -> EventConfig:
     # Each URL has a colon, after the name of its backend.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import os
 import pickle
 from datetime import timedelta
@@ -747,3 +748,12 @@ def test_what_names_no_client_is_refused(source: Any) -> None:
     """A client comes from a configuration, a URL or a name."""
     with pytest.raises(ConfigurationError, match="an EventConfig, a URL or the name of a client, not"):
         create_client(source)
+
+
+@pytest.mark.parametrize(
+    "function", [create_client, EventConfig.from_env, EventConfig.from_file, EventConfig.from_mapping]
+)
+def test_help_does_not_show_the_environment(monkeypatch: pytest.MonkeyPatch, function: Any) -> None:
+    """O2: a signature, in help() or a published page, has no value of a variable."""
+    monkeypatch.setenv("EVENTS_TOKEN", "hunter2")
+    assert "hunter2" not in str(inspect.signature(function))
