@@ -10,7 +10,7 @@ from events_core.engine.ledger import Ledger
 def begin(
     ledger: Ledger, what: Delivery | str, outcome: Outcome, delay: float | None = None, now: float = 0.0
 ) -> list[Settlement] | BrokerError:
-    """What the broker must be told, or why *what* cannot be settled so."""
+    """Begin to settle *what*; return what the broker must be told, or why that cannot be."""
     target = what if isinstance(what, str) else ReceivedMessage(b"", message_id=what.message_id, delivery=what)
     begun = ledger.begin([target], outcome, delay, now)
     refusals = list(begun.refused.values())

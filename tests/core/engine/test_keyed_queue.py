@@ -1,4 +1,4 @@
-"""First in, first out, in order per key."""
+"""The keyed queue: first in, first out, in the order of each key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from events_core.engine import KeyedQueue
 
 
 class Item:
-    """Something that can stand in the queue."""
+    """An item of the queue."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -33,12 +33,12 @@ def names(items: list[Item]) -> list[str]:
 
 
 def test_one_pop_takes_a_run_of_a_key() -> None:
-    """A run goes to one caller at once."""
+    """One caller gets all waiting items of a key."""
     assert names(queue_of("a1", "a2", "1", "b1").pop(10, 0.0)) == ["a1", "a2", "1", "b1"]
 
 
 def test_a_busy_key_gives_nothing() -> None:
-    """While a1 is out, a2 stays; other keys and unkeyed items go on."""
+    """While a1 is popped, a2 stays; other keys and items without a key go on."""
     queue = queue_of("a1", "a2", "b1", "1")
     assert names(queue.pop(1, 0.0)) == ["a1"]
     assert names(queue.pop(10, 0.0)) == ["b1", "1"]
@@ -46,7 +46,7 @@ def test_a_busy_key_gives_nothing() -> None:
 
 
 def test_release_frees_the_key() -> None:
-    """Once all that was popped of a key is released, the next is ready."""
+    """When all popped items of a key are released, its next item is ready."""
     queue = queue_of("a1", "a2")
     (first,) = queue.pop(1, 0.0)
     queue.release(first)
@@ -54,7 +54,7 @@ def test_release_frees_the_key() -> None:
 
 
 def test_restored_items_go_back_to_their_place() -> None:
-    """What went back comes again before what was pushed later."""
+    """A restored item is popped before the items that were pushed after it."""
     queue = queue_of("a1", "a2", "a3", "a4")
     run = queue.pop(3, 0.0)
     queue.restore(run)
@@ -62,7 +62,7 @@ def test_restored_items_go_back_to_their_place() -> None:
 
 
 def test_pieces_of_a_run_restored_backwards_keep_their_order() -> None:
-    """A run may go back piece by piece, and is not ready until the last has."""
+    """A run may be restored item by item, and is ready when the last one is back."""
     queue = queue_of("a1", "a2", "a3")
     first, second = queue.pop(2, 0.0)
     queue.restore([second])
@@ -72,7 +72,7 @@ def test_pieces_of_a_run_restored_backwards_keep_their_order() -> None:
 
 
 def test_a_delayed_item_holds_its_key_back() -> None:
-    """Successors wait for the delayed head; others do not."""
+    """The later items of the key wait for the delayed one; other keys do not."""
     queue = queue_of("a1", "a2", "b1")
     queue.restore([queue.pop(1, 0.0)[0]], due=5.0)
     assert names(queue.pop(10, 4.9)) == ["b1"]
@@ -81,7 +81,7 @@ def test_a_delayed_item_holds_its_key_back() -> None:
 
 
 def test_a_delayed_key_stands_in_line_once() -> None:
-    """Messages that arrive behind a delayed one add nothing to what is looked at when time passes."""
+    """Items that are pushed behind a delayed one add no entry to the delayed ones."""
     queue = queue_of("a1")
     queue.restore(queue.pop(1, 0.0), due=5.0)
     for number in range(2, 100):
@@ -91,7 +91,7 @@ def test_a_delayed_key_stands_in_line_once() -> None:
 
 
 def test_a_key_that_is_delayed_again_waits_for_the_new_time() -> None:
-    """The place of an earlier delay means nothing any more, whether that delay was shorter or longer."""
+    """The entry of an earlier delay is ignored, whether that delay was shorter or longer."""
     queue = queue_of("a1", "a2")
     first, second = queue.pop(2, 0.0)
     queue.restore([second], due=9.0)
@@ -105,7 +105,7 @@ def test_a_key_that_is_delayed_again_waits_for_the_new_time() -> None:
 
 
 def test_without_its_delayed_item_a_key_is_ready() -> None:
-    """The successors of an item that was removed do not wait for its time."""
+    """The later items of the key do not wait for the due time of a removed one."""
     queue = queue_of("a1", "a2")
     queue.restore([queue.pop(1, 0.0)[0]], due=5.0)
     queue.remove(queue.waiting("a")[:1])
@@ -113,7 +113,7 @@ def test_without_its_delayed_item_a_key_is_ready() -> None:
 
 
 def test_a_run_stops_before_an_item_that_is_not_due() -> None:
-    """A delay holds also behind a predecessor that came back without one."""
+    """A delayed item stays, although an earlier one of its key came back without a delay."""
     queue = queue_of("a1", "a2")
     first, second = queue.pop(2, 0.0)
     queue.restore([second], due=5.0)
@@ -125,7 +125,7 @@ def test_a_run_stops_before_an_item_that_is_not_due() -> None:
 
 
 def test_delayed_unkeyed_items_come_by_due_time() -> None:
-    """Each for itself, the sooner first."""
+    """Items without a key do not wait for each other: the one that is due first comes first."""
     queue = queue_of("1", "2")
     first, second = queue.pop(2, 0.0)
     queue.restore([first], due=9.0)
@@ -135,7 +135,7 @@ def test_delayed_unkeyed_items_come_by_due_time() -> None:
 
 
 def test_removed_items_are_gone() -> None:
-    """Wherever they stood."""
+    """A removed item is gone, whether it had a key or not."""
     queue = queue_of("a1", "a2", "1", "2")
     queue.remove(queue.waiting("a")[:1])
     assert len(queue) == 3
@@ -155,7 +155,7 @@ steps = st.lists(
 
 @given(steps)
 def test_order_per_key_holds_under_any_interleaving(todo: list[tuple[str, int | str]]) -> None:
-    """Never is an item popped while an earlier one of its key is out or waits; nothing is lost or doubled."""
+    """No item is popped while an earlier one of its key is popped or waits; none is lost or doubled."""
     queue: KeyedQueue[Item] = KeyedQueue()
     waiting: list[Item] = []
     out: list[Item] = []

@@ -1,4 +1,4 @@
-"""R6: leases are kept while messages are held, in simulated time."""
+"""R6: leases are kept while messages are held; the clock is simulated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOUR = 3600.0
 
 
 class Broker(Source):
-    """Delivers once; writes down until when it keeps which delivery, and what has lapsed."""
+    """A broker that delivers once, and records how long it keeps each delivery and which ones have lapsed."""
 
     subscription = "s"
     capabilities = Capabilities()
@@ -79,7 +79,7 @@ class Receiving:
         self.feed = prefetching(broker, self.ledger, Link("test"), 2 * HOUR)
 
     async def hold(self, messages: int) -> Sequence[Delivery]:
-        """Take *messages*."""
+        """Take as many *messages*."""
         held: list[Delivery] = []
         while len(held) < messages:
             await asyncio.sleep(0)
@@ -87,7 +87,7 @@ class Receiving:
         return held
 
     async def stop(self) -> None:
-        """End its tasks."""
+        """End the tasks."""
         await self.feed.stop_fetching(1)
         await self.feed.stop(1)
 
@@ -102,7 +102,7 @@ def traced() -> Iterator[None]:
 @pytest.mark.parametrize("lease", [10.0, 60.0, 600.0])
 @pytest.mark.usefixtures("traced")
 def test_an_hour_of_keeping_ten_thousand_leases(lease: float) -> None:
-    """Each is renewed once for every half to two thirds of a lease, none lapses, and no memory is gathered."""
+    """R6: each lease is renewed after half to two thirds of its time, none lapses, and memory does not grow."""
     messages = 10_000
     broker = Broker(messages, lease)
 
@@ -131,7 +131,7 @@ def test_an_hour_of_keeping_ten_thousand_leases(lease: float) -> None:
     "error", [BrokerError("out of reach", ErrorCode.UNAVAILABLE, retryable=True), asyncio.CancelledError()]
 )
 def test_a_renewal_that_fails_is_repeated_before_the_lease_is_over(error: BaseException) -> None:
-    """An outage shorter than what is left of the lease costs nothing."""
+    """R6: an outage that is shorter than the rest of the lease has no consequence."""
     broker = Broker(1, 60.0)
 
     async def keep() -> None:
@@ -149,7 +149,7 @@ def test_a_renewal_that_fails_is_repeated_before_the_lease_is_over(error: BaseEx
 
 
 def test_a_renewal_without_an_answer_is_repeated_before_the_lease_is_over() -> None:
-    """A connection that went silent costs no lease while another would serve."""
+    """R6: a request without an answer is given up in time for another one."""
     broker = Broker(1, 60.0)
 
     async def keep() -> None:
@@ -167,7 +167,7 @@ def test_a_renewal_without_an_answer_is_repeated_before_the_lease_is_over() -> N
 
 
 def test_what_the_broker_has_taken_back_is_expired() -> None:
-    """S3: acknowledging it says EXPIRED; the others stay held."""
+    """S3: acknowledging it raises EXPIRED; the other messages stay held."""
     broker = Broker(2, 60.0)
 
     async def keep() -> None:
@@ -187,10 +187,10 @@ def test_what_the_broker_has_taken_back_is_expired() -> None:
 
 
 def test_a_settlement_that_fails_for_a_while_is_retried_with_backoff() -> None:
-    """S5: however many others succeed meanwhile, and however often it fails, there is one retry at a time."""
+    """S5: there is one retry at a time, no matter how many others succeed and how often this one fails."""
 
     class Refusing(Broker):
-        """Confirms everything but message 0."""
+        """A broker that confirms everything except message 0."""
 
         asked = 0
 
@@ -221,10 +221,10 @@ def test_a_settlement_that_fails_for_a_while_is_retried_with_backoff() -> None:
 
 
 def test_what_came_again_while_its_lease_was_renewed_is_still_held() -> None:
-    """R7: the broker took back the older copy, and the newer one is here."""
+    """R7: the broker's answer is about the older copy, and the newer one stays."""
 
     class Redelivering(Broker):
-        """Takes back what it is asked to keep, and has delivered it again by the time that it says so."""
+        """A broker that takes back what it is asked to keep, and delivers it again before it says so."""
 
         async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
             if self.renewals:

@@ -1,4 +1,4 @@
-"""Which deliveries are buffered, held, settled, gone."""
+"""The ledger: it knows which deliveries are buffered, held, settled or gone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def code(result: list[Settlement] | BrokerError) -> ErrorCode:
 
 
 def settle(target: Ledger, what: Delivery, outcome: Outcome, error: BrokerError | None = None) -> None:
-    """Settle, and let the broker answer."""
+    """Settle one delivery, and let the broker answer."""
     result = begin(target, what, outcome)
     assert not isinstance(result, BrokerError)
     for each in result:
@@ -49,7 +49,7 @@ def ids(deliveries: list[Delivery]) -> list[str]:
 
 
 def test_bounds_stop_fetching() -> None:
-    """R5: what is held and buffered counts, in messages and bytes."""
+    """R5: held and buffered messages both count, in number and in bytes."""
     target = ledger()
     assert target.room(None) == 10
     held(target, *"12345678")
@@ -60,14 +60,14 @@ def test_bounds_stop_fetching() -> None:
 
 
 def test_a_full_byte_bound_stops_fetching() -> None:
-    """R5: a larger message comes alone."""
+    """R5: a message that is larger than the bound comes alone."""
     target = ledger(max_bytes=1)
     held(target, "1")
     assert target.room(None) == 0
 
 
 def test_a_duplicate_of_what_is_held_is_suppressed() -> None:
-    """R7: it only brings a newer token."""
+    """R7: the held delivery only gets the newer token."""
     target = ledger()
     (first,) = held(target, "1")
     target.arrive([delivery("1", token="newer")], 1.0)
@@ -75,7 +75,7 @@ def test_a_duplicate_of_what_is_held_is_suppressed() -> None:
 
 
 def test_the_same_outcome_twice_is_nothing_and_the_other_is_refused() -> None:
-    """S2."""
+    """S2: settling a message again succeeds with the same outcome, and fails with another one."""
     target = ledger()
     acknowledged, nacked = held(target, "1", "2")
     settle(target, acknowledged, Outcome.ACK)
@@ -87,7 +87,7 @@ def test_the_same_outcome_twice_is_nothing_and_the_other_is_refused() -> None:
 
 
 def test_an_id_names_the_newest_delivery_handed_out() -> None:
-    """S2: a redelivery that is still buffered does not count."""
+    """S2: the id does not name a redelivery that is still buffered."""
     target = ledger()
     (first,) = held(target, "1")
     settle(target, first, Outcome.NACK)
@@ -99,7 +99,7 @@ def test_an_id_names_the_newest_delivery_handed_out() -> None:
 
 
 def test_unknown_ids_are_unknown_and_settled_ones_remembered() -> None:
-    """S3: the last 10,000."""
+    """S3: the ledger remembers the last 10,000 settled ids."""
     target = ledger(max_messages=20_000, max_bytes=10**9)
     for each in held(target, *(str(number) for number in range(10_001))):
         settle(target, each, Outcome.ACK)
@@ -109,7 +109,7 @@ def test_unknown_ids_are_unknown_and_settled_ones_remembered() -> None:
 
 
 def test_a_message_of_another_receiver_is_unknown() -> None:
-    """S2: whatever this one has of the same id."""
+    """S2: it does not matter that this receiver holds a message of the same id."""
     target = ledger()
     held(target, "1")
     (foreign,) = held(ledger(), "1")
@@ -117,7 +117,7 @@ def test_a_message_of_another_receiver_is_unknown() -> None:
 
 
 def test_a_delivery_expires_at_its_deadline_counted_from_hand_out() -> None:
-    """R6, S3: acknowledging it then is EXPIRED, nacking it nothing."""
+    """R6, S3: acknowledging an expired delivery raises EXPIRED; nacking it succeeds and does nothing."""
     target = ledger()
     target.arrive([delivery("1")], 0.0)
     (only,) = target.take(1, 50.0)
@@ -128,7 +128,7 @@ def test_a_delivery_expires_at_its_deadline_counted_from_hand_out() -> None:
 
 
 def test_what_was_never_handed_out_expires_uncounted() -> None:
-    """R6: from arrival."""
+    """R6: its time begins when it arrives, and it goes back without a counted attempt."""
     target = ledger()
     target.arrive([delivery("1")], 0.0)
     assert begun(target.expire(60.0)) == [("1", Outcome.RETURN)]
@@ -136,7 +136,7 @@ def test_what_was_never_handed_out_expires_uncounted() -> None:
 
 
 def test_a_key_is_with_one_caller_at_a_time() -> None:
-    """R8."""
+    """R8: the later messages of a key wait until the earlier one is settled; other keys do not."""
     target = ledger()
     target.arrive([delivery(name) for name in ("a1", "a2", "b1")], 0.0)
     (first,) = target.take(1, 0.0)
@@ -147,7 +147,7 @@ def test_a_key_is_with_one_caller_at_a_time() -> None:
 
 
 def test_blocked_messages_do_not_keep_other_keys_from_coming() -> None:
-    """R8: prefetching goes on past them, up to the bounds of R5."""
+    """R8: messages that wait for their key do not count as fetched ahead, up to the bounds of R5."""
     target = ledger(max_messages=100)
     target.arrive([delivery(f"a{number}") for number in range(20)], 0.0)
     assert target.room(10) == 0
@@ -156,7 +156,7 @@ def test_blocked_messages_do_not_keep_other_keys_from_coming() -> None:
 
 
 def test_a_nack_returns_later_messages_of_its_key() -> None:
-    """R10: held and buffered ones, uncounted, in order; nacking those too is nothing, acknowledging them too late."""
+    """R10: they go back in order and uncounted; nacking one of them too does nothing, acknowledging it is too late."""
     target = ledger()
     target.arrive([delivery(f"a{number}") for number in range(1, 5)], 0.0)
     _, second, third = target.take(3, 0.0)
@@ -169,7 +169,7 @@ def test_a_nack_returns_later_messages_of_its_key() -> None:
 
 @pytest.mark.parametrize("outcome", [Outcome.NACK, Outcome.RETURN])
 def test_what_comes_again_before_the_broker_has_answered_is_handed_out(outcome: Outcome) -> None:
-    """R9: a broker redelivers what is given back as soon as it likes; only an acknowledgement covers copies (S2)."""
+    """R9: it is a new delivery; only an acknowledgement covers later copies too (S2)."""
     target = ledger()
     (first,) = held(target, "a1")
     (asked,) = begin(target, first, outcome)  # type: ignore[misc]  # no error
@@ -179,7 +179,7 @@ def test_what_comes_again_before_the_broker_has_answered_is_handed_out(outcome: 
 
 
 def test_what_came_again_is_over_whatever_becomes_of_the_answer() -> None:
-    """S5, R8: a nack that was applied and never confirmed keeps neither its key nor its place."""
+    """S5, R8: a nack that was applied and never confirmed does not keep its key busy."""
     target = ledger()
     (first,) = held(target, "a1")
     (asked,) = begin(target, first, Outcome.NACK)  # type: ignore[misc]  # no error
@@ -191,7 +191,7 @@ def test_what_came_again_is_over_whatever_becomes_of_the_answer() -> None:
 
 
 def test_what_comes_again_expires_after_what_came_before_it() -> None:
-    """R6: its time begins anew, and nobody else's waits for that."""
+    """R6: the new delivery has a whole lease, and the others still expire at their own time."""
     target = ledger()
     first, _ = held(target, "1", "2")
     begin(target, first, Outcome.NACK)
@@ -201,7 +201,7 @@ def test_what_comes_again_expires_after_what_came_before_it() -> None:
 
 
 def test_a_run_kept_here_comes_again_in_order_after_its_delay() -> None:
-    """R10, R11: where the broker would lose its order."""
+    """R10, R11: if the broker would lose the order, the ledger hands the run out again itself."""
     target = ledger(redelivers_locally=True)
     target.arrive([delivery(f"a{number}") for number in range(1, 5)], 0.0)
     first, _ = target.take(2, 0.0)
@@ -212,7 +212,7 @@ def test_a_run_kept_here_comes_again_in_order_after_its_delay() -> None:
 
 
 def test_a_failed_settlement_leaves_the_message_held() -> None:
-    """S5: either outcome may be tried again."""
+    """S5: afterwards the message can be settled with either outcome."""
     target = ledger()
     (only,) = held(target, "1")
     settle(target, only, Outcome.ACK, BrokerError("no answer", ErrorCode.TIMEOUT, retryable=True))
@@ -222,7 +222,7 @@ def test_a_failed_settlement_leaves_the_message_held() -> None:
 
 
 def test_a_late_confirmation_still_counts() -> None:
-    """S5: the caller's time was up, the broker's was not."""
+    """S5: a success that comes after the caller's timeout still settles the message."""
     target = ledger()
     (only,) = held(target, "1")
     (settlement,) = begin(target, only, Outcome.ACK)  # type: ignore[misc]
@@ -232,7 +232,7 @@ def test_a_late_confirmation_still_counts() -> None:
 
 
 def test_a_message_that_comes_again_takes_its_successors_with_it() -> None:
-    """R10: where the broker has ended the delivery of a message, those behind it go back too."""
+    """R10: if the broker has ended the delivery of a message, the later ones of its key go back too."""
     target = ledger()
     first, *_ = held(target, "a1", "a2")
     target.arrive([delivery("a3")], 0.0)
@@ -243,7 +243,7 @@ def test_a_message_that_comes_again_takes_its_successors_with_it() -> None:
 
 
 def test_a_message_that_failed_too_often_goes_to_the_source_with_its_data() -> None:
-    """R12: by nack, its successors waiting; or by expiry."""
+    """R12: the last failure goes to the source, whether it is a nack or an expiry; successors wait."""
     target = ledger(redelivers_locally=True, local_attempts=1, max_lease_duration=5.0)
     first, second = held(target, "a1", "a2")
     (asked,) = begin(target, first, Outcome.NACK)  # type: ignore[misc]  # no error
@@ -256,7 +256,7 @@ def test_a_message_that_failed_too_often_goes_to_the_source_with_its_data() -> N
 
 
 def test_a_run_that_is_kept_here_expires_here() -> None:
-    """R6, R10: where the broker would lose its order; the old deliveries are over, and only the first has failed."""
+    """R6, R10: the old deliveries are over, only the first one counts as failed, and the run comes again here."""
     target = ledger(redelivers_locally=True)
     first, second = held(target, "a1", "a2")
     target.arrive([delivery("a3")], 50.0)
@@ -268,7 +268,7 @@ def test_a_run_that_is_kept_here_expires_here() -> None:
 
 
 def test_a_delay_may_be_longer_than_a_lease() -> None:
-    """R11, R6: what waits for it stays here, also behind it, and then has a lease's time to be handed out."""
+    """R11, R6: the message and its successors wait for the delay, and then for as long as a lease."""
     target = ledger(redelivers_locally=True, max_lease_duration=5.0)
     (first,) = held(target, "a1")
     target.arrive([delivery("a2")], 0.0)
@@ -283,7 +283,7 @@ def test_a_delay_may_be_longer_than_a_lease() -> None:
 
 @pytest.mark.parametrize("outcome", [Outcome.NACK, Outcome.RETURN])
 def test_without_order_keys_mean_nothing(outcome: Outcome) -> None:
-    """R8, R10, R12: none waits for another, none goes back with another, and the broker sees each failure."""
+    """R8, R10, R12: no message waits for another or goes back with it, and the broker sees each failure."""
     target = ledger(redelivers_locally=True, keeps_order=False)
     target.arrive([delivery("a1"), delivery("a2"), delivery("a3")], 0.0)
     (first,) = target.take(1, 0.0)
@@ -295,7 +295,7 @@ def test_without_order_keys_mean_nothing(outcome: Outcome) -> None:
 
 
 def test_order_is_learned_when_nothing_is_here() -> None:
-    """A broker may tell only with its messages whether it keeps order."""
+    """A source may learn only from its messages whether the subscription keeps order."""
     target = ledger()
     (first,) = held(target, "a1")
     target.keep_order(False)
@@ -309,7 +309,7 @@ def test_order_is_learned_when_nothing_is_here() -> None:
 
 
 def test_what_comes_again_while_it_is_dead_lettered_stays_before_its_successors() -> None:
-    """R10, R12: it takes that outcome; if it fails, the message is still held."""
+    """R10, R12: the copy takes the same outcome; if that fails, the message is still held."""
     target = ledger(redelivers_locally=True, local_attempts=1)
     first, _ = held(target, "a1", "a2")
     (asked,) = begin(target, first, Outcome.NACK)  # type: ignore[misc]  # no error
@@ -322,14 +322,14 @@ def test_what_comes_again_while_it_is_dead_lettered_stays_before_its_successors(
 
 
 def test_what_the_broker_took_back_is_not_given_back() -> None:
-    """R10: only what was behind it; also where attempts are counted here."""
+    """R10: only its successors go back, also if the receiver counts the attempts."""
     target = ledger(redelivers_locally=True, local_attempts=3)
     first, *_ = held(target, "a1", "a2")
     assert begun(target.lose([first])) == [("a2", Outcome.RETURN)]
 
 
 def test_what_is_lost_before_it_was_handed_out_is_forgotten() -> None:
-    """F2: nothing is told to the broker, there is room again, and the message may come again."""
+    """F2: the broker is told nothing, there is room again, and the message may come again."""
     target = ledger()
     target.arrive([delivery("1", token="old"), delivery("2", token="kept")], 0.0)
     assert target.lose_buffered(lambda each: each.token == "old") == []
@@ -339,7 +339,7 @@ def test_what_is_lost_before_it_was_handed_out_is_forgotten() -> None:
 
 
 def test_closing_gives_back_what_is_free_then_the_rest_in_order() -> None:
-    """C1: buffered messages of a held key follow it."""
+    """C1: buffered messages of a key wait for the held one before them."""
     target = ledger()
     target.arrive([delivery(name) for name in ("a1", "1", "a2", "b1", "a3")], 0.0)
     target.take(2, 0.0)
@@ -349,7 +349,7 @@ def test_closing_gives_back_what_is_free_then_the_rest_in_order() -> None:
 
 
 def test_renewals_are_those_whose_lease_ends_soon() -> None:
-    """R6: most messages are settled before their first renewal."""
+    """R6: a lease that has long to run is not renewed, because most messages are settled before."""
     target = ledger()
     soon = delivery("1")
     target.arrive([soon], 0.0, lease_until=10.0)

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order: nothing is lost, nothing acknowledged comes back, a key keeps its order."""
+"""In any order of events no message is lost, no acknowledged one comes back, and each key keeps its order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDS = (Outcome.ACK, Outcome.REJECT)
 
 
 class Broker:
-    """Keeps messages in order per key; what goes back goes to its place, or is buried after so many attempts."""
+    """A broker that keeps the order of each key; a message goes back to its place, or is buried after its attempts."""
 
     def __init__(self, attempts: int) -> None:
         self.attempts = attempts
@@ -63,7 +63,7 @@ class Broker:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """One receiver's ledger between an application and a broker, which answers late and sometimes not."""
+    """One receiver's ledger between an application and a broker that answers late, and sometimes not at all."""
 
     settings_of_ledger: ClassVar[dict[str, object]] = {}
 
@@ -112,7 +112,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return [delivery for delivery in self.held if delivery._state in (State.HELD, State.SETTLING)]
 
     def _in_order(self, taken: Iterable[Delivery]) -> None:
-        """What is handed out of a key is the first that is not over, and then its successors without a gap."""
+        """Check that *taken* begins with the first message of a key that is not over, and leaves no gap."""
         ahead = set(self.broker.over) | {each.delivery.token for each in self.requests if each.outcome in ENDS}
         for delivery in taken:
             key, number = delivery.token
@@ -139,7 +139,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.requests)
     @rule(count=st.integers(1, 5), fails=st.booleans())
     def answer(self, count: int, fails: bool) -> None:
-        """The broker answers some requests; one may fail, and goes to the application or back to the queue."""
+        """Let the broker answer some requests; a failed one goes to the application or back to the queue."""
         for _ in range(min(count, len(self.requests))):
             settlement = self.requests.popleft()
             if fails and settlement.delivery._state is State.SETTLING:
@@ -151,7 +151,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._leaving())
     @rule(data=st.data())
     def redeliver(self, data: st.DataObject) -> None:
-        """The broker delivers a message again of which it has not answered yet that it leaves the subscription."""
+        """Let the broker deliver a message again before it confirms that the message leaves the subscription."""
         delivery = data.draw(st.sampled_from(self._leaving())).delivery
         key, number = delivery.token
         copy = Delivery(delivery.message_id, b"x", {}, key, None, 1, (key, number))
@@ -160,7 +160,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.duplicates == before + 1, "it takes the outcome that is under way"
 
     def _leaving(self) -> list[Settlement]:
-        """Requests to acknowledge a message, or to bury it."""
+        """Return the requests to acknowledge a message, or to bury it."""
         return [
             each
             for each in self.requests
@@ -181,7 +181,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        """Every message is with the broker, with the receiver, or over; and in one of these only."""
+        """Check that every message is at exactly one place: at the broker, at the receiver, or over."""
         asked = {each.delivery.token for each in self.requests}
         here = {delivery.token for delivery in self.ledger._live.values()}
         assert self.broker.out <= here | asked
@@ -190,7 +190,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.held + self.ledger.buffered <= 12
 
     def teardown(self) -> None:
-        """An application that acknowledges everything gets everything, in order."""
+        """Let the application acknowledge everything; it gets everything, in order."""
         for _ in range(4 * self.broker.sent + 10):
             self.now += 61.0  # whatever was held or delayed is free
             self._expire()
@@ -207,13 +207,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 class LocalLedgerMachine(LedgerMachine):
-    """The receiver redelivers runs itself, and buries what failed too often."""
+    """A receiver that redelivers runs itself, and buries what failed too often."""
 
     settings_of_ledger: ClassVar[dict[str, object]] = {"redelivers_locally": True, "local_attempts": ATTEMPTS}
 
 
 class BuryingLedgerMachine(LocalLedgerMachine):
-    """The first failure is the last."""
+    """A receiver that buries a message after its first failure."""
 
     settings_of_ledger: ClassVar[dict[str, object]] = {"redelivers_locally": True, "local_attempts": 1}
 

@@ -1,4 +1,4 @@
-"""How many messages a request takes, so that broker and callers need not wait for each other."""
+"""The size of requests: the broker and the senders must not wait for each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Line:
         self.now = 10.0
 
     def request(self, arriving: int = 0) -> int:
-        """How many one request takes; *arriving* messages come while it is out."""
+        """Send one request while *arriving* messages come; return how many messages it took."""
         began = self.now
         taken = self.turns.take(self.queued, began)
         self.now += 2.0
@@ -31,7 +31,7 @@ class Line:
 
 @pytest.fixture
 def line() -> Line:
-    """64 callers have sent once, and been told."""
+    """Return a line of which 64 senders have sent once, and have their answers."""
     line = Line()
     line.queued = 64
     assert line.request() == 64
@@ -39,7 +39,7 @@ def line() -> Line:
 
 
 def test_after_a_pause_halves_take_turns(line: Line) -> None:
-    """P5: while one is written the other is told."""
+    """P5: while one half is written, the senders of the other half wake up."""
     line.pause(2.0, arriving=64)
     assert [line.request(arriving=0), line.request(arriving=32), line.request(arriving=32)] == [32, 32, 32]
 
@@ -54,32 +54,32 @@ def test_after_a_pause_halves_take_turns(line: Line) -> None:
     ],
 )
 def test_only_a_pause_of_some_length_leads_to_halves(line: Line, pause: float, taken: int, why: str) -> None:
-    """P5: halving must not make anybody wait for nothing."""
+    """P5: no sender must wait for a half that brings no gain."""
     line.pause(pause, arriving=64)
     assert line.request() == taken, why
 
 
 def test_few_are_not_halved(line: Line) -> None:
-    """P5: a request has its cost."""
+    """P5: for a few messages, one more request costs more than it gains."""
     line.pause(2.0, arriving=31)
     assert line.request() == 31
 
 
 def test_large_and_small_requests_become_even(line: Line) -> None:
-    """P5: two requests a round are best when each carries half."""
+    """P5: two requests in each round are fastest if each carries half of the messages."""
     line.pause(2.0, arriving=1)
     assert [line.request(arriving=63), line.request(arriving=1), line.request(arriving=63)] == [1, 63, 1]
     assert [line.request(arriving=1), line.request(arriving=32), line.request(arriving=32)] == [32, 32, 32]
 
 
 def test_a_burst_after_a_small_request_leaves_whole(line: Line) -> None:
-    """P5: nobody waits for an even share of what does not come back."""
+    """P5: a burst is not halved if the senders of the request before it do not come back."""
     line.pause(2.0, arriving=1)
     assert [line.request(arriving=63), line.request()] == [1, 63]
 
 
 def test_callers_who_wait_for_each_other_are_seldom_halved(line: Line) -> None:
-    """P5: whoever sends 64 at once and waits for all gains nothing from halves."""
+    """P5: a sender that sends 64 messages at once and waits for all of them gains nothing from halves."""
     rounds = []
     for _ in range(2 * LET_PASS):
         line.pause(2.0, arriving=64)

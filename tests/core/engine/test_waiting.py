@@ -1,4 +1,4 @@
-"""Waiting in one loop for another thread."""
+"""Waiting in one event loop for something that another thread does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom, _mailb
 
 
 def test_a_waiter_is_woken_from_another_thread() -> None:
-    """T1: and waking it twice, or after its loop has closed, is harmless."""
+    """T1: waking it twice, or after its loop has closed, is harmless."""
 
     async def main() -> Waiter:
         waiter = Waiter()
@@ -28,7 +28,7 @@ def test_a_waiter_is_woken_from_another_thread() -> None:
 
 
 def test_bounded_waits_end_when_their_time_is_up() -> None:
-    """P7: those that were woken before it are not kept."""
+    """P7: a bounded wait ends by itself, and the queue does not keep those that were woken before."""
 
     async def main() -> None:
         for _ in range(100):
@@ -42,7 +42,7 @@ def test_bounded_waits_end_when_their_time_is_up() -> None:
 
 
 def test_one_waiter_of_each_loop_is_woken() -> None:
-    """R3: a loop that does not run keeps nobody else waiting."""
+    """R3: a loop that does not run keeps no other loop waiting."""
     room = WaitingRoom()
     stopped = asyncio.new_event_loop()
 
@@ -65,7 +65,7 @@ def test_one_waiter_of_each_loop_is_woken() -> None:
 
 
 def test_an_operation_runs_once_for_all_who_ask() -> None:
-    """Whoever asks while it runs waits for it; after a failure the next runs it again."""
+    """A caller that comes while it runs waits for it; after a failure the next caller runs it again."""
 
     async def main() -> None:
         runs: list[int] = []
@@ -90,7 +90,7 @@ def test_an_operation_runs_once_for_all_who_ask() -> None:
 
 
 def test_an_operation_whose_caller_was_cancelled_before_it_began_runs_alone() -> None:
-    """P8, C2: it runs to its end, and whoever asks meanwhile waits for it instead of beginning another."""
+    """P8, C2: it runs to its end, and a second caller waits for it instead of running it too."""
 
     async def main() -> None:
         free = asyncio.Event()
@@ -124,7 +124,7 @@ def test_an_operation_whose_caller_was_cancelled_before_it_began_runs_alone() ->
 
 
 def test_an_operation_that_a_stopping_home_had_started_is_over_for_all() -> None:
-    """P7: it begins, however soon it is cancelled; else whoever asks next would wait for ever."""
+    """P7: it begins, no matter how soon it is cancelled; otherwise the next caller would wait without end."""
     home = ThreadHome()
     home.start()
     thread = home._thread
