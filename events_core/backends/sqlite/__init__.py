@@ -4,7 +4,7 @@
 * ``driver``: the client's side. ``source``: the receiver's side.  Both are asynchronous and wait.
 * ``connection``: opens the file, opens it again when it is lost, and waits for locks.
 * ``subscription``, ``store``: the SQL, synchronous.  Each public method is one transaction.
-* ``taking``: which messages a receiver gets.  ``codec``: a message in a row.
+* ``taking``: which messages a receiver gets. ``codec``: a message in a row. ``sweep``: what is deleted, and when.
 * ``opening``: how a file is recognised, created, upgraded or refused. ``schema``: the tables of each version.
 * ``errors``: SQLite's errors as the engine's.
 * ``place``: whether an open file is still at its path. ``forks``: why a fork waits for SQLite.

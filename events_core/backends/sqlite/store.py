@@ -1,4 +1,4 @@
-"""The file as one client uses it: its topic, the messages sent to it, its subscriptions, and what can be deleted.
+"""The file as one client uses it: its topic, the messages sent to it, and its subscriptions.
 
 Synchronous, and called under the lock of :class:`~events_core.backends.sqlite.connection.FileConnection`.  A public
 method is one transaction, except those under "Inside a transaction".
@@ -20,16 +20,11 @@ from events_core.backends.sqlite.codec import encode_attributes
 from events_core.backends.sqlite.opening import check_version, open_file
 from events_core.backends.sqlite.options import SQLiteOptions
 from events_core.backends.sqlite.place import Place
+from events_core.backends.sqlite.sweep import NEEDED, Sweep, drop_subscription
 from events_core.engine import BrokerError
 from events_core.options import did_you_mean
 
 __all__ = ["Store"]
-
-SWEEP = 1000
-"""Messages looked at, deliveries deleted, and free pages given back, by one step of :meth:`Store.sweep`."""
-
-SPARE = 4096
-"""Free pages that a file always keeps for the next messages."""
 
 LONG_LOG = 16 * 2**20
 """Bytes of the log from which on it is emptied."""
@@ -44,13 +39,6 @@ ROWS = 256
 _Row = tuple[str | None, Mapping[str, str], bytes]
 """Ordering key, attributes, data."""
 
-NEEDED = """EXISTS (
-    SELECT 1 FROM subscriptions AS s WHERE s.topic_id = m.topic_id AND (s.cursor < m.id OR EXISTS (
-        SELECT 1 FROM deliveries AS d WHERE d.subscription_id = s.id AND d.message_id = m.id
-    ))
-)"""
-"""The condition that a subscription has not yet delivered, or not yet settled, the message ``m``."""
-
 _FIND_TOPIC = "SELECT id FROM topics WHERE project = :project AND name = :name"
 _CREATE_TOPIC = "INSERT INTO topics (project, name) VALUES (:project, :name)"
 _SET_RETENTION = "UPDATE topics SET retention = ifnull(:retention, retention) WHERE id = :topic"
@@ -63,43 +51,8 @@ _DURABLE_NAMES = "SELECT name FROM subscriptions WHERE topic_id = :topic AND exp
 _HAS_SUBSCRIPTION = """
     SELECT 1 FROM subscriptions WHERE topic_id = :topic AND (expires_at IS NULL OR expires_at >= :until)
 """
-_LAPSED = "SELECT id, expires_at FROM subscriptions WHERE topic_id = :topic AND expires_at < :now"
-_DROP = (
-    """
-    DELETE FROM deliveries
-    WHERE session_id IN (SELECT id FROM sessions WHERE subscription_id = :subscription)
-    """,
-    "DELETE FROM sessions WHERE subscription_id = :subscription",
-    "DELETE FROM subscriptions WHERE id = :subscription",
-)
 # Positional: it runs once for each message.
 _RECLAIM = f"DELETE FROM messages AS m WHERE m.id = ? AND NOT {NEEDED}"
-_DELETE_MESSAGE = "DELETE FROM messages WHERE id = :message"
-# Up to the lowest cursor: messages that every subscription has looked at.
-_LOOKED_AT = f"""
-    SELECT m.id, m.publish_time, {NEEDED} FROM messages AS m
-    WHERE m.topic_id = :topic AND m.id > :swept
-        AND m.id <= ifnull((SELECT min(cursor) FROM subscriptions WHERE topic_id = :topic), {2**63 - 1})
-    ORDER BY m.id LIMIT :limit
-"""
-# Finds a subscription that is gone and has left deliveries.  It goes from one subscription's first delivery to the next
-# one's, by the primary key, so its cost does not grow with the number of deliveries.
-_ORPHANED = """
-    WITH RECURSIVE present (id) AS (
-        SELECT min(subscription_id) FROM deliveries
-        UNION ALL
-        SELECT (SELECT min(subscription_id) FROM deliveries WHERE subscription_id > present.id) FROM present
-        WHERE present.id IS NOT NULL
-    )
-    SELECT id FROM present
-    WHERE id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM subscriptions AS s WHERE s.id = present.id) LIMIT 1
-"""
-_DELETE_ORPHANS = """
-    DELETE FROM deliveries WHERE subscription_id = :subscription AND message_id IN (
-        SELECT message_id FROM deliveries WHERE subscription_id = :subscription ORDER BY message_id LIMIT :limit
-    )
-"""
-
 
 _FIRST_ID = schema.next_id("messages", "?")
 
@@ -136,8 +89,6 @@ class Store:
         self.topic_name = topic_name
         self._project = project
         self._is_closed = False
-        self._swept = 0
-        self._lapsed: dict[tuple[int, float], float] = {}
         self._long_log = LONG_LOG
         self._look_at = 0.0
         self.place = Place(options.path)
@@ -167,6 +118,7 @@ class Store:
         options = self.options
         with self.transaction():
             self.topic_id = self.find_topic(self.topic_name)
+            self._sweep = Sweep(self.connection, self.topic_id, patience=options.session_timeout)
             # Even if it changes nothing: SQLite opens a file that it cannot write, and reports that at the first write.
             self.connection.execute(_SET_RETENTION, {"retention": options.retention, "topic": self.topic_id})
             if options.subscription is not None and options.create != "never":
@@ -308,11 +260,6 @@ class Store:
         if not self._retention():
             self.connection.executemany(_RECLAIM, [(number,) for number in message_ids])
 
-    def drop_subscription(self, subscription_id: int) -> None:
-        """Delete a subscription and what its receivers hold; :meth:`sweep` deletes the rest of its deliveries."""
-        for statement in _DROP:
-            self.connection.execute(statement, {"subscription": subscription_id})
-
     def has_subscription(self, topic_id: int, *, until: float) -> bool:
         """Return whether the topic *topic_id* has a subscription that does not expire before *until*."""
         return self._value(_HAS_SUBSCRIPTION, {"topic": topic_id, "until": until}) is not None
@@ -370,7 +317,7 @@ class Store:
                     f"topic {self.topic_name!r} has no subscription {name!r}; nothing was deleted{self._nearest(name)}",
                     ErrorCode.NOT_FOUND,
                 )
-            self.drop_subscription(found)
+            drop_subscription(self.connection, found)
 
     def bound_log(self) -> None:
         """Empty the log if it has become long and no other process is using it at the moment."""
@@ -387,49 +334,7 @@ class Store:
             self._long_log = size + LONG_LOG if busy else LONG_LOG
 
     def sweep(self) -> bool:
-        """Delete some of what is no longer needed; return whether to call this again at once.
-
-        It deletes ephemeral subscriptions that have lapsed, deliveries of deleted subscriptions, and messages past the
-        topic's retention.  It also gives most of the space of a past backlog back to the disk.  Each call looks at
-        :data:`SWEEP` messages, and the next call goes on after them.  Without retention, a message is deleted when it
-        is acknowledged, not here.
-        """
+        """Delete some of what is no longer needed; return whether to call this again at once."""
         now = time.time()
         with self.transaction(durable=False):
-            for subscription_id in self._deserted(now):
-                self.drop_subscription(subscription_id)
-            orphans = self._delete_orphans()
-            part = {"topic": self.topic_id, "swept": self._swept, "limit": SWEEP}
-            seen = self.connection.execute(_LOOKED_AT, part).fetchall()
-            oldest_kept = now - self._retention()
-            doomed = [{"message": number} for number, at, needed in seen if at <= oldest_kept and not needed]
-            self.connection.executemany(_DELETE_MESSAGE, doomed)
-            shrunk = self._shrink()
-        at_end = len(seen) < SWEEP or seen[-1][1] > oldest_kept
-        self._swept = 0 if at_end else seen[-1][0]
-        return orphans or shrunk or (bool(doomed) and not at_end)
-
-    def _deserted(self, now: float) -> list[int]:
-        """Return the ephemeral subscriptions that lapsed, and were not renewed for another session timeout."""
-        # The wait is for a clock that was set forward: then the subscriptions of running receivers look lapsed too,
-        # until they are renewed.
-        lapsed = self.connection.execute(_LAPSED, {"topic": self.topic_id, "now": now}).fetchall()
-        passed = time.monotonic()
-        self._lapsed = {each: self._lapsed.get(each, passed) for each in lapsed}
-        patience = self.options.session_timeout
-        return [number for (number, _), seen in self._lapsed.items() if passed - seen >= patience]
-
-    def _delete_orphans(self) -> bool:
-        orphaned = self._value(_ORPHANED)
-        if orphaned is None:
-            return False
-        self.connection.execute(_DELETE_ORPHANS, {"subscription": orphaned, "limit": SWEEP})
-        return True
-
-    def _shrink(self) -> bool:
-        """Give free pages back to the disk if more pages are free than in use."""
-        free, pages = self._value("PRAGMA freelist_count"), self._value("PRAGMA page_count")
-        if free <= max(SPARE, pages // 2):
-            return False
-        self.connection.execute(f"PRAGMA incremental_vacuum({SWEEP})").fetchall()
-        return True
+            return self._sweep.step(now, oldest_kept=now - self._retention())

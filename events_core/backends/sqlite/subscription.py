@@ -19,6 +19,7 @@ from events_core import ErrorCode
 from events_core.backends.sqlite.codec import MESSAGE, decode_attributes
 from events_core.backends.sqlite.schema import BLOCKED, LEASED, READY, next_id
 from events_core.backends.sqlite.store import Store
+from events_core.backends.sqlite.sweep import drop_subscription
 from events_core.backends.sqlite.taking import NO_SECOND_SUSPECT, Taking
 from events_core.engine import (
     BrokerError,
@@ -347,7 +348,7 @@ class Subscription:
             self._unblock({key for _, _, key in held if key is not None})
             self._execute(_END_SESSION, {"session": self._session})
             if self._ephemeral:
-                self._store.drop_subscription(self._id)
+                drop_subscription(self._store.connection, self._id)
 
 
 def _expired(message_id: str) -> BrokerError:

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from events_core import EventMessage
-from events_core.backends.sqlite import SQLiteClient
-from events_core.backends.sqlite import store as store_module
+from events_core.backends.sqlite import SQLiteClient, sweep
 from events_core.backends.sqlite.store import Store
 from events_core.backends.sqlite.subscription import Subscription
 from events_core.engine import Outcome, Settlement
@@ -56,7 +55,7 @@ def test_size_is_bounded_under_steady_load(store: Callable[..., Store], file: Pa
 
 def test_file_shrinks_when_a_backlog_is_gone(store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps some room for the next messages, and does not shrink while the backlog is there."""
-    monkeypatch.setattr(store_module, "SPARE", 100)
+    monkeypatch.setattr(sweep, "SPARE", 100)
     opened = store(durability="normal")
     subscription = Subscription(opened, "s")
     opened.publish([EventMessage(os.urandom(100_000)) for _ in range(100)])
@@ -156,7 +155,7 @@ def test_sends_go_on_while_a_large_subscription_is_deleted(
     client: Callable[..., SQLiteClient], store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They happen between the steps of the deletion."""
-    monkeypatch.setattr(store_module, "SWEEP", 100)
+    monkeypatch.setattr(sweep, "SWEEP", 100)
     opened = store(subscription="s", durability="normal")
     for _ in range(20):
         opened.publish([EventMessage(b"x")] * 1000)

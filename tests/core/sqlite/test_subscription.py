@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from events_core import ErrorCode, EventMessage
-from events_core.backends.sqlite import store as store_module
 from events_core.backends.sqlite import subscription as subscription_module
-from events_core.backends.sqlite import taking
+from events_core.backends.sqlite import sweep, taking
 from events_core.backends.sqlite.store import Store
 from events_core.backends.sqlite.subscription import Subscription
 from events_core.engine import BrokerError, Delivery, Outcome, Settlement
@@ -520,7 +519,7 @@ def test_retention_is_the_topics(store: Stores) -> None:
 
 def test_sweep_goes_in_steps_and_ends(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages without a subscription are deleted; messages that a subscription has not looked at stay."""
-    monkeypatch.setattr(store_module, "SWEEP", 3)
+    monkeypatch.setattr(sweep, "SWEEP", 3)
     opened = store()
     publish(opened, *"abcdefgh")
     subscription = Subscription(opened, "s")
@@ -532,7 +531,7 @@ def test_sweep_goes_in_steps_and_ends(store: Stores, monkeypatch: pytest.MonkeyP
 
 def test_large_subscription_is_deleted_in_steps(store: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is gone at once, also for its receivers; its deliveries are deleted step by step."""
-    monkeypatch.setattr(store_module, "SWEEP", 3)
+    monkeypatch.setattr(sweep, "SWEEP", 3)
     opened = store()
     subscription, kept = Subscription(opened, "s"), Subscription(opened, "kept")
     publish(opened, *"abcdefgh")
