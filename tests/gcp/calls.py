@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
@@ -215,6 +215,19 @@ async def _nack(case: Case) -> str:
         return outcome
 
 
+async def _reject(case: Case) -> str:
+    options = {"ordering": "true", "dead_letter_topic": f"{case.name}-dead", "max_delivery_attempts": "5"}
+    letters = replace(case, name=options["dead_letter_topic"])
+    async with _holding(case, **options) as (receiver, message):
+        with letters.fault():
+            outcome = await letters.told(receiver.reject(message))
+        outcome += await _afterwards(outcome, receiver.reject(message))
+        # A request that was not answered may be stored as well, but these all failed.
+        assert len(case.broker.topics[f"projects/{PROJECT}/topics/{letters.name}"]) == 1
+        assert await _goes_on(case, receiver)
+        return outcome
+
+
 async def _afterwards(outcome: str, again: Awaitable[None]) -> str:
     """Settle a message a second time, and return what had become of it."""
     try:
@@ -243,7 +256,8 @@ async def _extend(case: Case) -> str:
 @asynccontextmanager
 async def _holding(case: Case, **options: str) -> AsyncIterator[tuple[EventReceiver, ReceivedMessage]]:
     """Yield a receiver and a message that it holds; a pulled message has a lease of 4 s."""
-    case.broker.subscription(case.name, case.name, ack_deadline_seconds=4)
+    has_order = "ordering" in options
+    case.broker.subscription(case.name, case.name, ack_deadline_seconds=4, enable_message_ordering=has_order)
     async with case.client(**options) as both:
         await both.send_message(EventMessage(b"x"))
         async with await both.subscribe(case.name) as receiver:
@@ -270,6 +284,7 @@ CALLS: Mapping[str, tuple[str, Callable[[Case], Awaitable[str]]]] = {
     "receive_message, with receive_mode=pull": ("Pull", _pull),
     "acknowledge": ("Acknowledge", _acknowledge),
     "nack": ("ModifyAckDeadline", _nack),
+    "reject": ("Publish", _reject),
     "Renewing a lease": ("ModifyAckDeadline", _extend),
 }
 """For each call of an application: the method of Pub/Sub that fails, and the function that tries it."""

@@ -84,8 +84,11 @@ def _marked(call: str) -> str:
     )
 
 
+_CALLS = ("subscribe", "acknowledge", "nack", "reject", "ping")
+
+
 def _is_code(word: str) -> bool:
-    return any(mark in word for mark in "_=") or word.rstrip(",") in ("subscribe", "acknowledge", "nack", "ping")
+    return any(mark in word for mark in "_=") or word.rstrip(",") in _CALLS
 
 
 CONNECTIONS_TOP = """\

@@ -94,7 +94,7 @@ def test_every_problem_has_a_test(problem: Problem) -> None:
     assert [test for test in problem.tests if f"def {test}(" not in tests] == []
 
 
-@pytest.mark.parametrize("call", ["send_message", "acknowledge", "nack", "First send, with create=all"])
+@pytest.mark.parametrize("call", ["send_message", "acknowledge", "nack", "reject", "First send, with create=all"])
 def test_what_may_pass_is_retried(call: str) -> None:
     """P7, S5: a failure that a retry can cure is raised only when the time is up, and then says so."""
     for status in RETRYABLE:
@@ -103,7 +103,7 @@ def test_what_may_pass_is_retried(call: str) -> None:
         assert "at the timeout" in longer
 
 
-@pytest.mark.parametrize("call", ["send_message", "acknowledge", "nack"])
+@pytest.mark.parametrize("call", ["send_message", "acknowledge", "nack", "reject"])
 def test_what_cannot_pass_is_told_at_once(call: str) -> None:
     """P7, S5: other failures are raised after a single request, with a code that says why."""
     for status in set(outcomes(call)) - RETRYABLE:
