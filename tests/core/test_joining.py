@@ -248,6 +248,24 @@ async def _enter(client: EventClient) -> None:
         await asyncio.Event().wait()
 
 
+def test_a_generator_that_is_closed_closes_its_receiver() -> None:
+    """A generator that is left early ends the block inside it."""
+    client = PlainClient(EventConfig("joined"))
+
+    async def receivers() -> AsyncIterator[EventReceiver]:
+        async with client.subscribe("s") as receiver:
+            yield receiver
+
+    async def scene() -> None:
+        generator = receivers()
+        await anext(generator)
+        assert not client.receivers[0].closed
+        await generator.aclose()
+
+    asyncio.run(scene())
+    assert client.receivers[0].closed
+
+
 def test_an_error_of_the_body_goes_on(make_client: Callable[[], EventClient]) -> None:
     """``async with`` closes the receiver and hides nothing."""
 

@@ -34,6 +34,7 @@ from events_core import (
     register_backend,
 )
 from events_core.backends.sqlite import SQLiteClient, SQLiteOptions
+from events_core.interface import joins
 
 
 def configurations() -> list[EventConfig]:
@@ -245,3 +246,19 @@ async def native(client: SQLiteClient, message: ReceivedMessage) -> int:
     assert_type(client.native_message(message), int)
     assert_type(await client.run_native(count), int)
     return await client.run_native(count, timeout=5)
+
+
+class OwnClient(EventClient):
+    """A backend that does not use the engine."""
+
+    @joins
+    async def subscribe(self, subscription: str | None = None) -> EventReceiver:
+        """Join a subscription."""
+        raise NotImplementedError
+
+
+async def join_own(client: OwnClient) -> None:
+    """Join a subscription of a class that is decorated with joins."""
+    assert_type(await client.subscribe("billing"), EventReceiver)
+    async with client.subscribe() as receiver:
+        assert_type(receiver, EventReceiver)
