@@ -46,7 +46,7 @@ from events_core.testing import ConformanceSuite, Harness, Stage, rule
 
 
 class ImpatientHarness(Harness):
-    """Memory, where what does not come soon never does."""
+    """Memory with little patience, because most messages here never come."""
 
     settle_time = 0.15
     patience = 0.5
@@ -62,7 +62,7 @@ class ImpatientHarness(Harness):
 
 
 class PatientHarness(ImpatientHarness):
-    """The same where what is held for a second may expire."""
+    """The same with the patience that an expiry after a second needs."""
 
     patience = 1.5
 
@@ -106,7 +106,7 @@ class UnknownHarness(PatientHarness):
 
 
 class TestUnbroken(ConformanceSuite):
-    """The control: what fails below does not fail for want of patience."""
+    """The control: the suites below do not fail because they lack patience."""
 
     @pytest.fixture
     def harness(self) -> Harness:
@@ -117,11 +117,11 @@ class TwistedDriver(MemoryDriver):
     """A driver whose subclasses twist what passes through it."""
 
     def fetched(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """What a fetch returns."""
+        """Return the deliveries that a fetch returns."""
         return deliveries
 
     def settled(self, settlements: Iterable[Settlement]) -> Iterable[Settlement]:
-        """What the broker is told."""
+        """Return the settlements that the broker is told."""
         return settlements
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> MemorySource:
@@ -180,7 +180,7 @@ class IgnoresUnknownOptions(MemoryClient):
 
 @breaks("§3")
 class SaysItIsConnected(MemoryClient):
-    """Is connected whatever happens."""
+    """Says always that it is connected."""
 
     is_connected = True
 
@@ -495,7 +495,7 @@ class SettlesForEverybody(MemoryClient):
 
 @breaks("Q1", harness=CuttingHarness, by=["test_an_ephemeral_subscription_outlives_an_outage"])
 class LosesWhatFollowsAnOutage(NetworkClient):
-    """Begins anew with what comes after its connection is back."""
+    """Starts a new ephemeral subscription when its connection is back."""
 
     class driver_class(NetworkDriver):
         """Its driver."""
@@ -670,7 +670,7 @@ class HandsOutTwice(MemoryClient):
 
 @breaks("R5")
 class HoldsWithoutBounds(IgnorantClient):
-    """Fetches whatever is there."""
+    """Fetches all messages, without a bound."""
 
     ignored = ("max_outstanding_messages", "max_outstanding_bytes")
 
@@ -1027,7 +1027,7 @@ class TakesBothOutcomes(TwistedClient, MemoryClient):
 
 @breaks("S2", harness=PatientHarness, by=["test_the_first_outcome_stands"])
 class AcknowledgesAnyId(TwistedClient, MemoryClient):
-    """Takes an acknowledgement by id whatever became of the message."""
+    """Accepts an acknowledgement by id in any state of the message."""
 
     class receiver_class(EngineReceiver):
         """Its receivers."""
@@ -1193,7 +1193,7 @@ class _Processing(EngineReceiver):
 
 @breaks("H1", by=["test_what_failed_is_nacked"])
 class SwallowsFailures(TwistedClient, MemoryClient):
-    """Nacks what failed, and tells nobody."""
+    """Nacks a message that failed, and swallows the exception."""
 
     class receiver_class(_Processing):
         """Its receivers."""
@@ -1233,7 +1233,7 @@ class CountsWhatIsHandedBack(TwistedClient, MemoryClient):
 
 @breaks("C2")
 class CutsItsClosingShort(MemoryClient):
-    """Gives nobody the time to settle."""
+    """Gives the application no time to settle."""
 
     async def close(self, timeout: float = 15.0) -> None:
         await super().close(0)
@@ -1386,7 +1386,7 @@ class TellsNobody(MemoryClient):
 
 @breaks("V1", by=["test_nothing_is_printed"])
 class Prints(MemoryClient):
-    """Says what it does to whoever sits there."""
+    """Prints what it does."""
 
     async def send_message(self, message: EventMessage) -> str:
         print("sending", message)
@@ -1426,7 +1426,7 @@ class TestMistaken:
 
 
 class NeverCloses(MemoryClient):
-    """Waits on closing for what nobody will tell it."""
+    """Waits on closing for an event that never comes."""
 
     async def close(self, timeout: float = 15.0) -> None:
         await asyncio.get_running_loop().create_future()
@@ -1441,7 +1441,7 @@ class ClosesWithAnError(MemoryClient):
 
 
 class HangsElsewhere(MemoryClient):
-    """Sends in the event loop of its first send, which nobody may run any more."""
+    """Sends in the event loop of its first send, which may not run any more."""
 
     _loop: asyncio.AbstractEventLoop | None = None
 
@@ -1486,7 +1486,7 @@ class ExhaustedHarness(ImpatientHarness):
 
 
 class TestGivesUp:
-    """What fails first is told, and the rest left out."""
+    """The first failure is told, and the rest left out."""
 
     test_first = ConformanceSuite.test_a_nacked_message_comes_again_the_same
     test_second = ConformanceSuite.test_a_timeout_gives_none
@@ -1526,7 +1526,7 @@ class TestNeverCloses:
 
     @rule("§3")
     async def test_that_is_over(self, stage: Stage) -> None:
-        """What remains is closing."""
+        """The test itself passes; closing follows."""
         stage.client()
 
 
@@ -1539,7 +1539,7 @@ class TestClosesWithAnError:
 
     @rule("§3")
     async def test_that_is_over(self, stage: Stage) -> None:
-        """What remains is closing."""
+        """The test itself passes; closing follows."""
         stage.client()
 
     @rule("C2")

@@ -52,14 +52,14 @@ class FileHarness(Harness):
 
 
 class HastyHarness(FileHarness):
-    """The same where what does not come soon never does."""
+    """The same with little patience, because most messages here never come."""
 
     patience = 3.0
     bound = 15.0
 
 
 class SilentHarness(FileHarness):
-    """The same where nobody can lose answers, restart the broker, or tell its lease."""
+    """The same without lost answers, restarts and a known lease."""
 
     lease = 0.0
 
@@ -74,7 +74,7 @@ class SilentHarness(FileHarness):
 
 
 def suite(name: str, tests: Collection[str] = (), harness: type[FileHarness] = FileHarness) -> type[ConformanceSuite]:
-    """A suite of *tests*, or of all, for the client class called *name*."""
+    """Return a suite of *tests*, or of all tests, for the client class called *name*."""
 
     def make(self: object, tmp_path: Path) -> Harness:
         return harness(f"{__name__}:{name}", tmp_path / "broker")
@@ -145,7 +145,7 @@ class StoresAgain(FileClient):
 
 @breaks("S3", by=["test_settling_after_the_lease_changes_nothing"])
 class SettlesForOthers(FileClient):
-    """Settles a message whoever holds it now."""
+    """Settles a message although another receiver holds it now."""
 
     class driver_class(FileDriver):
         """Its driver."""
@@ -177,7 +177,7 @@ class ConfirmsTooLate(FileClient):
 
 @breaks("R6", by=["test_extending_after_the_lease_takes_nothing_from_others"])
 class StealsByExtending(FileClient):
-    """Extends a message for whoever asks."""
+    """Extends a message for any receiver that asks."""
 
     class driver_class(FileDriver):
         """Its driver."""
@@ -196,7 +196,7 @@ class StealsByExtending(FileClient):
 
 @breaks("R6", by=["test_extending_after_the_lease_takes_nothing_from_others"])
 class HidesByExtending(FileClient):
-    """Keeps everybody from a message that nobody has, while somebody asks who had it."""
+    """Keeps a message from all receivers while its former receiver still extends it."""
 
     class driver_class(FileDriver):
         """Its driver."""
@@ -215,7 +215,7 @@ class HidesByExtending(FileClient):
 
 @breaks("R10", by=["test_a_run_of_a_dead_process_comes_again_in_order"])
 class PutsLapsedRunsBehind(FileClient):
-    """Puts what a dead receiver held behind everything else."""
+    """Puts the messages of a dead receiver behind all others."""
 
     class driver_class(FileDriver):
         """Its driver."""
@@ -296,7 +296,7 @@ class TrimsWhatNobodyHas(FileClient):
 
 @breaks("C2", "C1", by=["test_closing_a_client_closes_its_receivers"])
 class ClosesBeforeItSettles(FileClient):
-    """Closes its session when it fetches no more, and what settles then waits for ever."""
+    """Closes its session when it fetches no more, so that later settlements wait endlessly."""
 
     class driver_class(FileDriver):
         """Its driver."""
@@ -319,7 +319,7 @@ class ClosesBeforeItSettles(FileClient):
 
 
 PROVING = [name for name in dir(ConformanceSuite) if getattr(getattr(ConformanceSuite, name), "proves", ())]
-"""The tests without which something declared is not proven."""
+"""The tests that prove a declared capability."""
 
 TestProvable = suite("Sound", PROVING)
 TestUnprovable = suite("Sound", PROVING, SilentHarness)

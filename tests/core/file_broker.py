@@ -46,7 +46,7 @@ POLL = 0.02
 """Seconds between two looks at the file."""
 
 Entry = dict[str, Any]
-"""A message in a subscription: ``owner`` has it until ``until``; before ``due`` nobody gets it."""
+"""A message in a subscription: ``owner`` has it until ``until``, and no receiver gets it before ``due``."""
 
 
 @attrs.frozen(kw_only=True)
@@ -67,7 +67,7 @@ class Broker:
 
     @contextlib.contextmanager
     def changed(self) -> Iterator[Any]:
-        """The state, which is stored afterwards; while the network is cut there is none, and answers may be lost."""
+        """Yield the state, and store it afterwards.  Raise while the network is cut, or if the answer is lost."""
         if self.fault("cut").exists():
             raise _unreachable()
         with self._path.with_suffix(".lock").open("w") as lock:
@@ -81,12 +81,12 @@ class Broker:
             raise _unreachable()
 
     def fault(self, name: str) -> Path:
-        """A file that makes a fault as long as it exists."""
+        """Return the path of a file that makes a fault as long as it exists."""
         return self._path.with_suffix(f".{name}")
 
     @contextlib.contextmanager
     def while_fault(self, name: str) -> Iterator[None]:
-        """While this is entered there is a fault."""
+        """Make a fault while the context is entered."""
         self.fault(name).touch()
         try:
             yield
@@ -94,7 +94,7 @@ class Broker:
             self.fault(name).unlink()
 
     def restart(self) -> None:
-        """Lose what was only in the broker's memory."""
+        """Lose the changes that were only in the broker's memory."""
         with self.changed() as state:
             for topic in state["topics"].values():
                 for entries in topic["subscriptions"].values():
@@ -140,14 +140,14 @@ class FileDriver(Driver[FileOptions]):
                 self.join(state, self.options.subscription)
 
     def topic(self, state: Any) -> Any:
-        """The topic in *state*."""
+        """Return the topic in *state*."""
         try:
             return state["topics"][self.topic_name]
         except KeyError:
             raise _missing(f"topic {self.topic_name!r}") from None
 
     def join(self, state: Any, subscription: str, *, ephemeral: bool = False) -> list[Entry]:
-        """The entries of a subscription, made where allowed."""
+        """Return the entries of a subscription, which is created if that is allowed."""
         topic = self.topic(state)
         if subscription not in topic["subscriptions"]:
             if self.options.create == "never" and not ephemeral:
@@ -167,12 +167,12 @@ class FileDriver(Driver[FileOptions]):
         return ids
 
     def number(self, message: EventMessage) -> str:
-        """By which the broker knows it when it is sent again."""
+        """Return a number by which the broker recognises *message* when it is sent again."""
         new = (message, f"{self._name}-{next(self._numbers)}")
         return self._unanswered.setdefault(id(message), new)[1]
 
     def store(self, state: Any, message: EventMessage, number: str) -> str:
-        """Store *message* in each subscription; returns its id."""
+        """Store *message* in each subscription.  Return its id."""
         if number in state["sent"]:
             return str(state["sent"][number])
         state["ids"] += 1
@@ -186,7 +186,7 @@ class FileDriver(Driver[FileOptions]):
         return message_id
 
     def entry(self, message: EventMessage, message_id: str) -> Entry:
-        """What is stored."""
+        """Return the entry that is stored for *message*."""
         return {
             "id": message_id,
             "data": message.data.decode("latin-1"),
@@ -200,7 +200,7 @@ class FileDriver(Driver[FileOptions]):
         }
 
     def prune(self, topic: Any, now: float) -> None:
-        """Keep nothing longer than that."""
+        """Drop the messages that are older than the retention of *topic*."""
         topic["kept"] = [entry for entry in topic["kept"] if entry["published"] >= now - topic["retention"]]
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> FileSource:
@@ -239,7 +239,7 @@ class FileSource(Source):
         return deliveries
 
     def take(self, limit: int) -> list[Delivery]:
-        """What can be had now."""
+        """Lease up to *limit* messages that are free now."""
         now = time.time()
         taken: list[Delivery] = []
         blocked: set[str] = set()
@@ -255,15 +255,15 @@ class FileSource(Source):
         return taken
 
     def queue(self, entries: list[Entry], now: float) -> list[Entry]:
-        """The order in which messages are handed out."""
+        """Return *entries* in the order in which they are handed out."""
         return entries
 
     def is_free(self, entry: Entry, now: float) -> bool:
-        """Whether nobody has it and no delay keeps it."""
+        """Return whether no receiver has *entry* and no delay keeps it."""
         return bool(entry["until"] <= now and entry["due"] <= now)
 
     def lend(self, entry: Entry, now: float) -> Delivery:
-        """Give it to this receiver."""
+        """Lease *entry* to this receiver."""
         entry.update(owner=uuid.uuid4().hex, until=now + self.lease, attempts=entry["attempts"] + 1)
         return Delivery(
             entry["id"],
@@ -276,7 +276,7 @@ class FileSource(Source):
         )
 
     def owned(self, entries: list[Entry], delivery: Delivery) -> Entry | None:
-        """The entry of *delivery*, if it still is this receiver's."""
+        """Return the entry of *delivery*, if this receiver still has it."""
         return next((entry for entry in entries if entry["owner"] == delivery.token), None)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
@@ -297,7 +297,7 @@ class FileSource(Source):
             return [self.settle_one(entries, each) for each in settlements]
 
     def settle_one(self, entries: list[Entry], settlement: Settlement) -> BrokerError | None:
-        """One outcome."""
+        """Apply one outcome."""
         entry = self.owned(entries, settlement.delivery)
         if entry is None:
             return BrokerError("the lease has lapsed; the message comes again", ErrorCode.EXPIRED)

@@ -1,4 +1,4 @@
-"""A client in a process of its own that does what it is told, says so, and goes on until it is killed.
+"""A client in a separate process that does what it is told, says so, and goes on until it is killed.
 
 One line of JSON on standard input says what to do; one on standard output says what came of it.  What it does after
 that it tells nobody.

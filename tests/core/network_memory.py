@@ -118,7 +118,7 @@ class NetworkClient(MemoryClient):
 
 
 class SessionSource(NetworkSource):
-    """A source that loses with its connection what it holds, and gives each delivery a token of its own."""
+    """A source that loses its deliveries with its connection, and gives each delivery a new token."""
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
         try:

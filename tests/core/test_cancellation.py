@@ -42,17 +42,17 @@ async def _interrupted(point: int, late: bool) -> tuple[list[str], str | None, b
     ],
 )
 def test_a_coroutine_is_cancelled_at_each_suspension(point: int, path: list[str], late: bool) -> None:
-    """Once, so that it cleans up undisturbed."""
+    """A coroutine is cancelled once, so that it cleans up undisturbed."""
     assert asyncio.run(_interrupted(point, late)) == (path, None, True)
 
 
 def test_beyond_the_last_suspension_nothing_is_cancelled() -> None:
-    """That is how a sweep knows its end."""
+    """A coroutine with fewer suspensions ends by itself, which ends the sweep."""
     assert asyncio.run(_interrupted(4, late=True)) == (["turn", "future", "cleaning", "clean"], "walked", False)
 
 
 def test_a_late_cancellation_finds_the_result_there() -> None:
-    """What a coroutine waited for has come, and it never sees it."""
+    """A late cancellation comes when the future is done and before the coroutine has resumed."""
 
     async def scene() -> bool:
         future = asyncio.get_running_loop().create_future()
@@ -68,7 +68,7 @@ async def _get(future: asyncio.Future[str]) -> str:
 
 
 def test_swallowing_a_cancellation_is_found_out() -> None:
-    """Whoever is cancelled must end so."""
+    """A coroutine that swallows its cancellation fails the sweep."""
 
     async def swallow() -> None:
         with pytest.raises(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""The embedded backends keep the contract, and the engine keeps it where a network lies between."""
+"""The embedded backends keep the contract, and the engine keeps it over a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from events_core.testing.outages import Outages
 
 
 class PatientHarness(Harness):
-    """Waits end as soon as what they wait for is there.  Only a failure lasts so long, however busy the machine is."""
+    """Bounds for a busy machine.  A wait ends as soon as its message is there; only a failure lasts so long."""
 
     patience = 30.0
     bound = 120.0
@@ -31,7 +31,7 @@ class MemoryHarness(PatientHarness):
 
 
 class TestMemory(ConformanceSuite):
-    """Everything that one process can keep."""
+    """The memory backend, inline."""
 
     @pytest.fixture
     def harness(self) -> Harness:
@@ -60,7 +60,7 @@ class NetworkHarness(MemoryHarness):
 
 
 class TestNetwork(ConformanceSuite):
-    """What the engine does on its own thread: buffering, renewing, reconnecting."""
+    """The engine on its own thread: buffering, renewing, reconnecting."""
 
     @pytest.fixture
     def harness(self, monkeypatch: pytest.MonkeyPatch) -> Harness:
@@ -70,13 +70,13 @@ class TestNetwork(ConformanceSuite):
 
 
 class SessionHarness(NetworkHarness):
-    """The same where what was delivered ends with the connection."""
+    """The same over a broker whose deliveries end with the connection."""
 
     backend = "network_memory:SessionClient"
 
 
 class TestSessions(Outages):
-    """What the engine does when a lost connection takes its deliveries with it."""
+    """The engine when a lost connection takes its deliveries with it."""
 
     @pytest.fixture
     def harness(self, monkeypatch: pytest.MonkeyPatch) -> Harness:
@@ -91,7 +91,7 @@ class SwallowingHarness(NetworkHarness):
 
 
 class TestSwallowing(Closing):
-    """What the engine does when a fetch goes on although it was cancelled."""
+    """The engine when a fetch goes on although it was cancelled."""
 
     @pytest.fixture
     def harness(self, monkeypatch: pytest.MonkeyPatch) -> Harness:

@@ -62,7 +62,7 @@ async def next_of(receiver: EventReceiver) -> ReceivedMessage:
 
 
 def test_success_acknowledges() -> None:
-    """H1."""
+    """H1: a message whose block succeeds is acknowledged."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_message(EventMessage(b"x"))
@@ -75,7 +75,7 @@ def test_success_acknowledges() -> None:
 
 
 def test_an_exception_nacks_and_goes_on() -> None:
-    """H1: it comes again, and counts an attempt."""
+    """H1: a message whose block raises comes again, and its attempt is counted."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_message(EventMessage(b"x"))
@@ -88,7 +88,7 @@ def test_an_exception_nacks_and_goes_on() -> None:
 
 
 def test_cancellation_hands_back() -> None:
-    """H1: at once, uncounted."""
+    """H1: a message whose block is cancelled comes again at once, and its attempt is not counted."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_message(EventMessage(b"x"))
@@ -111,7 +111,7 @@ def test_cancellation_hands_back() -> None:
 
 
 def test_a_delivery_that_expired_meanwhile_is_logged_and_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    """H1."""
+    """H1: the end of the block logs the expiry, and raises nothing."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_message(EventMessage(b"x"))
@@ -124,7 +124,7 @@ def test_a_delivery_that_expired_meanwhile_is_logged_and_no_error(caplog: pytest
 
 
 def test_acknowledging_what_was_nacked_inside_is_an_error() -> None:
-    """H1: only expiry is forgiven."""
+    """H1: any failure to acknowledge except an expiry is raised."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_message(EventMessage(b"x"))
@@ -138,7 +138,7 @@ def test_acknowledging_what_was_nacked_inside_is_an_error() -> None:
 
 
 def test_consume_handles_at_most_so_many_at_once() -> None:
-    """H2: and no less, where there is enough to do."""
+    """H2: as many handlers run at once as the concurrency says, and never more."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(30))
@@ -162,7 +162,7 @@ def test_consume_handles_at_most_so_many_at_once() -> None:
 
 
 def test_consume_keeps_the_order_of_a_key() -> None:
-    """H2: whatever the concurrency, through failures."""
+    """H2: messages of a key are handled in order, with any concurrency, also after failures."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(20, "k"))
@@ -187,7 +187,7 @@ def test_consume_keeps_the_order_of_a_key() -> None:
 
 
 def test_a_failing_handler_is_logged_and_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
-    """H2."""
+    """H2: the failure is in the log, and the message comes again."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_message(EventMessage(b"x"))
@@ -205,7 +205,7 @@ def test_a_failing_handler_is_logged_and_does_not_end_it(caplog: pytest.LogCaptu
 
 
 def test_a_handler_that_awaited_what_was_cancelled_has_failed(caplog: pytest.LogCaptureFixture) -> None:
-    """H2: logged, nacked and counted; only a cancellation of consume itself hands back."""
+    """H2: its message is nacked and the attempt counted; only a cancelled consume hands messages back."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_message(EventMessage(b"x"))
@@ -227,7 +227,7 @@ def test_a_handler_that_awaited_what_was_cancelled_has_failed(caplog: pytest.Log
 
 
 def test_stopping_lets_handlers_finish() -> None:
-    """H2: and takes nothing more."""
+    """H2: when stop is set, running handlers finish and no message is received."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(3))
@@ -250,7 +250,7 @@ def test_stopping_lets_handlers_finish() -> None:
 
 
 def test_stopping_ends_a_wait_for_messages() -> None:
-    """H2: also while nothing comes."""
+    """H2: stop ends a receive that waits."""
 
     async def test(_: EventClient, receiver: EventReceiver) -> None:
         stop = asyncio.Event()
@@ -266,7 +266,7 @@ def test_stopping_ends_a_wait_for_messages() -> None:
 
 
 def test_stopping_is_noticed_where_nothing_ever_waits() -> None:
-    """H2: neither the receiver nor the handler leaves the loop a turn by itself."""
+    """H2: stop works although neither the receiver nor the handler ever gives the loop a turn."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(200))
@@ -286,7 +286,7 @@ def test_stopping_is_noticed_where_nothing_ever_waits() -> None:
 
 
 def test_cancelling_hands_back_what_is_in_hand() -> None:
-    """H2: uncounted, before it ends."""
+    """H2: a cancelled consume hands its messages back before it ends, and their attempts are not counted."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(2))
@@ -308,7 +308,7 @@ def test_cancelling_hands_back_what_is_in_hand() -> None:
 
 
 def test_cancelling_ends_it_whatever_a_handler_makes_of_that() -> None:
-    """H2."""
+    """H2: a handler that turns its cancellation into another error does not keep consume running."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(2))
@@ -331,7 +331,7 @@ def test_cancelling_ends_it_whatever_a_handler_makes_of_that() -> None:
 
 
 def test_closing_the_receiver_ends_it() -> None:
-    """H2: without an error."""
+    """H2: consume returns without an error when its receiver is closed."""
 
     async def test(_: EventClient, receiver: EventReceiver) -> None:
         async def handle(_: ReceivedMessage) -> None: ...
@@ -345,7 +345,7 @@ def test_closing_the_receiver_ends_it() -> None:
 
 
 def test_concurrency_must_be_positive() -> None:
-    """H2: said at once."""
+    """H2: a concurrency below 1 is a ValueError at once."""
 
     async def test(_: EventClient, receiver: EventReceiver) -> None:
         async def handle(_: ReceivedMessage) -> None: ...
@@ -385,7 +385,7 @@ def test_what_could_not_be_settled_is_settled_later(fails: bool) -> None:
 
 
 def test_stopping_does_not_wait_for_what_cannot_be_settled() -> None:
-    """H2: it comes again when the receiver has closed."""
+    """H2: a message that cannot be settled does not delay stop, and stays held."""
 
     async def main() -> None:
         config = EventConfig(uuid.uuid4().hex, options={"ack_timeout": "0.1"})
@@ -405,7 +405,7 @@ def test_stopping_does_not_wait_for_what_cannot_be_settled() -> None:
 
 
 def test_a_delay_beyond_the_limit_is_shortened_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """H3: the handler need not know how long the broker can delay."""
+    """H3: the message is nacked with the broker's longest delay."""
 
     class HastySource(MemorySource):
         def __init__(self, *arguments: Any) -> None:
@@ -451,7 +451,7 @@ def test_what_cannot_be_dead_lettered_is_nacked(caplog: pytest.LogCaptureFixture
 
 
 def test_a_decision_is_no_failure_of_the_handler(caplog: pytest.LogCaptureFixture) -> None:
-    """H3: consume logs no traceback for it."""
+    """H3: consume logs no failure for Reject and RetryAfter."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(2))
@@ -474,19 +474,19 @@ def test_a_decision_is_no_failure_of_the_handler(caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.parametrize(("seconds", "error"), [(-1, ValueError), (float("inf"), ValueError), ("5", TypeError)])
 def test_an_impossible_delay_is_an_error_of_the_handler(seconds: Any, error: type[Exception]) -> None:
-    """H3: it shows where the handler asks for it."""
+    """H3: RetryAfter refuses it when it is made, so the traceback names the line in the handler."""
     with pytest.raises(error, match="seconds"):
         RetryAfter(seconds)
 
 
 def test_a_decision_can_be_pickled() -> None:
-    """H3: a handler may run in a process pool."""
+    """H3: both exceptions survive pickling, so that a handler may run in a process pool."""
     rejected, later = pickle.loads(pickle.dumps([Reject("no total"), RetryAfter(5)]))
     assert (rejected.reason, later.seconds) == ("no total", 5.0)
 
 
 def test_a_rejected_message_that_could_not_be_settled_comes_again() -> None:
-    """H3, S5: an outage longer than ack_timeout costs an attempt, and the message becomes a letter all the same."""
+    """H3, S5: after an outage longer than ack_timeout, it comes again and is rejected again."""
 
     async def main() -> None:
         options = {"ack_timeout": "0.2", "dead_letter_topic": uuid.uuid4().hex, "max_delivery_attempts": "9"}
@@ -523,7 +523,7 @@ def test_a_long_reason_is_shortened_in_the_letter() -> None:
 
 @pytest.mark.parametrize("handler", [None, "handle", 7])
 def test_a_handler_that_cannot_be_called_is_refused(handler: Any) -> None:
-    """H2: before a message is received."""
+    """H2: the TypeError is raised before a message is received."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_message(EventMessage(b"x"))
@@ -537,7 +537,7 @@ def test_a_handler_that_cannot_be_called_is_refused(handler: Any) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_a_plain_function_is_called_once_and_refused(concurrency: int) -> None:
-    """H2: its effects would repeat with each redelivery; its message goes back, uncounted."""
+    """H2: its message goes back with its attempt not counted, and consume raises TypeError."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(5))
@@ -553,7 +553,7 @@ def test_a_plain_function_is_called_once_and_refused(concurrency: int) -> None:
 
 
 def test_a_refused_function_lets_other_handlers_finish() -> None:
-    """H2: what they did is acknowledged before the TypeError is raised."""
+    """H2: other messages are acknowledged before the TypeError is raised."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(2))
@@ -591,7 +591,7 @@ def test_any_awaitable_will_do() -> None:
 
 
 def test_functions_run_in_threads() -> None:
-    """H2: as many at once as the concurrency says, off the event loop, with the context of the caller."""
+    """H2: as many functions run at once as the concurrency says, in threads, with the caller's context variables."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(6))
@@ -620,7 +620,7 @@ def test_functions_run_in_threads() -> None:
 
 
 def test_a_function_in_a_thread_fails_as_a_coroutine_does(caplog: pytest.LogCaptureFixture) -> None:
-    """H2, H3: exceptions, StopIteration among them, and decisions reach consume."""
+    """H2, H3: exceptions, also StopIteration, and decisions of a function in a thread reach consume."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(3))
@@ -644,7 +644,7 @@ def test_a_function_in_a_thread_fails_as_a_coroutine_does(caplog: pytest.LogCapt
 
 
 def test_a_coroutine_function_in_a_thread_is_called_once_and_refused() -> None:
-    """H2: nobody would await what it returns."""
+    """H2: the coroutine that it returns cannot be awaited in a thread."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_message(EventMessage(b"x"))
@@ -659,7 +659,7 @@ def test_a_coroutine_function_in_a_thread_is_called_once_and_refused() -> None:
 
 
 def test_a_cancelled_consume_waits_for_its_threads() -> None:
-    """H2: a function cannot be interrupted; if it finishes soon, its message is acknowledged."""
+    """H2: a function that ends soon after the cancellation has its message acknowledged."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(2))
@@ -685,7 +685,7 @@ def test_a_cancelled_consume_waits_for_its_threads() -> None:
 def test_a_cancelled_consume_leaves_a_thread_that_hangs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """H2: after its patience it hands the message back, which may then be handled twice; a warning says so."""
+    """H2: after its patience consume hands the message back and logs a warning."""
     monkeypatch.setattr(consuming_module, "THREAD_PATIENCE", 0.05)
     released = threading.Event()
 

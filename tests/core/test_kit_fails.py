@@ -1,4 +1,4 @@
-"""The conformance kit can fail: each broken backend is found out, on the rule that it breaks."""
+"""The conformance kit can fail: it finds each broken backend, on the rule that the backend breaks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BROKEN = ["broken_backends.py", "broken_brokers.py"]
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What pytest says of the broken backends; found out once, however many processes ask."""
+    """Return pytest's report of the broken backends.  One process runs it, and the others wait for the file."""
     folder = tmp_path_factory.getbasetemp()
     file = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "broken-backends"
     with file.with_suffix(".lock").open("w") as lock:
@@ -54,7 +54,7 @@ def _run(folder: Path) -> str:
 
 
 def states(output: str, suite: str) -> dict[str, str]:
-    """The column of *suite* in the table of rules, without its empty cells."""
+    """Return the column of *suite* in the table of rules, without its empty cells."""
     table = output.partition(" rules of the contract ")[2].partition("\n\n")[0]
     _, head, *rows = table.splitlines()
     names = head.split()
@@ -179,12 +179,12 @@ FOUND_OUT = [
     ("TestTellsNobody", "V1", "test_an_observer_is_told_of_each_operation"),
     ("TestPrints", "V1", "test_nothing_is_printed"),
 ]
-"""A suite in ``broken_backends``, the rule that its backend breaks, and the test that finds it out."""
+"""Suites of the broken backends, the rules that the backends break, and the tests that find it out."""
 
 
 @pytest.mark.parametrize(("suite", "rule", "test"), FOUND_OUT)
 def test_a_broken_backend_fails_on_its_rule(output: str, suite: str, rule: str, test: str) -> None:
-    """The table names suite, rule and test, and the failure itself says which rule it breaks."""
+    """The table names suite, rule and test, and the failure itself names the broken rule."""
     assert re.search(rf"^{suite} (.+, )?{rule}(, .+)? BROKEN: {re.escape(test)}$", output, re.MULTILINE)
     assert states(output, suite)[rule] == "BROKEN"
     assert f"breaks {rule}: " in output
@@ -195,11 +195,11 @@ NOT_OF_A_BACKEND = {
     "B2": "how the registry loads is the core's alone: test_registry",
     "B4": "that embedded backends have no door of their own is seen in their imports, which lint-imports reads",
 }
-"""Rules of the contract that the kit does not try, and why."""
+"""Rules of the contract that the kit does not try, with the reasons."""
 
 
 def test_every_rule_of_the_contract_is_tried() -> None:
-    """Those of the published contract, but for what no backend can break."""
+    """The kit tries every rule of the published contract that a backend can break."""
     contract = Path(__file__).parents[2] / "docs" / "contract.rst"
     names = set(re.findall(r"^- \*\*([A-Z][0-9]+)\*\*", contract.read_text(), re.MULTILINE))
     assert len(names) > len(NOT_OF_A_BACKEND)
@@ -207,18 +207,18 @@ def test_every_rule_of_the_contract_is_tried() -> None:
 
 
 def test_every_rule_is_broken_by_a_backend() -> None:
-    """A rule whose tests nothing fails is shown by nothing."""
+    """For each rule, some broken backend shows that its tests can fail."""
     assert {rule for _, rule, _ in FOUND_OUT} == set(RULES)
 
 
 def test_every_rule_that_a_test_is_about_is_in_the_table() -> None:
-    """One misspelt would be in no row; one without a test would be a promise."""
+    """Each test is about rules of the table, and each rule of the table has a test."""
     tests = [getattr(ConformanceSuite, name) for name in dir(ConformanceSuite) if name.startswith("test_")]
     assert {rule for test in tests for rule in test.rules} == set(RULES)
 
 
 def test_only_what_was_shown_is_called_kept(output: str) -> None:
-    """An unbroken backend whose harness says no more than it must has kept some rules in part, others not visibly."""
+    """A sound backend with a minimal harness keeps some rules, and others partly or not visibly."""
     found = states(output, "TestUnbroken")
     assert set(found) == set(RULES)
     assert {rule: state for rule, state in found.items() if state != "kept"} == {
@@ -230,54 +230,54 @@ def test_only_what_was_shown_is_called_kept(output: str) -> None:
 
 
 def test_an_exception_is_reported_with_its_reason(output: str) -> None:
-    """What the environment does wrong is neither broken nor hidden."""
+    """A fault of the environment is reported with its reason, and not as broken."""
     assert "TestExcepted R9 excepted: the emulator loses nacks" in output
 
 
 def test_an_exception_must_name_a_rule_or_test(output: str) -> None:
-    """One that names neither fails the suite."""
+    """An exception that names neither a rule nor a test fails the suite."""
     assert "MistakenHarness.exceptions names 'R99', which is neither a rule nor a test" in output
 
 
 def test_a_test_is_bounded(output: str) -> None:
-    """One that waits for ever fails."""
+    """A test that waits endlessly fails."""
     assert "TestUnending R1 BROKEN: test_that_waits_for_ever" in output
 
 
 def test_a_test_that_runs_loops_of_its_own_is_bounded(output: str) -> None:
-    """One that waits for ever in any of them fails."""
+    """A test that waits endlessly in one of its own loops fails."""
     assert "TestUnending T1 BROKEN: test_in_many_loops" in output
 
 
 def test_closing_what_a_test_opened_is_bounded(output: str) -> None:
-    """A client that does not close fails the test that is over."""
+    """A client that does not close fails its test."""
     assert "TestNeverCloses §3 BROKEN: test_that_is_over" in output
     assert "1 of 1 clients did not close within 0.1 s (C2)" in output
 
 
 def test_an_error_on_closing_keeps_no_other_client_open(output: str) -> None:
-    """It fails the test once every client has been closed."""
+    """An error on closing fails the test after every client has been closed."""
     assert states(output, "TestClosesWithAnError") == {"§3": "BROKEN", "C2": "kept"}
 
 
 def test_a_test_must_leave_no_task(output: str) -> None:
-    """A task that outlives its clients is a failure."""
+    """A task that outlives its clients fails the test."""
     assert "TestUnending C3 BROKEN: test_that_leaves_a_task" in output
 
 
 def unproven(output: str, suite: str) -> dict[str, str]:
-    """What *suite* declares and nobody has proven, and why."""
+    """Return the capabilities that *suite* declares and that were not proven, with the reasons."""
     return dict(re.findall(rf"^{suite} (\S+) declared, not proven: (.+)$", output, re.MULTILINE))
 
 
 def test_what_was_proven_is_not_said_to_be_unproven(output: str) -> None:
-    """Where the harness can do everything, all that can be proven was."""
+    """A harness that can do everything leaves no provable capability unproven."""
     assert states(output, "TestProvable").keys() >= {"F3", "R10"}
     assert unproven(output, "TestProvable") == {}
 
 
 def test_what_nothing_could_prove_is_said_to_be_unproven(output: str) -> None:
-    """Without a restart, an outage or a known lease it is printed, with the reason."""
+    """Without a restart, an outage or a known lease, the table names each unproven capability and the reason."""
     found = unproven(output, "TestUnprovable")
     assert set(found) == {"durable=process_crash", "ordering=subscription", "exactly_once", "idempotent_publish"}
     assert "a restart of the broker" in found["durable=process_crash"]
@@ -285,7 +285,7 @@ def test_what_nothing_could_prove_is_said_to_be_unproven(output: str) -> None:
 
 
 def test_every_capability_has_a_test_that_proves_it() -> None:
-    """A claim without a test would be called neither proven nor unproven."""
+    """Each claim has a test that proves it; otherwise it would be called neither proven nor unproven."""
     tests = [getattr(ConformanceSuite, name) for name in dir(ConformanceSuite) if name.startswith("test_")]
     proven = {claim for test in tests for claim in test.proves}
     assert proven == set(CLAIMS)
@@ -295,7 +295,7 @@ def test_every_capability_has_a_test_that_proves_it() -> None:
 
 
 def test_the_kit_gives_up(output: str) -> None:
-    """When failing tests have taken long enough the rest is left out, which says what failed."""
+    """After failing tests have taken long enough, the kit leaves out the rest and names what failed."""
     assert "TestGivesUp R9 BROKEN: test_first" in output
     assert re.search(
         r"^TestGivesUp R1 not shown: the kit gave up after .* fix the first failures first: test_first$", output, re.M
@@ -303,7 +303,7 @@ def test_the_kit_gives_up(output: str) -> None:
 
 
 def test_a_failure_begins_with_what_it_is_about(output: str) -> None:
-    """Behind its first line it names topic, receiver and the newest records of the backend's log, a line each."""
+    """After its first line, a failure names topic, receiver and the newest records of the backend's log."""
     assert re.search(
         r"^E   AssertionError: no message within 0.5 s\n"
         r"E   topic: 'kit-.+'\n"
@@ -315,7 +315,7 @@ def test_a_failure_begins_with_what_it_is_about(output: str) -> None:
 
 
 def test_a_failure_names_the_point_of_cancellation(output: str) -> None:
-    """With the line at which the call waited, the topic of that run, and its receiver."""
+    """A failure of the sweep names the line at which the call waited, the topic of that run, and its receiver."""
     assert re.search(
         r"^E   AssertionError: no message within 0.5 s\n"
         r"E   point: cancelled at suspension 2, as it began to wait, in broken_backends.py:\d+ \(.+receive_messages\)\n"
@@ -327,7 +327,7 @@ def test_a_failure_names_the_point_of_cancellation(output: str) -> None:
 
 
 def test_a_test_that_takes_too_long_says_where_it_waits(output: str) -> None:
-    """The line of the test itself."""
+    """The error of a test that takes too long names the line of the test at which it waits."""
     assert re.search(
         r"^E   TimeoutError: the test was not over within its \S+ s, waiting in broken_backends.py:\d+, ", output, re.M
     )

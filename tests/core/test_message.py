@@ -126,7 +126,7 @@ def test_messages_are_frozen() -> None:
 
 @given(MESSAGES, TEXT, TEXT)
 def test_with_attribute_adds_or_replaces_one(message: EventMessage, key: str, value: str) -> None:
-    """All else stays, and the original is as it was."""
+    """The other fields stay, and the original does not change."""
     before = dict(message.attributes)
     changed = message.with_attribute(key, value)
     assert changed.attributes == {**before, key: value}
@@ -196,7 +196,7 @@ def test_data_that_is_not_json_or_text_is_a_value_error() -> None:
 
 @given(MESSAGES, MESSAGES)
 def test_equality_compares_what_was_sent(one: EventMessage, other: EventMessage) -> None:
-    """Equal data, attributes and key make equal messages with equal hashes, and nothing else does."""
+    """Messages are equal, with equal hashes, if data, attributes and key are equal, and only then."""
     same = (one.data, one.attributes, one.ordering_key) == (other.data, other.attributes, other.ordering_key)
     assert (one == other) is same
     known = ReceivedMessage(

@@ -14,7 +14,7 @@ import pytest
 from events_core.testing import TcpProxy
 
 BOUND = 30.0
-"""Seconds within which whatever must happen does happen."""
+"""Seconds within which everything that must happen does happen."""
 
 
 class Echo:
@@ -106,7 +106,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def test_what_is_sent_passes_in_both_directions() -> None:
-    """And is counted."""
+    """The proxy passes bytes on, and counts them."""
 
     async def test(world: World) -> None:
         end = await world.connect()
@@ -132,7 +132,7 @@ def test_an_orderly_end_passes_too() -> None:
 
 
 def test_a_cut_breaks_connections_and_refuses_new_ones() -> None:
-    """When it is over, the same address accepts connections again."""
+    """After a cut, the same address accepts connections again."""
 
     async def test(world: World) -> None:
         end = await world.connect()
@@ -281,7 +281,7 @@ def test_a_server_that_is_not_there_is_an_end() -> None:
 
 
 def test_it_leaves_nothing_in_this_process() -> None:
-    """No thread, and after closing no descriptor; closed it says so."""
+    """A closed proxy leaves no thread and no descriptor, and refuses calls."""
     threads, files = threading.active_count(), os.listdir("/proc/self/fd")
     proxy = TcpProxy("127.0.0.1:1")
     assert threading.active_count() == threads
@@ -293,7 +293,7 @@ def test_it_leaves_nothing_in_this_process() -> None:
 
 
 def test_it_ends_with_its_parent() -> None:
-    """When the pipe from its parent ends, so does the process."""
+    """The process of the proxy ends when the pipe from its parent ends."""
     proxy = TcpProxy("127.0.0.1:1")
     assert proxy._process.stdin is not None
     proxy._process.stdin.close()

@@ -1,4 +1,4 @@
-"""What the log says when nobody receives what is sent or dead-lettered."""
+"""Warnings about messages and letters that no subscription will receive."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_send_to_nobody_is_told_once(config: EventConfig, caplog: pytest.LogCa
 
 
 def test_a_send_to_a_subscription_is_fine(config: EventConfig, caplog: pytest.LogCaptureFixture) -> None:
-    """P1: where somebody has subscribed there is no warning."""
+    """P1: a topic with a subscription causes no warning."""
     send(config, subscribe=True)
     assert warnings(caplog) == []
 
@@ -88,7 +88,7 @@ def test_each_letter_is_logged(config: EventConfig, caplog: pytest.LogCaptureFix
 
 
 def test_a_passing_reader_keeps_no_letters(config: EventConfig) -> None:
-    """R12: somebody who looks at the dead-letter topic meanwhile is not taken for its subscription."""
+    """R12: an ephemeral subscription of the dead-letter topic does not count as its subscription."""
     received = []
 
     async def main() -> None:

@@ -75,7 +75,7 @@ class Held:
 
 
 class Model:
-    """What is known of every message of one subscription, by its text, which is unique and rises."""
+    """The state of every message of one subscription, by its text, which is unique and rises."""
 
     def __init__(self, *, fails_unseen: bool) -> None:
         """Begin empty.
@@ -96,9 +96,9 @@ class Model:
         """Of each key, the last that came."""
         self.not_before: dict[str, float] = {}
         self.failures: Counter[str] = Counter()
-        """How often it failed, at least."""
+        """The least number of failures, for each message."""
         self.chances: Counter[str] = Counter()
-        """How often it may have failed, at most."""
+        """The greatest possible number of failures, for each message."""
 
     def check(self, batch: list[Held], others: list[Held], now: float) -> None:
         """One call handed out *batch*, while *others* are held."""
@@ -168,9 +168,9 @@ class Receiver:
         self.model = model
         self.held: list[Held] = []
         self.is_settling = False
-        """Whether an acknowledgement may be under way for which nobody waits."""
+        """True if an acknowledgement may be under way whose caller was cancelled."""
         self.has_lapsed = False
-        """Whether the broker may have taken this receiver for dead while it lived."""
+        """True if the broker may have taken this receiver for dead while it was alive."""
 
     @property
     def is_hasty(self) -> bool:
@@ -178,11 +178,11 @@ class Receiver:
 
     @property
     def keeps(self) -> bool:
-        """Whether what it holds is its own until it settles it."""
+        """True if no other receiver can get its messages until it settles them."""
         return not self.is_hasty and not self.has_lapsed
 
     def lapse(self) -> None:
-        """From now on, what it holds may be with another receiver."""
+        """Note that another receiver may have its messages from now on."""
         self.has_lapsed = True
         for held in self.held:
             held.until = 0.0
@@ -197,7 +197,7 @@ class Machine(RuleBasedStateMachine):
 
     done: ClassVar[Counter[str]]
     buffer: ClassVar[int]
-    """How many messages a receiver fetches ahead."""
+    """Number of messages that a receiver fetches ahead."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class Machine(RuleBasedStateMachine):
         self.numbers = 0
         self.calls = 0
         self.quiet_from = 0.0
-        """When the dead will have lost all that they held."""
+        """The time at which dead receivers have lost all their messages."""
         self._begin()
 
     def config(self, **options: str) -> EventConfig:
@@ -319,7 +319,7 @@ class Machine(RuleBasedStateMachine):
         return await asyncio.gather(*coroutines)
 
     async def _cancelled(self, coroutine: Coroutine[Any, Any, Any], turns: int) -> Any:
-        """What *coroutine* returns when it ends within so many turns of the loop; else ``None``."""
+        """Run *coroutine* for so many turns of the loop, then cancel it.  Return its result, or ``None``."""
         task = asyncio.create_task(coroutine)
         for _ in range(turns):
             await asyncio.sleep(0 if turns < 3 else 0.002)
@@ -351,7 +351,7 @@ class Machine(RuleBasedStateMachine):
         self.model.chances.update(texts)
 
     def _hold(self, choice: int, count: int = 1) -> tuple[Receiver, list[Held]]:
-        """What one receiver holds, *count* at most, in order; where nobody holds anything it is sent and received."""
+        """Return up to *count* messages that one receiver holds, in order.  If none are held, send and receive some."""
         if not any(each.held for each in self._steady):
             self._send([self.message(None) for _ in range(count + 1)])
         ends = time.monotonic() + PATIENCE
@@ -417,7 +417,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(choice=ANY, other=ANY, limit=st.integers(1, 5))
     def nack_while_another_receives(self, choice: int, other: int, limit: int) -> None:
-        """A run goes back as a whole: whoever waits for it gets its first message first."""
+        """A run goes back as a whole: its next receiver gets its first message first."""
         receiver, batch = self._hold(choice)
         began = time.monotonic()
         taker = self.receiver(other)
@@ -461,7 +461,7 @@ class Machine(RuleBasedStateMachine):
         return certain
 
     def _codes(self, settling: Coroutine[Any, Any, None]) -> dict[str, ErrorCode]:
-        """What could not be settled, by message id."""
+        """Return the codes of the errors of *settling*, by message id."""
         try:
             self.run(settling)
         except AcknowledgeError as error:
@@ -489,7 +489,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(limit=FEW)
     def acknowledge_a_copy(self, limit: int) -> None:
-        """In its own subscription each message comes, whatever became of it in the other."""
+        """Each message comes in its own subscription, independently of the other one."""
         began = time.monotonic()
         self._took(self.copy, self.run(self.copy.receiver.receive_messages(limit, 0.01)), began)
         self.run(self._acknowledge_all(self.copy))
@@ -676,7 +676,7 @@ class SQLiteMachine(Machine):
         return receiver
 
     def _in_file(self) -> set[int]:
-        """Sessions that nobody has taken over."""
+        """Return the ids of the sessions in the file: of those that no receiver has taken over."""
         with closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, timeout=PATIENCE)) as file:
             return {session for (session,) in file.execute("SELECT id FROM sessions")}
 
@@ -735,7 +735,7 @@ class SQLiteMachine(Machine):
         self._lapses()
 
     def _killed(self, **work: Any) -> dict[str, Any]:
-        """What a process reports that does *work* and is killed at once."""
+        """Return the report of a process that does *work* and is killed at once."""
         config = self.config()
         described = {"topic_name": config.topic_name, "options": dict(config.options), "backend": config.backend}
         process = subprocess.Popen(
@@ -789,7 +789,7 @@ ALWAYS_DONE = (
     "run of a key",
     "send cancelled",
 )
-"""What each machine must have done, for its checks to have had something to look at."""
+"""The actions that each machine must have done, so that its checks had something to look at."""
 
 
 @pytest.mark.parametrize(
@@ -797,7 +797,7 @@ ALWAYS_DONE = (
     [(MemoryMachine, 100, ALWAYS_DONE), (SQLiteMachine, 12, (*ALWAYS_DONE, "process killed holding"))],
 )
 def test_any_interleaving_agrees_with_the_model(machine: type[Machine], examples: int, always: Sequence[str]) -> None:
-    """Whatever is done, in whichever order; and each kind of action has had an effect."""
+    """Any actions, in any order, keep the contract, and each kind of action has had an effect."""
     machine.done.clear()
     run_state_machine_as_test(machine, settings=_settings(examples))  # type: ignore[no-untyped-call]
     idle = [kind for kind in always if not machine.done[kind]]
