@@ -465,6 +465,33 @@ def test_letters_of_a_key_keep_their_order_over_a_failure() -> None:
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
+def test_a_letter_that_is_given_up_does_not_block_its_key() -> None:
+    """S6: a message whose letter could not be stored is acknowledged instead; the next letter of its key is stored."""
+
+    async def scenario() -> None:
+        async with serving(Broker()) as broker:
+            broker.subscription("billing", "orders", enable_message_ordering=True)
+            broker.fail("Publish", "dead", grpc.StatusCode.UNAVAILABLE, left=math.inf)
+            async with (
+                client(emulator_host=broker.address, create="never", ack_timeout="2", **LETTERS) as both,
+                await both.subscribe("billing") as receiver,
+            ):
+                await both.send_messages([EventMessage(b"%d" % number, ordering_key="k") for number in range(2)])
+                run: list[ReceivedMessage] = []
+                while len(run) < 2:
+                    run += await receiver.receive_messages(2, 30)
+                with pytest.raises(AcknowledgeError) as caught:
+                    await receiver.reject(run[0])
+                assert caught.value.code is ErrorCode.TIMEOUT
+                broker.mend("Publish", "dead")
+                await receiver.acknowledge(run[0])
+                await receiver.reject(run[1])
+            letters = broker.topics[f"projects/{PROJECT}/topics/dead"]
+            assert [letter.data for letter in letters][-1] == b"1"
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
 def test_a_rejection_without_the_permission_leaves_the_message_held() -> None:
     """S6: the account needs to publish to the dead-letter topic; if it may not, the error says so."""
 
