@@ -22,10 +22,10 @@ lease keeper   home                    give back what is overdue, pick the lease
 
 The rules:
 
-1. Hold it briefly, and never across an ``await``.  Docstrings that end with "Under the lock" name the methods whose
-   caller must hold it.  The methods of the ledger and of the settlements all need it.
-2. No driver is called under it, with one exception.  ``fetch`` and ``settle`` of an inline source never wait, and the
-   engine calls both under it.  So an inline driver may take its own locks, and may not call the receiver.
+1. Hold it briefly, and never across an ``await``.  All methods of the ledger and of the settlements need it, except
+   those named below.  In other classes "Under the lock" marks the methods whose caller must hold it.
+2. No driver is called under it, with one exception.  ``fetch``, ``settle`` and ``next_due`` of an inline source never
+   wait, and the engine calls them under it.  So an inline driver may take its own locks, and may not call the receiver.
    ``Source.lost`` calls back under it too; that callback only looks at tokens.
 3. It is not reentrant.  Call these after releasing it, because they may take it: ``Settler.pump`` (inline, it settles
    before it returns) and ``Settler.progressed``.
@@ -40,9 +40,11 @@ What is read or written without it, and why that is safe:
   are two cases.  A request is out: it looks at the queue again, under the lock, when it ends.  Or the thread has queued
   something: it calls ``pump`` itself afterwards.
 * ``deque.append`` and ``popleft`` are atomic, so :attr:`Inbox.abandoned` needs no lock.
-* The counters and times of the feed are written only at home, and read for statistics only.
-* ``EngineReceiver._closed`` changes once, from False to True.  Tasks that wait for it are woken
-  afterwards and look again.
+* ``Settlements.abort`` and ``has_deferred`` are one store and one read, at home.
+* ``token`` and ``lease_until`` of a delivery are written only at home, where the lease keeper reads and writes them.
+* The counters and times of a prefetching feed are written only at home, and read for statistics only.
+* ``EngineReceiver._closed`` changes once, from False to True.  Tasks that wait for it are woken afterwards, and look
+  again.
 * ``EngineReceiver._empty`` is set under the lock, together with a look at what it waits for.  ``_progressed`` reads it
   after it has held the lock itself.  So one of the two sees the other's change.
 """

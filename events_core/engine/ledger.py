@@ -562,7 +562,7 @@ def _expired(message_id: str) -> BrokerError:
 
 def _unknown(message_id: str) -> BrokerError:
     return BrokerError(
-        f"message {message_id!r} is not held by this receiver, nor was it settled lately; settle it with the receiver "
-        "that received it",
+        f"message {message_id!r} is not held by this receiver, and was not settled recently; settle it with the "
+        "receiver that received it",
         ErrorCode.NOT_FOUND,
     )

@@ -214,7 +214,7 @@ class EngineReceiver(EventReceiver):
         except UNFORESEEN as error:
             if is_meant(error):
                 raise
-            _log.debug("%s: the backend does not tell what it withholds: %r", self.subscription, error)
+            _log.debug("%s: could not find out which keys the broker holds back: %r", self.subscription, error)
         else:
             self._warn_of_keys(keys)
 
