@@ -25,6 +25,9 @@ __all__ = ["DeadLetterLog", "LocalAttempts", "dead_letter_attributes", "log_dead
 
 _log = logging.getLogger("events_core.receiver")
 
+# As globals, because reading a member from its class takes ten times as long (CPython 3.11).
+_ACK, _NACK, _, _REJECT = Outcome
+
 _LONGEST_REASON = PORTABLE_LIMITS.max_attribute_value_bytes
 """Bytes of a reason that a letter carries: a broker would refuse the letter for a longer attribute."""
 
@@ -47,9 +50,9 @@ class LocalAttempts:
     def ends_message(self, settlement: Settlement) -> bool:
         """Return whether the message leaves the subscription: it is acknowledged, or the source dead-letters it."""
         outcome = settlement.outcome
-        if outcome is Outcome.NACK:
-            return self._are_counted_here and self.are_used_up(settlement.delivery)
-        return outcome is Outcome.ACK or outcome is Outcome.REJECT
+        if outcome is _ACK or outcome is _REJECT:
+            return True
+        return outcome is _NACK and self._are_counted_here and self.are_used_up(settlement.delivery)
 
 
 def dead_letter_attributes(
