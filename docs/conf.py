@@ -65,6 +65,14 @@ def _described(info: OptionInfo) -> list[str]:
     return [f"``{info.name}`` ({', '.join(fact for fact in facts if fact)})", f"   {info.help}", ""]
 
 
+def _trim_code(app: Sphinx, doctree: nodes.document) -> None:
+    """Remove the blank lines at the end of each block: a part of a file has those that separate it from the next."""
+    for block in doctree.findall(nodes.literal_block):
+        block.rawsource = block.astext().rstrip("\n")
+        block[:] = [nodes.Text(block.rawsource)]
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.add_directive("backend-options", BackendOptions)
+    app.connect("doctree-read", _trim_code)

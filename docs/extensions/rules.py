@@ -10,6 +10,9 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
+from sphinx.util import logging
+
+log = logging.getLogger(__name__)
 
 RULE = re.compile(r"\b[A-Z][0-9]{1,2}\b")
 """What the name of a rule looks like."""
@@ -47,6 +50,8 @@ class RuleLinks(SphinxTransform):
     def _linked(self, text: str, rules: frozenset[str]) -> Iterator[nodes.Node]:
         end = 0
         for match in RULE.finditer(text):
+            if match[0] not in rules and match[0][0] in {rule[0] for rule in rules}:
+                log.warning("the contract has no rule %s", match[0], location=self.env.docname)
             if match[0] in rules:
                 yield nodes.Text(text[end : match.start()])
                 yield self._link(match[0])
