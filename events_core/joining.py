@@ -83,14 +83,16 @@ def joins(
 
     async def checked(client: ClientT, /, *args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ReceiverT:
         receiver = await subscribe(client, *args, **kwargs)
-        objection = client.requirements.objection(receiver.capabilities)
+        required = client.requirements
+        # Without requirements nothing is asked of a receiver that may not be able to tell its capabilities yet.
+        objection = required.objection(receiver.capabilities) if required.each else ""
         if objection:
-            # The caller never gets this receiver, so nobody else could close it.
+            # The caller never gets this receiver, so no one else could close it.
             await receiver.close(timeout=0)
             raise EventRuntimeError(
                 f"subscription {receiver.subscription!r}: {objection}",
                 code=ErrorCode.UNSUPPORTED,
-                backend=client.requirements.backend,
+                backend=required.backend,
                 topic_name=client.topic_name,
             )
         return receiver

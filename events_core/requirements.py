@@ -39,7 +39,7 @@ _SCALES: Mapping[str, tuple[str | bool, ...]] = {
 """The values of each capability, from the weakest promise to the strongest."""
 
 _ALTERNATIVES: Mapping[str, tuple[str, ...]] = {"redelivery": ("lease", "disconnect")}
-"""Capabilities whose values are of no order: only the same value meets a requirement."""
+"""Capabilities whose values have no order: only the same value meets a requirement."""
 
 _LIMITS = frozenset(field.name for field in attrs.fields(Limits))
 
@@ -55,12 +55,12 @@ RULES: Mapping[str, str] = {
     "idempotent_publish": "P7: a retried send is stored once",
     "handback_counts": "C1: what is handed back counts no attempt",
     "redelivery": "R9: what makes a message come again",
-    "max_message_bytes": "P2: limits",
-    "max_attributes": "P2: limits",
-    "max_attribute_key_bytes": "P2: limits",
-    "max_attribute_value_bytes": "P2: limits",
-    "max_ordering_key_bytes": "P2: limits",
-    "max_nack_delay": "R11: delays",
+    "max_message_bytes": "P2: sizes that the broker accepts",
+    "max_attributes": "P2: sizes that the broker accepts",
+    "max_attribute_key_bytes": "P2: sizes that the broker accepts",
+    "max_attribute_value_bytes": "P2: sizes that the broker accepts",
+    "max_ordering_key_bytes": "P2: sizes that the broker accepts",
+    "max_nack_delay": "R11: delays of a nack",
 }
 """The rule of the contract that each capability and each limit is about, and the rule in a few words."""
 

@@ -24,6 +24,7 @@ from events_core import (
 )
 from events_core.backends.memory import MemoryClient, MemoryDriver, MemorySource
 from events_core.requirements import RULES, Requirements, at_least
+from events_core.testing.configured import ConfiguredHarness
 
 from .test_joining import PlainClient
 
@@ -200,3 +201,10 @@ def test_they_are_checked_again_when_a_subscription_is_joined() -> None:
             assert receiver.capabilities.ordering == "none"
 
     asyncio.run(scene())
+
+
+def test_the_kit_requires_nothing_of_its_own_clients() -> None:
+    """``events check`` also tries configurations that promise less, such as one without order."""
+    config = EventConfig("orders", backend="memory", require=["ordering:subscription"])
+    tried = ConfiguredHarness(config).config("trial", {"ordering": "false"})
+    assert create_client(tried).capabilities.ordering == "none"
