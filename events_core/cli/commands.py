@@ -28,12 +28,14 @@ from events_core.engine import BrokerError
 __all__ = ["run"]
 del rich
 
+# \b keeps click from joining the lines of the table.
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"{code.value:4}  {code.meaning}" for code in ExitCode)
 
 
 def run() -> int:
     """Run the command line of this process.  Return the exit code."""
     log_to_stderr()
+    # standalone_mode=False, because click would print a usage error in several lines and exit by itself.
     try:
         return events.main(prog_name="events", standalone_mode=False) or ExitCode.DONE
     except click.ClickException as error:
@@ -46,10 +48,12 @@ def run() -> int:
     except SystemExit:  # click raises it for a broken pipe
         return ExitCode.READER_GONE
     except OSError as error:
+        # Every expected OSError has become a CommandError.  So this one is about the process, such as too many files.
         say("error", refusal(error))
         _drop_output()
         return ExitCode.FAILED
     except Exception as error:
+        # A user cannot use a traceback; a developer asks for it with "python -X dev".
         if sys.flags.dev_mode:
             raise
         say("error", f"a defect, {error!r}{HOW_TO_TRACE}")
@@ -150,11 +154,13 @@ def send(
     elif path is not None or as_ndjson:
         raise usage_error("DATA excludes --file and --ndjson")
     else:
+        # The bytes that were typed: Python decodes arguments, and keeps bytes that are no UTF-8 as surrogates.
         message = _plain(os.fsencode(data), defaults)
         ending.run(lambda _: send_data(config, message, report))
 
 
 def _target_and_data(arguments: tuple[str, ...], *, has_target: bool) -> tuple[str | None, str | None]:
+    # One list for both, because click cannot know that TARGET is left out with --config.
     target, data = (arguments[:1], arguments[1:]) if has_target else ((), arguments)
     if len(data) > 1:
         raise usage_error(
@@ -179,6 +185,7 @@ def _plain(line: bytes, defaults: EventMessage) -> EventMessage:
 def _lines(path: str | None, *, dash: bool) -> Lines:
     if path is not None and dash:
         raise usage_error("give either --file or '-', not both")
+    # A command that waits for a keyboard without saying so looks as if it hung.
     if path is None and not dash and sys.stdin is not None and sys.stdin.isatty():
         raise usage_error("give DATA, --file, or lines on standard input ('-' reads them from this terminal)")
     return Lines.of_file("-" if path is None else path)

@@ -52,7 +52,8 @@ def run(command: Callable[[Ending], Coroutine[Any, Any, None]]) -> None:
     :raises CommandError: with the exit code of the signal that ended it.
     """
     with asyncio.Runner() as runner:
-        runner.get_loop()  # first, so that no coroutine is left over if no loop can be made
+        # First the loop.  If none can be made, no coroutine exists that Python would report as never awaited.
+        runner.get_loop()
         runner.run(_guarded(command))
 
 
@@ -93,6 +94,7 @@ async def finish(work: Coroutine[Any, Any, None]) -> None:
     to be closed.
     """
     task = asyncio.ensure_future(work)
+    # The shield keeps the cancellation from the work, which would otherwise stop between two steps.
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -42,6 +42,7 @@ class Lines:
 
         :raises CommandError: ``UNUSABLE`` if it cannot be opened.
         """
+        # FileIO has no buffer: a buffered stream would wait until its buffer is full.
         if path != "-":
             try:
                 return cls(io.FileIO(path), repr(path))

@@ -28,6 +28,7 @@ class _Loaded:
 
     @classmethod
     def of(cls, info: BackendInfo) -> _Loaded:
+        # Only importing a backend shows whether it can be used.
         try:
             return cls(info, load_backend(info.name))
         except EventError as error:
@@ -108,6 +109,7 @@ def _default(option: OptionInfo) -> str:
 
 def _option_as_json(option: OptionInfo) -> dict[str, object]:
     described = attrs.asdict(option)
+    # A default may be a real password, for example in a backend for one company.
     if option.secret and option.default:
         del described["default"]
     return described

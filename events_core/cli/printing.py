@@ -28,7 +28,9 @@ class _Escaped:
 
 def printed(*parts: RenderableType) -> bytes:
     """Return *parts*, one below the other, as text in UTF-8."""
+    # rich finds the width of a terminal itself; a pipe has none, and rich would take 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
     with console.capture() as capture:
         console.print(_Escaped(Group(*parts)))
+    # Tables pad their last column with spaces.
     return "".join(line.rstrip() + "\n" for line in capture.get().splitlines()).encode()

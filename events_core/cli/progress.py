@@ -31,6 +31,7 @@ class ProgressBar(ExitStack):
 
     def update(self, sent: int) -> None:
         """Show that *sent* messages are stored."""
+        # rich is imported with the first bar; most commands end before.
         if self._wanted and self._bar is None and time.monotonic() >= self._due:
             self._bar = self._show()
         if self._bar is not None:

@@ -31,6 +31,7 @@ def joining(config: EventConfig, subscription: str, *, create: bool) -> EventCon
     """
     allowed = "never"
     if create:
+        # What else the target may create, it may create now too: "all" stays "all".
         given = config.options.get("create", _default_create(config.backend) if config.backend else "")
         allowed = "subscription" if given in ("", "never") else given
     options = {"subscription": subscription, "create": allowed}
@@ -72,6 +73,7 @@ async def receive(
             batch = await receiver.receive_messages(_batch_size(received, limit), timeout)
             if not batch:
                 break
+            # A signal must not come between writing the lines and acknowledging their messages.
             await finish(_hand_over(receiver, batch, output, render))
             received += len(batch)
     if not received:
@@ -80,6 +82,7 @@ async def receive(
 
 async def _hand_over(receiver: EventReceiver, batch: Sequence[ReceivedMessage], output: Output, render: Render) -> None:
     await output.write(b"".join(map(render, batch)))
+    # What is in the pipe when its reader ends is lost, so only what was taken out may be acknowledged.
     await output.taken()
     await receiver.acknowledge_messages(batch)
 

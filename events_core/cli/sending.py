@@ -68,6 +68,7 @@ def _accounted(sender: _Sender, output: Output, report: Report) -> Iterator[None
             if report == "count":
                 output.put(b"%d\n" % sender.stored)
     except asyncio.CancelledError:
+        # The exit code says that a signal came, and the line says how far it was.
         say("interrupted", sender.account())
         raise
     except (CommandError, EventError) as error:
@@ -82,6 +83,7 @@ async def _portions(lines: Lines, parse: Parse) -> AsyncIterator[_Portion]:
             try:
                 message = parse(line)
             except ValueError as error:
+                # First the lines before the bad one, so that the user can go on at its number.
                 yield portion
                 raise CommandError(f"line {number} of {lines.name}: {error}") from error
             if message is not None:
@@ -104,6 +106,7 @@ class _Sender:
 
         :raises CommandError: if a message was not stored.
         """
+        # While a request is out, an interrupted command cannot know what the broker has stored.
         self._under_way = len(portion)
         results = await self._results(portion)
         self._under_way = 0
@@ -124,6 +127,7 @@ class _Sender:
             refusal: EventError = error
         except EventRuntimeError as error:
             refusal = error
+        # The library checks a call as a whole (P2), and refuses all lines because of a single one.
         if len(portion) > 1 and refusal.code in (ErrorCode.INVALID, ErrorCode.UNSUPPORTED):
             return await self._results_one_by_one(portion)
         return [refusal] * len(portion)
@@ -159,6 +163,7 @@ def _reported(number: int, result: str | EventError, report: Report) -> bytes:
 
 
 def _explained(failed: Sequence[tuple[int, EventError]]) -> str:
+    # NOT_ATTEMPTED is only the consequence of another error, which says more.
     first = next((error for _, error in failed if error.code is not ErrorCode.NOT_ATTEMPTED), failed[0][1])
     numbers = [number for number, _ in failed]
     where = f"{'lines' if len(numbers) > 1 else 'line'} {_ranges(numbers)}"

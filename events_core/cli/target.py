@@ -24,6 +24,7 @@ def read_config(target: str | None, file: str | None, client: str | None) -> Eve
     :raises click.UsageError: unless it is given in exactly one way; the error never quotes TARGET, which may contain a
         secret.
     """
+    # Never a default broker: a command that was typed in a hurry must not reach the wrong one.
     if file is None and client is None:
         if target is None:
             raise usage_error("give TARGET, or --config FILE with --client NAME")

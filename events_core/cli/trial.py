@@ -74,6 +74,8 @@ class Trial:
             os.environ.pop(variable, None)
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         arguments = ["--pyargs", "events_core.testing.configured", "-p", "events_core.testing.plugin"]
+        # The command may run in the middle of a project: its pytest.ini and conftest.py are not for this run, and no
+        # cache is left in it.
         arguments += ["-c", os.devnull, "--rootdir", os.curdir, "--noconftest"]
         arguments += ["-p", "no:cacheprovider", "-p", "no:terminalprogress"]
         try:
