@@ -1,4 +1,4 @@
-"""The command line, as processes: what goes in, what comes out, and how it ends."""
+"""The command line, run as processes: its input, its output and its end."""
 
 from __future__ import annotations
 
@@ -384,7 +384,7 @@ def choosy(shell: Shell) -> list[str]:
 
 
 def test_partial_failure_names_the_lines_that_were_not_stored(shell: Shell, choosy: Sequence[str]) -> None:
-    """What the broker stored is printed, and the lines it refused are named with the reason."""
+    """The ids of stored messages are printed, and the error names the refused lines with the reason."""
     done = shell.run("send", *choosy, stdin=b"a\nbad\nc\nbad\nbad\nd\n", code=1)
     assert done.stdout.split() == [b"id-a", b"id-c", b"id-d"]
     assert done.stderr.decode() == "events: error: lines 2, 4-5 not stored: no entry; 3 messages were stored\n"
@@ -398,7 +398,7 @@ def test_quiet_counts_what_was_stored_also_when_it_fails(shell: Shell, choosy: S
 
 
 def test_a_failed_ping_is_one_line(shell: Shell, choosy: Sequence[str]) -> None:
-    """Whatever a broker says ends up on one line, without control characters."""
+    """The text of a broker is shown on one line, without control characters."""
     assert shell.fail("ping", *choosy) == r"events: error: nobody there \x1b[31m"
 
 
@@ -490,7 +490,7 @@ def test_a_mistyped_subscription_is_not_created(shell: Shell) -> None:
 
 @pytest.mark.parametrize("options", ["", "?create=never", "?create=subscription"])
 def test_create_lets_the_subscription_be_created(shell: Shell, options: str) -> None:
-    """Whatever the target allows; of the target's own subscription nothing is made."""
+    """--create works with each value of the option, and does not create the target's own subscription."""
     shell.run("send", "sqlite:events.db/orders", "before")
     target = f"sqlite:events.db/orders{options}{'&' if options else '?'}subscription=other"
     shell.run("receive", target, "-s", "new", "--create", "-t", "0.1", code=3)
@@ -546,7 +546,7 @@ def test_a_reader_that_ends_is_noticed_while_nothing_comes(shell: Shell) -> None
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_following_and_hands_back(shell: Shell, number: signal.Signals, code: int) -> None:
-    """What one process wrote before the signal, and what another gets afterwards, is everything once."""
+    """The first process writes some messages before the signal, and another gets all others afterwards."""
     shell.run("send", URL, stdin=numbers(3000))
     process = shell.start("receive", URL)
     first = output(process).readline()
@@ -560,7 +560,7 @@ def test_a_signal_ends_following_and_hands_back(shell: Shell, number: signal.Sig
 
 
 def test_a_signal_ends_it_although_nobody_reads(shell: Shell) -> None:
-    """Lines that nobody took from the pipe were not acknowledged: they come again."""
+    """Lines that stayed in the pipe were not acknowledged, so they come again."""
     shell.run("send", URL, stdin=b"x" * 200_000 + b"\n" + numbers(10))
     process = shell.start("receive", URL)
     wait_for_output(process)
@@ -579,7 +579,7 @@ def test_an_ignored_signal_stays_ignored(shell: Shell) -> None:
     assert output(process).readline() == b"still there\n"
 
 
-# What is wrong
+# Errors
 
 CONFIG = """
 [clients.orders]
@@ -687,7 +687,7 @@ def test_a_bad_ndjson_line_is_one_clear_line(shell: Shell, line: bytes, text: st
     ],
 )
 def test_a_long_key_is_not_shown_whole(shell: Shell, line: bytes) -> None:
-    """What a stranger sends does not fill the terminal, or a log."""
+    """A long key from a stranger must not fill the terminal, or a log."""
     message = shell.fail("send", "memory:///orders", "--ndjson", stdin=line.replace(b"%s", b"k" * 10_000))
     assert "kkk" in message
     assert len(message) < 1000
@@ -710,7 +710,7 @@ def test_errors_never_quote_option_values_that_are_secret(shell: Shell) -> None:
 
 @pytest.mark.parametrize(("closed", "text"), [(0, "standard input is closed"), (1, "standard output is closed")])
 def test_closed_streams_are_named(shell: Shell, closed: int, text: str) -> None:
-    """A closed stream is an error of its own: its number may by now be another file's."""
+    """A closed stream is an error, because its descriptor may belong to another file by now."""
     process = shell.start("send", URL, "--file", "-", stdin=None, preexec_fn=lambda: os.close(closed))
     assert process.wait(BOUND) == 2
     assert process.stderr is not None

@@ -1,4 +1,4 @@
-"""``events check``, as processes: what it says of brokers, and what it leaves behind."""
+"""``events check``, run as processes: its findings, and the things that it leaves behind."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ REMOTE = ["--config", "c.toml", "--client", "remote"]
 
 
 class Shell:
-    """Runs ``events check`` in a directory of its own."""
+    """The command ``events check``, run in its own directory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,7 +64,7 @@ class Shell:
         self._environ = {**os.environ, "PYTHONPATH": path}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Run beside the test."""
+        """Start the command; it runs during the test."""
         return subprocess.Popen(
             [sys.executable, "-m", "events_core.cli", "check", *arguments],
             stdout=subprocess.PIPE,
@@ -119,7 +119,7 @@ def test_what_is_not_declared_or_shown_says_why(shell: Shell) -> None:
 
 
 def test_only_what_was_shown_is_called_kept(shell: Shell) -> None:
-    """Without a lease R7 is not shown at all and R6 in part; nobody named an SDK for B1; no outage shows all of Q2."""
+    """Rules that need a lease, an SDK or an outage are shown partly, or not at all."""
     chosen = [word for rule in ("B1", "Q2", "R2", "R6", "R7") for word in ("-k", rule)]
     text, _ = shell.run("memory:///orders", *chosen, "--json", "-")
     outcomes = {name: rule["outcome"] for name, rule in rules(text).items()}
@@ -127,7 +127,7 @@ def test_only_what_was_shown_is_called_kept(shell: Shell) -> None:
 
 
 def test_a_broken_rule_is_named_with_what_was_found(shell: Shell) -> None:
-    """The table, the error line and the JSON name the rule; the message says what the assert saw."""
+    """The table, the error line and the JSON name the rule; the message has the values that the assert compared."""
     chosen = ["--config", "c.toml", "--client", "repeating", "-k", "P1", "-k", "R2", "--json", "out.ndjson"]
     table, errors = shell.run(*chosen, code=1)
     assert re.search(r"^P1 .+ broken$", table, re.MULTILINE)
@@ -142,7 +142,7 @@ def test_a_broken_rule_is_named_with_what_was_found(shell: Shell) -> None:
 
 
 def test_a_check_that_fails_leaves_the_file_of_the_last_one(shell: Shell) -> None:
-    """What was known is not lost to a mistake; nor is an empty file made."""
+    """A mistyped command neither loses the old result nor creates an empty file."""
     (shell.folder / "last.ndjson").write_text("known")
     for name in ("last.ndjson", "new.ndjson"):
         shell.run("memory:///orders", "-k", "R99", "--json", name, code=2)
@@ -172,7 +172,7 @@ def test_subscriptions_are_deleted_and_topics_named(shell: Shell) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_no_subscription(shell: Shell, number: signal.Signals, code: int) -> None:
-    """Interrupted within a test it deletes what that test made, says how far it was, and prints no table."""
+    """An interrupted check deletes the subscriptions of the running test, says how far it was, and prints no table."""
     with shell.start(*REMOTE, "-k", "R1", "-k", "R11") as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("1/")
@@ -228,7 +228,7 @@ def harness() -> Callable[..., ConfiguredHarness]:
 
 
 def test_the_harness_keeps_only_the_backends_own_options(harness: Callable[..., ConfiguredHarness]) -> None:
-    """How the broker is reached is kept; what every backend understands is for the tests to say."""
+    """The address of the broker is kept; the tests choose the options that every backend has."""
     config = harness().config("topic", {"ordering": "true"})
     assert (config.topic_name, config.backend) == ("topic", "sqlite")
     assert dict(config.options) == {"path": "e.db", "create": "all", "ordering": "true"}

@@ -19,7 +19,7 @@ import pytest
 from .shell import BOUND, URL, Shell, output
 
 Ends = tuple[int, int]
-"""Descriptors: what is written to the second can be read from the first."""
+"""Two descriptors: bytes that are written to the second can be read from the first."""
 
 
 def pipe() -> Ends:
@@ -113,7 +113,7 @@ def test_a_signal_ends_it_while_output_is_full(shell: Shell) -> None:
 
 
 def test_standard_error_that_is_full_takes_the_rest_later(shell: Shell) -> None:
-    """Why a command failed is not lost because nobody has read yet."""
+    """The error of a command is not lost if its reader is late."""
     reader, writer = pipe()
     os.set_blocking(writer, False)
     process = shell.start("backends", "x" * 10_000, stderr=writer)

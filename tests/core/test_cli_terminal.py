@@ -22,7 +22,7 @@ OBEYED = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), "\u202e", "\u206
 
 
 class Terminal:
-    """A terminal, and what has been written to it."""
+    """A terminal, and the bytes that were written to it."""
 
     def __init__(self) -> None:
         self._reader, self.descriptor = pty.openpty()
@@ -48,7 +48,7 @@ class Terminal:
 
 
 def shown(shell: Shell, *arguments: str, code: int = 0, **environ: str) -> str:
-    """What the command shows on a terminal that is both standard output and standard error."""
+    """Return the output of a command on a terminal that is both standard output and standard error."""
     terminal = Terminal()
     process = shell.start(*arguments, environ=environ, stdout=terminal.descriptor, stderr=terminal.descriptor)
     text = terminal.read_all()
@@ -57,7 +57,7 @@ def shown(shell: Shell, *arguments: str, code: int = 0, **environ: str) -> str:
 
 
 def obeyed(text: str) -> set[str]:
-    """Characters of *text* that a terminal obeys, but for the ends of lines."""
+    """Return the characters of *text* that control a terminal, except the ends of lines."""
     return {char for char in OBEYED if char in text.replace("\n", "")}
 
 
@@ -83,7 +83,7 @@ def test_raw_writes_the_bytes_to_a_terminal(shell: Shell) -> None:
 
 
 def test_a_pipe_gets_the_bytes(shell: Shell) -> None:
-    """What no terminal shows is not changed."""
+    """Output that does not go to a terminal is not changed."""
     shell.run("send", URL, stdin=HOSTILE.encode() + b"\xff")
     assert shell.run("receive", URL, "--limit", "1").stdout == HOSTILE.encode() + b"\xff\n"
 
@@ -151,14 +151,14 @@ BROKER = f"""
 
 @pytest.fixture
 def hostile(shell: Shell) -> list[str]:
-    """Options for a client of a broker that answers with what a terminal obeys."""
+    """Return the options of a client whose broker answers with characters that control a terminal."""
     (shell.folder / "acme_hostile.py").write_text(textwrap.dedent(BROKER))
     (shell.folder / "c.toml").write_text('[clients.a]\nbackend = "acme_hostile:Client"\ntopic_name = "t"\n')
     return ["--config", "c.toml", "--client", "a"]
 
 
 def test_ids_logs_and_warnings_are_escaped(shell: Shell, hostile: list[str]) -> None:
-    """Whatever a backend returns, logs, warns of or raises in a thread is shown on one line of text."""
+    """Texts that a backend returns, logs, warns of or raises in a thread are shown on one line each."""
     text = shown(shell, "send", *hostile, "data")
     assert not obeyed(text)
     for words in ("id-", "record ", "wrong record %d ", "warning ", "thread "):
@@ -248,5 +248,5 @@ def test_receive_says_on_a_terminal_what_it_waits_for(shell: Shell) -> None:
 
 
 def test_receive_is_silent_where_nobody_watches(shell: Shell) -> None:
-    """What a program reads from standard error are warnings and errors alone."""
+    """A program that reads standard error gets only warnings and errors."""
     assert shell.run("receive", URL, "--timeout", "0.1", code=3).stderr == b""

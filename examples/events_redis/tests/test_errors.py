@@ -42,7 +42,7 @@ TEMPORARY = {
     ids=lambda value: type(value).__name__,
 )
 def test_each_error_has_its_code(error: Exception, code: ErrorCode, retryable: bool) -> None:
-    """Only what may be over soon is retried, and the native error is the cause."""
+    """Only errors that may be over soon are retried, and the native error is the cause."""
     with pytest.raises(BrokerError, match=r"^look: ") as caught, translated("look"):
         raise error
     assert (caught.value.code, caught.value.retryable) == (code, retryable)

@@ -1,4 +1,4 @@
-"""The state in Redis: what is stored, what is deleted, and what other programs may do to it."""
+"""The keys in Redis: which of them are kept, and what other programs may do to them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def receive(receiver: EventReceiver, count: int) -> list[ReceivedMessage]:
 
 
 def test_messages_that_all_have_acknowledged_are_deleted(server: Server, topic: str, redis: Redis) -> None:
-    """The log keeps what a subscription still needs.  Redis deletes whole nodes of it, so a few more may stay."""
+    """The log keeps messages that a subscription needs.  Redis deletes whole nodes, so a few more may stay."""
 
     async def use() -> None:
         async with (
@@ -66,7 +66,7 @@ def test_messages_that_all_have_acknowledged_are_deleted(server: Server, topic: 
 
 
 def test_a_topic_without_subscriptions_keeps_nothing(server: Server, topic: str, redis: Redis) -> None:
-    """What nobody will ever receive takes no memory."""
+    """A message that no subscription gets takes no memory."""
 
     async def use() -> None:
         async with client(server.address, topic) as orders:
