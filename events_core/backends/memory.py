@@ -4,9 +4,9 @@ It is the reference for each rule of the contract that one process can keep.  Cl
 project and name.  A forked child starts without topics.
 
 Every topic, subscription and message is guarded by one lock, ``_lock``, which is held for a moment and never across an
-``await``.  The engine calls ``fetch`` under the lock of its receiver.  So ``_lock`` is always the inner
-one: code that holds it calls neither ``wake`` nor the log, whose handlers may take other locks.  The methods that need
-the lock return what there is to wake, and the callers wake it after they have released the lock.
+``await``.  The engine calls ``fetch`` under the lock of its receiver.  So ``_lock`` is always the inner one: code that
+holds it calls neither ``wake`` nor the log, whose handlers may take other locks.  The methods that need the lock return
+the sources to wake, and their callers wake these after they have released the lock.
 """
 
 from __future__ import annotations
@@ -158,6 +158,7 @@ class _Topic:
         return [source for subscription in self.subscriptions.values() for source in subscription.sources]
 
 
+# Used without the lock: each next() is one step of the interpreter.
 _ids = itertools.count(1)
 _topics: dict[tuple[str, str], _Topic] = {}
 _lock = threading.Lock()
@@ -220,6 +221,7 @@ class MemoryDriver(Driver[MemoryOptions]):
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         now, when = time.monotonic(), datetime.now(UTC)
+        # Before the lock is taken, because all topics of the process share it.
         stored = [_Stored(each.data, each.attributes, each.ordering_key, now, when) for each in messages]
         with _lock:
             self._topic.store(stored)
@@ -328,6 +330,7 @@ class MemorySource(Source):
 
     def _lend(self, item: _Item, deadline: float) -> Delivery:
         stored = item.stored
+        # Counted at the first delivery, and once for all subscriptions.
         stored.size = stored.size or message_size(stored)
         item.attempts += 1
         item.deadline = deadline
@@ -381,6 +384,7 @@ class MemorySource(Source):
             # Forwards, so that the letters of a key keep their order.
             for item, reason in reversed(rejected):
                 wakes += self._reject(item, reason)
+            # A settlement may free the next message of a key, for which any receiver of the subscription may wait.
             wakes += self._of.sources if self._of.queue else ()
         _wake(wakes)
         self._letters.write()
