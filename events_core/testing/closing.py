@@ -51,6 +51,7 @@ def _threads() -> list[str]:
 
 
 def _open_files() -> int:
+    # Only Linux has this directory.  Elsewhere the test looks at threads alone.
     files = Path("/proc/self/fd")
     return len(os.listdir(files)) if files.exists() else 0
 
@@ -226,6 +227,7 @@ class Closing:
         """A second client leaves no thread and no open file; the first one of a process may keep some."""
         # The first client of a process may start what all of them share, such as a thread, and keep it.
         await self._use(stage)
+        # Cycles keep files open until they are collected.
         gc.collect()
         threads, files = _threads(), _open_files()
         for _ in range(3):

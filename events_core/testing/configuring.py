@@ -48,6 +48,7 @@ class Configuring:
             beyond += [info.maximum + 1] if info.maximum is not None else []
             for value in beyond:
                 with pytest.raises(ConfigurationError, match=repr(info.name)):
+                    # An integer is written without a fraction, or the option would refuse it for that reason.
                     stage.client(**{info.name: f"{value:.0f}" if info.type == "integer" else f"{value}"})
 
     @rule("O1")

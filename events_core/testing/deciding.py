@@ -30,6 +30,7 @@ __all__ = ["Deciding"]
 
 async def _require_reject(stage: Stage) -> None:
     """End the test if the backend does not declare ``reject``, once it has refused to."""
+    # A backend may declare ``reject`` only for some configurations; the class tells the most that it can do.
     if not type(stage.client()).full_capabilities.reject:
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
@@ -98,6 +99,7 @@ class Deciding:
             run = await receiver.receive_messages(3, stage.harness.patience)
             assert run, f"{len(came)} of 6 messages came, then none within {stage.harness.patience} s"
             for message in run:
+                # Every second one: those between must come in order, and the letters too.
                 await (receiver.reject if len(came) % 2 else receiver.acknowledge)(message)
                 came.append(message)
         assert texts(came) == texts(numbered(6))

@@ -39,6 +39,7 @@ class Interruption:
     async def __call__(self, coroutine: Coroutine[Any, Any, T]) -> T | None:
         """Run *coroutine* in a new task.  Return its result, or ``None`` if the task was cancelled."""
         task = asyncio.create_task(_awaiting(_Watched(coroutine, self)))
+        # ``asyncio.wait`` does not raise, so that a cancellation of the task is told from one of this call.
         await asyncio.wait([task])
         if not self.happened:
             return task.result()

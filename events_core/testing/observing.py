@@ -48,6 +48,7 @@ class _Failing:
 
 def _handlers() -> dict[str, list[logging.Handler]]:
     """Return the handlers of each logger that has some."""
+    # From the root and from every logger, because a library may add a handler to any of them.
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     found = {logger.name: list(logger.handlers) for logger in loggers if isinstance(logger, logging.Logger)}
     return {name: handlers for name, handlers in found.items() if handlers}

@@ -33,6 +33,7 @@ _outage = Stage.require_outage
 async def _noticed(stage: Stage, client: EventClient) -> None:
     """Wait until *client* knows that the broker cannot be reached."""
     async with asyncio.timeout(stage.harness.patience):
+        # No event tells of it: ``is_connected`` is the last known state.
         while client.is_connected:
             await asyncio.sleep(0.01)
 

@@ -27,6 +27,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the state of each rule, the reason for each state other than kept, and what was not proven."""
+    # By the properties of reports and not of items: with pytest-xdist, tests run in other processes.
     results = list(_each(terminalreporter, results_of))
     if not results:
         return

@@ -20,6 +20,7 @@ __all__ = ["Child", "environment", "order"]
 
 def environment() -> Mapping[str, str]:
     """Return the environment of an interpreter that can import the same modules as this one."""
+    # Without ``""``, the current directory: tests and their children need not run in the same one.
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 

@@ -81,7 +81,9 @@ class Publishing:
         assert not client.is_connected
 
     @pytest.mark.parametrize(
-        ("count", "size"), [pytest.param(2001, 8, id="many messages"), pytest.param(24, 512 * 1024, id="many bytes")]
+        # More messages than a request may carry, and more bytes: both must be split.
+        ("count", "size"),
+        [pytest.param(2001, 8, id="many messages"), pytest.param(24, 512 * 1024, id="many bytes")],
     )
     @rule("P2")
     async def test_a_large_batch_is_split(self, stage: Stage, count: int, size: int) -> None:
@@ -209,6 +211,7 @@ class Publishing:
         client, receiver = await stage.open(publish_max_messages="1")
         sends = [asyncio.create_task(client.send_message(message)) for message in numbered(20)]
         await asyncio.sleep(0)
+        # Every second one, so that those behind it must still get room.
         for doomed in sends[1::2]:
             doomed.cancel()
         _, pending = await asyncio.wait(sends, timeout=stage.harness.patience)
@@ -236,6 +239,7 @@ class Publishing:
         chance = random.Random(8)
         sends = [asyncio.create_task(client.send_message(message)) for message in numbered(100)]
         await asyncio.sleep(0)
+        # Every second send is cancelled: its neighbours share requests with it.
         for doomed in sends[::2]:
             doomed.cancel()
             await asyncio.sleep(chance.choice([0, 0, 0.001]))

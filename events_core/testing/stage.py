@@ -43,6 +43,7 @@ T = TypeVar("T")
 
 def numbered(count: int, *, key: str | None = None, prefix: str = "") -> list[EventMessage]:
     """Return *count* messages that differ, and whose texts sort in the order in which they are sent."""
+    # The kit makes messages that sort as they were sent, so a test compares texts and needs no book-keeping.
     return [EventMessage.from_string(f"{prefix}{number:04}", ordering_key=key) for number in range(count)]
 
 
@@ -55,6 +56,7 @@ def _place(error: BaseException) -> str:
     """Return where a test waited when its time was up: its own line, and the innermost one."""
     cause = error.__cause__ or error
     frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if "asyncio" not in frame.filename]
+    # The first frame is this method's; the next one is the line of the test.
     outer, inner = (frames[1:] or frames)[0], frames[-1]
     return f"waiting in {Path(outer.filename).name}:{outer.lineno}, there in {Path(inner.filename).name}:{inner.lineno}"
 
@@ -276,6 +278,7 @@ class Stage:
 
     async def child(self, action: str, **options: str) -> dict[str, Any]:
         """Run an action of :mod:`events_core.testing.child` on the test's topic.  Return its report."""
+        # In a thread, because waiting for a process blocks.
         return await asyncio.to_thread(self._run_child, action, self.config(**options))
 
     def _run_child(self, action: str, config: EventConfig) -> dict[str, Any]:

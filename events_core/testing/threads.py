@@ -42,6 +42,7 @@ class Threads:
         async def work(prefix: str) -> None:
             sending = asyncio.gather(*map(client.send_message, numbered(50, prefix=prefix)))
             while len(received) < 100 and time.monotonic() < ends:
+                # The batches are small, so that both threads get messages.
                 batch = await receiver.receive_messages(3, 0.1)
                 received.extend(batch)
                 await receiver.acknowledge_messages(batch)
