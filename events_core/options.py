@@ -204,9 +204,9 @@ class GivenOptions(Mapping[str, str]):
     def __init__(self, given: CommonOptions) -> None:
         values = attrs.asdict(given, recurse=False)
         self.given = given
-        self.unset = [name for name, value in values.items() if value is None]
+        self.unset: Collection[str] = [name for name, value in values.items() if value is None]
         """The names of the options that are ``None``."""
-        self.origins = dict.fromkeys(values, type(given).__name__)
+        self.origins: Mapping[str, str] = dict.fromkeys(values, type(given).__name__)
         """The origin of each option, for errors: the class."""
         given_values = {name: value for name, value in values.items() if value is not None}
         self._texts = dict(iterate_text(given_values, type(given).__name__))
