@@ -17,7 +17,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import ClassVar, Literal, TypeVar
 
@@ -303,6 +303,8 @@ class MemorySource(Source):
         self._driver = driver
         self._ephemeral = ephemeral
         self._letters = DeadLetterLog(name, driver.options.dead_letter_topic or "")
+        # Those with letters that this receiver has moved.  Appending and taking are atomic, so it needs no lock.
+        self._unwritten: deque[DeadLetterLog] = deque()
         # In the order of their deadlines, because all leases of one receiver are equally long.
         self._held: OrderedDict[_Item, None] = OrderedDict()
         self._join()
@@ -324,8 +326,7 @@ class MemorySource(Source):
             deadline = now + self._driver.options.max_lease_duration
             deliveries = [self._lend(item, deadline) for item in items]
         _wake(wakes)
-        for source in lapsed:
-            source._letters.write()
+        self._unwritten.extend(source._letters for source in lapsed)
         return deliveries
 
     def _lend(self, item: _Item, deadline: float) -> Delivery:
@@ -387,7 +388,6 @@ class MemorySource(Source):
             # A settlement may free the next message of a key, for which any receiver of the subscription may wait.
             wakes += self._of.sources if self._of.queue else ()
         _wake(wakes)
-        self._letters.write()
         results.reverse()
         return results
 
@@ -414,6 +414,7 @@ class MemorySource(Source):
 
     def _bury(self, item: _Item, *reason: str) -> list[MemorySource]:
         self._letters.record(item.stored.message_id, item.attempts, *reason)
+        self._unwritten.append(self._letters)
         wakes = self._driver.bury(item, self.subscription, *reason)
         self._finish(item)
         return wakes
@@ -423,6 +424,11 @@ class MemorySource(Source):
         # The engine remembers the deliveries of settled messages for long, and with them their tokens, which are items.
         self._of.queue.release(item)
         del item.stored
+
+    def unlocked(self) -> None:
+        while self._unwritten:
+            with suppress(IndexError):  # another thread has just taken the last one
+                self._unwritten.popleft().write()
 
     def next_due(self) -> float | None:
         with _lock:

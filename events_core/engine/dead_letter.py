@@ -9,6 +9,7 @@
 * A handler may reject its message.  Then the source moves it at once, at any number of attempts.
 * ``Source.settle`` stores the letter with :func:`dead_letter_attributes`, and calls :func:`log_dead_letter`.  A source
   that moves letters in a transaction, or under a lock, keeps a :class:`DeadLetterLog` until that is over.
+  An inline source is called under a lock of the engine, so it writes that log in ``Source.unlocked``.
 * ``dead_letter_topic.py`` provides a subscription that keeps the letters.
 """
 

@@ -301,6 +301,13 @@ class Source(ABC):
         """
         return ()
 
+    def unlocked(self) -> None:
+        """Log what :meth:`fetch` and :meth:`settle` have to tell; for an inline source.
+
+        The engine calls these two under a lock of its own, which a log handler may need, for example for ``stats``.  It
+        calls this method afterwards, without that lock, from any thread.  It must not wait.
+        """
+
     def next_due(self) -> float | None:
         """Return the ``time.monotonic()`` at which :meth:`fetch` may find more without a wake-up; ``None`` if never.
 

@@ -26,6 +26,7 @@ The rules:
    those named below.  In other classes "Under the lock" marks the methods whose caller must hold it.
 2. No driver is called under it, with one exception.  ``fetch``, ``settle`` and ``next_due`` of an inline source never
    wait, and the engine calls them under it.  So an inline driver may take its own locks, and may not call the receiver.
+   It logs later, in ``Source.unlocked``, because a log handler may call the receiver.
    ``Source.lost`` calls back under it too; that callback only looks at tokens.
 3. It is not reentrant.  Call these after releasing it, because they may take it: ``Settler.pump`` (inline, it settles
    before it returns) and ``Settler.progressed``.

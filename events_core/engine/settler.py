@@ -79,7 +79,7 @@ class Settler:
         ticket.register(begun.awaited)
 
     def pump(self) -> None:
-        """Let the next request leave, unless one is out.  Without the lock."""
+        """Let the next request leave, unless one is out.  Call it after each use of the lock, without the lock."""
         # Called for each message.  So look at the queue itself first: it is nearly always empty, or a request is out.
         if self._settlements.queued and self._settlements.may_leave:
             self._home.wake(self._start)
@@ -223,6 +223,10 @@ class InlineSettler(Settler):
                 failed[settlement.delivery.message_id] = error_told
         if behind:
             self._settle_now(behind, failed)
+
+    def pump(self) -> None:
+        super().pump()
+        self._source.unlocked()
 
     async def finished(self, ticket: Ticket) -> None:
         self.pump()

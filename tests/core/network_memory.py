@@ -63,12 +63,14 @@ class NetworkSource(Source):
         while True:
             await _travel(0.005)
             deliveries = await self._inline.fetch(limit)
+            self._inline.unlocked()
             if deliveries:
                 return deliveries
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         await _travel()
         results = await self._inline.settle(settlements)
+        self._inline.unlocked()
         _travel_back()
         return results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -177,3 +178,34 @@ def test_a_letter_is_logged_by_the_receiver_that_moves_it(caplog: pytest.LogCapt
                     assert await other.receive_message(0.01) is None
 
     asyncio.run(scenario())
+
+
+def test_a_log_handler_may_ask_the_receiver_that_moves_a_letter() -> None:
+    """R12: the letter is logged while no lock is held that the handler may need."""
+    asked: list[int] = []
+
+    async def scenario() -> None:
+        options = {"dead_letter_topic": "failed", "max_delivery_attempts": "1"}
+        config = EventConfig("logged", options=options, backend="memory")
+        async with create_client(config) as client, await client.subscribe("s") as receiver:
+
+            class Handler(logging.Handler):
+                def emit(self, record: logging.LogRecord) -> None:
+                    asked.append(receiver.stats.held)
+
+            handler = Handler()
+            logger = logging.getLogger("events_core.receiver")
+            logger.addHandler(handler)
+            try:
+                await client.send_message(EventMessage(b"x"))
+                message = await receiver.receive_message()
+                assert message is not None
+                await receiver.nack(message)
+            finally:
+                logger.removeHandler(handler)
+
+    # In a thread, because a handler that waits for a lock of its own thread would never return.
+    thread = threading.Thread(target=lambda: asyncio.run(scenario()), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert asked == [0]
