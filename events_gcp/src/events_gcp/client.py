@@ -35,6 +35,7 @@ class GcpPubSubClient(EngineClient):
 
     def __init__(self, config: EventConfig) -> None:
         super().__init__(config)
+        # Not in the options class: only the configuration knows which place gave each option.
         check_emulator(config)
 
     async def run_native(self, work: Callable[[grpc.aio.Channel], Awaitable[T]], timeout: float = 30.0) -> T:

@@ -61,6 +61,7 @@ class DeadLetters:
         del self._moving[name]
         error = task.result()
         if error is None:
+            # Until the settlement ends: if it is repeated, there must be no second letter.
             self._moved.add(name)
         return error
 

@@ -203,6 +203,7 @@ def _problems(topic_name: str, project_id: str, options: GcpOptions) -> Iterator
 
 
 def _capabilities(options: GcpOptions, *, is_emulator: bool) -> Capabilities:
+    # With dead letters, order must be asked for: the receiver then counts attempts, and forgets them when it ends.
     dead_letters = options.dead_letter_topic is not None
     ordering = not dead_letters if options.ordering is None else options.ordering
     return attrs.evolve(
