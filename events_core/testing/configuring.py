@@ -143,7 +143,7 @@ class Configuring:
         client, receiver = await stage.open()
         full = attrs.asdict(type(client).full_capabilities, recurse=False)
         for promised in (client.capabilities, receiver.capabilities):
-            for name in ("replay", "dead_letter", "delivery_attempts", "ack_confirmed", "exactly_once"):
+            for name in _FLAGS:
                 assert getattr(promised, name) <= full[name], name
             for name, scale in _SCALES.items():
                 assert scale.index(getattr(promised, name)) <= scale.index(full[name]), name
