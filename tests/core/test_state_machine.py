@@ -696,6 +696,7 @@ class SQLiteMachine(Machine):
         # As a killed process leaves it: the file closed, nothing given back, no heartbeat.
         client._unclosed.detach()  # a killed process warns of nothing
         client._home.wake(client._driver.file.store.close)
+        client._unclosed.detach()  # a killed process does not warn of what it has not closed
         thread = client._home._thread
         thread.stop(PATIENCE)
         thread._thread.join(PATIENCE)
