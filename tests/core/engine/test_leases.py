@@ -101,18 +101,19 @@ def traced() -> Iterator[None]:
 
 @pytest.mark.parametrize("lease", [10.0, 60.0, 600.0])
 @pytest.mark.usefixtures("traced")
-def test_an_hour_of_keeping_ten_thousand_leases(lease: float) -> None:
+def test_ten_thousand_leases_are_kept(lease: float) -> None:
     """R6: each lease is renewed after half to two thirds of its time, none lapses, and memory does not grow."""
     messages = 10_000
+    period = 10 * lease
     broker = Broker(messages, lease)
 
     async def keep() -> int:
         receiving = Receiving(broker, messages)
         held = await receiving.hold(messages)
-        await asyncio.sleep(HOUR / 2)
+        await asyncio.sleep(period / 2)
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
-        await asyncio.sleep(HOUR / 2)
+        await asyncio.sleep(period / 2)
         gc.collect()
         after, _ = tracemalloc.get_traced_memory()
         await receiving.stop()
@@ -121,7 +122,7 @@ def test_an_hour_of_keeping_ten_thousand_leases(lease: float) -> None:
 
     growth = simulate(keep())
     assert broker.lapsed == []
-    least, most = int(HOUR / (lease * 2 / 3)), int(HOUR / (lease / 2)) + 1
+    least, most = int(period / (lease * 2 / 3)), int(period / (lease / 2)) + 1
     assert len(broker.renewals) == messages
     assert least <= min(broker.renewals.values()) <= max(broker.renewals.values()) <= most
     assert growth < 100_000
