@@ -29,7 +29,7 @@ class TcpProxy:
     ::
 
         with TcpProxy("127.0.0.1:6379") as proxy:
-            client = create_client(EventConfig("orders", options={"url": f"redis://{proxy.address}"}, backend="acme"))
+            client = create_client(f"redis://{proxy.address}/orders")
             with proxy.cut():
                 ...
 
