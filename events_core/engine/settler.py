@@ -225,7 +225,8 @@ class InlineSettler(Settler):
             self._settle_now(behind, failed)
 
     def pump(self) -> None:
-        super().pump()
+        if self._settlements.queued:  # rarely: only what goes back when the receiver closes, or when it expires
+            super().pump()
         self._source.unlocked()
 
     async def finished(self, ticket: Ticket) -> None:
