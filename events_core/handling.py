@@ -18,7 +18,7 @@ class Reject(Exception):
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason: str = reason
 
 
 class RetryAfter(Exception):
@@ -34,7 +34,7 @@ class RetryAfter(Exception):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
-        self.seconds = checked_delay("seconds", seconds)
+        self.seconds: float = checked_delay("seconds", seconds)
 
     def delay_within(self, longest: float | None) -> float:
         """Return the delay, at most *longest* seconds; ``None`` is no limit."""
