@@ -13,6 +13,7 @@ def redelivery_delay(attempt: int) -> float:
 
     They begin with 0.1 s and double with each attempt, up to 60 s.
     """
+    # The exponent is bounded, because 2.0 ** 1024 is more than a float can hold.
     return min(60.0, 0.1 * 2.0 ** min(attempt - 1, 10)) if attempt > 0 else 0.0
 
 

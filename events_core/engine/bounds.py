@@ -28,6 +28,7 @@ class Bounds:
         """
         now_messages, now_bytes = in_flight
         fits = now_messages + messages <= self.max_messages and now_bytes + size <= self.max_bytes
+        # Otherwise a message that is larger than the bound could never be sent.
         is_alone = messages == 1 and not now_messages
         if has_queue or not (fits or is_alone):
             raise PublishError(

@@ -168,6 +168,7 @@ def step(coroutine: Coroutine[Any, Any, T]) -> T:
 
     :raises BrokerError: for everything that the coroutine raises.
     """
+    # Without a loop: a coroutine that never suspends runs to its end in one step, in any thread.
     try:
         coroutine.send(None)
     except StopIteration as stop:
@@ -177,5 +178,6 @@ def step(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
     except Exception as error:
         raise internal(error) from error
+    # It has suspended.  End it here, so that its cleaning up is not left to the garbage collector.
     coroutine.close()
     raise BrokerError(f"{coroutine!r} suspended; a driver that does must not declare itself inline", ErrorCode.INTERNAL)

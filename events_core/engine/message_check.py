@@ -39,6 +39,7 @@ class MessageCheck:
             size = measure(message, self._limits)
         except ValueError as error:
             raise PublishError(f"message {index} cannot be sent: {error}", code=ErrorCode.INVALID) from None
+        # Last, so that a driver may rely on the limits.
         objection = self._driver.objection(message)
         if objection:
             raise PublishError(f"message {index} cannot be sent: {objection}", code=ErrorCode.INVALID)

@@ -7,7 +7,9 @@ from events_core.errors import ErrorCode, EventConnectionError, EventError, Even
 
 __all__ = ["translate"]
 
+# These codes say that no answer came, so nothing about the operation is known.
 _UNREACHABLE = (ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT)
+# These codes are about the client or its configuration, whichever operation met them.
 _ANYWHERE = (ErrorCode.CLOSED, ErrorCode.WRONG_PROCESS, ErrorCode.UNSUPPORTED)
 
 
