@@ -92,7 +92,7 @@ def _tell_what_is_left(trial: Trial, *, topics_too: bool) -> None:
 
 
 def _see_that_it_can_be_written(path: Path) -> None:
-    """Raise now, not after a trial of a minute, if *path* cannot be written.  Leave its content as it is."""
+    """Raise now, not after a trial of a minute, if *path* cannot be written.  Leave its content unchanged."""
     with _writing(path):
         is_new = not path.exists()
         path.open("ab").close()

@@ -2,7 +2,7 @@
 
 A signal must not cut a command off between writing a line and acknowledging its message.  So a signal cancels the
 command's task once (:class:`Ending`), and the command closes its client within :data:`_CLOSE_SECONDS`.  From then on
-the signal has its default action again: a second Ctrl-C ends the process at once, whatever the broker does.
+the signal has its default action again: a second Ctrl-C ends the process at once.
 """
 
 from __future__ import annotations

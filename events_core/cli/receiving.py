@@ -24,7 +24,7 @@ _DEFAULT_OUTSTANDING = 1000
 
 
 def joining(config: EventConfig, subscription: str, *, create: bool) -> EventConfig:
-    """Return *config* with *subscription* instead of its own.
+    """Return *config* with *subscription* in the place of its subscription.
 
     :param create: create the subscription if it is missing.  Otherwise create nothing, because the name may be a
         mistyped one.

@@ -53,8 +53,8 @@ class RedisSource(Source):
 
     :meth:`fetch` runs its requests in a task, and a cancellation of
     :meth:`fetch` does not reach that task.  There are two reasons.  A
-    request that is cancelled may have taken messages, which then nobody
-    knows.  And redis-py 8.1 on CPython 3.11 sometimes swallows a
+    request that is cancelled may have taken messages, and their tokens
+    would be lost.  And redis-py 8.1 on CPython 3.11 sometimes swallows a
     cancellation.  :meth:`close` waits for the task, and gives back what it
     took.
     """
