@@ -130,6 +130,7 @@ def test_shutdown_before_it_is_connected(tmp_path: Path) -> None:
     assert (output, complaints) == ("gave up\n", "")
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="the page sends its order with curl, which is not installed")
 def test_fastapi(tmp_path: Path) -> None:
     """An order that comes by HTTP is billed by a worker, and the test of both passes, as the page shows."""
     with socket.create_server(("localhost", 0)) as unused:
