@@ -1,10 +1,11 @@
 """Closing: who calls whom, in which order, on which thread, and in what time (C1 to C3).
 
-Closing goes from the outside in, so that nothing opens what has been closed already.
+A close ends the application's calls first, then the engine's tasks, then the driver, then the thread.  In this order
+nothing can open what has been closed already.
 
-What begins during a close never gets lost: an operation first registers itself where the close looks, and then looks
-whether the client is closing.  A close sets its flag first, and then looks for operations.  So one of them sees the
-other.
+A close never misses an operation that begins at the same time.  The operation first registers itself, and then checks
+whether the client is closing.  The close first sets its flag, and then looks for registered operations.  So at least
+one of the two sees the other.
 
 ``EngineClient.close`` runs in the loop of its caller:
 
@@ -21,23 +22,23 @@ other.
 
 ``EngineReceiver.close`` runs ``EngineReceiver._shut`` at home in the same way:
 
-1. ``Feed.stop_fetching``; then what was never handed out goes back;
-2. wait until nothing is held, or until the patience of the callers is over;
-3. give back the rest, and wait until the settlements are told;
-4. cancel the settler's request and the keeping of leases, if they go on;
+1. ``Feed.stop_fetching``; then give back the deliveries that were never handed out;
+2. wait until nothing is held, or until :meth:`CloseTime.patience` is over;
+3. give back the rest, and wait until the broker has answered all settlements, or until :meth:`CloseTime.flush` is over;
+4. cancel the settler's request, then the lease keeper, if they still run;
 5. ``Source.close``.
 
 Home is the engine's thread; for an inline driver, it is the loop of the first caller.  A close always ends,
 for three reasons:
 
 * Each caller has a timer in its own loop.  If the home's thread hangs, perhaps in the kernel, the caller logs the
-  thread's name and returns; what is open ends when the thread goes on.  If the loop of the first caller stands still,
-  the next caller ends what is open itself.
-* Each step at home has a share of the time that is left.
+  thread's name and returns.  The thread closes everything when it goes on.  If the home is the loop of the first caller
+  and that loop stands still, the next caller does the closing itself.
+* Each step at home has a share of the time that is left (:meth:`CloseTime.step`).
 * A task is cancelled again and again (:func:`cancelled`), because a library may swallow a cancellation.
 
-No step is in a ``finally`` clause.  If a loop is closed without ending its tasks, the garbage collector runs those
-clauses later.  It may do so in any thread, perhaps in one that holds the lock which they take.
+No step is in a ``finally`` clause.  If a loop is closed without ending its tasks, the garbage collector runs the
+``finally`` clauses of these tasks later, in any thread.  That thread may already hold the lock that a step takes.
 """
 
 from __future__ import annotations
@@ -54,21 +55,21 @@ __all__ = ["SHORTEST_CLOSE", "CloseTime", "cancelled", "ended"]
 _log = logging.getLogger("events_core.engine")
 
 SHORTEST_CLOSE = 2.0
-"""Seconds that a close may take if its timeout is shorter."""
+"""Seconds that a close may always take, even if its timeout is shorter."""
 RESERVE = 2.0
-"""Most seconds of a close's timeout that are reserved for telling the broker what was settled, and for giving back the
-rest."""
+"""The largest reserve, in seconds: the last part of a timeout, in which the broker is told what was settled, and the
+rest is given back."""
 STEP = 2.0
-"""Most seconds of one step at home, such as closing a source."""
+"""The longest time of one step at home, in seconds.  Closing a source is such a step."""
 SHORTEST_STEP = 0.05
-"""Seconds that a step has although the time is over.  Steps that need no answer of a broker then still succeed."""
+"""Seconds that a step has even if no time is left.  Steps that need no answer of a broker then still succeed."""
 
 
 class CloseTime:
     """The time of one close.  If there are several callers, the shortest timeout counts.
 
-    The owner's lock guards :meth:`hasten` and :meth:`begin`.  The other methods read without it: a value that another
-    caller is just making smaller is seen at the next step.
+    The client and each receiver have one.  :meth:`hasten` and :meth:`begin` run under the lock of that client or
+    receiver.  The other methods need no lock: if another caller is shortening the time, the next step sees it.
     """
 
     def __init__(self) -> None:
@@ -83,7 +84,10 @@ class CloseTime:
         self._ends = min(self._ends, now + max(timeout, SHORTEST_CLOSE))
 
     def begin(self) -> None:
-        """Begin at home.  If the time is over, because the thread was hanging, take the shortest time from now."""
+        """Start closing; at home.  If the time is over already, because the thread was hanging, begin a shortest close.
+
+        Otherwise no time would be left for giving anything back.
+        """
         if time.monotonic() >= self._ends:
             self._gives_up = self._ends = math.inf
             self.hasten(0)
@@ -93,7 +97,7 @@ class CloseTime:
         return self._gives_up - time.monotonic()
 
     def flush(self) -> float:
-        """Return the seconds that are left to tell the broker of settlements: 5/8 of the reserve."""
+        """Return the seconds that are left to tell the broker what was settled.  They end at 5/8 of the reserve."""
         return (3 * self._gives_up + 5 * self._ends) / 8 - time.monotonic()
 
     def step(self) -> float:
@@ -125,9 +129,9 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any] | None], within: float) ->
 
 
 async def ended(task: asyncio.Task[None] | None, within: float) -> None:
-    """Cancel *task*, which works until it is cancelled, and wait for its end; log the error that has ended it before.
+    """Cancel *task*, which should run until it is cancelled, and wait for its end, for *within* seconds at most.
 
-    It takes *within* seconds at most.
+    If an error has ended the task earlier, log that error.
     """
     await cancelled([task], within)
     if task is not None and task.done() and not task.cancelled() and task.exception() is not None:

@@ -176,12 +176,10 @@ class Ledger:
         return self._attempts.ends_message(settlement)
 
     @staticmethod
-    def came_again(delivery: Delivery) -> bool:
-        """Use the newer token of *delivery* from now on, because no request is out; return whether there was one."""
-        if delivery._newer_token is None:
-            return False
-        (delivery.token,), delivery._newer_token = delivery._newer_token, None
-        return True
+    def use_newer_token(delivery: Delivery) -> None:
+        """Use the newer token of *delivery* from now on, if it has one.  No request with the older one may be out."""
+        if delivery._newer_token is not None:
+            (delivery.token,), delivery._newer_token = delivery._newer_token, None
 
     def hold(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Hand out what was fetched for the call that gets it; nothing is buffered."""

@@ -1,14 +1,17 @@
 """A thread with an event loop, for drivers that wait for a network or a disk.
 
-It keeps leases alive while the application's loop is blocked, and serves clients of any loop and thread.
+The thread keeps leases alive while the application's loop is blocked.  It serves clients of any loop and thread.
+:class:`ThreadHome` is what the engine uses: one for each client, either on the thread that all network clients share or
+on a thread of its own.
 
 Who may touch what:
 
 * The loop's thread alone changes tasks, :attr:`ThreadHome._tasks` and each :class:`_Errand`.
 * Any thread may call :meth:`LoopThread.wake` and :meth:`LoopThread.post`.  Waking a loop costs a system call.  So
-  callbacks gather in a ``deque``, and only the first of a burst wakes the loop.  Results come back in the same way
-  (``waiting.py``).
-* The locks here are leaf locks: no other lock is taken while one of them is held.
+  ``wake`` gathers callbacks in a ``deque``, and only the first of a burst wakes the loop.  Results come back in the
+  same way (``waiting.py``).  ``post`` wakes the loop each time, and tells whether the callback will run.
+* Locks are taken in this order: ``ThreadHome._lock``, ``_IOThread._lock``, :attr:`LoopThread._posting`.  No lock of the
+  engine is taken under the last one, so any thread may call ``wake`` and ``post`` while it holds a lock.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ _log = logging.getLogger("events_core.engine")
 
 
 _ORPHAN_PAUSE = 0.5
-"""Seconds between two checks whether the loop of a caller that has not taken its result is still open."""
+"""Seconds between two checks of the loop of a caller that has not taken its result: is the loop still open?"""
 
 
 class LoopThread:
@@ -57,8 +60,8 @@ class LoopThread:
         self._woken: deque[Callable[[], object]] = deque()
         # Read and set without a lock; see wake().
         self._is_waking = False
-        # Guards _ended: the loop still runs what is posted before that is set.  Reentrant, because the garbage
-        # collector may run code that posts while this thread is posting.
+        # Guards _ended.  The loop still runs each callback that is posted before _ended is set.  Reentrant, because the
+        # garbage collector may interrupt a thread that is posting, and run code that posts too.
         self._posting = threading.RLock()
         self._ended = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -83,19 +86,20 @@ class LoopThread:
         asyncio.set_event_loop(loop)
         try:
             while not self._stopping:
-                self._run_until_it_leaves(loop.run_forever)
+                self._survive(loop.run_forever)
             with self._posting:
                 self._ended = True
-            self._run_until_it_leaves(lambda: loop.run_until_complete(_finish(self._finish_within)))
+            self._survive(lambda: loop.run_until_complete(_finish(self._finish_within)))
         finally:
             asyncio.set_event_loop(None)
             loop.call_soon_threadsafe = self._drop  # type: ignore[method-assign]
             loop.close()
 
-    def _run_until_it_leaves(self, run: Callable[[], None]) -> None:
+    def _survive(self, run: Callable[[], None]) -> None:
+        """Call *run*, which runs the loop, and log the exception that ends it."""
         try:
             run()
-        # SystemExit and KeyboardInterrupt end a loop.  All clients share this one, so it must go on.
+        # SystemExit and KeyboardInterrupt end a loop.  Several clients may share this one, so the thread must go on.
         except BaseException:
             _log.exception("a callback or task on the thread %r tried to end it", self.name)
 
@@ -123,14 +127,17 @@ class LoopThread:
             self.loop.call_soon(self._woken.popleft())
 
     def post(self, callback: Callable[[], object]) -> bool:
-        """Wake the loop to run *callback*; from any thread.  Return False if the thread ends, and do nothing then."""
+        """Wake the loop to run *callback*; from any thread.
+
+        Return True if the loop will run it.  Return False, and do nothing, if the thread is ending.
+        """
         with self._posting:
             if not self._ended:
                 self.loop.call_soon_threadsafe(callback)
             return not self._ended
 
     def stop(self, within: float) -> None:
-        """End the thread, soon; from any thread.  Tasks that are left have *within* seconds to end too."""
+        """End the thread soon, and cancel the tasks that are left, for *within* seconds at most; from any thread."""
         self._finish_within = within
         self.post(self._stop)
 
@@ -140,7 +147,7 @@ class LoopThread:
 
 
 async def _finish(within: float) -> None:
-    """Let cancelled tasks end, so that none is destroyed while pending."""
+    """Cancel the tasks that are left and wait for their end, so that asyncio does not find a pending task destroyed."""
     # A task that was posted just before the end must start, so that its caller gets an answer.  Three turns: one
     # delivers a wake-up, its callback creates the task in the next one, and the task starts in the third.
     for _ in range(3):
@@ -153,8 +160,8 @@ async def _finish(within: float) -> None:
 
 def _new_loop() -> asyncio.AbstractEventLoop:
     try:
-        # If asyncio can create a loop only in part, it prints a traceback when that loop is collected.  So try first
-        # whether the descriptors can be had.
+        # A loop needs descriptors.  If asyncio gets only some of them, it prints a traceback when that half-made loop
+        # is collected.  So open and close as many first, as a test.
         with ExitStack() as needed:
             needed.enter_context(closing(selectors.DefaultSelector()))
             for end in socket.socketpair():
@@ -233,7 +240,10 @@ class _IOThread:
             return self._thread
 
     def release(self, within: float) -> bool:
-        """Count one user less; return whether that was the last one.  The thread then ends, *within* seconds."""
+        """Count one user less, and return whether that was the last one.
+
+        In that case stop the thread, whose tasks then have *within* seconds to end.
+        """
         with self._lock:
             self._users -= 1
             if self._users:
@@ -269,13 +279,14 @@ class ThreadHome(Home):
 
     def __init__(self, private: str | None = None) -> None:
         self._private = private
-        # Guards the start.  Other methods read _thread without it: it changes once, from None.
+        # Guards the start.  Other methods read _thread without the lock, because it changes only once, from None.
         self._lock = threading.Lock()
         self._thread: LoopThread | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        # Set at home, read anywhere.  A thread that reads an old value posts a task that _start_task cancels.
+        # Set at home, read in any thread.  A thread that still reads False posts a task, which _start_task cancels.
         self._stopped = False
-        self._ends = False
+        self._ends_thread = False
+        """True once this home has stopped its thread, because no other client uses it."""
 
     def start(self) -> None:
         with self._lock:
@@ -291,7 +302,7 @@ class ThreadHome(Home):
     ) -> T:
         waiter = Waiter()
         errand = _Errand(waiter, orphaned)
-        if not self._post(lambda: self._start_task(coroutine).add_done_callback(errand.done)):
+        if not self._post(lambda: self._start_task(coroutine).add_done_callback(errand.finish)):
             coroutine.close()
             raise _closed()
         try:
@@ -313,7 +324,7 @@ class ThreadHome(Home):
         self._tasks.add(task)  # a loop keeps only weak references to its tasks
         task.add_done_callback(self._tasks.discard)
         if self._stopped:
-            # Not at once: a task that is cancelled before it starts runs none of its code, so no ``finally`` either.
+            # Not at once: a task that is cancelled before it starts runs none of its code, so not even a ``finally``.
             loop.call_soon(task.cancel)
         return task
 
@@ -331,7 +342,7 @@ class ThreadHome(Home):
         return asyncio.timeout(seconds)
 
     async def release(self, closing: Coroutine[Any, Any, None], what: str, within: float) -> None:
-        # In a task of its own: if the closing ignores cancellation, this coroutine can still go on.
+        # In a task of its own.  If the closing ignores cancellation, this coroutine still goes on after *within*.
         task = asyncio.get_running_loop().create_task(_logged(closing, what), name=f"closing {what}")
         await asyncio.wait([task], timeout=within / 2)
         if not task.done():
@@ -348,20 +359,20 @@ class ThreadHome(Home):
 
     async def end_tasks(self, within: float) -> None:
         self._stopped = True
-        await asyncio.sleep(0)  # tasks that were just created start, so that their ``finally`` clauses run
+        await asyncio.sleep(0)  # a task that was just created must start first: otherwise its ``finally`` never runs
         await cancelled(self._tasks - {asyncio.current_task()}, within)
 
     async def stop(self, within: float) -> None:
         assert self._thread is not None
         if self._private:
             self._thread.stop(within)
-            self._ends = True
+            self._ends_thread = True
         else:
-            self._ends = _io_thread.release(within)
+            self._ends_thread = _io_thread.release(within)
 
     async def ended(self, within: float) -> None:
         # Joining the thread would block the caller's loop, and a thread cannot announce its own end.  So poll.
-        if not self._ends or self._thread is None:
+        if not self._ends_thread or self._thread is None:
             return
         ends, pause = time.monotonic() + within, 0.0005
         while self._thread.is_alive:
@@ -384,8 +395,10 @@ async def _logged(closing: Coroutine[Any, Any, None], what: str) -> None:
 class _Errand(Generic[T]):
     """A task on the thread's loop, and the caller that waits for it in another loop.
 
-    All methods run on the thread's loop, except :attr:`is_done` and :meth:`result`: the waiting task uses them after it
-    was woken.  ``done`` sets the task before it wakes the caller, so the caller needs no lock to see it.
+    All methods run on the thread's loop, except :attr:`is_done` and :meth:`result`, which the caller uses after its
+    wait.  :meth:`finish` sets the task before it wakes the caller, so the caller needs no lock to see it.
+
+    A caller may give up.  The task still goes on, and :meth:`_pass_on` gives its result to *orphaned*.
     """
 
     def __init__(self, waiter: Waiter, orphaned: Callable[[T], None] | None) -> None:
@@ -397,22 +410,24 @@ class _Errand(Generic[T]):
 
     @property
     def is_done(self) -> bool:
-        """Return whether there is a result."""
+        """Return whether the task has ended."""
         return self._task is not None
 
-    def done(self, task: asyncio.Task[T]) -> None:
+    def finish(self, task: asyncio.Task[T]) -> None:
+        """Record the end of the task and wake the caller."""
         self._task = task
         self._waiter.wake()
-        self._look()
+        self._pass_on()
 
     def abandon(self) -> None:
+        """Note that the caller no longer waits."""
         self._abandoned = True
-        self._look()
+        self._pass_on()
 
-    def _look(self) -> None:
+    def _pass_on(self) -> None:
         """Pass the result to *orphaned* if the caller no longer waits for it."""
-        # Look at the loop before _taken.  If the loop is closed, the waiting task can no longer take the result, so
-        # what _taken says now is final.
+        # Look at the loop before _taken.  If the loop is closed, the caller can no longer take the result, and _taken
+        # does not change any more.
         is_gone = self._abandoned or self._waiter.loop.is_closed()
         task, orphaned = self._task, self._orphaned
         # Ask for the exception in any case, because asyncio logs an exception that was never retrieved.
@@ -422,11 +437,12 @@ class _Errand(Generic[T]):
             self._orphaned = None
             orphaned(task.result())
         else:
-            # The waiting task may take the result yet, or its loop may be closed without a word.  Look again later.
-            asyncio.get_running_loop().call_later(_ORPHAN_PAUSE, self._look)
+            # The caller may still take the result.  Or its loop is closed before that, which nothing reports.  So look
+            # again later.
+            asyncio.get_running_loop().call_later(_ORPHAN_PAUSE, self._pass_on)
 
     def result(self) -> T:
-        """Take the result of the task.
+        """Return the result of the task; it then does not go to *orphaned*.
 
         :raises BaseException: the exception of the task.
         :raises BrokerError: ``CLOSED`` if the task was cancelled, which only a close does.

@@ -1,17 +1,19 @@
-"""The sends of one client, from their acceptance to their completion; pure, under the lock of its owner.
+"""The sends of one client, from their acceptance to their completion.  This module does no I/O.
 
-Each entry of a send goes this way::
+:class:`~events_core.engine.batching_publisher.BatchingPublisher` owns the outbox and holds its own lock for each call
+that changes it.  Each entry of a send goes this way::
 
     queue      it waits for room behind earlier ones (P6), or is admitted at once
     admitted   it counts as in flight, and waits in the batcher for a request (P5)
     out        a request carries it
     complete   it has its result, and no longer counts
 
-An entry may complete at any point of this way, if its send ends: because its time is up, or its caller was cancelled.
-The entry then stays where it is and is skipped there.  So ending a send costs the same, wherever its entries are.
+A send may end early, because its time is up or its caller was cancelled.  Its entries then complete at once, at
+whatever point of this way they are.  Each stays in its queue or batch and is skipped there.  So ending a send costs the
+same wherever its entries are.
 
-The outbox starts nothing.  After each call that may make a batch ready (:meth:`Outbox.queue`, :meth:`Outbox.complete`,
-:meth:`Outbox.end`), the owner lets leave what may leave.
+The outbox starts no request.  Three methods may make a batch ready: :meth:`Outbox.queue`, :meth:`Outbox.complete` and
+:meth:`Outbox.end`.  After each of them the owner wakes the home, which takes the ready batches and sends them.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ __all__ = ["Outbox"]
 class Outbox:
     """The sends of one client that are not complete.
 
-    :param send_timeout: seconds that each send has; for errors.
+    :param send_timeout: seconds that each send has; the text of a ``TIMEOUT`` error names them.
     """
 
     def __init__(self, batcher: Batcher, bounds: Bounds, send_timeout: float) -> None:
@@ -43,14 +45,14 @@ class Outbox:
         self._send_timeout = send_timeout
         self._arriving = EntryQueue()
         self.sends: dict[AnySend[Any], None] = {}
-        """Sends that are not complete, in the order of acceptance: nearly the order of their deadlines."""
+        """Sends that are not complete, in the order of acceptance.  That is nearly the order of their deadlines."""
         self.messages = 0
         """Messages in flight."""
         self._bytes = 0
         self.opened = False
         """True once the driver is open; before that nothing leaves."""
         self.unreached: BrokerError | None = None
-        """The reason why the driver is not open yet."""
+        """The last failure to connect.  It becomes the cause of a timeout before the driver is open."""
 
     @property
     def is_ready(self) -> bool:
@@ -58,9 +60,9 @@ class Outbox:
         return self.opened and self.batcher.is_ready
 
     def accept(self, send: AnySend[Any]) -> None:
-        """Take in a send that has been checked.  Its entries can be queued then.
+        """Register a send that has been checked, so that its entries can be queued.
 
-        :raises PublishError: ``EXHAUSTED`` if it is beyond the bounds, and the option says that it must not wait.
+        :raises PublishError: ``EXHAUSTED`` if it is beyond the bounds, and the options say that it must not wait.
         """
         if self._bounds.refuses:
             entries = send.entries
@@ -73,14 +75,17 @@ class Outbox:
         self.sends[send] = None
 
     def queue(self, entries: Iterable[Entry]) -> None:
-        """Give *entries* their place, behind all that were queued before."""
+        """Queue *entries* behind all that were queued before, or admit them at once."""
         for entry in entries:
             # Behind the queue even if there is room for this one: a small message must not overtake a large one.
             if self._arriving or not self._admit(entry):
                 self._arriving.append(entry)
 
     def _admit(self, entry: Entry) -> bool:
-        """Admit *entry* if there is room.  One that is larger than the bound is admitted when nothing is in flight."""
+        """Admit *entry* if there is room; return whether there was.
+
+        An entry that is larger than the bound is admitted when nothing else is in flight.
+        """
         if self.messages and (self.messages >= self._max_messages or self._bytes + entry.size > self._max_bytes):
             return False
         entry.admitted = True
@@ -90,7 +95,7 @@ class Outbox:
         return True
 
     def complete(self, entry: Entry, result: str | BrokerError) -> None:
-        """Record the result of *entry*, unless it has one; wake the caller of its send if that is complete now."""
+        """Record the result of *entry*, unless it has one.  If that completes its send, wake the caller."""
         if entry.result is not None:
             return
         if entry.admitted:
@@ -100,15 +105,16 @@ class Outbox:
             send = entry.send
             self.sends.pop(send, None)
             send.waiter.wake()
-        # Also if this entry was not admitted: it stands in the queue itself, and must not hold up those behind it.
+        # Do this even if the entry was not admitted.  Then it is itself in the queue, perhaps at the front, where it
+        # would hold up the others.
         arriving = self._arriving
         while arriving and (arriving[0].result is not None or self._admit(arriving[0])):
             arriving.popleft()
 
     def end(self, send: AnySend[Any], error: BrokerError) -> None:
-        """Complete what is left of *send* with *error*.
+        """Complete the rest of *send* with *error*.
 
-        What has not left does not leave any more.  What has left may be stored.
+        Entries that no request carries yet are never sent.  Those in a request may be stored.
         """
         for entry in send.entries:
             self.complete(entry, error)
@@ -124,7 +130,7 @@ class Outbox:
     def depart(self, batch: Batch, entries: Iterable[Entry], now: float) -> Sequence[Entry]:
         """Begin a request of *batch*, and return those of *entries* that it carries.
 
-        The others are complete now, or follow in another request.
+        Each of the others is complete now, or leaves in a later request.
         """
         sendable = self._sendable(entries, now)
         return self.batcher.depart(batch, sendable, now) if sendable else sendable
@@ -149,7 +155,7 @@ class Outbox:
         :param last: the last failure of its requests, if any.
         """
         within = f"within send_timeout={self._send_timeout:g} s; the message"
-        # Whether the message may be stored is what the caller must know to decide about sending it again.
+        # The caller sends the message again or not, depending on whether it may be stored.  So the text must say that.
         if self.opened:
             text = f"no confirmation {within} may be stored or not"
         else:

@@ -1,4 +1,4 @@
-"""Settlements on their way to the broker, and the callers that wait for them.  It is pure.
+"""Settlements on their way to the broker, and the callers that wait for them.  This module does no I/O.
 
 A settlement is one delivery with its outcome.  It goes this way::
 
@@ -7,14 +7,16 @@ A settlement is one delivery with its outcome.  It goes this way::
                  │ └──put_back────┘ └──answered: refused for a while──▶ deferred
                  └──────────────────────────retry───────────────────────────┘
 
-* One request is out at a time.  It carries what was queued when it left, so settlements of the time between travel
-  together (S4).  A second request could overtake the first one, and with it the order of a key.
+* One request is out at a time.  While it is out, further settlements gather in the queue, and travel together in the
+  next one (S4).  A second request could overtake the first one, and break the order of a key.
 * When a request fails as a whole, its settlements go back to the front of the queue, in order.
 * When the broker refuses one settlement for a while, that one is deferred.  The others go on, and it follows later.
-* A caller waits with a :class:`Ticket`.  Several callers may wait for one settlement (S2).  If no caller waits any
-  more, a settlement that has not left does not leave (S5).
+* A caller waits with a :class:`Ticket`.  Several callers may wait for one settlement (S2).  If the last of them gives
+  up before the settlement has left, it never leaves (S5).
 
-The caller's inbox lock guards all of it (``inbox.py``).
+The settler drives this at home (``settler.py``): :meth:`Settlements.reserve`, then :meth:`Settlements.next`, the
+request, and :meth:`Settlements.answered` or :meth:`Settlements.put_back`, then ``next`` again until it returns nothing.
+A timer of the settler calls :meth:`Settlements.retry`.  The receiver's lock guards all of it (``inbox.py``).
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from events_core.engine.ledger import Begun, Ledger
 from events_core.engine.wakeable import Wakeable
 from events_core.errors import ErrorCode
 
-__all__ = ["Settlements", "Ticket", "told"]
+__all__ = ["Settlements", "Ticket", "error_for_callers"]
 
 
 class Ticket:
@@ -44,7 +46,7 @@ class Ticket:
         self.waiter: Wakeable | None = None
 
     def extend(self, begun: Begun) -> None:
-        """Wait for what the same call has *begun* later, too."""
+        """Wait also for the settlements that the same call has *begun* later."""
         self.awaited += begun.awaited
         self.failed.update(begun.refused)
 
@@ -72,6 +74,7 @@ class Settlements:
         self.queued: deque[Settlement] = deque()
         """The settlements that leave next.  Only this class changes it."""
         self._out: Sequence[Settlement] = ()
+        """The settlements of the newest request.  Ending one of them twice does nothing, so no one clears it."""
         self._deferred: list[Settlement] = []
         self._is_busy = False
         """Whether a request is out, or about to leave."""
@@ -99,14 +102,14 @@ class Settlements:
             self.queued.append(settlement)
 
     def reserve(self) -> bool:
-        """Reserve the one request; return False if it is out already, or there is nothing to tell."""
+        """Reserve the one request; return False if one is out already, or nothing is queued."""
         if not self.may_leave:
             return False
         self._is_busy = True
         return True
 
     def next(self, limit: int) -> list[Settlement]:
-        """Return up to *limit* settlements that leave now; if there are none, the request is over."""
+        """Return up to *limit* settlements that leave now.  If there are none, end the reservation."""
         batch: list[Settlement] = []
         while self.queued and not self._is_stopped and len(batch) < limit:
             settlement = self.queued.popleft()
@@ -118,10 +121,10 @@ class Settlements:
         return batch
 
     def put_back(self) -> None:
-        """Queue what is out again, before everything else: the request failed as a whole."""
+        """Move the settlements of a request that failed as a whole back to the front of the queue."""
         for settlement in self._out:
             settlement.delivery._is_out = False
-            self._ledger.came_again(settlement.delivery)
+            self._ledger.use_newer_token(settlement.delivery)
         self.queued.extendleft(reversed(self._out))
 
     def answered(self, results: Iterable[BrokerError | None]) -> None:
@@ -129,7 +132,7 @@ class Settlements:
         for settlement, error in zip(self._out, results, strict=True):
             delivery = settlement.delivery
             delivery._is_out = False
-            if delivery._newer_token is not None and self._must_repeat(settlement, error):
+            if delivery._newer_token is not None and self._repeats_with_newer_token(settlement, error):
                 if not settlement._given_up:
                     self.queued.append(settlement)
             elif error is not None and error.retryable:
@@ -138,7 +141,7 @@ class Settlements:
                 self._end(settlement, error)
 
     def retry(self) -> None:
-        """Queue what was deferred, behind what may have hindered it."""
+        """Queue the deferred settlements again, at the end: one before them may be why the broker has refused them."""
         self.queued += self._deferred
         self._deferred.clear()
 
@@ -169,13 +172,13 @@ class Settlements:
             settlement._given_up = True
             self._end(settlement, error)
 
-    def _must_repeat(self, settlement: Settlement, error: BrokerError | None) -> bool:
-        """Return whether to settle again, with the newer token of a message that came again before the answer (S2).
+    def _repeats_with_newer_token(self, settlement: Settlement, error: BrokerError | None) -> bool:
+        """Use the newer token of a message that came again before the answer; return whether to settle with it (S2).
 
-        That copy takes the outcome of the first one.
+        The newer copy takes the outcome of the older one.
         """
         delivery = settlement.delivery
-        self._ledger.came_again(delivery)
+        self._ledger.use_newer_token(delivery)
         if not self._ledger.is_last(settlement):
             return False
         if error is None:
@@ -191,7 +194,7 @@ class Settlements:
     def _end(self, settlement: Settlement, error: BrokerError | None) -> None:
         delivery = settlement.delivery
         if error is not None and error.code is ErrorCode.EXPIRED and delivery._was_acknowledged:
-            error = None  # the message is gone, and so is the copy that had come again
+            error = None  # an older token was acknowledged, so the broker has deleted the message and its newer copy
         newer = delivery._settlement
         if newer is settlement or newer is None:
             behind = self._ledger.finish(settlement, error)
@@ -200,16 +203,16 @@ class Settlements:
         elif error is None and newer.outcome is settlement.outcome:
             newer._given_up = True  # the caller gave the first one up and asked again; the first one has succeeded
             self._end(newer, None)
-        result = told(settlement, error)
+        result = error_for_callers(settlement, error)
         for ticket in settlement._tickets:
             ticket.report(delivery.message_id, result)
         settlement._tickets = ()
 
 
-def told(settlement: Settlement, error: BrokerError | None) -> BrokerError | None:
-    """Return what callers learn of *error*.
+def error_for_callers(settlement: Settlement, error: BrokerError | None) -> BrokerError | None:
+    """Return the error that the callers of *settlement* get; ``None`` for a success.
 
-    Giving a message back that the broker has already taken back is no failure (S3).
+    Giving a message back is a success if the broker has already taken it back (S3).
     """
     # Success first: this runs for each settlement, and reading a member of an enumeration is slow (CPython 3.11).
     if error is None or error.code is not ErrorCode.EXPIRED:

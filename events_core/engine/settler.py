@@ -17,7 +17,7 @@ from events_core.engine.home import Home, step
 from events_core.engine.inbox import Inbox
 from events_core.engine.ledger import Begun
 from events_core.engine.link import Link, Pauses
-from events_core.engine.settlements import Ticket, told
+from events_core.engine.settlements import Ticket, error_for_callers
 from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode
 
@@ -218,9 +218,9 @@ class InlineSettler(Settler):
         behind: list[Settlement] = []
         for settlement, result in zip(settlements, results, strict=True):
             behind += self._inbox.ledger.finish(settlement, result)
-            error_told = told(settlement, result)
-            if error_told is not None and settlement.outcome is not Outcome.RETURN:
-                failed[settlement.delivery.message_id] = error_told
+            failure = error_for_callers(settlement, result)
+            if failure is not None and settlement.outcome is not Outcome.RETURN:
+                failed[settlement.delivery.message_id] = failure
         if behind:
             self._settle_now(behind, failed)
 
