@@ -60,6 +60,7 @@ class Arguments:
     async def test_a_timeout_that_is_no_number_is_refused(self, stage: Stage) -> None:
         """A timeout of NaN, or beyond the range of a float, is a ValueError, and the receiver goes on."""
         client, receiver = await stage.open()
+        # A message is waiting: a call that is refused must not take it.
         await client.send_message(EventMessage(b"x"))
         for value, kind in _NO_NUMBERS:
             await _refused(receiver.receive_message, value, kind)
@@ -103,5 +104,6 @@ class Arguments:
         await client.send_message(EventMessage(b"x"))
         assert texts(await stage.drain(receiver, 1)) == ["x"]
         assert await client.ping(math.inf) >= 0
+        # A finite time for which no lock can wait: ``threading`` refuses more than its ``TIMEOUT_MAX``.
         await receiver.close(1e300)
         await client.close(math.inf)

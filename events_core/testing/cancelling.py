@@ -220,6 +220,7 @@ async def _delete_subscription(scene: _Scene, cut: Interruption) -> None:
     doomed = await scene.client.subscribe(scene.stage.name(f"doomed-{scene.number}"))
     await doomed.close()
     await cut(scene.caller.delete_subscription(doomed.subscription))
+    # The cancelled call has deleted the subscription or not.  After this one it is gone in any case.
     with contextlib.suppress(ReceiveError):
         await scene.fresh.delete_subscription(doomed.subscription)
     with pytest.raises(ReceiveError) as caught:

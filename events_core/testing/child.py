@@ -27,6 +27,7 @@ from events_core import (
 
 
 def _report(**facts: object) -> None:
+    # Flushed at once, because the process may be killed in the next moment.
     print(json.dumps(facts), flush=True)
 
 
@@ -104,6 +105,7 @@ def fork_fresh(config: EventConfig, patience: float) -> None:
 
 def fork_connected(config: EventConfig, patience: float) -> None:
     """Connect a client, fork, try every call in the child, and use it in the parent."""
+    # Each ``asyncio.run`` is over before the fork.  A running loop would be copied into the child.
     client = create_client(config)
     receiver = asyncio.run(client.subscribe())
     message = asyncio.run(_send_and_receive(client, receiver, b"x", patience))
@@ -118,6 +120,7 @@ def fork_beside_connected(config: EventConfig, patience: float) -> None:
     """Connect a client, fork, send with a new client in the child, and close the parent's client between two sends."""
     client = create_client(config)
     asyncio.run(client.send_message(EventMessage(b"parent")))
+    # Pipes and not times put the steps in order: a send, the parent's close, another send.
     sent, closed = os.pipe(), os.pipe()
 
     async def send_around_the_close() -> str:
@@ -193,6 +196,7 @@ def _in_fork(
         _answer(work, writing)
     os.close(writing)
     meanwhile()
+    # Twice the patience: the work of a child waits for a ping and then for a message.
     ready, _, _ = select.select([reading], [], [], 2 * patience)
     if not ready:
         # A child that hangs must not keep the pipe open, from which the parent reads until its end.
@@ -207,6 +211,7 @@ def _answer(work: Callable[[], Coroutine[Any, Any, Any]], writing: int) -> None:
     try:
         answer = asyncio.run(work())
     except BaseException as error:
+        # Whatever happens, the child must not return into the code of its parent.
         answer = repr(error)
     os.write(writing, json.dumps(answer).encode())
     # Without the exit handlers that the child inherited: these belong to the parent.

@@ -69,6 +69,7 @@ class Closing:
 
         receiving = asyncio.create_task(receiver.receive_message())
         iterating = asyncio.create_task(iterate())
+        # Both must wait in the receiver when it closes.
         await asyncio.wait([receiving, iterating], timeout=0.05)
         await receiver.close()
         await _assert_closed(lambda: receiving)
@@ -93,6 +94,7 @@ class Closing:
         client, receiver = await stage.open()
         await client.send_messages(numbered(2))
         first, second = await stage.receive_all(receiver, 2)
+        # So long that only the last settlement can end the close within the bound of the test.
         closing = asyncio.create_task(receiver.close(timeout=3600))
         await asyncio.wait([closing], timeout=0.05)
         await _assert_closed(lambda: receiver.receive_message(0))
@@ -147,6 +149,7 @@ class Closing:
         """Sends that began before the close are stored, and return their ids."""
         _, receiver = await stage.open()
         sender = stage.client()
+        # Connected first, so that the close meets requests and not a connection that is still being opened.
         await sender.ping(stage.harness.patience)
         sends = [asyncio.create_task(sender.send_message(message)) for message in numbered(20)]
         await asyncio.sleep(0)
@@ -194,6 +197,7 @@ class Closing:
         """A cancelled close finishes in the background, and closing again waits for it."""
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
+        # The held message keeps the close waiting, so that there is something to cancel.
         await stage.receive(receiver)
         closing = asyncio.create_task(client.close(timeout=0.5))
         await asyncio.wait([closing], timeout=0.05)

@@ -65,6 +65,7 @@ class Configuring:
     @rule("O1")
     def test_constructing_starts_nothing(self, stage: Stage) -> None:
         """A client is constructed without a running loop, and starts no thread."""
+        # This test is no coroutine: a running loop would hide that the constructor needs one.
         before = threading.enumerate()
         client = stage.client()
         assert threading.enumerate() == before
@@ -85,6 +86,7 @@ class Configuring:
             not_declared("a secret option")
         for name in secrets:
             with pytest.raises(ConfigurationError) as caught:
+                # The unknown option causes the error, which must not show the other options.
                 stage.client(**{name: _SECRET, "no_such_option": "x"})
             assert _SECRET not in str(caught.value)
 
@@ -98,6 +100,7 @@ class Configuring:
             *(f"{name}:{getattr(capabilities, name)}" for name in _SCALES),
         ]
         client = stage.added(create_client(config, require=require))
+        # The broker may keep less for this subscription than the configuration could know.  Then joining is refused.
         (receiver,) = await asyncio.gather(client.subscribe(stage.subscription), return_exceptions=True)
         if isinstance(receiver, EventRuntimeError):
             assert receiver.code is ErrorCode.UNSUPPORTED

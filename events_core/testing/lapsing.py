@@ -52,6 +52,8 @@ class _Absence:
         extend = source.extend
 
         async def extend_unless_away(deliveries: Sequence[Delivery]) -> Collection[Delivery]:
+            # An empty answer says that nothing was taken back.  So the receiver goes on believing that it has its
+            # messages.
             return await extend(deliveries) if self.is_over else ()
 
         source.extend = extend_unless_away

@@ -36,6 +36,7 @@ class Ordering:
         client, first = await stage.open_ordered()
         second = await stage.client(ordering="true").subscribe(stage.subscription)
         keys = [f"k{number}" for number in range(10)]
+        # The keys take turns, so that requests and batches carry several keys.
         rounds = zip(*(numbered(20, key=key) for key in keys), strict=True)
         await client.send_messages(itertools.chain.from_iterable(rounds))
         seen: dict[tuple[object, str | None], list[str]] = defaultdict(list)
@@ -46,7 +47,9 @@ class Ordering:
             while sum(map(len, seen.values())) < 200 and time.monotonic() < ends:
                 batch = await receiver.receive_messages(3, 0.1)
                 for message in batch:
+                    # Over a whole subscription there is one order per key, whichever receiver gets a message.
                     seen[None if everywhere else receiver, message.ordering_key].append(message.data_as_string())
+                # The other tasks get a turn while these messages are held.  Only then can one of them overtake.
                 await asyncio.sleep(0)
                 await receiver.acknowledge_messages(batch)
 
@@ -81,6 +84,7 @@ class Ordering:
         """Return a receiver that holds k1, k2, k3 of one key, or as many of them as one call returned."""
         client, receiver = await stage.open_ordered(**options)
         await client.send_messages([EventMessage(data, ordering_key="k") for data in (b"k1", b"k2", b"k3")])
+        # One call returns only messages that are buffered already, so all three should be.
         await stage.prefetched(receiver, 3)
         run = await receiver.receive_messages(3, stage.harness.patience)
         assert texts(run) == ["k1", "k2", "k3"][: len(run)]
@@ -114,6 +118,7 @@ class Ordering:
     async def test_a_nack_returns_the_later_held_messages_with_it(self, stage: Stage) -> None:
         """Nacking the later messages is a no-op, acknowledging them is EXPIRED, and neither changes the order."""
         receiver, (first, *later) = await self._run(stage, at_least=2)
+        # The delay leaves time to settle the later messages before the run comes again.
         await receiver.nack(first, delay=stage.short_delay)
         for message in later:
             await receiver.nack(message)

@@ -100,6 +100,7 @@ class Outages:
         with outage:
             await _noticed(stage, client)
             sending = asyncio.create_task(client.send_messages(numbered(3)))
+            # Long enough for the send to begin.  The outage keeps it from ending.
             await asyncio.wait([sending], timeout=0.05)
         await sending
         await client.send_message(EventMessage(b"later"))
@@ -114,6 +115,7 @@ class Outages:
         with outage:
             await _noticed(stage, client)
         await client.send_message(EventMessage(b"x"))
+        # When a message has come, the receiver is connected again and its reconnect has ended.
         await stage.drain(receiver, 1)
         ended = [error for operation, error in recorder.ended if operation.name == "reconnect"]
         assert ended == [None]
@@ -298,6 +300,7 @@ class Outages:
     ) -> tuple[Sequence[str], Sequence[str]]:
         """Return the ids of messages sent while answers were lost, and the ids of all messages that came."""
         client, receiver = await stage.open()
+        # Connect first: the lost answer must be that of the send, and not one of connecting.
         await client.send_message(EventMessage(b"connected"))
         (first,) = await stage.drain(receiver, 1)
         with lost:
@@ -340,6 +343,7 @@ class Outages:
         """After the sender and the broker are killed, the broker starts again and delivers the message."""
         stage.require("durable")
         client, receiver = await stage.open()
+        # A broker without a process of its own must die with its last client, the child (``Harness.restart``).
         await receiver.close()
         await client.close()
         report = await stage.child("send_and_die")
@@ -359,6 +363,7 @@ class Outages:
         await client.close(timeout=0)
         await stage.restart()
         _, receiver = await stage.open()
+        # The held message shows that the broker is back.  Silence alone would prove nothing.
         assert texts(await stage.drain(receiver, 1)) == texts([held])
         await stage.silence(receiver, seconds=stage.harness.lease)
 

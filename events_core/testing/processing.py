@@ -95,6 +95,7 @@ class Processing:
             handled.append(message)
             if len(handled) == 10:
                 stop.set()
+            # When ``stop`` is set, this handler still runs.  Its message must be acknowledged all the same.
             await asyncio.sleep(0.01)
 
         await consume(receiver, handle, concurrency=3, stop=stop)
@@ -148,6 +149,7 @@ class Processing:
             at_work += 1
             most = max(most, at_work)
             await together.wait()
+            # If a fourth handler started too early, it would begin in this turn of the loop and be counted.
             await asyncio.sleep(0)
             at_work -= 1
             handled += 1
@@ -173,6 +175,7 @@ class Processing:
             nonlocal failed
             together.extend(key for key in at_work if key == message.ordering_key)
             at_work.append(message.ordering_key)
+            # Without a wait here no other handler could run in the meantime, and the test would prove nothing.
             await asyncio.sleep(0.001)
             at_work.remove(message.ordering_key)
             if message.data == b"0002" and message.ordering_key == "a" and not failed:
@@ -212,6 +215,7 @@ class Processing:
         closing: list[asyncio.Task[None]] = []
 
         async def handle(message: ReceivedMessage) -> None:
+            # In a task, because ``close`` waits for held messages and this handler holds one.
             closing.append(asyncio.create_task(receiver.close()))
             await asyncio.sleep(0.01)
 

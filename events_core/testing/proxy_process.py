@@ -72,6 +72,7 @@ class Direction:
             piece = data[begin : begin + size]
             await self._take_turn(len(piece))
             await self._line.audible.wait()
+            # Only now ask for a loss: a fault may have begun or ended during the waits.
             if not is_lost():
                 self.passed += len(piece)
                 writer.write(piece)
@@ -96,6 +97,7 @@ class Pipe:
     async def put(self, data: bytes) -> None:
         """Put *data* on the way; ``b""`` is the end of the stream."""
         async with self._changed:
+            # Without a delay one piece at a time, so that a slow receiver holds up its sender as on a real line.
             await self._changed.wait_for(lambda: self._size < (ON_THE_WAY if self._line.delay else 1))
             self._pieces.append((asyncio.get_running_loop().time() + self._line.delay, data))
             self._size += len(data)

@@ -45,6 +45,7 @@ class Publishing:
         _, receiver = await stage.open()
         sender = stage.client()
         message_id = await sender.send_message(EventMessage(b"x"))
+        # Without time to flush: a message that is not yet stored would be lost here.
         await sender.close(timeout=0)
         assert (await stage.receive(receiver)).message_id == message_id
 
@@ -114,6 +115,7 @@ class Publishing:
         client, receiver = await stage.open_ordered()
         with pytest.raises(PublishError):
             await client.send_message(EventMessage(bytes(largest + 1), ordering_key="k"))
+        # Google's own client pauses a key after a failure, until the application resumes it.  This library does not.
         await client.send_message(EventMessage(b"next", ordering_key="k"))
         assert texts(await stage.drain(receiver, 1)) == ["next"]
 
@@ -132,6 +134,7 @@ class Publishing:
         assert (caught.value.code, unattempted.code) == (refusal.code, ErrorCode.NOT_ATTEMPTED)
         received = {message.message_id: message for message in await stage.drain(receiver, 3)}
         assert [received.get(str(message_id)) for message_id in (first, second, last)] == good
+        # ``NOT_ATTEMPTED`` promises that sending the message again makes no duplicate.
         await client.send_message(after)
         assert await stage.drain(receiver, 1) == [after]
         await stage.silence(receiver)

@@ -119,6 +119,7 @@ class Receiving:
                 await asyncio.sleep(chance.uniform(0, 0.004))
                 receiving.cancel()
                 await asyncio.wait([receiving])
+                # The receive may have returned before the cancellation reached it.  Then its messages are delivered.
                 if not receiving.cancelled():
                     received.extend(receiving.result())
                     await receiver.acknowledge_messages(receiving.result())
@@ -174,6 +175,7 @@ class Receiving:
             await client.send_message(message)
             await stage.prefetched(receiver, number + 1)
         await client.send_messages(numbered(10, prefix="later "))
+        # A receiver that buffers too much gets the time to do so.
         await stage.until(lambda: receiver.stats.buffered > 3)
         _, other = await stage.open()
         await stage.receive_all(other, 10)
@@ -207,5 +209,6 @@ class Receiving:
         for message in held:
             await receiver.acknowledge(message)
             assert await stage.receive(receiver)
+            # Once is enough, because each silence takes the settle time.
             if message is held[0]:
                 await stage.silence(receiver)

@@ -42,6 +42,7 @@ class Redelivering:
         """A message that is held for longer than the lease comes to no other receiver, and can be acknowledged."""
         client, receiver, message, lease = await _held_under_a_lease(stage)
         other = await client.subscribe(stage.subscription)
+        # Longer than one lease: without a renewal the message would come to one of the two.
         await stage.silence(receiver, other, seconds=1.5 * lease)
         await receiver.acknowledge(message)
 
@@ -77,6 +78,7 @@ class Redelivering:
         old = await stage.receive(receiver)
         began = time.monotonic()
         new = await stage.receive(receiver)
+        # A little less than the second that was asked for, because timers are coarse.
         assert time.monotonic() - began >= 0.9
         assert (new.message_id, new) == (old.message_id, old)
         with pytest.raises(AcknowledgeError) as caught:
@@ -203,6 +205,7 @@ class Redelivering:
         options = stage.dead_letters
         if not stage.capabilities.dead_letter:
             await stage.refused("dead_letter", lambda: stage.client(**options).subscribe(stage.subscription))
+        # Joined before the letter is sent, because a new subscription begins with what is sent next (Q1).
         dead = await stage.client(stage.name("dead")).subscribe(stage.name("undertaker"))
         client, receiver = await stage.open(**options)
         sent = EventMessage(b"x", {"a": "b"})

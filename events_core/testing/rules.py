@@ -102,6 +102,7 @@ RULE, CLAIM, STATE = "rule", "claim", "state"
 """Names of the user properties of a test: a rule that it is about, a capability that it proves, and its state with a
 detail if it ended without a verdict."""
 
+# A backend that declares the stronger value promises the weaker one too.
 _WEAKER = {"durable=power_loss": "durable=process_crash", "ordering=subscription": "ordering=receiver"}
 
 
@@ -134,6 +135,7 @@ def rule(
             _claim(request.node, stage, proves)
             began = time.monotonic()
             try:
+                # Inside the ``try``, so that the table also shows a test that the kit left out.
                 losses.check(harness.give_up_after)
                 _play(stage, functools.partial(test, self, stage, **_taken(params, request)))
             except pytest.skip.Exception as skipped:
@@ -229,6 +231,7 @@ def _note(item: pytest.Item, state: str, detail: str) -> None:
 
 
 def _check_exceptions(suite: object, harness: Harness) -> None:
+    # A misspelt name would excuse nothing, and nobody would notice.
     for name in harness.exceptions:
         if name not in RULES and not hasattr(suite, name):
             pytest.fail(f"{type(harness).__name__}.exceptions names {name!r}, which is neither a rule nor a test")

@@ -24,6 +24,7 @@ class Settling:
         """An acknowledged message comes neither to its receiver nor, after the lease, to a new one."""
         client, receiver = await stage.open(**stage.harness.lease_options)
         await client.send_message(EventMessage(b"x"))
+        # If the broker has lost the acknowledgement, that shows only after the lease: a new receiver waits for it.
         await receiver.acknowledge(await stage.receive(receiver))
         await stage.silence(receiver)
         await receiver.close()
@@ -36,6 +37,7 @@ class Settling:
         stage.require("ack_confirmed")
         stage.require("durable")
         client, receiver = await stage.open(**stage.harness.lease_options)
+        # The child must be the only receiver, or this one may get the message.
         await receiver.close()
         message_id = await client.send_message(EventMessage(b"x"))
         options = {"subscription": stage.subscription, **stage.harness.lease_options}
@@ -91,6 +93,7 @@ class Settling:
             calls = [receiver.acknowledge(message), receiver.nack(message), receiver.acknowledge(message)]
             results = await asyncio.gather(*calls, return_exceptions=True)
             codes = [getattr(result, "code", result) for result in results]
+            # Either outcome may win, and the two acknowledgements always agree.
             assert codes in ([None, _SETTLED, None], [_SETTLED, None, _SETTLED])
             returned += [] if codes[0] is None else [message.data_as_string()]
         assert sorted(texts([*await stage.drain(receiver, len(returned)), *await stage.rest(receiver)])) == returned
@@ -105,6 +108,7 @@ class Settling:
         with pytest.raises(AcknowledgeError) as caught:
             await receiver.acknowledge(old)
         assert caught.value.code is ErrorCode.ALREADY_SETTLED
+        # The two calls above concern the old delivery only: the new one is still held.
         assert receiver.stats.held == 1
         await receiver.acknowledge(new)
         await stage.silence(receiver)
@@ -138,6 +142,7 @@ class Settling:
         client, receiver = await stage.open()
         await client.send_messages(numbered(3))
         first, *others = await stage.receive_all(receiver, 3)
+        # Another client deletes it, so the receiver's own client cannot know.
         await stage.client().delete_subscription(stage.subscription)
         async with asyncio.timeout(stage.harness.patience):
             await receiver.nack(first)
@@ -196,6 +201,7 @@ class Settling:
         """A settlement that is cancelled at once is applied or not, and can be repeated."""
         receiver, message = await self._received(stage)
         settling = asyncio.create_task(receiver.acknowledge(message))
+        # One turn of the loop lets the settlement begin, so that there is something to cancel.
         await asyncio.sleep(0)
         settling.cancel()
         await asyncio.wait([settling])

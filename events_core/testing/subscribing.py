@@ -49,6 +49,7 @@ class Subscribing:
     async def test_what_one_subscription_settles_another_keeps(self, stage: Stage) -> None:
         """A message waits in a subscription although another subscription has settled it."""
         client, first = await stage.open()
+        # Joined once, so that it exists when the messages are sent.
         await (await client.subscribe(stage.name("second"))).close()
         await client.send_messages(numbered(5))
         await stage.drain(first, 5)
@@ -61,6 +62,7 @@ class Subscribing:
         client, receiver = await stage.open()
         await receiver.close()
         await client.close()
+        # Another client sends: nothing that the first one keeps in memory may be the reason that the messages wait.
         sender = stage.client()
         await sender.send_messages(numbered(3))
         _, receiver = await stage.open()
@@ -127,6 +129,7 @@ class Subscribing:
     @rule("Q2")
     async def test_only_what_is_allowed_is_created(self, stage: Stage) -> None:
         """``create=subscription`` creates a subscription, ``never`` joins it, and ephemeral ones always work."""
+        # This creates the topic, which no client below is allowed to do.
         await stage.client().send_message(EventMessage(b"x"))
         await (await stage.client(create="subscription").subscribe(stage.subscription)).close()
         client = stage.client(create="never")
@@ -170,6 +173,7 @@ class Subscribing:
     async def test_a_deleted_subscription_is_made_again(self, stage: Stage) -> None:
         """If ``create`` allows it, a receiver creates its deleted subscription again and goes on."""
         client, receiver = await stage.open()
+        # Another client deletes it, so the receiver can learn of it only from the broker.
         await stage.client().delete_subscription(stage.subscription)
         receiving = asyncio.create_task(stage.receive(receiver))
         while not receiving.done():  # nothing shows when the subscription is there again
@@ -226,6 +230,7 @@ class Subscribing:
         receiver = await stage.client(retention="600", start="earliest").subscribe(stage.subscription)
         await sender.send_message(EventMessage(b"new"))
         assert sorted(texts(await stage.drain(receiver, 4))) == [*texts(numbered(3)), "new"]
+        # The topic still keeps all messages.  A subscription with the default start must get none of them.
         latest = await stage.client(retention="600").subscribe(stage.name("latest"))
         await stage.silence(latest)
 
@@ -256,6 +261,7 @@ class Subscribing:
         # The time is the rule here: no event tells that a message has become too old.
         await asyncio.sleep(retention + stage.harness.settle_time)
         receiver = await stage.client(start="earliest", **options).subscribe(stage.subscription)
+        # A message that must come: a receiver that gets nothing at all would pass otherwise.
         await sender.send_message(EventMessage(b"new"))
         assert texts(await stage.drain(receiver, 1)) == ["new"]
         await stage.silence(receiver)

@@ -112,6 +112,7 @@ class _Stopped:
         self._in_thread(self._end)
 
     def _in_thread(self, function: Callable[[], None]) -> None:
+        # A thread can run one loop at a time, and the test's own loop is running in this one.
         thread = threading.Thread(target=function)
         thread.start()
         thread.join()

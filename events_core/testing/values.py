@@ -23,6 +23,7 @@ class Values:
             pytest.param(EventMessage(bytes(range(256))), id="every byte"),
             pytest.param(EventMessage(bytes(range(256)) * 256), id="64 KiB"),
             pytest.param(EventMessage("grün ☃ 🎈".encode()), id="unicode"),
+            # A protocol that carries attributes as headers tends to strip, split or fold such names and values.
             pytest.param(EventMessage(b"x", {"größe": "ünïcødé ☃", "a b/c.d=e": " \n\t", "none": ""}), id="attributes"),
         ],
     )
@@ -75,6 +76,7 @@ class Values:
         elsewhere = await other.subscribe(stage.name("elsewhere"))
         await other.send_message(EventMessage(b"other"))
         assert (await stage.receive(elsewhere)).data == b"other"
+        # The message has reached its own topic, so it has had the time to go astray.
         await stage.silence(receiver)
 
     @rule("§3")
