@@ -1,6 +1,7 @@
-"""The deliveries that a receiver hands out: fetched for one call, or ahead of the calls by a task at home.
+"""Feeds, which bring deliveries from a source into the ledger.
 
-``inbox.py`` opens with the rules of the lock.
+The feed of an inline driver fetches in each receive.  The feed of every other driver has a task at home that fetches
+ahead of the receives.  ``inbox.py`` opens with the rules of the lock.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _log = logging.getLogger("events_core.receiver")
 
 
 class Feed(ABC):
-    """The way from a source into a ledger."""
+    """The way of deliveries from one source into one ledger, and out to the receives."""
 
     def __init__(self, source: Source, inbox: Inbox) -> None:
         self._source = source
@@ -46,7 +47,7 @@ class Feed(ABC):
     def take(self, limit: int, now: float) -> Sequence[Delivery]:
         """Hand out up to *limit* deliveries.
 
-        :raises BrokerError: if there is none, and the source has failed for a reason that retrying does not remove.
+        :raises BrokerError: if no delivery is ready, and the source has failed with an error that retrying cannot fix.
             The next call tries again.
         """
 
@@ -56,7 +57,7 @@ class Feed(ABC):
 
     @abstractmethod
     def next_due(self) -> float | None:
-        """Return the time at which :meth:`take` may find something although nothing has happened; ``None`` if never."""
+        """Return the time at which :meth:`take` may find something without a wake-up; ``None`` if there is none."""
 
     def refill(self) -> None:
         """Fetch again if there is room now."""
@@ -67,7 +68,7 @@ class Feed(ABC):
         """Fetch nothing more.  It takes *within* seconds at most, and may be called again."""
 
     async def stop(self, within: float) -> None:
-        """Keep no leases either, after :meth:`stop_fetching`.  It takes *within* seconds at most."""
+        """Stop keeping leases; call it after :meth:`stop_fetching`.  It takes *within* seconds at most."""
 
 
 class InlineFeed(Feed):
@@ -88,8 +89,8 @@ class InlineFeed(Feed):
         return True
 
     def next_due(self) -> float | None:
-        # No task looks at the clock, so the receives do.  If there is no room, what falls due at the source is not
-        # fetched; only the receiver's own deliveries can expire and make room.
+        # No task watches the clock here, so each receive must know how long it may sleep.  Without room, nothing that
+        # falls due at the source can be fetched.  Then only the expiry of a delivery that is here can make room.
         expires = self._ledger.next_deadline()
         due = self._source.next_due() if self._ledger.room(None) else None
         return min((each for each in (expires, due) if each is not None), default=None)
@@ -109,7 +110,7 @@ class PrefetchingFeed(Feed):
     ) -> None:
         """Start both tasks; at home.
 
-        :param waiting: the room of the receives, which wait for messages.
+        :param waiting: the waiting room of the receives.
         """
         super().__init__(source, inbox)
         self._settlements = inbox.settlements
@@ -120,7 +121,7 @@ class PrefetchingFeed(Feed):
         self._observed = surroundings.observed
         self._waiting = waiting
         self._failure: BrokerError | None = None
-        """Why fetching has stopped, until a receive has raised it.  Under the lock, as _starving."""
+        """The error that has stopped fetching, until a receive has raised it.  The lock guards it and ``_starving``."""
         self._starving = False
         """Whether fetching waits for room."""
         self._stopping = False
@@ -140,7 +141,7 @@ class PrefetchingFeed(Feed):
     # Under the lock
 
     def take(self, limit: int, now: float) -> Sequence[Delivery]:
-        # Checked at every hand-out and not by a task: a process that was stopped has had no time to run tasks.
+        # Check at every hand-out, not in a task: when a stopped process goes on, this may run before any task does.
         taken = self._ledger.take(limit, now) if self._is_safe() else []
         if not taken and self._failure is not None:
             failure, self._failure = self._failure, None
@@ -153,10 +154,11 @@ class PrefetchingFeed(Feed):
         return self._ledger.ready(now)
 
     def next_due(self) -> float | None:
-        return self._ledger.next_due() if self._is_safe() else None  # otherwise the driver wakes the receives
+        # If it is not safe, the driver wakes the receives when it has renewed the session.
+        return self._ledger.next_due() if self._is_safe() else None
 
     def _is_safe(self) -> bool:
-        """Return whether the broker still keeps for this receiver what is buffered, as far as the source can tell."""
+        """Return whether buffered messages may be handed out: the broker still keeps them for this receiver."""
         until = self._source.safe_until
         return until is None or uptime() < until
 
@@ -168,7 +170,7 @@ class PrefetchingFeed(Feed):
     # In any thread, without the lock
 
     def _lose(self, is_lost: Callable[[Delivery], bool]) -> None:
-        """Drop what is buffered and lost, before this returns."""
+        """Drop the lost deliveries from the buffer before this call returns."""
         with self._lock:
             self._settlements.enqueue(self._ledger.lose_buffered(is_lost))
             self.refill()
@@ -177,7 +179,7 @@ class PrefetchingFeed(Feed):
     # At home
 
     async def _fetch_until_stopped(self) -> None:
-        while not self._stopping:  # a library may swallow the cancellation
+        while not self._stopping:  # a flag too, because a library may swallow the cancellation
             try:
                 self._arrived(await self._fetch())
             except BrokerError as error:
@@ -200,7 +202,7 @@ class PrefetchingFeed(Feed):
         return deliveries
 
     async def _reconnect(self, lost: BrokerError) -> Sequence[Delivery]:
-        """Try again until the broker answers, or fails for a reason that retrying does not remove (F1)."""
+        """Fetch again and again until the broker answers, or fails with an error that retrying cannot fix (F1)."""
         pauses = self._link.pauses(Backoff())
         while not self._stopping:
             self._link.down(lost)
@@ -218,7 +220,7 @@ class PrefetchingFeed(Feed):
         while True:
             with self._lock:
                 room = self._ledger.room(self._source.prefetch)
-                # Both under the lock: a thread that makes room afterwards sees _starving, and sets the event again.
+                # Both changes under the lock: a thread that makes room after this sees _starving and sets the event.
                 self._starving = room < 1
                 self._go_on.clear()
             if room > 0:
@@ -239,7 +241,7 @@ class PrefetchingFeed(Feed):
 
     async def _fail(self, error: BrokerError) -> None:
         """Let a receive raise *error*, and wait until one has."""
-        # Fetching stops until a receive has raised the error.  Otherwise it would ask again and again, in vain.
+        # If fetching went on, it would ask the broker again and again, in vain.
         with self._lock:
             self._failure = error
             self._go_on.clear()

@@ -85,7 +85,7 @@ class Inbox:
         """
         while self.abandoned:
             begun = self.ledger.begin([self.abandoned.popleft()], Outcome.RETURN, None, now)
-            self.settlements.enqueue(begun.asked)
+            self.settlements.enqueue(begun.to_send)
         overdue = self.ledger.expire(now)
         if overdue:
             self.settlements.enqueue(overdue)

@@ -1,4 +1,6 @@
-"""The deliveries of one receiver: which are buffered, held, settled or gone.  It is pure: callers pass ``now``.
+"""The deliveries of one receiver: which are buffered, held, settled or gone.
+
+This module does no I/O and reads no clock: its callers pass ``now``.
 
 Only this file moves a delivery from one state to another::
 
@@ -41,11 +43,11 @@ ACK, NACK, RETURN, REJECT = Outcome
 class Begun:
     """The first result of a call to settle several messages."""
 
-    __slots__ = ("asked", "awaited", "refused")
+    __slots__ = ("awaited", "refused", "to_send")
 
     def __init__(self) -> None:
-        self.asked: list[Settlement] = []
-        """The settlements that the broker must be told, in this order."""
+        self.to_send: list[Settlement] = []
+        """The settlements to send to the broker, in this order."""
         self.awaited: list[Settlement] = []
         """The settlements that the caller waits for, including those that other calls have begun."""
         self.refused: dict[str, BrokerError] = {}
@@ -73,7 +75,7 @@ class Ledger:
         :param max_lease_duration: seconds after which a delivery is given up.
         :param redelivers_locally: see :class:`~events_core.engine.Source`, also for ``local_attempts``.
         :param eager: fetch whenever there is room, however little.
-        :param keeps_order: whether the subscription keeps the order of keys; otherwise they mean nothing here.
+        :param keeps_order: whether the subscription keeps the order of keys.  If not, the ledger ignores keys.
         """
         self._max_messages = max_messages
         self._max_bytes = max_bytes
@@ -101,7 +103,7 @@ class Ledger:
     def keep_order(self, keeps_order: bool) -> None:
         """Keep the order of keys or not, as the broker says.
 
-        A change waits until nothing is here: a key that is busy would never be released otherwise.
+        A change waits until no delivery is here.  Otherwise a key that is busy now would never be released.
         """
         if keeps_order is not self._keeps_order and not self._live:
             self._keeps_order = self._buffer.keeps_order = keeps_order
@@ -118,7 +120,7 @@ class Ledger:
 
         :param prefetch: the number of deliveries to have ready; ``None`` for as many as the bounds allow.
         """
-        # Below the bound anything is fetched: a message that is larger than the bound must come too, alone (R5).
+        # Below the bound, fetch whatever comes: a message that is larger than the bound must be received too (R5).
         if self._bytes >= self._max_bytes:
             return 0
         room = self._max_messages - self.held - self.buffered
@@ -145,19 +147,20 @@ class Ledger:
     # Arriving and handing out
 
     def arrive(self, deliveries: Sequence[Delivery], now: float, lease_until: float = math.inf) -> None:
-        """Buffer what was fetched.  If the message is here already, it only gets the newer token (R7).
+        """Buffer what was fetched.  A delivery whose message is here already only gets the newer token (R7).
 
-        A message that is being given back may come again before the broker confirms that.  Then it is a new delivery,
-        and the old one is over.  The confirmation no longer matters.
+        Two cases are special:
 
-        A message that is being dead-lettered is not given back.  If it comes again, the copy takes that outcome too:
-        a new delivery would be handed out after the successors of the message.
+        * The message is being given back, and comes again before the broker has confirmed that.  It is a new delivery,
+          and the old one is over.  The confirmation no longer matters.
+        * The message is being dead-lettered, and comes again.  The newer copy is dead-lettered with it: as a new
+          delivery, it would be handed out after its successors.
         """
         for delivery in deliveries:
             delivery.lease_until = lease_until
             known = self._live.get(delivery.message_id)
             if known is not None and known._settlement is not None and not self.is_last(known._settlement):
-                self._retire(known, _done(known._settlement.outcome))
+                self._retire(known, _final_state(known._settlement.outcome))
                 known = None
             if known is None:
                 self._admit(delivery, now)
@@ -172,7 +175,7 @@ class Ledger:
                     known.token = delivery.token
 
     def is_last(self, settlement: Settlement) -> bool:
-        """Return whether the message leaves the subscription: it is acknowledged, or the source dead-letters it."""
+        """Return whether *settlement* ends the message: it is acknowledged, or the source dead-letters it."""
         return self._attempts.ends_message(settlement)
 
     @staticmethod
@@ -182,7 +185,7 @@ class Ledger:
             (delivery.token,), delivery._newer_token = delivery._newer_token, None
 
     def hold(self, deliveries: Sequence[Delivery], now: float) -> None:
-        """Hand out what was fetched for the call that gets it; nothing is buffered."""
+        """Hand out deliveries that were fetched for the running call, without buffering them."""
         deadline = now + self._max_lease
         live = self._live
         for delivery in deliveries:
@@ -248,9 +251,9 @@ class Ledger:
                     begun.refused[_id(target)] = refusal
                     continue
             elif outcome is ACK or outcome is REJECT or self._key(delivery) is None:
-                begun.asked.append(_begin(delivery, outcome, delay, reason))
+                begun.to_send.append(_begin(delivery, outcome, delay, reason))
             else:
-                begun.asked += self._begin_run(delivery, outcome, delay, now)
+                begun.to_send += self._begin_run(delivery, outcome, delay, now)
             if delivery is not None and delivery._settlement is not None:
                 begun.awaited.append(delivery._settlement)
         return begun
@@ -273,9 +276,10 @@ class Ledger:
     def _refusal(
         self, target: ReceivedMessage | str, delivery: Delivery | None, outcome: Outcome
     ) -> BrokerError | None:
-        """Return why a message that is not held cannot be settled (S2, S3).
+        """Return the reason why a message that is not held cannot be settled (S2, S3).
 
-        ``None`` means that it has the same outcome already, or soon: settling it again is then a success.
+        Return ``None`` if the message has the same outcome already, or is being settled with it.  Settling it again is
+        then a success.
         """
         if delivery is not None:
             state: State | None = delivery._state
@@ -292,18 +296,18 @@ class Ledger:
         return None if first is outcome else _already_settled(_id(target), first)
 
     def _begin_run(self, delivery: Delivery, outcome: Outcome, delay: float | None, now: float) -> list[Settlement]:
-        """Give back *delivery*, and with it every later one of its key (R10); return what the broker must be told."""
+        """Give back *delivery*, and with it every later one of its key (R10); return the settlements to send."""
         assert delivery.ordering_key is not None
         later = self._successors(delivery, delivery.ordering_key)
         if not self._local or self.closing:
             # The broker keeps the order if it gets the run in one request.  When closing, nothing is handed out again.
             return [_begin(delivery, outcome, delay), *self._give_back(later, delivery.ordering_key)]
         if outcome is NACK and self._attempts.are_used_up(delivery):
-            asked = [_begin(delivery, NACK, delay)]
+            last = [_begin(delivery, NACK, delay)]
             if later:
-                # They are handed out again when the key is free, which is when the source has moved the dead letter.
+                # They are handed out again when the key is free, after the source has moved the dead letter.
                 self._redeliver(later, RETURN, None, now)
-            return asked
+            return last
         self._redeliver([delivery, *later], outcome, delay, now)
         return []
 
@@ -313,7 +317,7 @@ class Ledger:
         return [other for other in itertools.islice(later, 1, None) if other._state is HELD]
 
     def _give_back(self, held: Sequence[Delivery], key: str) -> list[Settlement]:
-        """Give back *held* and all that is buffered of *key*, in order; return the settlements for that."""
+        """Give back *held* and everything that is buffered of *key*, in order; return the settlements to send."""
         buffered = self._buffer.waiting(key)
         for delivery in held:
             self._retire(delivery, RETURNED)
@@ -325,8 +329,8 @@ class Ledger:
     ) -> None:
         """Put a run back into the buffer, as new deliveries; the old ones are over.
 
-        :param outcome: the outcome of the first one.  A NACK counts an attempt, and has a delay that grows with each.
-        :param expired: whether the run goes back because its time is up, not because the application settles it.
+        :param outcome: the outcome of the first one.  A NACK counts an attempt, and the delay grows with the attempts.
+        :param expired: True if the run goes back because its time is up, not because the application settles it.
         """
         # New objects, because the application may still have the old ones, and may settle them too late (S3).
         again = [_copy(delivery) for delivery in run]
@@ -339,7 +343,7 @@ class Ledger:
         due = now + (redelivery_delay(again[0]._nacks) if delay is None else delay)
         again[0]._kept_until = due + self._max_lease
         for old, new in zip(run, again, strict=True):
-            self._retire(old, _done(outcome) if old is run[0] and not expired else RETURNED, release=False)
+            self._retire(old, _final_state(outcome) if old is run[0] and not expired else RETURNED, release=False)
             self._admit(new, now)
         self._buffer.restore(again, due)
 
@@ -347,7 +351,7 @@ class Ledger:
         """Record the end of *settlement*: the delivery is settled, gone, or held as before.
 
         :param error: the broker's answer, or why there was none.
-        :returns: what must go back too, because its predecessor comes again (R10).
+        :returns: the settlements for later deliveries of the key, which must go back too (R10).
         """
         delivery = settlement.delivery
         if delivery._settlement is settlement:
@@ -357,7 +361,7 @@ class Ledger:
         if delivery._state is not SETTLING and not late:
             return ()  # it is over already, perhaps given back with its predecessor
         if error is None:
-            self._retire(delivery, _done(settlement.outcome))
+            self._retire(delivery, _final_state(settlement.outcome))
         elif error.code is ErrorCode.EXPIRED or (
             settlement.outcome is ACK and error.code in (ErrorCode.NOT_FOUND, ErrorCode.INVALID)
         ):
@@ -368,7 +372,7 @@ class Ledger:
         return ()
 
     def _return(self, delivery: Delivery) -> list[Settlement]:
-        """End a handed-out delivery whose message comes again; return what must go back behind it (R10)."""
+        """End a handed-out delivery whose message comes again; return settlements for its successors (R10)."""
         key = self._key(delivery)
         later = self._successors(delivery, key) if key is not None else []
         self._retire(delivery, RETURNED)
@@ -377,7 +381,7 @@ class Ledger:
     def _retire(self, delivery: Delivery, state: State, *, release: bool = True) -> None:
         """End a handed-out delivery.
 
-        :param release: whether its key is free afterwards.  It is not if the run goes back into the buffer.
+        :param release: whether to free its key.  Pass False if the run goes back into the buffer.
         """
         delivery._state = state
         self.held -= 1
@@ -429,10 +433,10 @@ class Ledger:
         return self._expelled(over, NACK) if over else []
 
     def _stays(self, delivery: Delivery, now: float) -> bool:
-        """Return whether an overdue delivery stays here.
+        """Return whether an overdue delivery stays here, and move it if it does.
 
-        A held one does: its run goes back into the buffer.  A buffered one does while the first of its key waits for
-        the delay of a nack, which may be longer than a lease.
+        A held delivery stays: it goes back into the buffer with its successors.  A buffered delivery stays while the
+        first one of its key waits for the delay of a nack.  That delay may be longer than a lease.
         """
         key = delivery.ordering_key
         if key is None:
@@ -450,15 +454,15 @@ class Ledger:
         return True
 
     def lose(self, deliveries: Collection[Delivery]) -> list[Settlement]:
-        """End *deliveries*, which the broker has taken back; return what must go back behind them (R10)."""
-        # Those that are over already cannot be lost.  And the broker needs not be told of what it took back itself.
+        """End *deliveries*, which the broker has taken back; return settlements for their successors (R10)."""
+        # A delivery that is over cannot be lost.  The broker knows what it took back, so those need no settlement.
         live = {delivery: None for delivery in deliveries if self._live.get(delivery.message_id) is delivery}
         return [each for each in self._expelled(list(live), RETURN) if each.delivery not in live]
 
     def lose_buffered(self, is_lost: Callable[[Delivery], bool]) -> list[Settlement]:
-        """Drop what was never handed out and *is_lost*; return what must go back behind it (R10).
+        """Drop the buffered deliveries for which *is_lost* returns True; return settlements as :meth:`lose` does.
 
-        What is held stays with the application: if its message comes again, it only brings a newer token (F2, R7).
+        A held delivery stays with the application.  If its message comes again, it only gets a newer token (F2, R7).
         """
         return self.lose([each for each in self._live.values() if each._state is BUFFERED and is_lost(each)])
 
@@ -467,7 +471,7 @@ class Ledger:
         return next(iter(self._live.values()))._deadline if self._live else None
 
     def renewals(self, before: float) -> list[Delivery]:
-        """Return the deliveries that the broker would deliver again *before* that time."""
+        """Return the deliveries whose leases end at the time *before* or earlier."""
         return [delivery for delivery in self._live.values() if delivery.lease_until <= before]
 
     # Closing
@@ -501,7 +505,7 @@ class Ledger:
         for delivery in deliveries:
             key = self._key(delivery)
             if delivery._state is BUFFERED:
-                # The later ones of the key, too: the earlier one comes again behind them otherwise.
+                # With the later ones of the key.  Otherwise this one would come again after them.
                 run = [other for other in self._buffer.waiting(key) if other.order >= delivery.order] if key else []
                 self._drop(run or [delivery])
                 settlements += [Settlement(other, RETURN) for other in run or [delivery]]
@@ -511,7 +515,7 @@ class Ledger:
         return settlements
 
 
-def _done(outcome: Outcome | None) -> State:
+def _final_state(outcome: Outcome | None) -> State:
     # Not a dictionary: hashing a member of an enumeration takes longer than both comparisons.
     if outcome is ACK:
         return ACKNOWLEDGED

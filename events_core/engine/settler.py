@@ -75,7 +75,7 @@ class Settler:
         return ticket
 
     def _tell(self, begun: Begun, ticket: Ticket) -> None:
-        self._settlements.enqueue(begun.asked)
+        self._settlements.enqueue(begun.to_send)
         ticket.register(begun.awaited)
 
     def pump(self) -> None:
@@ -205,8 +205,8 @@ class InlineSettler(Settler):
     """Settles in the caller's thread.  When :meth:`begin` returns, the broker has answered."""
 
     def _tell(self, begun: Begun, ticket: Ticket) -> None:
-        if begun.asked:
-            self._settle_now(begun.asked, ticket.failed)
+        if begun.to_send:
+            self._settle_now(begun.to_send, ticket.failed)
 
     def _settle_now(self, settlements: Sequence[Settlement], failed: dict[str, BrokerError]) -> None:
         try:

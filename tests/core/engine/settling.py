@@ -14,4 +14,4 @@ def begin(
     target = what if isinstance(what, str) else ReceivedMessage(b"", message_id=what.message_id, delivery=what)
     begun = ledger.begin([target], outcome, delay, now)
     refusals = list(begun.refused.values())
-    return refusals[0] if refusals else begun.asked
+    return refusals[0] if refusals else begun.to_send

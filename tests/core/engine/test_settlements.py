@@ -29,7 +29,7 @@ class Receiver:
         """Begin to acknowledge messages; return the ticket of the call."""
         begun = self.ledger.begin([self.held[name] for name in names], Outcome.ACK, None, 0.0)
         ticket = Ticket(begun)
-        self.settlements.enqueue(begun.asked)
+        self.settlements.enqueue(begun.to_send)
         ticket.register(begun.awaited)
         return ticket
 
