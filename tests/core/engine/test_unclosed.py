@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -50,14 +51,17 @@ def _use(use: Callable[[EngineClient], Awaitable[object]], kind: type[EngineClie
 
 def run(script: str) -> str:
     """Run *script* with warnings shown; return what it writes to standard error."""
+    # The checkout comes last, for ``tests`` only: what was installed is what is tested.
+    path = os.pathsep.join([*filter(None, sys.path), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, "-W", "always::ResourceWarning", "-c", textwrap.dedent(script)],
+        [sys.executable, "-P", "-W", "always::ResourceWarning", "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
         timeout=60,
-        check=True,
-        cwd=ROOT,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
     )
+    assert done.returncode == 0, done.stderr
     return done.stderr
 
 
