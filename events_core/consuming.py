@@ -13,12 +13,12 @@ All of this runs on one event loop, so nothing here needs a lock.  Two things en
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal, NoReturn, overload
@@ -107,7 +107,7 @@ async def consume(
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
     workers = asyncio.TaskGroup()
-    pool = ThreadPoolExecutor(concurrency, "events_core.consume") if threads else None
+    pool = concurrent.futures.ThreadPoolExecutor(concurrency, "events_core.consume") if threads else None
     loop = _Loop(receiver, handler, workers, pool)
     stopping = asyncio.ensure_future(loop.end_when(stop)) if stop is not None else None
     try:
@@ -131,7 +131,7 @@ class _Loop:
         receiver: EventReceiver,
         handler: Callable[[ReceivedMessage], object],
         workers: asyncio.TaskGroup,
-        pool: ThreadPoolExecutor | None,
+        pool: concurrent.futures.ThreadPoolExecutor | None,
     ) -> None:
         self._receiver = receiver
         self._handler = handler
@@ -245,7 +245,7 @@ class _Loop:
 
     # Functions in threads
 
-    async def _call_in_thread(self, message: ReceivedMessage, pool: ThreadPoolExecutor) -> None:
+    async def _call_in_thread(self, message: ReceivedMessage, pool: concurrent.futures.ThreadPoolExecutor) -> None:
         context = contextvars.copy_context()
         running = asyncio.get_running_loop().run_in_executor(pool, context.run, self._call_function, message)
         try:
@@ -271,8 +271,8 @@ class _Loop:
     def _call_function(self, message: ReceivedMessage) -> object:
         try:
             return self._handler(message)
-        except (StopIteration, asyncio.CancelledError) as error:
-            # A future cannot carry these two: the worker would wait endlessly, or take itself for cancelled.
+        except (StopIteration, asyncio.CancelledError, concurrent.futures.CancelledError) as error:
+            # A future cannot carry these: the worker would wait endlessly, or take itself for cancelled.
             raise RuntimeError(f"the handler raised {error!r}") from error
 
     # Settling again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import logging
 import pickle
@@ -641,6 +642,32 @@ def test_a_function_in_a_thread_fails_as_a_coroutine_does(caplog: pytest.LogCapt
     assert "no luck" in caplog.text
     assert "StopIteration" in caplog.text
     assert "rejected at attempt 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError, concurrent.futures.CancelledError], ids=["asyncio", "futures"]
+)
+def test_a_function_in_a_thread_that_meets_a_cancellation_has_failed(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """H2: the cancellation of something else does not end the worker."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        attempts: list[int | None] = []
+
+        def handle(message: ReceivedMessage) -> None:
+            attempts.append(message.delivery_attempt)
+            if len(attempts) == 1:
+                raise error
+            loop.call_soon_threadsafe(stop.set)
+
+        await consume(receiver, handle, stop=stop, threads=True)
+        assert attempts == [1, 2]
+
+    run(test)
+    assert "the handler raised CancelledError()" in caplog.text
 
 
 def test_a_coroutine_function_in_a_thread_is_called_once_and_refused() -> None:
