@@ -240,8 +240,12 @@ def _environ(given: Mapping[str, str] | None) -> Mapping[str, str]:
 def _variable(name: str) -> str:
     if not isinstance(name, str):
         raise ConfigurationError(f"the name of a client must be a str, not {described(name)}")
+    return f"EVENTS_{_middle(name)}_URL"
+
+
+def _middle(name: str) -> str:
     # Shells accept only these characters in the name of a variable.
-    return f"EVENTS_{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}_URL"
+    return re.sub(r"[^A-Za-z0-9]", "_", name).upper()
 
 
 def _clients(path: str) -> Mapping[str, Mapping[str, Any]]:
@@ -273,9 +277,9 @@ def _nowhere(name: str, environ: Mapping[str, str], file: str = "", clients: Col
         found = f"'{file}' has no table [clients.{name}]; its clients are: {', '.join(map(repr, clients))}"
     else:
         found = f"'{file}' has no table [clients.{name}] and no other client"
-    # Only names are shown: the URLs may have secrets.
-    others = [other for other in environ if re.fullmatch("EVENTS_.*_URL", other) and environ[other]]
-    hint = did_you_mean(name, clients) or did_you_mean(variable, others)
+    # Only names are shown: the URLs may have secrets.  Only the middle is compared: the rest makes all names similar.
+    others = [match[1] for other in environ if (match := re.fullmatch("EVENTS_(.+)_URL", other)) and environ[other]]
+    hint = did_you_mean(name, clients) or did_you_mean(_middle(name), others, written="EVENTS_{}_URL")
     return f"client {name!r} is configured nowhere: the environment variable {variable} is not set, and {found}{hint}"
 
 

@@ -197,8 +197,8 @@ class CommonOptions:
 class GivenOptions(Mapping[str, str]):
     """The options of an options object, as text.
 
-    :func:`read_options` takes the object itself, because no text stands for ``None``.  A backend that reads the mapping
-    finds every option that is not ``None``.
+    :func:`read_options` also needs the object, because no text stands for ``None`` or for some defaults.  A backend
+    that reads the mapping finds every option that is not ``None``.
     """
 
     def __init__(self, given: CommonOptions) -> None:
@@ -206,6 +206,10 @@ class GivenOptions(Mapping[str, str]):
         self.given = given
         self.unset: Collection[str] = [name for name, value in values.items() if value is None]
         """The names of the options that are ``None``."""
+        self.unchanged: Collection[str] = [
+            field.name for field in attrs.fields(type(given)) if _is_default(field, values[field.name])
+        ]
+        """The names of the options that have their defaults."""
         self.origins: Mapping[str, str] = dict.fromkeys(values, type(given).__name__)
         """The origin of each option, for errors: the class."""
         given_values = {name: value for name, value in values.items() if value is not None}
@@ -235,12 +239,20 @@ class GivenOptions(Mapping[str, str]):
         return len(self._texts)
 
 
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest of *known*, ``""`` if none is near."""
+def _is_default(field: attrs.Attribute[Any], value: object) -> bool:
+    # The type counts, because True equals 1.
+    return type(value) is type(field.default) and value == field.default
+
+
+def did_you_mean(name: str, known: Collection[str], *, written: str = "{}") -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest of *known*, ``""`` if none is near.
+
+    :param written: a format that turns one of *known* into what the user writes.
+    """
     import difflib  # only errors need it, and importing events_core must stay cheap
 
     near = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {written.format(near[0])!r}?" if near else ""
 
 
 def describe_options(options_class: type[CommonOptions]) -> list[OptionInfo]:
@@ -272,6 +284,8 @@ def read_options(
     if isinstance(values, GivenOptions):
         options_class = values.class_for(options_class, backend)
         origins, unset = values.origins, values.unset
+        # A default need not be a value that can be given: "" and inf often mean that there is none.
+        values = {name: text for name, text in values.items() if name not in values.unchanged}
     infos = {info.name: info for info in describe_options(options_class)}
     unknown = f"the backend {backend!r} has no option" if backend else "unknown option"
     kinds = _kinds(options_class)

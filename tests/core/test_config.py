@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import math
 import os
 import pickle
 from datetime import timedelta
@@ -539,6 +540,13 @@ def test_a_variable_of_a_similar_name_is_suggested(write: Any) -> None:
         assert "hunter2" not in str(caught.value)
 
 
+def test_a_variable_of_another_name_is_not_suggested() -> None:
+    """The beginning and the end that all variables share do not make two names similar."""
+    with pytest.raises(ConfigurationError) as caught:
+        EventConfig.from_env("orders", {"EVENTS_BILLING_URL": "plain:///bills"})
+    assert "did you mean" not in str(caught.value)
+
+
 # Options as an object
 
 
@@ -550,6 +558,8 @@ class TypedOptions(CommonOptions):
     pause: float | None = option(default=5.0, minimum=1, unit="seconds", help="Pause.")
     workers: int = option(default=4, minimum=1, maximum=8, help="Workers.")
     pin: int | None = option(default=None, secret=True, minimum=1000, help="Pin.")
+    prefix: str = option(default="", help="Prefix.")
+    longest: float = option(default=math.inf, minimum=0, help="Longest.")
 
 
 class Typed(Plain):
@@ -593,6 +603,7 @@ def test_an_options_object_may_hold_what_a_mapping_may() -> None:
         ({"workers": object()}, r"option 'workers' \(from TypedOptions\) is of type object"),
         ({"create": "some"}, r"option 'create' \(from TypedOptions\): 'some' is not one of never, subscription, all"),
         ({"path": ""}, r"option 'path' \(from TypedOptions\): '' is empty"),
+        ({"pause": math.inf}, r"option 'pause' \(from TypedOptions\): 'inf' is not a number"),
         ({"max_delivery_attempts": 5}, "'max_delivery_attempts' and 'dead_letter_topic' go together"),
     ],
 )
