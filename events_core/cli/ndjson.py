@@ -59,10 +59,15 @@ def _json_value(text: str) -> str | None:
     """Return *text* without the space between its tokens if it is JSON that programs can parse, otherwise ``None``.
 
     A sender must not be able to stop the program that reads the lines.  So JSON that its decoder may refuse is left
-    out: an integer of more digits than ``int`` takes, or more than :data:`_DEEPEST` nested values.
+    out: an integer of more digits than ``int`` takes, more than :data:`_DEEPEST` nested values, or half of a surrogate
+    pair.
     """
     try:
         _STRICT_DECODER.decode(text)
+        # Each string apart: of two members of one name, the decoder keeps only the last.
+        for string in _ANY_STRING.findall(text):
+            if "\\u" in string:
+                json.loads(string).encode()
     except (ValueError, RecursionError):
         return None
     brackets = _NO_BRACKETS.sub("", text)
@@ -178,6 +183,7 @@ _DEEPEST = 100
 _SPACE = re.compile(r"[ \t\r\n]*")
 _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 _SPACE_OR_STRING = re.compile(rf"({_STRING})|[ \t\r\n]+")
+_ANY_STRING = re.compile(_STRING)
 _NO_BRACKETS = re.compile(rf"{_STRING}|[^][{{}}\"]+")
 # int refuses more than 4,300 digits, as it does in the program that reads the line.
 _STRICT_DECODER = json.JSONDecoder(parse_constant=_refuse)

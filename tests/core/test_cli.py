@@ -254,7 +254,7 @@ JSON_DATA = [
     '"text"',
     "5",
     "null",
-    '{"\u202e": "\x7f\\ud800"}',
+    '{"\u202e": "\x7f\\ud83d\\ude00"}',
     "[" * 100 + "]" * 100,
 ]
 
@@ -276,7 +276,11 @@ def test_numbers_in_json_data_keep_their_text(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", ["hello", "", "{", "[NaN]", "-Infinity", "01", "1 2", '"\t"', "\ufeff1", "7" * 5000, "[" * 101 + "]" * 101]
+    "data",
+    [
+        *["hello", "", "{", "[NaN]", "-Infinity", "01", "1 2", '"\t"', "\ufeff1", "7" * 5000, "[" * 101 + "]" * 101],
+        *['"\\ud800"', '{"\\udc00": 1}', '{"a": "\\ud800", "a": 1}', r'"\ud83d\n\ude00"'],
+    ],
 )
 def test_data_that_programs_cannot_parse_has_no_key_json(shell: Shell, data: str) -> None:
     """The key ``json`` is left out if the data is not JSON, or if the decoder of a program may refuse it."""
