@@ -5,9 +5,9 @@ one message at a time, so the receiver hands out no second message of its orderi
 
 All of this runs on one event loop, so nothing here needs a lock.  Two things end the workers:
 
-- ``_end``, after which no worker receives.  It cancels the tasks that wait in ``_until_the_end``, which swallows that
-  cancellation.  Handlers that run go on to their end.
-- A cancellation of :func:`consume`, which the task group passes on to each worker, and so to its handler.
+- ``_Loop._end``.  After it, no worker receives.  It cancels the tasks that wait inside ``_until_the_end``, and
+  ``_until_the_end`` swallows that cancellation.  Handlers that are running go on to their end.
+- A cancellation of :func:`consume`.  The task group passes it on to each worker, and so to its handler.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ _TURN = 0.01
 """Seconds after which a worker gives the loop a turn, even if neither the receiver nor the handler ever waits."""
 
 THREAD_PATIENCE = 5.0
-"""Seconds for which a cancelled :func:`consume` waits for a function in a thread, and again for its acknowledgement."""
+"""Seconds for which a cancelled :func:`consume` waits for a function in a thread.  If the function ends, it waits as
+long again until the message is settled."""
 
 _OVER = (ErrorCode.ALREADY_SETTLED, ErrorCode.CLOSED, ErrorCode.EXPIRED, ErrorCode.NOT_FOUND)
-"""Codes that say that a message is not held any more, so that trying to settle it again is useless."""
+"""Error codes for a message that is not held any more.  Settling it again is useless."""
 
 
 @overload
@@ -79,28 +80,29 @@ async def consume(
     """Receive messages and give each to *handler*, until *stop* is set or *receiver* closes.
 
     When *handler* returns, the message is acknowledged.  When it raises, the exception is logged and the message is
-    nacked: it comes again, later each time.  :class:`~events_core.Reject` and :class:`~events_core.RetryAfter` decide
-    otherwise, and are no failures (H3).  If the broker does not answer within ``ack_timeout``, it is told later, while
-    other messages are handled.  Messages of one ordering key are handled one after the other, in order, with any
-    *concurrency*.
+    nacked: it comes again, later each time.  If *handler* raises :class:`~events_core.Reject` or
+    :class:`~events_core.RetryAfter`, the message is settled as that exception says, and no failure is logged (H3).
 
-    When *stop* is set, nothing more is received, and the call returns once the handlers that run have finished.
+    If the broker does not answer within ``ack_timeout``, settling is tried again while other messages are handled.
+    Messages of one ordering key are handled one after the other, in order, with any *concurrency*.
+
+    When *stop* is set, nothing more is received, and the call returns when all running handlers have finished.
 
     When the call is cancelled, it cancels the handlers, hands their messages back, and then ends.  A message that
     cannot be settled by then comes again.
 
     **Functions in threads.** With *threads*, *handler* is a plain function, which may block.  It runs in a thread, with
     a copy of the caller's context variables.  A thread cannot be interrupted.  So a cancelled call waits 5 seconds for
-    functions that run, and settles their messages if they end.  After that it hands their messages back and logs a
-    warning.  The function goes on, perhaps while another receiver handles the same message, and Python waits for it
-    before the process exits.  Setting *stop* waits without a bound instead.
+    the functions that are running.  It settles the messages of those that end, hands the other messages back, and logs
+    a warning for each of these.  A function that has not ended goes on, perhaps while another receiver handles the same
+    message.  Python waits for it before the process exits.  If *stop* is set instead, the call waits without a bound.
 
     :param concurrency: the most handlers that run at once; with *threads* also the number of threads.
     :raises TypeError: if *handler* is not callable, before anything is received.  Also if *handler* returns something
-        that cannot be awaited, or with *threads* something that must be.  Its message is handed back, no other call is
-        made, and the error is raised when the handlers that run have finished.
+        that cannot be awaited, or, with *threads*, an awaitable.  Its message is handed back, and *handler* is not
+        called again.  The error is raised when all running handlers have finished.
     :raises ValueError: if *concurrency* is less than 1.
-    :raises ReceiveError: if receiving failed and retrying cannot help, after the handlers that run have finished.
+    :raises ReceiveError: if receiving failed and retrying cannot help, after all running handlers have finished.
     """
     if not callable(handler):
         raise TypeError(f"handler must be callable, not {described(handler)}; pass the function itself")
@@ -148,7 +150,7 @@ class _Loop:
         self._end()
 
     def _end(self) -> None:
-        """Receive nothing more; handlers that run go on."""
+        """Receive nothing more; running handlers go on."""
         self._ended = True
         for task in self._waiting:
             task.cancel()
@@ -165,7 +167,7 @@ class _Loop:
     def _goes_on(self) -> bool:
         task = asyncio.current_task()
         assert task is not None
-        # A handler may turn a cancellation into another exception, which looks like a failure of the handler.
+        # Ask the task too.  A handler may turn a cancellation into another exception, which looks like its failure.
         return not self._ended and not task.cancelling()
 
     @contextmanager
@@ -208,8 +210,8 @@ class _Loop:
                 _log_failure(message, error)
                 settle = partial(self._receiver.nack, delay=self._delay_of(error))
             if self._goes_on():
-                # ``processing`` has settled the message, and this is a no-op, unless the broker did not answer.
-                # Then a message that was rejected is nacked: it comes again, and its handler rejects it again.
+                # Usually ``processing`` has settled the message, and this does nothing.  It matters if the broker did
+                # not answer.  A message that was to be rejected is then nacked: it comes again and is rejected again.
                 self._workers.create_task(self._settle(message, settle))
 
     def _delay_of(self, error: Exception) -> float | None:
@@ -257,7 +259,8 @@ class _Loop:
                 raise
             task = asyncio.current_task()
             assert task is not None
-            # The message is settled by how the function ended.  A second cancellation bounds that, in an outage.
+            # The function has ended, so ``processing`` settles the message.  In an outage that could take long: the
+            # second cancellation ends it.
             asyncio.get_running_loop().call_later(THREAD_PATIENCE, task.cancel)
             result = running.result()
         if inspect.isawaitable(result):
@@ -272,13 +275,14 @@ class _Loop:
         try:
             return self._handler(message)
         except (StopIteration, asyncio.CancelledError, concurrent.futures.CancelledError) as error:
-            # A future cannot carry these: the worker would wait endlessly, or take itself for cancelled.
+            # A future cannot carry these.  With the first the worker would wait without end.  With the others it would
+            # believe that it was cancelled itself.
             raise RuntimeError(f"the handler raised {error!r}") from error
 
     # Settling again
 
     async def _settle(self, message: ReceivedMessage, settle: Callable[[ReceivedMessage], Awaitable[None]]) -> None:
-        """Settle *message*, again and again: while it stays held, no other message of its key comes (S5)."""
+        """Try to settle *message* until that works: as long as it is held, no other message of its key comes (S5)."""
         with self._until_the_end():
             while self._goes_on():
                 try:

@@ -1,4 +1,4 @@
-"""The function that applications call first: from a configuration, a URL or a name to a client."""
+"""The construction of a client from a configuration, a URL or a name."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def create_client(
         in the environment variable ``EVENTS_<NAME>_URL`` and then in *file*.
     :param file: a TOML file with a table ``[clients.NAME]``; only together with a name.
     :param environ: the environment, by default that of the process.
-    :param overrides: ``backend``, ``topic_name``, ``project_id``, ``options`` and ``require``, which go before
-        *config*.
+    :param overrides: ``backend``, ``topic_name``, ``project_id``, ``options`` and ``require``; they take precedence
+        over *config*.
     :raises ConfigurationError: if the name is configured nowhere, the configuration names no backend, the backend
         refuses it, or the backend does not have what the configuration requires.
     :raises BackendError: if the backend cannot be found or loaded.
@@ -48,7 +48,7 @@ def create_client(
             f"the configuration names no backend; set backend to one of: {names}", topic_name=found.topic_name
         )
     client = load_backend(found.backend)(found)
-    # The constructor of a backend that does not use the engine may know nothing of requirements.
+    # Check here too: a backend that does not use the engine may not check requirements in its constructor.
     client.check_requirements(found)
     return client
 
@@ -59,7 +59,7 @@ def _configuration(
     environ: Mapping[str, str] | None,
     overrides: ConfigOverrides,
 ) -> EventConfig:
-    # Each URL has a colon, after the name of its backend.
+    # A URL always has a colon, after the name of its backend.
     is_name = isinstance(config, str) and ":" not in config
     if file is not None and not is_name:
         # The URL is not shown: it may have a secret.

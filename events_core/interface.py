@@ -1,4 +1,4 @@
-"""The contract as two abstract classes: the promises of every backend, on which every application may rely.
+"""The contract as two abstract classes.  Every backend implements them, and every application may rely on them.
 
 Docstrings name the rules of the published contract, as in "(rule R1: timeouts)".  Durations are ``float`` seconds, and
 sizes are ``int`` bytes.  You may use clients and receivers from any thread and any running event loop, at the same time
@@ -59,7 +59,7 @@ class Location(NamedTuple):
     project_id: str = ""
     """The project that it names, if any."""
     options: Mapping[str, str] = {}
-    """Options that the location stands for, such as a path.  Options after the ``?`` of the URL go before them."""
+    """Options that the location stands for, such as a path.  Options after the ``?`` of the URL take precedence."""
 
 
 @attrs.frozen(kw_only=True)
@@ -113,10 +113,10 @@ class EventClient(ABC):
     time."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let ``subscribe`` be entered with ``async with`` also if the class defines it as ``async def``."""
+        """Make the result of ``subscribe`` work with ``async with``, also if the class defines it as ``async def``."""
         super().__init_subclass__(**kwargs)
-        # A backend of the first version defines a coroutine function.  Looked up on the class and not in its body, it
-        # is also found if a mixin defines it.
+        # Backends that were written before :class:`Joining` existed define a coroutine function.  The attribute of the
+        # class, unlike its body, also has a function that a mixin defines.
         if inspect.iscoroutinefunction(cls.subscribe):
             cls.subscribe = joins(cls.subscribe)  # type: ignore[method-assign, assignment]
 
@@ -124,7 +124,7 @@ class EventClient(ABC):
     def __init__(self, config: EventConfig) -> None:
         """Validate *config*, without I/O, and without starting a thread or a task.
 
-        :raises ConfigurationError: naming everything that is wrong with it (rule O1: wrong options).
+        :raises ConfigurationError: if *config* is wrong; the error names everything that is (rule O1: wrong options).
         """
 
     def check_requirements(self, config: EventConfig) -> None:
@@ -135,7 +135,7 @@ class EventClient(ABC):
         :raises ConfigurationError: ``UNSUPPORTED``, naming the backend, and the rule of each requirement.
         """
         self.requirements = Requirements.read(config.require, config.backend or type(self).__name__)
-        # A configuration that requires nothing also works with a backend that cannot tell its capabilities yet.
+        # Without requirements, do not read the capabilities: a backend may not know them yet.
         if self.requirements.each and (objection := self.requirements.objection(self.capabilities)):
             raise ConfigurationError(
                 objection, code=ErrorCode.UNSUPPORTED, backend=config.backend, topic_name=config.topic_name
@@ -147,7 +147,7 @@ class EventClient(ABC):
 
         By default the authority is the project and the path is the topic: ``gcp://project/topic``.
 
-        :raises ConfigurationError: if they mean nothing.
+        :raises ConfigurationError: if they name no topic.
         """
         topic_name = path.removeprefix("/")
         if not topic_name or "/" in topic_name:
@@ -376,10 +376,11 @@ class EventReceiver(ABC):
     async def acknowledge(self, message: ReceivedMessage | str) -> None:
         """Settle a delivery as done, so that the message does not come again.
 
-        A message stands for its own delivery, a message id for the newest delivery of that id.  The call returns when
-        the broker has confirmed it, if ``capabilities.ack_confirmed`` (rule S1: acknowledging).  Acknowledging the same
-        delivery again does nothing (rule S2: settled once).  If the call is cancelled, the settlement goes on in the
-        background, and succeeds or not.  You may repeat the call (rule S5: failed settlements).
+        A message stands for its own delivery, a message id for the newest delivery of that id.  With
+        ``capabilities.ack_confirmed``, the call returns when the broker has confirmed the acknowledgement (rule S1:
+        acknowledging).  Acknowledging the same delivery again does nothing (rule S2: settled once).  If the call is
+        cancelled, the settlement goes on in the background, and succeeds or not.  You may repeat the call (rule S5:
+        failed settlements).
 
         :raises AcknowledgeError: ``ALREADY_SETTLED`` after a nack; ``EXPIRED`` if the delivery went back to the broker;
             ``NOT_FOUND`` for an id that was never handed out; ``TIMEOUT`` after ``ack_timeout`` seconds, and then the
@@ -407,8 +408,8 @@ class EventReceiver(ABC):
 
         Cancellation is as for :meth:`acknowledge`.
 
-        :raises AcknowledgeError: ``ALREADY_SETTLED`` after an acknowledgement, or while a cancelled one is still under
-            way; ``NOT_FOUND``; ``TIMEOUT``.
+        :raises AcknowledgeError: ``ALREADY_SETTLED`` after an acknowledgement, or while an acknowledgement whose caller
+            was cancelled is still under way; ``NOT_FOUND``; ``TIMEOUT``.
         :raises ValueError: if *delay* is negative or not finite.
         :raises EventRuntimeError: ``UNSUPPORTED`` for a delay beyond ``capabilities.limits.max_nack_delay``;
             ``CLOSED``, ``WRONG_PROCESS``.
@@ -457,7 +458,7 @@ class EventReceiver(ABC):
     async def hand_back(self, message: ReceivedMessage) -> None:
         """Give a message back that was not processed, so that it comes again at once.
 
-        This counts no attempt if the backend can do that.  This default nacks the message without delay.
+        A backend counts no attempt for that, if its broker allows it.  This default nacks the message without delay.
         """
         await self.nack(message, delay=0)
 
@@ -482,8 +483,8 @@ class EventReceiver(ABC):
         :class:`~events_core.Reject` dead-letters the message, and :class:`~events_core.RetryAfter` nacks it with a
         delay.  Both go on, like any exception (rule H3: decisions of a handler).
 
-        If the delivery has expired by then, that is logged.  A failure to settle after an exception is logged as
-        well, because the body's own exception goes on.
+        If the body succeeds and the delivery has expired by then, a warning is logged.  If settling fails after an
+        exception of the body, that is logged as well, because the body's own exception goes on.
 
         :raises AcknowledgeError: if acknowledging failed for another reason than expiry.
         """
@@ -520,24 +521,24 @@ class EventReceiver(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await _unless_collected(kind)
-        # The code that would settle held messages has ended with the block, so there is nothing to wait for.
+        # The block would have settled the held messages, and it has ended.  So there is nothing to wait for.
         await self.close(timeout=0)
 
 
 async def _unless_collected(kind: type[BaseException] | None) -> None:
-    """Return, unless the garbage collector is ending the calling coroutine.
+    """End the calling coroutine here if the garbage collector is ending it; otherwise return.
 
-    The collector works in any thread, perhaps in one that holds a lock of ours.  Closing would take the lock again.
+    The collector works in any thread, perhaps in one that holds a lock of ours.  Closing would take that lock again.
     """
     if kind is GeneratorExit:
-        # ``GeneratorExit`` also ends an asynchronous generator that is closed, and the generator may await.  A
-        # coroutine may not: Python ends it at this await, and reports that it "ignored GeneratorExit".
+        # Python ends a coroutine that awaits now, and reports that it "ignored GeneratorExit".  It is different for an
+        # asynchronous generator that is closed: it may await, so it goes on here and closes.
         await asyncio.sleep(0)
 
 
 @contextmanager
 def _logged(message: ReceivedMessage) -> Iterator[None]:
-    """Log a failure to settle *message*, because the exception of the body matters more."""
+    """Log a failure to settle *message* and go on, because the exception of the body matters more."""
     try:
         yield
     except EventError as error:
@@ -546,7 +547,7 @@ def _logged(message: ReceivedMessage) -> Iterator[None]:
 
 async def _settle_failed(receiver: EventReceiver, message: ReceivedMessage, error: BaseException) -> None:
     """Reject *message*, or nack it, as the *error* of its handler asks (H3)."""
-    if isinstance(error, Reject) and await _is_rejected(receiver, message, error.reason):
+    if isinstance(error, Reject) and await _try_to_reject(receiver, message, error.reason):
         return
     delay = None
     if isinstance(error, RetryAfter):
@@ -561,8 +562,8 @@ async def _settle_failed(receiver: EventReceiver, message: ReceivedMessage, erro
     await receiver.nack(message, delay=delay)
 
 
-async def _is_rejected(receiver: EventReceiver, message: ReceivedMessage, reason: str) -> bool:
-    """Reject *message*.  Return False if that can never succeed, so that the message must be nacked.
+async def _try_to_reject(receiver: EventReceiver, message: ReceivedMessage, reason: str) -> bool:
+    """Reject *message*.  Return False if that can never succeed, so that the caller must nack the message.
 
     A message that cannot be dead-lettered must not stay held: it would block its ordering key until it expires.
     """
@@ -582,8 +583,8 @@ async def _is_rejected(receiver: EventReceiver, message: ReceivedMessage, reason
 
 
 async def _finished(work: Coroutine[Any, Any, None]) -> None:
-    """Await *work* for a few seconds, although this task is being cancelled; after that it ends in the background."""
-    # A task of its own: a second cancellation ends the wait and not the work.
+    """Await *work* for a few seconds, although this task is being cancelled.  After that, *work* goes on without it."""
+    # In a task of its own, so that a second cancellation ends the wait and not the work.
     task = asyncio.ensure_future(work)
     await asyncio.wait([task], timeout=HAND_BACK_TIMEOUT)
     if task.done():

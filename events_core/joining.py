@@ -28,7 +28,7 @@ class Joining(Coroutine[Any, Any, ReceiverT], AbstractAsyncContextManager[Receiv
 
     It is a coroutine, so ``asyncio.create_task``, ``asyncio.gather`` and ``asyncio.wait_for`` take it.
     Nothing happens before it is awaited or entered.  It can be used once, and Python warns if it is never used.
-    Cancelled before it has a receiver, it leaves none behind.
+    If it is cancelled before it has a receiver, no receiver stays open.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, ReceiverT]) -> None:
@@ -76,15 +76,15 @@ class Joining(Coroutine[Any, Any, ReceiverT], AbstractAsyncContextManager[Receiv
 def joins(
     subscribe: Callable[Concatenate[ClientT, ParamsT], Coroutine[Any, Any, ReceiverT]],
 ) -> Callable[Concatenate[ClientT, ParamsT], Joining[ReceiverT]]:
-    """Decorate the coroutine function *subscribe* of a client, so that its callers may also enter the result.
+    """Decorate the coroutine function *subscribe* of a client, so that its result also works with ``async with``.
 
-    The receiver is checked against what the configuration requires (rule O4: require).
+    The result also compares the receiver's capabilities with what the configuration requires (rule O4: require).
     """
 
     async def checked(client: ClientT, /, *args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ReceiverT:
         receiver = await subscribe(client, *args, **kwargs)
         required = client.requirements
-        # Without requirements nothing is asked of a receiver that may not be able to tell its capabilities yet.
+        # Without requirements, do not read the capabilities: the receiver may not know them yet.
         objection = required.objection(receiver.capabilities) if required.each else ""
         if objection:
             # The caller never gets this receiver, so no one else could close it.

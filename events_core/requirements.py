@@ -1,8 +1,8 @@
 """Requirements: the least that a configuration asks of a backend's capabilities (rule O4: require).
 
 A requirement is text such as ``ordering:subscription``.  It is met by that value and by every stronger one.  A client
-checks its requirements when it is constructed.  It checks them again when it has joined a subscription, because only
-then the broker has told what the subscription can do.
+checks its requirements when it is constructed.  It checks them again when it has joined a subscription, because the
+broker tells only then what the subscription can do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SCALES: Mapping[str, tuple[str | bool, ...]] = {
     "ack_confirmed": (False, True),
     "exactly_once": (False, True),
     "idempotent_publish": (False, True),
-    # A backend that does not count what was never handed out promises more.
+    # The stronger promise is not to count an attempt for messages that are handed back.
     "handback_counts": (True, False),
 }
 """The values of each capability, from the weakest promise to the strongest."""
@@ -62,7 +62,7 @@ RULES: Mapping[str, str] = {
     "max_ordering_key_bytes": "P2: sizes that the broker accepts",
     "max_nack_delay": "R11: delays of a nack",
 }
-"""The rule of the contract that each capability and each limit is about, and the rule in a few words."""
+"""For each capability and each limit: the rule of the contract that defines it, and a few words about it."""
 
 
 @attrs.frozen
@@ -92,12 +92,12 @@ class Requirements:
     def read(cls, texts: Iterable[str], backend: str = "") -> Requirements:
         """Return the requirements that *texts* state.
 
-        :raises ConfigurationError: naming everything that is wrong at once.
+        :raises ConfigurationError: if a text is not a requirement; the error names all such texts.
         """
         return cls(tuple(_read_all(texts)), backend)
 
     def objection(self, capabilities: Capabilities) -> str:
-        """Return a sentence for each requirement that *capabilities* do not meet, ``""`` if they meet all."""
+        """Return a sentence for each requirement that *capabilities* do not meet; ``""`` if they meet all."""
         unmet = [wanted for wanted in self.each if not wanted.is_met(capabilities)]
         return "; ".join(
             f"the configuration requires '{wanted}', but the backend {self.backend!r} has "
@@ -158,20 +158,20 @@ def value_of(capabilities: Capabilities, name: str) -> Value:
 def at_least(name: str, found: Value, wanted: Value) -> bool:
     """Return whether *found* is as good as *wanted* or better."""
     if name in _LIMITS:
-        return _most(found) >= _most(wanted)
+        return _as_number(found) >= _as_number(wanted)
     if name in _ALTERNATIVES:
         return found == wanted
     scale = _SCALES[name]
-    # A value that is not on the scale, of a backend written for a later version, meets only itself.
+    # A backend for a later version of this library may have a value that is not on this scale.  It meets only itself.
     return found == wanted or (found in scale and wanted in scale and scale.index(found) > scale.index(wanted))
 
 
-def _most(limit: Value) -> float:
+def _as_number(limit: Value) -> float:
     return math.inf if limit is None else float(limit)
 
 
 def word(value: Value) -> str:
-    """Return *value* as a configuration would have it."""
+    """Return the text for *value* in a configuration."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:

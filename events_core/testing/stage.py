@@ -1,7 +1,7 @@
 """The stage of one test: its topic, clients on it, and ways to wait for messages.
 
-A test never sleeps and hopes.  It waits for a message that must come for as long as ``Harness.patience``, and believes
-that nothing comes after ``Harness.settle_time`` of silence.
+A test never sleeps and hopes.  If a message must come, the test waits for it, up to ``Harness.patience``.  If none may
+come, the test listens for ``Harness.settle_time``, and then believes the silence.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ T = TypeVar("T")
 
 
 def numbered(count: int, *, key: str | None = None, prefix: str = "") -> list[EventMessage]:
-    """Return *count* messages that differ, and whose texts sort in the order in which they are sent."""
-    # The kit makes messages that sort as they were sent, so a test compares texts and needs no book-keeping.
+    """Return *count* different messages, whose texts sort in the order of the list."""
+    # So a test sends them in this order, compares sorted texts, and needs no book-keeping.
     return [EventMessage.from_string(f"{prefix}{number:04}", ordering_key=key) for number in range(count)]
 
 
@@ -53,10 +53,10 @@ def texts(messages: Iterable[EventMessage]) -> list[str]:
 
 
 def _place(error: BaseException) -> str:
-    """Return where a test waited when its time was up: its own line, and the innermost one."""
+    """Return the place where a test waited when its time was up: the test's own line, and the innermost line."""
     cause = error.__cause__ or error
     frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if "asyncio" not in frame.filename]
-    # The first frame is this method's; the next one is the line of the test.
+    # The first frame is the one of :meth:`Stage.bounded`, which caught the error.  The next one is the test's.
     outer, inner = (frames[1:] or frames)[0], frames[-1]
     return f"waiting in {Path(outer.filename).name}:{outer.lineno}, there in {Path(inner.filename).name}:{inner.lineno}"
 
@@ -71,7 +71,7 @@ class Stage:
         self._clients: list[EventClient] = []
         self._children: list[Child] = []
         self._waited_on: EventReceiver | None = None
-        self._bound = harness.bound + 4 * harness.lease  # a test may wait for several leases to be over
+        self._bound = harness.bound + 4 * harness.lease  # a test may wait until several leases are over
         # Counted from here and not from each loop, because a test may run several loops.
         self._ends = time.monotonic() + self._bound
         self.closing = 0.0
@@ -102,7 +102,7 @@ class Stage:
         return client, await client.subscribe(self.subscription)
 
     async def open_ordered(self, **options: str) -> tuple[EventClient, EventReceiver]:
-        """Return the same with order per key.  If the backend keeps no order, end the test: see above."""
+        """Do what :meth:`open` does, with order per key.  If the backend keeps no order, end the test."""
         await self.require_ordering()
         return await self.open(ordering="true", **options)
 
@@ -118,7 +118,7 @@ class Stage:
         """
         while self._children:
             self._children.pop().end()
-        # With no time: a test has settled what it wanted to, and the rest goes back at once.
+        # Without time to settle: the test has settled what it wanted to, and the rest goes back at once.
         closing = [asyncio.create_task(client.close(timeout=0)) for client in self._clients]
         self._clients.clear()
         if not closing:
@@ -126,7 +126,7 @@ class Stage:
         began = time.monotonic()
         done, pending = await asyncio.wait(closing, timeout=self.harness.bound)
         self.closing += time.monotonic() - began
-        # A client that hangs must not keep the others of this test open, or the table of rules waiting.
+        # If a client hangs, the test fails, and the kit still prints its table of rules.
         for task in pending:
             task.cancel()
         assert not pending, f"{len(pending)} of {len(closing)} clients did not close within {self.harness.bound} s (C2)"
@@ -237,7 +237,7 @@ class Stage:
 
         async def work(receiver: EventReceiver, mine: list[ReceivedMessage]) -> None:
             while sum(map(len, received)) < count and time.monotonic() < ends:
-                # Few at a time, so that each receiver gets a share; briefly, so that each notices when all are there.
+                # Three at a time, so that each receiver gets a share.  For 0.1 s, so that each soon notices the end.
                 more = await receiver.receive_messages(3, 0.1)
                 mine += more
                 await receiver.acknowledge_messages(more)
@@ -270,7 +270,7 @@ class Stage:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until *condition* holds, for the settle time at most."""
         ends = time.monotonic() + self.harness.settle_time
-        # No call reports when a buffer has filled, so this looks at the clock.
+        # Nothing reports that a buffer has filled, so look again and again.
         while not condition() and time.monotonic() < ends:
             await asyncio.sleep(0.01)
 
@@ -332,6 +332,7 @@ class Stage:
 
 
 def _shown(fault: AbstractContextManager[None] | None, what: str) -> AbstractContextManager[None]:
+    """Return *fault*.  If the harness cannot cause it, end the test and say what is missing."""
     if fault is None:
         not_shown(what)
     return fault

@@ -1,7 +1,7 @@
 """The file as one client uses it: its topic, the messages sent to it, and its subscriptions.
 
-Synchronous, and called under the lock of :class:`~events_core.backends.sqlite.connection.FileConnection`.  A public
-method is one transaction, except those under "Inside a transaction".
+All of it is synchronous.  :class:`~events_core.backends.sqlite.connection.FileConnection` calls it and holds its own
+lock meanwhile.  Each public method is one transaction, except those under "Inside a transaction".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from events_core.options import did_you_mean
 __all__ = ["Store"]
 
 LONG_LOG = 16 * 2**20
-"""Bytes of the log from which on it is emptied."""
+"""Size of the write-ahead log, in bytes, from which on a client empties it."""
 LOOK_PAUSE = 0.005
 """Seconds between two looks at the size of the log.  Each look releases the interpreter's lock, which busy threads may
 then keep for a while."""
@@ -51,7 +51,7 @@ _DURABLE_NAMES = "SELECT name FROM subscriptions WHERE topic_id = :topic AND exp
 _HAS_SUBSCRIPTION = """
     SELECT 1 FROM subscriptions WHERE topic_id = :topic AND (expires_at IS NULL OR expires_at >= :until)
 """
-# Positional: it runs once for each message.
+# With a positional parameter, which is quicker, because this runs once for each message.
 _RECLAIM = f"DELETE FROM messages AS m WHERE m.id = ? AND NOT {NEEDED}"
 
 _FIRST_ID = schema.next_id("messages", "?")
@@ -59,12 +59,12 @@ _FIRST_ID = schema.next_id("messages", "?")
 
 @cache
 def _insertion(rows: int, version: int) -> str:
-    """Return a statement that inserts the first of *rows* messages; its last parameter says how many.
+    """Return a statement with places for *rows* messages; its last parameter says how many of them it inserts.
 
-    It inserts nothing into a file of another *version*.
+    It inserts nothing if the file does not have the given *version*.
     """
-    # One statement for many messages, and for the check of the version.  Each statement releases the interpreter's
-    # lock, and must win it back from busy threads.
+    # One statement inserts many messages and checks the version too.  Each statement releases the interpreter's lock,
+    # and must win it back from busy threads.
     values = ", ".join(f"({place}, ?, ?, ?)" for place in range(rows))
     return f"""
         INSERT INTO messages (id, topic_id, publish_time, ordering_key, attributes, data)
@@ -83,7 +83,7 @@ class Store:
     def __init__(self, project: str, topic_name: str, options: SQLiteOptions, *, restored: bool = False) -> None:
         """Open the file.
 
-        :param restored: whether the file has had content before, as for :func:`open_file`.
+        :param restored: True if the file is known to have had content before (see :func:`open_file`).
         """
         self.options = options
         self.topic_name = topic_name
@@ -119,17 +119,18 @@ class Store:
         with self.transaction():
             self.topic_id = self.find_topic(self.topic_name)
             self._sweep = Sweep(self.connection, self.topic_id, patience=options.session_timeout)
-            # Even if it changes nothing: SQLite opens a file that it cannot write, and reports that at the first write.
+            # Write even if nothing changes.  SQLite opens a file that it may not write, and reports that only at the
+            # first write.
             self.connection.execute(_SET_RETENTION, {"retention": options.retention, "topic": self.topic_id})
             if options.subscription is not None and options.create != "never":
                 self.find_subscription(options.subscription)
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[None]:
-        """Make one transaction of the statements inside; roll it back if they raise.
+        """Run the statements of the ``with`` block in one transaction; roll it back if the block raises.
 
-        :param durable: False if a power loss may take back the changes, for example who holds which message.  That
-            saves a sync.  The log is replayed in order, so a later durable transaction makes them durable too.
+        :param durable: False if a power loss may undo the changes, which saves a sync.  This suits the record of who
+            holds which message.  The log is replayed in order, so the next durable transaction makes them durable too.
         """
         execute = self.connection.execute
         relax = not durable and self.options.durability == "full"
@@ -149,12 +150,12 @@ class Store:
                 execute("PRAGMA synchronous = full")
 
     def version(self) -> int:
-        """Return a number that changes when another connection changes the file; cheap, because it is asked often."""
+        """Return a number that changes when another connection changes the file.  It is cheap, so you may poll it."""
         version: int = self.connection.execute("PRAGMA data_version").fetchone()[0]
         return version
 
     def check_version(self) -> None:
-        """Raise when another version of this library has taken over the file."""
+        """Raise if another version of this library has upgraded the file."""
         check_version(self.connection, self.options.path)
 
     def ping(self) -> None:
@@ -177,7 +178,8 @@ class Store:
             self._leave()
             return
         folded = False
-        with suppress(sqlite3.Error):  # so that the file that was moved away keeps everything that was confirmed
+        # The file was moved away.  Copy the log into it, so that it keeps everything that was confirmed.
+        with suppress(sqlite3.Error):
             _, pages, done = self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             folded = pages == done
         self.connection.close()
@@ -212,7 +214,8 @@ class Store:
     def find_subscription(self, name: str, *, expires_at: float | None = None) -> int:
         """Return the id of the subscription *name*; create it if it is ephemeral or the options allow it.
 
-        :param expires_at: for an ephemeral one, the ``time.time()`` until which it is kept if its receiver vanishes.
+        :param expires_at: ``None`` for a durable subscription.  For an ephemeral one, the ``time.time()`` until which
+            it is kept if its receiver vanishes.
         """
         found = self._subscription_id(name)
         if found is not None:
@@ -237,7 +240,7 @@ class Store:
     def insert(self, topic_id: int, messages: Sequence[_Row], now: float) -> range:
         """Append messages, each an ordering key, attributes and data; return their ids.
 
-        Up to :data:`ROWS` messages are one statement, and need no transaction around it.
+        Up to :data:`ROWS` messages take one statement, which needs no transaction around it.
         """
         last = 0
         first_id = int(now * 1e6)
@@ -249,6 +252,7 @@ class Store:
                 parameters += (key, encode_attributes(attributes), data)
             parameters += [None] * (3 * (rows - len(chunk)))
             parameters.append(len(chunk))
+            # No row is inserted if the version of the file has changed; then the check raises.
             while not (inserted := self.connection.execute(_insertion(rows, schema.VERSION), parameters)).rowcount:
                 self.check_version()
             last = inserted.lastrowid or 0
@@ -273,8 +277,8 @@ class Store:
 
     def _oldest_kept(self) -> int:
         """Return a cursor before every message that is within the retention."""
-        # The id of a message is the time of its insertion in microseconds, or more.  Messages past the retention may
-        # still be in the file, until a sweep deletes them.
+        # The id of a message is the time of its insertion in microseconds, or a larger number.  Messages past the
+        # retention may still be in the file, until a sweep deletes them.
         retention = self._retention()
         return int((time.time() - retention) * 1e6) if retention else 0
 
@@ -294,11 +298,14 @@ class Store:
             return [str(number) for number in self.insert(self.topic_id, rows, time.time())]
 
     def is_heard(self) -> bool:
-        """Return whether a message that is sent now reaches a subscription, or is retained for a later one."""
+        """Return whether a message that is sent now reaches a subscription, or is kept for a later one."""
         return self.has_subscription(self.topic_id, until=time.time()) or self._retention() > 0
 
     def keep_dead_letters(self, subscription: str) -> bool:
-        """Create *subscription* on the dead-letter topic if that has no durable one; return whether it has one now."""
+        """Make sure that the dead-letter topic has a durable subscription; return whether it has one now.
+
+        If it has none, create *subscription*, as far as the options allow it.
+        """
         with self.transaction():
             topic_id = self.find_topic(self.options.dead_letter_topic or "")
             if self.has_subscription(topic_id, until=math.inf):
@@ -321,8 +328,8 @@ class Store:
 
     def bound_log(self) -> None:
         """Empty the log if it has become long and no other process is using it at the moment."""
-        # SQLite starts the log again from its beginning once all of it is in the file and no process reads from it.  If
-        # several processes are busy, that moment never comes, and the log grows without end.
+        # SQLite writes to the log from its beginning again when all of it has been copied into the file and no process
+        # reads from it.  If several processes are busy, that moment never comes, and the log grows without end.
         now = time.monotonic()
         if now < self._look_at:
             return
@@ -330,11 +337,11 @@ class Store:
         size = self.place.log_size
         if size > self._long_log:
             (busy, *_) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            # A try waits for the others, even if it fails.  So try again only after the log has grown some more.
+            # Each try waits for the other processes, even if it then fails.  So let the log grow before the next try.
             self._long_log = size + LONG_LOG if busy else LONG_LOG
 
     def sweep(self) -> bool:
-        """Delete some of what is no longer needed; return whether to call this again at once."""
+        """Delete some messages and subscriptions that no one needs; return whether to call this again at once."""
         now = time.time()
         with self.transaction(durable=False):
             return self._sweep.step(now, oldest_kept=now - self._retention())

@@ -1,16 +1,16 @@
-"""The receiving side of one receiver.
+"""The source of one receiver: the object that the engine fetches from and settles with.
 
-:class:`GcpSource` is what the engine calls.  It joins parts with one task each:
+:class:`GcpSource` combines parts that each do one thing:
 
-* :mod:`~events_gcp.subscription` says what was joined,
+* :mod:`~events_gcp.subscription` describes the subscription that was joined,
 * :mod:`~events_gcp.reading` opens streams or pulls and reads from them (``stream``, ``pulls``, ``pull_pace``),
 * :mod:`~events_gcp.settling` turns settlements into requests,
 * :mod:`~events_gcp.leases` makes the requests about leases,
 * :mod:`~events_gcp.attempts`, :mod:`~events_gcp.late_acknowledgements` and :mod:`~events_gcp.dead_letters` remember
   failures, late acknowledgements and letters.
 
-All of it runs on the engine's I/O loop, so nothing needs a lock of threads.  The engine calls ``fetch``, ``settle`` and
-``extend`` concurrently, but none of them twice at once, and ``close`` when they have ended.
+All of it runs on the engine's I/O loop, so no lock is needed.  The engine may call ``fetch``, ``settle`` and ``extend``
+at the same time, but each of them only once at a time.  It calls ``close`` when they have ended.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["GcpSource"]
 ResultT = TypeVar("ResultT")
 
 _CLOSE_TIMEOUT = 5.0
-"""Seconds.  The engine's own bound is usually shorter."""
+"""Seconds that closing may take.  The engine's own bound is usually shorter."""
 
 
 class GcpSource(Source):
@@ -48,8 +48,8 @@ class GcpSource(Source):
 
     redelivers_locally = True
     """If nacked messages of a key went back one by one, Pub/Sub would deliver them in the order of the requests, and
-    count an attempt of each.  So the engine keeps them, and they go back together when the receiver closes.  Without
-    order, Pub/Sub gets each nack, and moves dead letters itself."""
+    count an attempt for each.  So the engine keeps them and hands them out again.  They go back together when the
+    receiver closes.  If the subscription keeps no order, Pub/Sub gets each nack, and moves dead letters itself."""
 
     def __init__(self, driver: GcpDriver, joined: JoinedSubscription) -> None:
         options, api = driver.options, driver.api
@@ -65,10 +65,11 @@ class GcpSource(Source):
         self._reader = Reader(api, joined, options, self._leases, self.lease)
         self._letters = DeadLetters(api, driver.topic_name, joined)
         self._attempts = Attempts()
-        # A message whose lease has run out comes again within a lease; three are generous.
+        # A message whose lease has run out comes again within one lease.  Three are generous.
         self._late = LateAcknowledgements(patience=3 * self.lease)
         self._settling = Settling(joined, self._leases, self._letters, self._attempts, self._late)
         self._is_fetching = False
+        # True from a renewal of the credentials to the next successful read: a second refusal in between is final.
         self._has_renewed = False
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
@@ -79,7 +80,7 @@ class GcpSource(Source):
                 await self._read(limit)
             return self._reader.take(limit)
         except asyncio.CancelledError:
-            # The receiver closes and is about to return messages.  An open stream would get them again.
+            # The receiver is closing and will give messages back.  A stream that is still open would get them again.
             await self._reader.stop()
             raise
         finally:
@@ -93,7 +94,8 @@ class GcpSource(Source):
             await self._recover(error)
             return
         self._has_renewed = False
-        # The deliveries stay in the reader until the end, so that it gives them back if this task is cancelled.
+        # Deliveries stay in the reader until ``fetch`` returns.  So if this task is cancelled, the reader gives them
+        # back.
         if self.capabilities.exactly_once:
             await self._confirm_receipt()
         elif self._late:
@@ -102,11 +104,12 @@ class GcpSource(Source):
             self._attempts.number(self._reader.arrived)
 
     def _learn(self, found: Any) -> None:
-        """Correct what was believed about the subscription by what a stream says about it.
+        """Correct the capabilities by the properties of the subscription that a stream reports.
 
-        They differ if the account was not allowed to look it up, or if it was deleted and created again.
+        The two differ if the account was not allowed to look the subscription up, or if the subscription was deleted
+        and created again.
 
-        :raises BrokerError: if the options ask for something else.
+        :raises BrokerError: if the properties contradict the options.
         """
         is_ordered, exactly_once = found.message_ordering_enabled, found.exactly_once_delivery_enabled
         promised = self.capabilities
@@ -117,11 +120,13 @@ class GcpSource(Source):
             self.capabilities = self._joined.capabilities = changed
 
     async def _recover(self, error: BrokerError) -> None:
-        """Give back what was read; return if the engine may simply fetch again.
+        """Give back what was read.  Return if the engine may fetch again at once.
 
-        :raises BrokerError: *error*, or what creating the subscription again came to.
+        It may if *error* is only the routine end of a stream, or if the credentials have just been renewed.
+
+        :raises BrokerError: *error*, or the error of creating the subscription again.
         """
-        self._api.look_out()
+        self._api.look_out()  # notice when the connection is back
         is_routine = self._reader.is_routine
         await self._reader.restart()
         if error.code is ErrorCode.NOT_FOUND:
@@ -150,9 +155,9 @@ class GcpSource(Source):
         ) from error
 
     async def _confirm_receipt(self) -> None:
-        """Start the leases again, and drop deliveries that Pub/Sub has ended.
+        """Renew the leases of the deliveries that have arrived, and drop those that Pub/Sub has ended.
 
-        With exactly-once delivery, an acknowledgement succeeds only if a lease was confirmed before.
+        With exactly-once delivery, an acknowledgement succeeds only if Pub/Sub has confirmed a renewal before it.
         """
         lost = await self._or_restart(self._leases.renew(self._reader.arrived))
         if not lost:
@@ -164,7 +169,7 @@ class GcpSource(Source):
             if delivery in lost:
                 keys.add(delivery.ordering_key or "")
             elif delivery.ordering_key in keys:
-                behind.append(delivery.token)  # an earlier message of its key comes again, and must come first
+                behind.append(delivery.token)  # an earlier message of its key comes again, and must come before it
             else:
                 self._reader.arrived.append(delivery)
         await self._leases.give_back(behind)
@@ -188,7 +193,8 @@ class GcpSource(Source):
             raise
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-        # An open stream would get again what is returned now.  While a fetch runs, its cancellation closes the stream.
+        # An open stream would get again what is given back now.  While a fetch is running, leave the stream to it: the
+        # cancellation of that fetch closes the stream.
         if not self._is_fetching and any(settlement.outcome is Outcome.RETURN for settlement in settlements):
             await self._reader.stop()
         return await self._settling.settle(settlements)
