@@ -1,7 +1,8 @@
-"""Seconds until the whole conformance kit finds out each broken broker of ``tests/core/broken_brokers.py``.
+"""Seconds that the whole conformance kit needs to find each broken broker of ``tests/core/broken_brokers.py``.
 
 Run ``python tests/benchmarks/kit_mutants.py [-x] [NAME …]``.  For each broker it prints the seconds until each test
-failed, those until the whole run was over, and what the kit said.  With ``-x`` a run is over with its first failure.
+failed, the seconds until the whole run was over, and the notes of the kit.  With ``-x`` a run ends with its first
+failure.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TestWhole = broken_brokers.suite({name!r}, harness=broken_brokers.{harness})
 
 
 def main(names: list[str]) -> None:
-    """Try the kit on each."""
+    """Run the kit on each broker of *names*, or on all."""
     sys.path.insert(0, str(CORE))
     from broken_brokers import MUTANTS
 

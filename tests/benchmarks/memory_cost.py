@@ -1,7 +1,7 @@
-"""CPU per message of send + receive + acknowledge on memory, beside ``asyncio.Queue`` and Kombu's memory transport.
+"""CPU per message of send + receive + acknowledge on memory, ``asyncio.Queue`` and Kombu's memory transport.
 
-Run ``python tests/benchmarks/memory_cost.py``; Kombu's row needs ``pip install kombu``.  All rows come from one run,
-and are repeated in turn, since absolute times mean little on a shared machine: compare the ratios.
+Run ``python tests/benchmarks/memory_cost.py``; Kombu's row needs ``pip install kombu``.  Compare the ratios, because
+absolute times mean little on a shared machine.  For the same reason all rows come from one run, and take turns in it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAYLOAD = b"x" * 256
 
 
 async def queue() -> None:
-    """``put`` and ``get`` of one queue."""
+    """Put messages into one queue and get them."""
     channel: asyncio.Queue[EventMessage] = asyncio.Queue()
     for _ in range(MESSAGES):
         await channel.put(EventMessage(PAYLOAD))
@@ -29,7 +29,7 @@ async def queue() -> None:
 
 
 async def single() -> None:
-    """One message at a time."""
+    """Send, receive and acknowledge one message at a time."""
     async with create_client(EventConfig("single", backend=MEMORY)) as client, await client.subscribe() as receiver:
         for _ in range(MESSAGES):
             await client.send_message(EventMessage(PAYLOAD))
@@ -39,7 +39,7 @@ async def single() -> None:
 
 
 async def batches() -> None:
-    """A hundred messages at a time."""
+    """Send, receive and acknowledge a hundred messages at a time."""
     async with create_client(EventConfig("batches", backend=MEMORY)) as client, await client.subscribe() as receiver:
         for _ in range(MESSAGES // BATCH):
             await client.send_messages([EventMessage(PAYLOAD) for _ in range(BATCH)])
@@ -49,7 +49,7 @@ async def batches() -> None:
 
 
 def kombu() -> None:
-    """``SimpleQueue`` over the memory transport: put, get, ack."""
+    """Put, get and acknowledge with a ``SimpleQueue`` over the memory transport."""
     from kombu import Connection
 
     with Connection("memory://") as connection:
@@ -61,7 +61,7 @@ def kombu() -> None:
 
 
 def cpu(work: Callable[[], object], messages: int) -> float:
-    """Microseconds of CPU per message."""
+    """Return the microseconds of CPU that *work* takes per message."""
     began = time.process_time()
     work()
     return (time.process_time() - began) / messages * 1e6

@@ -1,14 +1,17 @@
-"""Pub/Sub at an emulator: events-gcp beside Google's client, gcloud-aio-pubsub, and bare ``grpc.aio`` as the floor.
+"""Pub/Sub on an emulator: events-gcp, Google's client and gcloud-aio-pubsub, with bare ``grpc.aio`` as the floor.
 
 Run ``python tests/benchmarks/pubsub_cost.py [--only a,b] [--messages N] [--rounds N] [--held]``; without options it
-takes four minutes.  It uses the emulator that ``EVENTS_TEST_PUBSUB`` or ``PUBSUB_EMULATOR_HOST`` names, else it starts
-one with ``gcloud``.  The column of gcloud-aio needs ``pip install gcloud-aio-pubsub``.
+takes four minutes.  It uses the emulator that ``EVENTS_TEST_PUBSUB`` or ``PUBSUB_EMULATOR_HOST`` names.  Without one it
+starts an emulator with ``gcloud``.  The column of gcloud-aio needs ``pip install gcloud-aio-pubsub``.
 
-All take turns in one run, each in a process of its own, whose CPU is what is told.  Absolute figures mean little on a
-shared machine: compare the ratios, of which the median over the rounds stands beside the least and the most.  The
-emulator sends at most 100 messages every 50 ms into a stream, hence of receiving only the CPU says anything; from it is
-taken what the same process spends when it waits for nothing.  ``--held`` alone runs f: that no lease lapses while the
-application's loop is blocked.
+The contenders take turns in one run.  Each has a separate process, and the CPU is that of this process.  Compare the
+ratios, because absolute figures mean little on a shared machine.  The program prints the median of the rounds, with the
+least and the most.
+
+The emulator sends at most 100 messages every 50 ms into a stream.  So the rate of receiving says nothing, and only its
+CPU counts, without the CPU that the same process spends when it waits and nothing comes.
+
+``--held`` runs work f alone: no lease may lapse while the application's loop is blocked.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ CONTENDERS = {
     "gcloud-aio": "gcloud-aio-pubsub",
     "floor": "grpcio",
 }
-"""And the distributions that they are of."""
+"""The contenders, and the distribution of each."""
 
 Round = dict[str, Figures]
 """The figures of each contender."""
@@ -50,15 +53,16 @@ Round = dict[str, Figures]
 SHARES = {
     ("alone", ""): 40,
     ("ordered", ""): 10,
-    # A request for each message, and one message at a time: a share of them takes as long as all of the others.
+    # These send each message in its own request, or wait for each one.  A share of the messages takes them as long as
+    # all messages take the others.
     ("concurrently", "gcloud-aio"): 10,
     ("ordered", "official"): 50,
 }
-"""Of how many messages a work, or a contender in it, does one; 1 by default."""
+"""Divisors of the number of messages, for a work or for one contender in it; 1 by default."""
 
 
 class Emulator:
-    """The emulator over its REST interface, which leaves this process without gRPC and its threads."""
+    """The emulator, used over REST so that this process needs no gRPC and none of its threads."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -82,7 +86,7 @@ class Emulator:
 
     @contextmanager
     def backlog(self, topic: str, messages: int, *, ordered: bool = False, lease: int = 60) -> Iterator[str]:
-        """A subscription with so many messages, of one ordering key or of none."""
+        """Make a subscription with a backlog of *messages*, all of one ordering key or without a key."""
         name = f"s-{uuid.uuid4().hex}"
         settings = {"ackDeadlineSeconds": lease, "enableMessageOrdering": ordered}
         self.ask("PUT", f"subscriptions/{name}", {"topic": f"projects/{PROJECT}/topics/{topic}", **settings})
@@ -94,7 +98,7 @@ class Emulator:
         self.ask("DELETE", f"subscriptions/{name}")
 
     def pull(self, subscription: str) -> int:
-        """How many messages there are for another receiver."""
+        """Return how many messages another receiver would get now."""
         answer = self.ask(
             "POST", f"subscriptions/{subscription}:pull", {"maxMessages": HELD, "returnImmediately": True}
         )
@@ -143,7 +147,7 @@ def finish(process: subprocess.Popen[str], task: Task) -> Figures:
 
 
 def measure(emulator: Emulator, contender: str, work: str, messages: int) -> Figures:
-    """One work of one contender."""
+    """Return the figures of one contender at one work."""
     messages //= SHARES.get((work, contender), SHARES.get((work, ""), 1))
     with emulator.topic() as topic:
         if work not in ("receive", "ordered"):
@@ -155,8 +159,8 @@ def measure(emulator: Emulator, contender: str, work: str, messages: int) -> Fig
 
 
 def take_turns(emulator: Emulator, work: str, contenders: Sequence[str], messages: int, rounds: int) -> list[Round]:
-    """For each round, the figures of each contender; everybody is first, second and last in turn."""
-    measure(emulator, "floor", work, messages // 4)  # which warms the emulator
+    """Return the figures of each contender, for each round; no contender is always first."""
+    measure(emulator, "floor", work, messages // 4)  # this warms the emulator
     found = []
     for number in range(rounds):
         turn = number % len(contenders)
@@ -186,7 +190,7 @@ def median_ms(figures: Figures) -> float:
 
 @dataclass(frozen=True)
 class Goal:
-    """What the ratio of ours to a peer's is to be."""
+    """A bound for the ratio of our figure to a peer's."""
 
     unit: str
     value: Callable[[Figures], float]
@@ -203,7 +207,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Work:
-    """A work, as ``pubsub_peers.py`` calls it, and what is wanted of it."""
+    """A work, by its name in ``pubsub_peers.py``, with our goals for it."""
 
     name: str
     title: str
@@ -238,10 +242,10 @@ def print_rows(letter: str, rounds: Sequence[Round]) -> None:
         medians = "".join(f"{middle(goal, rounds, name):>11}" for name in CONTENDERS)
         ratios = [goal.value(each["ours"]) / goal.value(each[goal.peer]) for each in rounds]
         ratio = statistics.median(ratios)
-        told = f"{ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
+        shown = f"{ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
         verdict = "met" if goal.met(ratio) else "not met"
         print(
-            f"{letter} {work.title:32}{goal.unit:8}{medians}   {goal.peer:9}{told:>24}   {goal} {verdict}", flush=True
+            f"{letter} {work.title:32}{goal.unit:8}{medians}   {goal.peer:9}{shown:>24}   {goal} {verdict}", flush=True
         )
 
 
@@ -254,14 +258,14 @@ def middle(goal: Goal, rounds: Sequence[Round], contender: str) -> str:
 
 def print_idle(rounds: Sequence[Round]) -> None:
     shares = (f"{name} {statistics.median(each[name]['idle'] for each in rounds):.2%}" for name in rounds[0])
-    print(f"d without what waiting alone costs, of a core: {', '.join(shares)}")
+    print(f"d does not include the cost of waiting, in shares of a core: {', '.join(shares)}")
 
 
 # A blocked loop
 
 
 def hold(emulator: Emulator, work: str) -> str:
-    """What happens to messages that are held while the loop is blocked, with a competitor that asks for them."""
+    """Return a line about messages held while the loop is blocked and a competitor asks for them."""
     with emulator.topic() as topic, emulator.backlog(topic, HELD, lease=LEASE) as subscription:
         task = Task("ours", work, HELD, topic, subscription)
         holder = start(emulator, task)
@@ -278,18 +282,18 @@ def hold(emulator: Emulator, work: str) -> str:
         "redelivered to a competitor": elsewhere,
         "to the holder": figures["redelivered"],
         "refused when acknowledged": figures["refused"],
-        "there afterwards": left,
+        "left at the end": left,
     }
-    told = ", ".join(f"{name} {count:.0f}" for name, count in found.items())
-    return f"{work}: {figures['messages']:,.0f} held: {told}: {'not met' if any(found.values()) else 'met'}"
+    counts = ", ".join(f"{name} {count:.0f}" for name, count in found.items())
+    return f"{work}: {figures['messages']:,.0f} held: {counts}: {'not met' if any(found.values()) else 'met'}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="letters of works, such as a,b")
+    parser.add_argument("--only", default="", help="letters of the works to run, such as a,b")
     parser.add_argument("--messages", type=int, default=MESSAGES, help=f"at least 4,000; {MESSAGES:,} by default")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"{ROUNDS} by default")
-    parser.add_argument("--held", action="store_true", help="f, which takes two minutes, in place of the others")
+    parser.add_argument("--held", action="store_true", help="run only f, which takes two minutes")
     chosen = parser.parse_args()
     letters = [letter for letter in chosen.only.split(",") if letter] or ([] if chosen.held else [*WORKS])
     if chosen.messages < 4_000 or not WORKS.keys() >= set(letters):
@@ -315,7 +319,7 @@ def installed() -> dict[str, str]:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            print(f"{name} is not installed: no figures of it")
+            print(f"{name} is not installed: no figures for it")
     return versions
 
 

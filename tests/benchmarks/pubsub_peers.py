@@ -1,8 +1,8 @@
-"""Those whom ``pubsub_cost.py`` compares, and their works, each at the settings that measured best for it.
+"""The contenders of ``pubsub_cost.py`` and their works, each with the settings that measured best for it.
 
-``pubsub_cost.py`` runs this program once for each contender, work and round, so that nobody's threads and channels
-count for another.  It takes a task as JSON for its argument, finds the emulator by ``PUBSUB_EMULATOR_HOST``, and prints
-its figures as JSON.
+``pubsub_cost.py`` runs this program once for each contender, work and round, so that the threads and channels of one
+contender do not count for another.  The argument is a task as JSON.  The program finds the emulator by
+``PUBSUB_EMULATOR_HOST``, and prints its figures as JSON.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ RESPONSE = 100
 FIRST_ALONE = 50
 SETTLED_IN = 0.2
 IDLE = 1.5
-"""Seconds after the work, and after what it left behind, in which to learn what waiting costs."""
+"""Seconds for which to measure the cost of waiting, after the work and everything that it left behind."""
 LEASE = 10
 BLOCKED = 30.0
 LISTENED = 5.0
-"""Seconds for which one who held messages listens for their redelivery, once its loop runs again."""
+"""Seconds for which a holder of messages listens for their redelivery when its loop runs again."""
 
 Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Task:
-    """Who does what, and where."""
+    """A work for a contender, and its place."""
 
     contender: str
     work: str
@@ -65,7 +65,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Meter:
-    """Seconds, and seconds of this process's CPU, since its construction."""
+    """A meter of the time and of this process's CPU since its construction, in seconds."""
 
     began: float = field(default_factory=time.perf_counter)
     cpu_began: float = field(default_factory=time.process_time)
@@ -80,7 +80,7 @@ def attributes(number: int) -> dict[str, str]:
 
 
 def read(data: bytes | None, attributes: Mapping[str, str] | None) -> None:
-    """What an application looks at; some decode only what is asked for."""
+    """Look at a message as an application does, because some clients decode only what is read."""
     assert data is not None
     assert attributes is not None
     assert len(data) == len(PAYLOAD)
@@ -113,10 +113,10 @@ class Contender(ABC):
 
     @abstractmethod
     async def take(self) -> int:
-        """Receive and acknowledge what is there; how many."""
+        """Receive and acknowledge the messages that are there.  Return how many."""
 
     async def send_concurrently(self, messages: int) -> None:
-        """From 2,000 tasks, each of which sends one at a time."""
+        """Send from 2,000 tasks, each of which sends one message at a time."""
 
         async def sender(numbers: Iterable[int]) -> None:
             for number in numbers:
@@ -126,7 +126,7 @@ class Contender(ABC):
 
 
 class Ours(Contender):
-    """events-gcp, as it comes."""
+    """events-gcp, with its default settings."""
 
     async def open(self) -> None:
         from events_core import EventConfig, EventMessage, create_client
@@ -157,11 +157,11 @@ class Ours(Contender):
 class Handover:
     """A scheduler of the official client that hands messages to an event loop and wakes it once for many.
 
-    The cheapest bridge of those measured: callbacks in its pool of threads cost half as much again.
+    This bridge was the cheapest one measured.  Callbacks in the client's pool of threads cost half as much again.
     """
 
     def __init__(self) -> None:
-        self.queue: queue.Queue[Any] = queue.Queue()  # what the client reads acknowledgements from
+        self.queue: queue.Queue[Any] = queue.Queue()  # the client reads acknowledgements from it
         self._messages: deque[Any] = deque()
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
@@ -192,7 +192,7 @@ class Official(Contender):
         if self.task.subscription:
             self._subscribe(pubsub_v1)
         else:
-            # Of 100 to 1,000 messages and 2 to 50 ms, these measured best; alone, nothing may wait for a second one.
+            # These measured best of 100 to 1,000 messages and 2 to 50 ms.  A lone message must not wait for a second.
             limit = 1 if self.task.work == "alone" else BATCH
             settings = pubsub_v1.types.BatchSettings(max_messages=limit, max_bytes=9_000_000, max_latency=0.05)
             self.publisher = pubsub_v1.PublisherClient(batch_settings=settings)
@@ -203,8 +203,8 @@ class Official(Contender):
         subscriber = self.stack.enter_context(pubsub_v1.SubscriberClient())
         pulling = subscriber.subscribe(
             self.task.subscription_path,
-            callback=lambda message: None,  # which the scheduler does not call
-            # As many as ours; ten times as many measured the same.
+            callback=lambda message: None,  # the scheduler does not call it
+            # As many as ours has; ten times as many measured the same.
             flow_control=pubsub_v1.types.FlowControl(max_messages=1_000),
             scheduler=self.handover,
         )
@@ -219,7 +219,7 @@ class Official(Contender):
 
     async def send_batch(self, numbers: Iterable[int]) -> None:
         futures = [self.publish(number) for number in numbers]
-        # At half the cost of a wrap_future for each.
+        # This costs half of a ``wrap_future`` for each.
         await asyncio.to_thread(lambda: [future.result() for future in futures])
 
     async def take(self) -> int:
@@ -231,14 +231,14 @@ class Official(Contender):
 
 
 class GcloudAio(Contender):
-    """gcloud-aio-pubsub: JSON over HTTP.  It gathers no batches, and renews no leases of what it pulls."""
+    """gcloud-aio-pubsub: JSON over HTTP.  It gathers no batches, and renews no leases."""
 
     async def open(self) -> None:
         import aiohttp
         from gcloud.aio import pubsub
 
         self.message = pubsub.PubsubMessage
-        # aiohttp's limit of 100 connections, its default; 10, 30 and 300 measured no better.
+        # With aiohttp's default limit of 100 connections; 10, 30 and 300 measured no better.
         session: Any = await self.stack.enter_async_context(aiohttp.ClientSession())
         self.publisher = pubsub.PublisherClient(session=session)
         self.subscriber = pubsub.SubscriberClient(session=session)
@@ -259,7 +259,7 @@ class GcloudAio(Contender):
 
 
 class Floor(Contender):
-    """Bare ``grpc.aio`` and protobuf in the application's own loop; without retries, leases or bounds."""
+    """Bare ``grpc.aio`` and protobuf in the application's own loop, without retries, leases or bounds."""
 
     async def open(self) -> None:
         import grpc.aio  # type: ignore[import-untyped]
@@ -299,7 +299,7 @@ class Floor(Contender):
         await self.ending.wait()
 
     async def _end(self) -> None:
-        """Let the emulator end the stream, since it keeps a cancelled one alive."""
+        """Let the emulator end the stream, because it keeps a cancelled one alive."""
         self.ending.set()
         while await self.stream.read() is not self.eof:
             continue
@@ -312,7 +312,7 @@ class Floor(Contender):
         await self.publish(self.request(topic=self.task.topic_path, messages=messages))
 
     async def send_concurrently(self, messages: int) -> None:
-        """As many at a time, in batches, and nobody waits for a single one."""
+        """Send as many messages at a time, in batches.  No task waits for a single message."""
 
         async def lane(firsts: Iterable[int]) -> None:
             for first in firsts:
@@ -348,7 +348,7 @@ async def send_batches(contender: Contender) -> Figures:
 
 
 async def send_alone(contender: Contender) -> Figures:
-    """One after the other."""
+    """Send one message after the other."""
     spent = []
     for number in range(FIRST_ALONE + contender.task.messages):
         began = time.perf_counter()
@@ -358,7 +358,7 @@ async def send_alone(contender: Contender) -> Figures:
 
 
 async def receive(contender: Contender) -> Figures:
-    """Receive and acknowledge a backlog; then wait for nothing, to learn what waiting costs."""
+    """Receive and acknowledge a backlog.  Then wait while nothing comes, to measure the cost of waiting."""
     left = contender.task.warm_up
     while left > 0:
         left -= await contender.take()

@@ -1,7 +1,7 @@
-"""What the SQLite backend costs: by backlog, by number of keys, and to wait.
+"""The cost of the SQLite backend: by backlog, by number of keys, and while it waits.
 
-Run ``python tests/benchmarks/sqlite_cost.py [backlog] [keys] [waiting]``; without arguments, all three.
-Absolute times mean little on a shared machine: compare the ratios of one run.
+Run ``python tests/benchmarks/sqlite_cost.py [backlog] [keys] [waiting]``; without arguments it measures all three.
+Compare the ratios of one run, because absolute times mean little on a shared machine.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def fill(store: Store, messages: int, keys: int) -> None:
 
 
 def steady(backlog: int, keys: int) -> float:
-    """Microseconds to send, receive and acknowledge a message, in batches, with *backlog* before it."""
+    """Return the microseconds of CPU per message sent, received and acknowledged, behind *backlog* messages."""
     with new_file() as path:
         store = open_store(path)
         subscription = Subscription(store, "s")
@@ -71,7 +71,7 @@ def steady(backlog: int, keys: int) -> float:
 
 
 def compare(title: str, cases: dict[str, Callable[[], float]]) -> None:
-    """Each case in turn, three times; the ratio is to the first."""
+    """Measure each case in turn, three times, and print its ratio to the first one."""
     figures: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(3):
         for name, case in cases.items():
@@ -115,7 +115,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def send_times(path: str, sends: int) -> None:
-    """In pairs: one to a receiver that has been idle for a second, one to a receiver that has not."""
+    """Send the time, by turns to a receiver that has been idle for a second and to one that has not."""
     async with SQLiteClient(EventConfig("orders", options={"path": path})) as client:
         for number in range(sends):
             await client.send_message(EventMessage(str(time.time()).encode()))
@@ -123,24 +123,23 @@ async def send_times(path: str, sends: int) -> None:
 
 
 def waiting(idle: float = 30.0, sends: int = 60) -> None:
-    """One alone, then one of three, which notice each other's upkeep."""
+    """Measure a receiver that waits alone, and one of three, which notice each other's upkeep."""
     for others in (0, 2):
         with new_file() as path, ExitStack() as stack:
             receiver, *bystanders = [stack.enter_context(waiter(path, f"s{i}", idle)) for i in range(others + 1)]
             shares = [float(next(each)) for each in (receiver, *bystanders)]
             asyncio.run(send_times(path, sends))
             delays = [float(next(receiver)) for _ in range(sends)]
-        told = ", ".join(f"{share:.2f}" for share in shares)
-        print(f"\n{others + 1} waiting, each in its process: {told} % of a core when idle for {idle:g} s")
+        idling = ", ".join(f"{share:.2f}" for share in shares)
+        print(f"\n{others + 1} waiting, each in its process: {idling} % of a core when idle for {idle:g} s")
         for name, part in (("idle", delays[1::2]), ("busy", delays[::2])):
-            print(
-                f"  ms from a send to its hand-out, {name}: median {statistics.median(part):.1f}, most {max(part):.1f}"
-            )
+            median, most = statistics.median(part), max(part)
+            print(f"  ms from a send until the message is handed out, {name}: median {median:.1f}, most {most:.1f}")
 
 
 @contextmanager
 def waiter(path: str, subscription: str, idle: float) -> Iterator[Iterator[str]]:
-    """A receiver in a process of its own, and what it prints."""
+    """Run a receiver in a separate process, and yield the lines that it prints."""
     command = [sys.executable, "-c", RECEIVER, path, subscription, str(idle)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,9 +1,9 @@
-"""Concurrent senders on SQLite, beside SQLite itself and other queues that keep messages in it.
+"""Concurrent senders on SQLite, compared with SQLite itself and with other queues that keep messages in it.
 
 Run ``python tests/benchmarks/sqlite_senders.py``; the rows of others need
-``pip install persist-queue litequeue kombu sqlalchemy``.  All have ``journal_mode=wal`` and ``synchronous=full``, which
-is 2, as read back from the connection that wrote.  They take turns in one run; absolute rates mean little on a shared
-machine: compare the ratios.
+``pip install persist-queue litequeue kombu sqlalchemy``.  All use ``journal_mode=wal`` and ``synchronous=full``, which
+is 2.  The program reads both back from the connection that wrote, and prints them.  Compare the ratios, because
+absolute rates mean little on a shared machine.  For the same reason all take turns in one run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from events_core.backends.sqlite.opening import open_file
 SENDERS = 64
 MESSAGES = 12_800
 SLOW = 640
-"""Messages of those that make each a transaction."""
+"""Number of messages for the queues that make a transaction of each message."""
 ROUNDS = 5
 PAYLOAD = os.urandom(750)
 TEXT = PAYLOAD.hex()[:1000]
@@ -35,7 +35,7 @@ Pragmas = tuple[str, int]
 
 
 def pragmas(connection: sqlite3.Connection) -> Pragmas:
-    """What *connection* really does."""
+    """Return the settings that are in force on *connection*."""
     (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
     (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
     return journal, synchronous
@@ -51,7 +51,7 @@ def rate(count: int, work: Callable[[], object]) -> float:
 
 
 async def send(path: str) -> tuple[float, Pragmas, list[int]]:
-    """Also the sizes of the transactions."""
+    """Send from many tasks.  Return the rate, the settings and the sizes of the transactions."""
     async with SQLiteClient(EventConfig("orders", options={"path": path})) as client:
         await client.ping()
         store = client._driver.file.store
@@ -78,7 +78,7 @@ async def send(path: str) -> tuple[float, Pragmas, list[int]]:
 
 
 def insert(path: str, sizes: Iterable[int]) -> tuple[float, Pragmas]:
-    """The same rows, into the same tables, in transactions of the same sizes."""
+    """Insert the same rows into the same tables, in transactions of the same sizes.  Return rate and settings."""
     connection = open_file(path, create=True, durability="full")
 
     def work() -> None:
@@ -119,7 +119,7 @@ def kombu_sqlalchemy(path: str) -> tuple[float, Pragmas]:
     from kombu import Connection
 
     with sqlite3.connect(path) as prepared:
-        prepared.execute("PRAGMA journal_mode = wal")  # stays with the file
+        prepared.execute("PRAGMA journal_mode = wal")  # the file keeps this mode
     prepared.close()
     binary = {"serializer": None, "content_type": "application/data", "content_encoding": "binary"}
     with Connection(f"sqla+sqlite:///{path}") as connection, connection.SimpleQueue("orders") as queue:
@@ -143,7 +143,7 @@ def new_path(folder: str, name: str) -> str:
 
 
 def measure(folder: str, others: Iterable[str]) -> dict[str, tuple[float, Pragmas]]:
-    """One round: everybody's turn."""
+    """Measure one round, in which each queue has its turn."""
     ours, read_back, sizes = asyncio.run(send(new_path(folder, "ours")))
     figures = {f"events-core, {SENDERS} senders": (ours, read_back)}
     figures["raw inserts"] = insert(new_path(folder, "raw"), sizes)
