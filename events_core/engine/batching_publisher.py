@@ -251,7 +251,8 @@ class BatchingPublisher(Publisher):
         with self._lock:
             departing = self._outbox.depart(batch, entries, time.monotonic())
             self._wake_if_drained()
-            return departing
+        self.pump()  # those that are complete leave room for others, which must not wait for this request
+        return departing
 
     async def _request(self, entries: Sequence[Entry]) -> Results:
         """Send one request.

@@ -610,6 +610,35 @@ def test_room_that_a_confirmed_send_leaves_is_used_for_all_requests_that_may_be_
     run(test, publish_max_bytes="60")
 
 
+class _RefusesAtOnce(ScriptedDriver):
+    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        if any(self.refuses(each) for each in messages):
+            raise BrokerError("a bad message", ErrorCode.INVALID)
+        return await super().publish(messages)
+
+
+def test_room_that_messages_not_attempted_leave_is_used_at_once() -> None:
+    """P3, P5, P6: also while the rest of their request is out."""
+
+    async def test(client: ScriptedClient) -> None:
+        client.broker.refuses = lambda each: each.data == b"bad"
+        first, gate = await one_out(client, message("1", "k"))
+        client.broker.gate = gates = asyncio.Event()
+        failing = asyncio.create_task(client.send_messages([message("bad", "k"), message("2" * 60, "k")]))
+        sends = [asyncio.create_task(client.send_message(each)) for each in (message("3", "k"), message("4" * 40))]
+        await asyncio.sleep(0)
+        await client._home.run(_set(gate))
+        await first
+        await asyncio.wait_for(until(lambda: [b"4" * 40] in client.broker.requests), 10)
+        client.broker.gate = None
+        await client._home.run(_set(gates))
+        await asyncio.gather(*sends)
+        with pytest.raises(PublishError):
+            await failing
+
+    run(test, driver=_RefusesAtOnce, publish_max_bytes="80")
+
+
 @pytest.mark.parametrize("bound", ["2", "1000"])
 def test_sends_that_were_given_up_are_not_kept(bound: str) -> None:
     """P6: memory does not grow while the broker is silent, neither before the bound nor behind a request."""
