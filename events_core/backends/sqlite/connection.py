@@ -26,8 +26,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import closing, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from typing import Protocol, TypeVar
 
 from events_core import ErrorCode
@@ -35,6 +35,7 @@ from events_core.backends.sqlite.errors import Locked, Lost, translated
 from events_core.backends.sqlite.forks import await_calls, forget_calls
 from events_core.backends.sqlite.opening import open_file
 from events_core.backends.sqlite.options import SQLiteOptions
+from events_core.backends.sqlite.place import Place
 from events_core.backends.sqlite.store import Store
 from events_core.backends.sqlite.watch import Watch
 from events_core.engine import BrokerError
@@ -159,11 +160,27 @@ class FileConnection:
         await self.run(lambda store: None)
         # For the whole time, as for every call of SQLite: a fork in another thread must not meet one of them.  The lock
         # is reentrant and belongs to this thread, so the other tasks of this loop go on.
-        with self._calling:
+        with self._calling, self._native() as connection:
+            return await work(connection)
+
+    @contextmanager
+    def _native(self) -> Iterator[sqlite3.Connection]:
+        """Open a connection for native work, and close it afterwards."""
+        # With a place of its own.  If the log is removed during the work, this client must not open the file again
+        # before: it would get the old index.
+        place = Place(self._options.path)
+        try:
             with translated(self._options.path, create=False):
                 connection = open_file(self._options.path, create=False, durability=self._options.durability)
             with closing(connection):
-                return await work(connection)
+                place.opened()
+                try:
+                    yield connection
+                finally:
+                    with suppress(sqlite3.Error):  # for example, the work has closed it
+                        place.close(connection)
+        finally:
+            place.closed()
 
     def _do(self, work: Callable[[Store], T]) -> T:
         with self._calling:

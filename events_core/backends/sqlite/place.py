@@ -191,6 +191,29 @@ class Place:
         """Return whether another process has made a new log or index since this one was opened."""
         return any(_identity(path) not in (None, identity) for path, identity in self._log.items())
 
+    def close(self, connection: sqlite3.Connection) -> None:
+        """Close *connection*, and leave everything that was confirmed where the next one finds it."""
+        if not self.is_deserted:
+            self._leave(connection)
+            return
+        folded = False
+        # The file was moved away.  Copy the log into it, so that it keeps everything that was confirmed.
+        with suppress(sqlite3.Error):
+            _, pages, done = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            folded = pages == done
+        connection.close()
+        self.clear(folded=folded)
+
+    def _leave(self, connection: sqlite3.Connection) -> None:
+        if self.has_another_log:
+            self.close_leaving_log(connection)
+            return
+        if not self.is_current:
+            # No other process can read the log any more, so its messages must go into the file now.
+            with suppress(sqlite3.Error):
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        connection.close()
+
     def close_leaving_log(self, connection: sqlite3.Connection) -> None:
         """Close *connection* so that it neither writes its view of the log into the file nor removes the log.
 

@@ -7,10 +7,9 @@ lock meanwhile.  Each public method is one transaction, except those under "Insi
 from __future__ import annotations
 
 import math
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -169,31 +168,9 @@ class Store:
             return
         self._is_closed = True
         try:
-            self._close()
+            self.place.close(self.connection)
         finally:
             self.place.closed()
-
-    def _close(self) -> None:
-        if not self.place.is_deserted:
-            self._leave()
-            return
-        folded = False
-        # The file was moved away.  Copy the log into it, so that it keeps everything that was confirmed.
-        with suppress(sqlite3.Error):
-            _, pages, done = self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            folded = pages == done
-        self.connection.close()
-        self.place.clear(folded=folded)
-
-    def _leave(self) -> None:
-        if self.place.has_another_log:
-            self.place.close_leaving_log(self.connection)
-            return
-        if not self.place.is_current:
-            # No other process can read the log any more, so its messages must go into the file now.
-            with suppress(sqlite3.Error):
-                self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        self.connection.close()
 
     # Inside a transaction
 

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -145,6 +146,34 @@ def test_native_connection_comes_after_the_index_was_removed(client: Clients, fi
 
     asyncio.run(run())
     assert stored(file) == sent("before", "other", "native")
+
+
+@REMOVED
+def test_log_removed_during_native_work_costs_nothing(client: Clients, file: Path, endings: list[str]) -> None:
+    """N1: the client does not open the file again before the native connection, which has the old index, is closed."""
+
+    async def run() -> None:
+        async with client(subscription="s") as working:
+            reads, ends = threading.Event(), threading.Event()
+
+            async def read(connection: sqlite3.Connection) -> None:
+                connection.execute("SELECT count(*) FROM messages").fetchone()
+                reads.set()
+                while not ends.is_set():
+                    await asyncio.sleep(0.001)
+
+            await send(working, "before")
+            reading = asyncio.create_task(working.run_native(read, timeout=60))
+            await asyncio.to_thread(reads.wait, 60)
+            remove(file, *endings)
+            sending = asyncio.create_task(send(working, "after"))
+            await another_process_sends(file, "other")
+            ends.set()
+            await asyncio.gather(reading, sending)
+            await another_process_sends(file, "last")
+
+    asyncio.run(run())
+    assert stored(file) == sent("before", "after", "other", "last")
 
 
 def test_removed_log_damages_no_file_that_is_busy(client: Clients, file: Path) -> None:
