@@ -98,12 +98,21 @@ async def consume(
     message.  Python waits for it before the process exits.  If *stop* is set instead, the call waits without a bound.
 
     :param concurrency: the most handlers that run at once; with *threads* also the number of threads.
-    :raises TypeError: if *handler* is not callable, before anything is received.  Also if *handler* returns something
-        that cannot be awaited, or, with *threads*, an awaitable.  Its message is handed back, and *handler* is not
-        called again.  The error is raised when all running handlers have finished.
+    :raises TypeError: if *receiver* or *stop* has another type, or *handler* is not callable, before anything is
+        received.  Also if *handler* returns something that cannot be awaited, or, with *threads*, an awaitable.  Its
+        message is handed back, and *handler* is not called again.  The error is raised when all running handlers have
+        finished.
     :raises ValueError: if *concurrency* is less than 1.
     :raises ReceiveError: if receiving failed and retrying cannot help, after all running handlers have finished.
     """
+    if not isinstance(receiver, EventReceiver):
+        raise TypeError(
+            f"receiver must be an EventReceiver, not {described(receiver)}; "
+            "write 'async with client.subscribe(…) as receiver:'"
+        )
+    if stop is not None and not isinstance(stop, asyncio.Event):
+        # The wait of a threading.Event would block the event loop, silently and forever.
+        raise TypeError(f"stop must be an asyncio.Event, not {described(stop)}")
     if not callable(handler):
         raise TypeError(f"handler must be callable, not {described(handler)}; pass the function itself")
     if concurrency < 1:
@@ -198,7 +207,13 @@ class _Loop:
         handled = False
         try:
             async with self._receiver.processing(message):
-                await self._call_handler(message)
+                try:
+                    await self._call_handler(message)
+                except Exception as error:
+                    # In an outage it takes ack_timeout to settle the message, so the failure is logged before.
+                    if error is not self.failure:
+                        _log_failure(message, error)
+                    raise
                 handled = True
         except Exception as error:
             if handled:
@@ -207,7 +222,6 @@ class _Loop:
             elif error is self.failure:
                 return  # ``_refuse`` has handed the message back
             else:
-                _log_failure(message, error)
                 settle = partial(self._receiver.nack, delay=self._delay_of(error))
             if self._goes_on():
                 # Usually ``processing`` has settled the message, and this does nothing.  It matters if the broker did

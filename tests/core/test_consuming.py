@@ -205,6 +205,25 @@ def test_a_failing_handler_is_logged_and_does_not_end_it(caplog: pytest.LogCaptu
     assert "no luck" in caplog.text
 
 
+def test_a_failure_is_logged_before_its_message_is_settled(caplog: pytest.LogCaptureFixture) -> None:
+    """H2: the log shows the last failure of a message first, and then that the message became a dead letter."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        stop = asyncio.Event()
+
+        async def handle(message: ReceivedMessage) -> None:
+            stop.set()
+            raise LookupError
+
+        await consume(receiver, handle, stop=stop)
+
+    run(test, max_delivery_attempts="1", dead_letter_topic=uuid.uuid4().hex)
+    failed, moved = (record.message for record in caplog.records if record.levelno >= logging.WARNING)
+    assert failed.startswith("the handler failed on message")
+    assert "was moved to dead-letter topic" in moved
+
+
 def test_a_handler_that_awaited_what_was_cancelled_has_failed(caplog: pytest.LogCaptureFixture) -> None:
     """H2: its message is nacked and the attempt counted; only a cancelled consume hands messages back."""
 
@@ -532,6 +551,34 @@ def test_a_handler_that_cannot_be_called_is_refused(handler: Any) -> None:
             await consume(receiver, handler)
         assert receiver.stats.held == 0
         assert (await next_of(receiver)).delivery_attempt == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("join", [False, True])
+def test_what_is_no_receiver_is_refused(join: bool) -> None:
+    """H2: a client, or a subscription that is not joined yet, is a TypeError that shows how to join it."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        no_receiver: Any = client.subscribe() if join else client
+        handler: Any = print
+        with pytest.raises(TypeError, match=r"receiver must be an EventReceiver, .*'async with client\.subscribe"):
+            await consume(no_receiver, handler)
+        if join:
+            no_receiver.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("stop", [threading.Event(), asyncio.Event, True])
+def test_what_cannot_stop_it_is_refused(stop: Any) -> None:
+    """H2: an event of another library would block the event loop; it is a TypeError before a message is received."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        with pytest.raises(TypeError, match=r"stop must be an asyncio\.Event"):
+            await consume(receiver, print, stop=stop, threads=True)
+        assert receiver.stats.held == 0
 
     run(test)
 
