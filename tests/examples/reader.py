@@ -63,7 +63,7 @@ class Terminal:
         try:
             termios.tcsetwinsize(screen, (50, 400))
             quiet = termios.tcgetattr(screen)
-            quiet[3] &= ~termios.ECHO  # what is typed must not look like output
+            quiet[3] &= ~termios.ECHO  # typed text must not look like output
             termios.tcsetattr(screen, termios.TCSANOW, quiet)
             self._shell = subprocess.Popen(
                 # setsid makes the terminal the shell's own, so that Ctrl-C reaches what the shell runs.
@@ -88,7 +88,7 @@ class Terminal:
         self.end()
 
     def close(self) -> None:
-        """Hang up: the shell and what it runs end."""
+        """Hang up, which ends the shell and its programs."""
         self._selector.close()
         os.close(self._hands)
         self._shell.wait(BOUND)
@@ -102,7 +102,7 @@ class Terminal:
         os.write(self._hands, b"\x03")
 
     def end(self, expected: str = "") -> None:
-        """Wait until the command has ended: well, and having printed what is *expected*, if anything is."""
+        """Wait until the command has ended.  It must succeed and print *expected*, unless that is empty."""
         deadline = time.monotonic() + BOUND
         while not (prompt := PROMPT.search(self._seen)):
             self._look(deadline)
@@ -111,7 +111,7 @@ class Terminal:
         assert not expected or re.fullmatch(_pattern(expected), output), f"not as on the page:\n{output}"
 
     def print(self, expected: str) -> None:
-        """Wait until the running command has printed what is *expected*."""
+        """Wait until the running command has printed *expected*."""
         deadline = time.monotonic() + BOUND
         while not (match := re.match(_pattern(expected), self._seen)):
             assert not PROMPT.search(self._seen), f"ended with:\n{self._seen}"
@@ -148,7 +148,7 @@ class Reader:
         self._closing.close()
 
     def follow(self, page: str) -> None:
-        """Do what *page* says, from its top."""
+        """Do all that *page* says, from top to bottom."""
         for block in blocks(page):
             if block.language == "console":
                 self._type(block)

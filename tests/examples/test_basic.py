@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(client: str, folder: Path, **environ: str) -> None:
-    """Run the program; one message goes all the way round."""
+    """Run the program, and check that one message is sent, received and acknowledged."""
     done = subprocess.run(
         [sys.executable, EXAMPLES / "basic.py", client],
         cwd=folder,
@@ -31,10 +31,10 @@ def run(client: str, folder: Path, **environ: str) -> None:
 
 @pytest.mark.parametrize("client", ["memory", "sqlite"])
 def test_it_runs_on_the_embedded_backends(client: str, tmp_path: Path) -> None:
-    """Without a broker."""
+    """On the memory and the SQLite backend the program needs no broker."""
     run(client, tmp_path)
 
 
 def test_it_runs_on_google_pubsub(emulator: str, tmp_path: Path) -> None:
-    """On the emulator, which the environment names."""
+    """On Google Pub/Sub the program uses the emulator that the environment names."""
     run("gcp", tmp_path, PUBSUB_EMULATOR_HOST=emulator)

@@ -25,7 +25,7 @@ HOWTO = Path(__file__).parents[2] / "examples" / "howto"
 
 @contextmanager
 def started(folder: Path, *command: object, **environ: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python program that runs in *folder*, for a minute at most."""
+    """Run a Python program in *folder*, for a minute at most."""
     program = subprocess.Popen(
         [sys.executable, *command],
         cwd=folder,
@@ -44,7 +44,7 @@ def started(folder: Path, *command: object, **environ: str) -> Iterator[subproce
 
 
 def finished(program: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it still wrote to standard output and standard error; it must end well."""
+    """Return the rest of its standard output and standard error.  It must end with exit code 0."""
     assert program.stdout is not None
     assert program.stderr is not None
     output, complaints = program.stdout.read(), program.stderr.read()
@@ -53,7 +53,7 @@ def finished(program: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def run(folder: Path, *command: object, log: str = "", **environ: str) -> list[str]:
-    """The lines that a program printed; its *log*, which goes to standard error, is as expected."""
+    """Run a program, and return the lines that it printed.  Its standard error must be *log*."""
     with started(folder, *command, **environ) as program:
         output, complaints = finished(program)
     assert complaints == log
@@ -106,7 +106,7 @@ def test_retries(tmp_path: Path) -> None:
     ("grace", "ending"), [("20", ["billed 1", "stopped"]), ("0.05", ["gave up"])], ids=["drained", "out of grace"]
 )
 def test_shutdown(tmp_path: Path, grace: str, ending: list[str]) -> None:
-    """SIGTERM lets the handler finish, within its grace; what was not billed is there for the next process."""
+    """After SIGTERM the handler may finish within its grace, and the next process gets the orders not billed."""
     url = f"sqlite://{tmp_path}/events.db/orders?subscription=billing"
     for order in ("1", "2"):
         run(tmp_path, "-m", "events_core.cli", "send", url, order)
@@ -121,7 +121,7 @@ def test_shutdown(tmp_path: Path, grace: str, ending: list[str]) -> None:
 
 
 def test_shutdown_before_it_is_connected(tmp_path: Path) -> None:
-    """SIGTERM ends it within its grace also while a broker that does not answer is awaited."""
+    """SIGTERM ends it within its grace also while it waits for a broker that does not answer."""
     with socket.create_server(("localhost", 0)) as silent:
         url = f"gcp://acme/orders?subscription=billing&emulator_host=localhost:{silent.getsockname()[1]}"
         with started(tmp_path, HOWTO / "shutdown.py", "0.05", EVENTS_ORDERS_URL=url) as program, silent.accept()[0]:
@@ -147,12 +147,12 @@ def test_fastapi_takes_few_lines() -> None:
 
 
 def test_threads(tmp_path: Path) -> None:
-    """What two threads placed two others billed."""
+    """Two threads place orders, and two others bill all of them."""
     assert run(tmp_path, HOWTO / "threads.py") == ["placed 100", "billed 100"]
 
 
 def test_processes(tmp_path: Path) -> None:
-    """What two processes placed a third one billed."""
+    """Two processes place orders, and a third one bills all of them."""
     assert run(tmp_path, HOWTO / "processes.py") == ["placed 100", "billed 100"]
 
 
@@ -165,7 +165,7 @@ def test_long_handlers(tmp_path: Path) -> None:
 
 
 def test_observing(tmp_path: Path) -> None:
-    """A record of the connection, a receiver's state, and each kind of operation counted."""
+    """It prints a record of the connection, the state of a receiver, and a count for each kind of operation."""
     connected, state, *counts = run(tmp_path, HOWTO / "observing.py")
     assert connected == "INFO events_core.engine: memory orders: connected"
     assert state == "held 2 of billing"
@@ -187,7 +187,7 @@ def test_from_google_cloud_pubsub(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["stream", "pull"])
 def test_from_google_cloud_pubsub_on_its_emulator(emulator: str, tmp_path: Path, mode: str) -> None:
-    """The same where those programs ran before."""
+    """On the emulator of Pub/Sub the program prints the same, in both modes of receiving."""
     url = f"gcp://acme-prod/coming-{mode}?subscription=coming-{mode}&receive_mode={mode}"
     program = HOWTO / "from_google_cloud_pubsub.py"
     assert run(tmp_path, program, EVENTS_ORDERS_URL=url, PUBSUB_EMULATOR_HOST=emulator) == PULLED_AND_BILLED

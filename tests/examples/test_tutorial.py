@@ -17,7 +17,7 @@ ALONE, ON_PUBSUB = (ROOT / "docs" / "tutorial.rst").read_text().split("\nOn Goog
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
-    """A reader with a checkout in which nothing was ever run."""
+    """Return a reader with a fresh checkout, in which nothing was ever run."""
     checkout = shutil.copytree(ROOT, tmp_path / "checkout", ignore=NOT_COPIED)
     with Reader(files=checkout / "shop", terminals=checkout) as reader:
         yield reader

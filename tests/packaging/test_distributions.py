@@ -1,4 +1,4 @@
-"""What is published: wheels and sdists of both distributions, installed in clean environments."""
+"""The wheels and sdists of both distributions, installed in clean environments."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Built(NamedTuple):
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
-    """Both distributions, the wheels built from the sdists."""
+    """Build both distributions; the wheels are built from the sdists."""
     folder = tmp_path_factory.mktemp("dist")
     for source in SOURCES.values():
         build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source]
@@ -64,12 +64,12 @@ def _built(package: str, source: Path, folder: Path) -> Built:
 
 @pytest.fixture(params=SOURCES)
 def built(request: pytest.FixtureRequest, distributions: dict[str, Built]) -> Built:
-    """Each distribution in turn."""
+    """Return each distribution in turn."""
     return distributions[request.param]
 
 
 class Environment:
-    """A virtual environment with nothing but what was asked for."""
+    """A virtual environment that has one requirement installed and nothing else."""
 
     def __init__(self, folder: Path, wheels: Path, requirement: str) -> None:
         venv.create(folder, with_pip=True)
@@ -86,7 +86,7 @@ class Environment:
         return done
 
     def evaluate(self, expression: str) -> Any:
-        """The value of an expression, by way of JSON."""
+        """Return the value of an expression, which must be JSON."""
         imports = "import json, events_core, importlib.metadata as metadata"
         done = self.run("python", "-P", "-c", f"{imports}\nprint(json.dumps({expression}))")
         assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ def test_name_and_version_are_those_of_the_project(built: Built) -> None:
 
 
 def test_requirements_are_those_of_the_project(built: Built) -> None:
-    """With the extras, and with nothing pinned to one version."""
+    """The wheel requires the same packages and extras, and pins none of them to one version."""
     extras = built.project.get("optional-dependencies", {})
     declared = [Requirement(text) for text in built.project["dependencies"]]
     declared += [Requirement(f"{text}; extra == '{extra}'") for extra, texts in extras.items() for text in texts]
@@ -130,7 +130,7 @@ def test_requirements_are_those_of_the_project(built: Built) -> None:
 
 
 def test_the_core_requires_two_packages(distributions: dict[str, Built]) -> None:
-    """Everything else is an extra."""
+    """Without extras the core needs attrs and stevedore only."""
     requires = map(Requirement, distributions["events_core"].metadata.requires or [])
     assert {one.name for one in requires if not one.marker} == {"attrs", "stevedore"}
 
@@ -144,7 +144,7 @@ def test_each_accepts_the_version_of_the_other_in_this_repository(distributions:
 
 
 def test_the_licence_travels_along(built: Built) -> None:
-    """Each distribution has its own copy of the one text."""
+    """Each distribution has a copy of the same licence."""
     text = (ROOT / "LICENSE").read_text()
     assert built.metadata.metadata["License-Expression"] == "Apache-2.0"
     assert built.metadata.read_text("licenses/LICENSE") == text
@@ -152,14 +152,14 @@ def test_the_licence_travels_along(built: Built) -> None:
 
 
 def test_the_description_is_the_readme(built: Built) -> None:
-    """What an index shows."""
+    """A package index shows the README of the distribution."""
     readme = (SOURCES[built.package] / "README.rst").read_text()
     assert built.metadata.metadata["Description-Content-Type"].startswith("text/x-rst")
     assert built.metadata.metadata["Description"].strip() == readme.strip()
 
 
 def test_entry_points_are_those_of_the_project(built: Built) -> None:
-    """Backends and commands."""
+    """The wheel has the backends and the commands of the project."""
     declared = {
         (group, name, target)
         for group, entries in built.project.get("entry-points", {}).items()
@@ -169,13 +169,13 @@ def test_entry_points_are_those_of_the_project(built: Built) -> None:
 
 
 def test_the_wheel_holds_its_package_alone(built: Built) -> None:
-    """With the mark of its types, and without tests or another distribution's code."""
+    """It has the mark ``py.typed``, and neither tests nor code of another distribution."""
     assert f"{built.package}/py.typed" in built.wheel_files
     assert {path.partition("/")[0].partition("-")[0] for path in built.wheel_files} == {built.package}
 
 
 def test_the_sdist_does_not_swallow_the_other_distribution(distributions: dict[str, Built]) -> None:
-    """The directories lie in one repository and are published apart."""
+    """The two directories are in one repository, and each is published alone."""
     core, gcp = (distributions[package].sdist_files for package in SOURCES)
     assert "events_core/py.typed" in core
     assert "src/events_gcp/py.typed" in gcp
@@ -187,7 +187,7 @@ def test_the_sdist_does_not_swallow_the_other_distribution(distributions: dict[s
 
 
 def test_the_core_alone_brings_two_packages(install: Callable[[str], Environment]) -> None:
-    """And its own backends, and no other."""
+    """It installs attrs and stevedore, and offers its own backends only."""
     core = install("")
     installed = core.evaluate("[dist.name for dist in metadata.distributions()]")
     assert set(installed) - {"pip", "setuptools"} == {"events-core", "attrs", "stevedore"}
@@ -197,7 +197,7 @@ def test_the_core_alone_brings_two_packages(install: Callable[[str], Environment
 
 
 def test_the_core_alone_answers_a_request_for_gcp_with_the_command(install: Callable[[str], Environment]) -> None:
-    """B3: what is known and not installed comes with the way to install it."""
+    """B3: the error about a known backend that is not installed says how to install it."""
     code = "import events_core\ntry: events_core.create_client(events_core.EventConfig('t', backend='gcp'))\n"
     done = install("").run(
         "python", "-P", "-c", f"{code}except events_core.BackendNotFoundError as error: print(error)"
@@ -206,20 +206,20 @@ def test_the_core_alone_answers_a_request_for_gcp_with_the_command(install: Call
 
 
 def test_the_command_says_what_it_needs(install: Callable[[str], Environment]) -> None:
-    """The console script is always there; its packages are an extra."""
+    """The command is always installed; without the extra ``cli`` it names the packages that it needs."""
     done = install("").run("events", "backends")
     assert done.returncode == 2
     assert "pip install 'events-core[cli]'" in done.stderr
 
 
 def test_the_command_runs(install: Callable[[str], Environment], distributions: dict[str, Built]) -> None:
-    """With the extra ``cli``."""
+    """With the extra ``cli`` the command prints its version."""
     version = distributions["events_core"].project["version"]
     assert install("cli,testing").run("events", "--version").stdout == f"events-core {version}\n"
 
 
 def test_the_kit_can_be_imported(install: Callable[[str], Environment]) -> None:
-    """With the extra ``testing``; it is not a pytest plug-in that every test run would load."""
+    """With the extra ``testing`` it is there, and is no pytest plug-in that every test run would load."""
     done = install("cli,testing").run("python", "-P", "-c", "import events_core.testing")
     assert (done.returncode, done.stderr) == (0, "")
     groups = install("cli,testing").evaluate(
@@ -231,7 +231,7 @@ def test_the_kit_can_be_imported(install: Callable[[str], Environment]) -> None:
 def test_the_extra_gcp_brings_the_backend(
     install: Callable[[str], Environment], distributions: dict[str, Built]
 ) -> None:
-    """``pip install events-core[gcp]`` is all it takes, and what it installs is what was built here."""
+    """``pip install events-core[gcp]`` is enough, and installs the distribution that was built here."""
     gcp = install("gcp")
     listed = gcp.evaluate("[str(info) for info in events_core.available_backends() if info.name == 'gcp']")
     version = distributions["events_gcp"].project["version"]

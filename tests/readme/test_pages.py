@@ -14,7 +14,7 @@ WIDTH = 76
 
 
 def code(page: Path) -> list[str]:
-    """Return the lines of code that a page has; ruff sees to the programs that it includes."""
+    """Return the lines of code of a page.  Ruff checks the programs that it includes."""
     blocks = BLOCK.findall(page.read_text())
     return [line[len(indent) + 3 :] for indent, block in blocks for line in block.splitlines()]
 

@@ -20,7 +20,7 @@ NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "dist")
 
 
 def blocks(marker: str) -> list[str]:
-    """The indented blocks that follow *marker*, a regular expression for the end of a line."""
+    """Return the indented blocks that follow *marker*, a regular expression for the end of a line."""
     found = re.findall(rf"{marker}\n\n((?:(?: {{4}}.*)?\n)+)", README)
     return [textwrap.dedent(block).strip() for block in found]
 
@@ -34,7 +34,7 @@ URLS = {backend: url for url, backend in re.findall(r"``((\w+)://\S+)``", README
 
 
 def run(command: list[str], folder: Path, **environ: str) -> str:
-    """Standard output of a command that succeeds."""
+    """Run a command, which must succeed.  Return its standard output."""
     done = subprocess.run(
         command,
         cwd=folder,
@@ -50,23 +50,23 @@ def run(command: list[str], folder: Path, **environ: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the repository in which nothing was ever run."""
+    """Return a copy of the repository in which nothing was ever run."""
     return shutil.copytree(ROOT, tmp_path / "checkout", ignore=NOT_COPIED)
 
 
 def test_the_first_command_installs_and_runs_the_example(checkout: Path) -> None:
-    """On nothing but Python and its venv module."""
+    """It needs only Python and its venv module."""
     output = run(["bash", "-c", INSTALL], checkout)
     assert re.search(r"^sent \S+\nreceived \S+ \{'order': 42.*\nacknowledged \S+$", output, re.MULTILINE)
 
 
 def test_the_second_command_is_the_one_that_ci_runs() -> None:
-    """What contributors run and what decides are the same."""
+    """A contributor runs the same command that decides whether a change is good."""
     assert TEST in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 def test_the_program_runs_with_its_configuration(tmp_path: Path) -> None:
-    """On the file's backend, and on that of the environment's URL, which comes before it."""
+    """It uses the backend of the file, or that of the URL in the environment, which takes precedence."""
     (tmp_path / "events.toml").write_text(TOML)
     assert run([sys.executable, "-c", PYTHON], tmp_path) == "received {'order': 42}\n"
     (tmp_path / "events.db").unlink()
@@ -76,7 +76,7 @@ def test_the_program_runs_with_its_configuration(tmp_path: Path) -> None:
 
 
 def test_the_configuration_is_read(tmp_path: Path) -> None:
-    """The table is what the text says it is."""
+    """The table gives the backend, the topic and the options that the text names."""
     (tmp_path / "events.toml").write_text(TOML)
     config = EventConfig.from_file(tmp_path / "events.toml", "orders", environ={})
     assert (config.backend, config.topic_name) == ("sqlite", "orders")
@@ -84,7 +84,7 @@ def test_the_configuration_is_read(tmp_path: Path) -> None:
 
 
 def test_the_shell_commands_run_in_turn(tmp_path: Path) -> None:
-    """What one sends, the other receives."""
+    """The second command receives the message that the first one sends."""
     assert len(EVENTS) == 2
     output = [run(["bash", "-c", command.removeprefix(".venv/bin/")], tmp_path) for command in EVENTS]
     assert '{"order": 42}' in output[-1]

@@ -12,7 +12,7 @@ from .servers import Missing, Server, find_or_start
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server; without one, tests are skipped, or fail if EVENTS_TEST_REQUIRE names redis."""
+    """Return a server.  Without one, tests are skipped, or fail if EVENTS_TEST_REQUIRE names redis."""
     try:
         with find_or_start(tmp_path_factory.mktemp("redis")) as found:
             yield found

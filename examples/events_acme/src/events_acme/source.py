@@ -70,14 +70,13 @@ class AcmeSource(Source):
         return deliveries
 
     def _take(self, limit: int) -> list[Delivery]:
-        # If somebody has deleted the folder, make it again (F1).
+        # Another program may have deleted the folder: make it again (F1).
         folder = self._driver.join(self.subscription)
         deliveries: list[Delivery] = []
         trouble: OSError | None = None
         with translated(f"receive from '{folder}'"):
-            os.utime(
-                folder
-            )  # an ephemeral subscription shows that it lives
+            # This shows that an ephemeral subscription is in use.
+            os.utime(folder)
             oldest_first = sorted(os.listdir(folder))
             for name in filter(_MESSAGE.fullmatch, oldest_first):
                 if len(deliveries) == limit:
@@ -89,7 +88,7 @@ class AcmeSource(Source):
                     pass  # another receiver took it
                 except OSError as error:
                     trouble = error
-            # What was taken must be returned, although a file had trouble.
+            # Return the messages that were taken, although one file failed.
             if trouble and not deliveries:
                 raise trouble
         return deliveries

@@ -89,7 +89,7 @@ class RedisSource(Source):
         except BrokerError as error:
             if error.code is not ErrorCode.NOT_FOUND:
                 raise
-            # Somebody has deleted the subscription: create it again (F1).
+            # The subscription was deleted: create it again (F1).
             await self._driver.join(self.subscription)
             return []
         if not taken:
