@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["checked_delay", "checked_name", "checked_seconds", "described", "text_objection"]
+__all__ = ["checked_delay", "checked_name", "checked_seconds", "checked_text", "described", "text_objection"]
 
 _LONGEST = 100
 """Largest number of characters of a value that an error shows."""
@@ -39,13 +39,22 @@ def checked_name(what: str, value: object) -> str:
     :raises TypeError: if it is not a ``str``.
     :raises ValueError: if it is empty or not valid text.
     """
-    if not isinstance(value, str):
-        raise TypeError(f"{what} must be a str, not {described(value)}")
+    value = checked_text(what, value)
     if not value:
         raise ValueError(f"{what} must not be empty")
     objection = text_objection(value)
     if objection:
         raise ValueError(f"{what} {described(value)} {objection}")
+    return value
+
+
+def checked_text(what: str, value: object) -> str:
+    """Return *value* if it is a ``str``.
+
+    :raises TypeError: if it is not.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {described(value)}")
     return value
 
 

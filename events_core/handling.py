@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from events_core.arguments import checked_delay
+from events_core.arguments import checked_delay, checked_text
 
 __all__ = ["Reject", "RetryAfter"]
 
@@ -14,11 +14,12 @@ class Reject(Exception):
     backend cannot reject (``capabilities.reject``), the message is nacked and an ERROR is logged.
 
     :param reason: for the log, and for the letter's attribute ``dead_letter_reason``.
+    :raises TypeError: if *reason* is not a ``str``.
     """
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
-        self.reason: str = reason
+        self.reason: str = checked_text("reason", reason)
 
 
 class RetryAfter(Exception):

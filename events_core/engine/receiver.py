@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from types import MappingProxyType, TracebackType
 
-from events_core.arguments import checked_delay, checked_seconds, described
+from events_core.arguments import checked_delay, checked_seconds, checked_text, described
 from events_core.capabilities import Capabilities
 from events_core.engine.closing import SHORTEST_CLOSE, CloseTime
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Source
@@ -243,6 +243,7 @@ class EngineReceiver(EventReceiver):
 
     async def reject(self, message: ReceivedMessage | str, reason: str = "") -> None:
         self._check()
+        checked_text("reason", reason)
         if self._dead_letter_topic is None or not self.capabilities.reject:
             raise self._located(EventRuntimeError(self._why_not_reject(), code=ErrorCode.UNSUPPORTED))
         await self._settle([message], Outcome.REJECT, None, single=True, reason=reason)

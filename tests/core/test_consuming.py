@@ -499,6 +499,28 @@ def test_an_impossible_delay_is_an_error_of_the_handler(seconds: Any, error: typ
         RetryAfter(seconds)
 
 
+def test_a_reason_that_is_no_text_is_an_error_of_the_handler() -> None:
+    """H3: Reject refuses it when it is made, so the traceback names the line in the handler."""
+    error: Any = ValueError("no total")
+    with pytest.raises(TypeError, match="reason"):
+        Reject(error)
+
+
+def test_rejecting_with_a_reason_that_is_no_text_changes_nothing() -> None:
+    """S6: it is a TypeError, and the message stays held."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x", ordering_key="k"))
+        message = await next_of(receiver)
+        reason: Any = ValueError("no total")
+        with pytest.raises(TypeError, match="reason"):
+            await receiver.reject(message, reason)
+        await receiver.nack(message, delay=0)
+        assert await next_of(receiver) == message
+
+    run(test, dead_letter_topic="dead", max_delivery_attempts="5")
+
+
 def test_a_decision_can_be_pickled() -> None:
     """H3: both exceptions survive pickling, so that a handler may run in a process pool."""
     rejected, later = pickle.loads(pickle.dumps([Reject("no total"), RetryAfter(5)]))
