@@ -23,6 +23,7 @@ from events_core import (
 )
 from events_core.backends.memory import MemoryClient, MemoryTopic
 from events_core.backends.sqlite import SQLiteClient
+from events_core.backends.sqlite.driver import SQLiteDriver
 
 from .network_memory import NetworkClient
 
@@ -140,6 +141,31 @@ def test_native_work_of_sqlite_may_wait_while_the_client_works(tmp_path: Path) -
             await client.send_message(EventMessage(b"x"))
             sent.set()
             assert await counting == (0, 0)
+
+    asyncio.run(test())
+
+
+def test_native_work_of_sqlite_that_waits_delays_no_fork(tmp_path: Path) -> None:
+    """T2, N1: a fork takes the lock under which the client calls SQLite."""
+
+    async def test() -> None:
+        async with sqlite(tmp_path) as client:
+            waits, ends = threading.Event(), threading.Event()
+
+            async def wait(connection: sqlite3.Connection) -> bool:
+                waits.set()
+                while not ends.is_set():
+                    await asyncio.sleep(0.001)
+                return connection.in_transaction
+
+            waiting = asyncio.create_task(client.run_native(wait, timeout=60))
+            await asyncio.to_thread(waits.wait, 60)
+            assert isinstance(client._driver, SQLiteDriver)
+            lock = client._driver.file._calling
+            assert lock.acquire(timeout=5)
+            lock.release()
+            ends.set()
+            assert await waiting is False
 
     asyncio.run(test())
 

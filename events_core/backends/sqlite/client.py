@@ -61,7 +61,7 @@ class SQLiteClient(EngineClient):
         """Call *work* with an :class:`sqlite3.Connection` of its own to the file, on the client's thread (N1).
 
         The connection is in autocommit mode: begin and commit a transaction yourself.  It is closed when *work* has
-        ended, which rolls back what is not committed.  Until then a fork of this process waits, for a second at most.
+        ended, which rolls back what is not committed.
         """
         return await super().run_native(work, timeout)
 

@@ -26,9 +26,10 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 from events_core import ErrorCode
 from events_core.backends.sqlite.errors import Locked, Lost, translated
@@ -62,6 +63,31 @@ class Receiver(Protocol):
 
     async def renew(self) -> None:
         """Renew the session."""
+
+
+class _Steps(Generic[T]):
+    """Work that holds *lock* while it runs, and not while it waits: a fork must not wait for what takes long."""
+
+    def __init__(self, work: Awaitable[T], lock: threading.RLock) -> None:
+        self._work = work.__await__()
+        self._lock = lock
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        work = self._work
+        step: Callable[[], Any] = partial(work.send, None)
+        while True:
+            with self._lock:
+                try:
+                    awaited = step()
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+            try:
+                step = partial(work.send, (yield awaited))
+            except GeneratorExit:  # perhaps of the garbage collector, in a thread that may not wait for a lock
+                raise
+            except BaseException as error:
+                step = partial(work.throw, error)
 
 
 class FileConnection:
@@ -158,29 +184,38 @@ class FileConnection:
         # So that this client has the file and the log open that are at the path now.  SQLite shares one index among the
         # connections of a process: the new connection would get the index of a log that is gone.
         await self.run(lambda store: None)
-        # For the whole time, as for every call of SQLite: a fork in another thread must not meet one of them.  The lock
-        # is reentrant and belongs to this thread, so the other tasks of this loop go on.
-        with self._calling, self._native() as connection:
-            return await work(connection)
+        place, connection = self._open_native()
+        try:
+            result = await _Steps(work(connection), self._calling)
+        except GeneratorExit:  # perhaps of the garbage collector, in a thread that may not wait for a lock
+            raise
+        except BaseException:
+            self._close_native(place, connection)
+            raise
+        self._close_native(place, connection)
+        return result
 
-    @contextmanager
-    def _native(self) -> Iterator[sqlite3.Connection]:
-        """Open a connection for native work, and close it afterwards."""
+    def _open_native(self) -> tuple[Place, sqlite3.Connection]:
         # With a place of its own.  If the log is removed during the work, this client must not open the file again
         # before: it would get the old index.
         place = Place(self._options.path)
         try:
-            with translated(self._options.path, create=False):
+            with self._calling, translated(self._options.path, create=False):
                 connection = open_file(self._options.path, create=False, durability=self._options.durability)
-            with closing(connection):
-                place.opened()
                 try:
-                    yield connection
-                finally:
-                    with suppress(sqlite3.Error):  # for example, the work has closed it
-                        place.close(connection)
-        finally:
+                    place.opened()
+                except BaseException:
+                    connection.close()
+                    raise
+        except BaseException:
             place.closed()
+            raise
+        return place, connection
+
+    def _close_native(self, place: Place, connection: sqlite3.Connection) -> None:
+        with self._calling, suppress(sqlite3.Error):  # for example, the work has closed it
+            place.close(connection)
+        place.closed()
 
     def _do(self, work: Callable[[Store], T]) -> T:
         with self._calling:
