@@ -130,6 +130,7 @@ def _read(text: object) -> Requirement:
     if name in _LIMITS:
         return Requirement(name, _number(name, written))
     values = _SCALES.get(name) or _ALTERNATIVES[name]
+    # A flag may be required by its name alone.
     if not colon and values == (False, True):
         return Requirement(name, True)
     words = {word(value): value for value in values}
@@ -167,6 +168,7 @@ def at_least(name: str, found: Value, wanted: Value) -> bool:
 
 
 def _as_number(limit: Value) -> float:
+    # ``None``, no limit at all, is more than any limit.
     return math.inf if limit is None else float(limit)
 
 

@@ -69,6 +69,7 @@ def _tried(config: EventConfig, rules: Collection[str], patience: float, lease: 
                 try:
                     trial.run()
                 finally:
+                    # Also after an interruption, so that the user learns what to delete.
                     _tell_what_is_left(trial, topics_too=scratch is None)
                 return trial
         except KeyboardInterrupt:
@@ -77,6 +78,7 @@ def _tried(config: EventConfig, rules: Collection[str], patience: float, lease: 
 
 
 def _harness(config: EventConfig, patience: float, lease: float) -> ConfiguredHarness:
+    # Only now, because pytest must import the kit first (``trial.py``).
     from events_core.testing.configured import ConfiguredHarness
 
     return ConfiguredHarness(config, patience, lease)

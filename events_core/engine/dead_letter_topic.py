@@ -1,4 +1,4 @@
-"""The topic of dead letters: a subscription must keep them, or they are lost without a word (R12)."""
+"""The topic of dead letters: a subscription must keep them, or they are lost without an error (R12)."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class DeadLetterTopic:
             else:
                 self._warn("dead letters may be lost: no subscription of topic %r was found or made: %s", topic, error)
         else:
+            # ``None`` means that the broker cannot tell, which is no reason for a warning.
             if kept is False:
                 self._warn(
                     "dead letters are lost: topic %r has no durable subscription, and create=never forbids to create "

@@ -1,4 +1,4 @@
-"""The subscriptions of a topic: without one, messages are lost without a word (R12)."""
+"""The subscriptions of a topic: if there is none, messages are lost without an error (R12)."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class Recipients:
                 raise
             _log.debug("could not find out whether topic %r has a subscription: %r", topic, error)
         else:
+            # ``None`` means that the broker cannot tell, which is no reason for a warning.
             if found is False:
                 _log.warning(
                     "topic %r has no subscription: what is sent now reaches nobody; create a subscription before you "

@@ -97,6 +97,7 @@ class Admin:
             enable_exactly_once_delivery=bool(self._options.exactly_once),
             expiration_policy={},
         )
+        # If the name exists already, the subscription may belong to another topic.
         found = await self._api.create_subscription(wanted) or await self._api.get_subscription(subscription)
         if found.topic != topic:
             raise _unsuitable(subscription, f"belongs to {found.topic!r}, not {topic!r}")

@@ -29,6 +29,7 @@ class Attempts:
         """Set ``delivery_attempt`` of *deliveries*: one more than the failures known here."""
         for delivery in deliveries:
             known, _ = self._failures.get(delivery.message_id, (0, ""))
+            # Pub/Sub's own count includes failures in other receivers, so it may be higher.
             delivery.delivery_attempt = max(known + 1, delivery.delivery_attempt or 1)
 
     def fail(self, delivery: Delivery) -> int:

@@ -49,6 +49,7 @@ class Inlet(ABC):
         task = self._task
         if task is None or not task.done():
             return ()
+        # First, so that the next read can begin even if this one failed.
         self._task = None
         if task.cancelled():  # gRPC cancels the reads of a stream that Stream has given up
             raise BrokerError("the stream gave no sign of life", ErrorCode.UNAVAILABLE, retryable=True)

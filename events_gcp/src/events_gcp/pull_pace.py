@@ -58,6 +58,7 @@ class PullPace:
         """Learn that the transfer of *messages* took *seconds*."""
         fit = messages * _TRANSFER / max(seconds, _INSTANT)
         if seconds > _TRANSFER:
+            # Shrink at once: an answer that is cut off costs each of its messages a counted attempt.
             self._most = max(1, int(fit))
         elif messages >= self._most:  # an answer that was not full says nothing about the line
             self._most = min(int(fit), self._most * _GROWTH, _MAX_MESSAGES)
