@@ -35,7 +35,7 @@ for three reasons:
   thread's name and returns.  The thread closes everything when it goes on.  If the home is the loop of the first caller
   and that loop stands still, the next caller does the closing itself.
 * Each step at home has a share of the time that is left (:meth:`CloseTime.step`).
-* A task is cancelled again and again (:func:`cancelled`), because a library may swallow a cancellation.
+* A task is cancelled again and again (:func:`cancel_all`), because a library may swallow a cancellation.
 
 No step is in a ``finally`` clause.  If a loop is closed without ending its tasks, the garbage collector runs the
 ``finally`` clauses of these tasks later, in any thread.  That thread may already hold the lock that a step takes.
@@ -50,7 +50,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["SHORTEST_CLOSE", "CloseTime", "cancelled", "ended"]
+__all__ = ["SHORTEST_CLOSE", "CloseTime", "cancel_all", "end_worker"]
 
 _log = logging.getLogger("events_core.engine")
 
@@ -105,7 +105,7 @@ class CloseTime:
         return max(SHORTEST_STEP, min(STEP, (self._ends - time.monotonic()) / 2))
 
 
-async def cancelled(tasks: Iterable[asyncio.Task[Any] | None], within: float) -> None:
+async def cancel_all(tasks: Iterable[asyncio.Task[Any] | None], within: float) -> None:
     """Cancel *tasks* of the running loop and wait until they have ended, for *within* seconds at most.
 
     A library may swallow a cancellation and go on, as redis-py 8.1 sometimes does on CPython 3.11.  So a task that goes
@@ -128,12 +128,12 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any] | None], within: float) ->
         pause = within / 32
 
 
-async def ended(task: asyncio.Task[None] | None, within: float) -> None:
+async def end_worker(task: asyncio.Task[None] | None, within: float) -> None:
     """Cancel *task*, which should run until it is cancelled, and wait for its end, for *within* seconds at most.
 
     If an error has ended the task earlier, log that error.
     """
-    await cancelled([task], within)
+    await cancel_all([task], within)
     if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
         _log.error("%s had died: %r", task.get_name(), task.exception())
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.clock import uptime
-from events_core.engine.closing import ended
+from events_core.engine.closing import end_worker
 from events_core.engine.driver import BrokerError, Delivery, Source
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import step
@@ -251,7 +251,7 @@ class PrefetchingFeed(Feed):
     async def stop_fetching(self, within: float) -> None:
         if not self._stopping:
             self._stopping = True
-            await ended(self._fetching, within)
+            await end_worker(self._fetching, within)
 
     async def stop(self, within: float) -> None:
         await self._leases.stop(within)

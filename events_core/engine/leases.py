@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Sequence
 
-from events_core.engine.closing import ended
+from events_core.engine.closing import end_worker
 from events_core.engine.driver import Delivery, Source
 from events_core.engine.failure import UNFORESEEN, is_meant
 from events_core.engine.home import Home
@@ -55,7 +55,7 @@ class LeaseKeeper:
         """Keep no lease any more; at home.  It takes *within* seconds at most."""
         # A flag too, because a library may swallow the cancellation.
         self._is_stopped = True
-        await ended(self._task, within)
+        await end_worker(self._task, within)
 
     async def _run(self) -> None:
         lease = self._source.lease

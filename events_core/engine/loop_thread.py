@@ -30,7 +30,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from events_core.engine.closing import cancelled
+from events_core.engine.closing import cancel_all
 from events_core.engine.driver import BrokerError
 from events_core.engine.failure import UNFORESEEN, is_meant
 from events_core.engine.home import Home
@@ -152,7 +152,7 @@ async def _finish(within: float) -> None:
     # delivers a wake-up, its callback creates the task in the next one, and the task starts in the third.
     for _ in range(3):
         await asyncio.sleep(0)
-    await cancelled(asyncio.all_tasks() - {asyncio.current_task()}, within)
+    await cancel_all(asyncio.all_tasks() - {asyncio.current_task()}, within)
     with suppress(TimeoutError):
         async with asyncio.timeout(within):
             await asyncio.get_running_loop().shutdown_asyncgens()
@@ -347,7 +347,7 @@ class ThreadHome(Home):
         await asyncio.wait([task], timeout=within / 2)
         if not task.done():
             _log.warning("closing %s failed: no answer in %.3g s", what, within / 2)
-            await cancelled([task], within / 2)
+            await cancel_all([task], within / 2)
 
     async def overdue(self, end: Callable[[], Coroutine[Any, Any, None]], what: str) -> None:
         assert self._thread is not None
@@ -360,7 +360,7 @@ class ThreadHome(Home):
     async def end_tasks(self, within: float) -> None:
         self._stopped = True
         await asyncio.sleep(0)  # a task that was just created must start first: otherwise its ``finally`` never runs
-        await cancelled(self._tasks - {asyncio.current_task()}, within)
+        await cancel_all(self._tasks - {asyncio.current_task()}, within)
 
     async def stop(self, within: float) -> None:
         assert self._thread is not None

@@ -1,9 +1,8 @@
-"""The sending side of one client, as far as it is the same for every home (P1 to P8).
+"""The part of a client's sending side that is the same for every home (P1 to P8).
 
-A send is checked, and takes its place among the sends of its key, in the thread that makes it and before anything is
-awaited.  That fixes the order (P4).  A large send, of more than :data:`AT_ONCE` messages, gives way to other tasks
-while it is checked and queued.  Keyed sends that begin in the same loop in that time wait for their turn
-(``loop_order.py``).
+Before a send awaits anything, it is checked and takes its place among the sends of its key, in the caller's thread.
+That fixes the order (P4).  A large send, of more than :data:`AT_ONCE` messages, gives way to other tasks while it is
+checked and queued.  Keyed sends that begin in the same loop in that time wait for their turn (``loop_order.py``).
 
 :class:`~events_core.engine.batching_publisher.BatchingPublisher` gathers, retries and bounds the sends for a driver on
 a thread.  :class:`~events_core.engine.inline_publisher.InlinePublisher` stores them at once, in the caller's thread.
@@ -35,29 +34,30 @@ T = TypeVar("T")
 Results: TypeAlias = Sequence[str | BrokerError]
 """The id of each message, or why it was not stored."""
 Connect: TypeAlias = Callable[[float], Awaitable[None]]
-"""Connects the client until a ``time.monotonic()``, or raises :class:`BrokerError`."""
+"""A function that connects the client.  It gets the ``time.monotonic()`` at which it must have ended, and raises
+:class:`BrokerError` if there is no connection by then."""
 
 AT_ONCE = 1000
-"""Messages that are checked, queued or stored before other tasks of the loop have their turn (P6).  That takes a few
-milliseconds."""
+"""The number of messages that are checked, queued or stored before other tasks of the loop have their turn (P6).  That
+takes a few milliseconds."""
 
 
 def parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Split *items* into parts that may be handled at once."""
+    """Split *items* into parts of :data:`AT_ONCE`, between which other tasks may have their turn."""
     for start in range(0, len(items), AT_ONCE):
         yield items[start : start + AT_ONCE]
 
 
 def unconfirmed() -> BrokerError:
-    """Return the failure of what a close did not wait for."""
+    """Return the failure of a send that was not complete when the time of a close was over."""
     return BrokerError("the client was closed before the broker confirmed", ErrorCode.CLOSED, retryable=True)
 
 
 class Publisher(ABC):
     """The sending side of one client.
 
-    ``_lock`` guards what the callers' threads and the home share, ``closed`` included.  ``closed`` only changes from
-    False to True.  Whoever reads it without the lock may be late by one send, and looks again under the lock.
+    ``_lock`` guards the fields that the callers' threads and the home share.  ``closed`` is one of them, and only
+    changes from False to True.  A send may read an old value without the lock.  So it looks again under the lock.
     """
 
     def __init__(self, driver: Driver[Any], home: Home) -> None:
@@ -70,8 +70,10 @@ class Publisher(ABC):
         self._lock = threading.Lock()
         self.order = LoopOrder()
         self.closed = False
-        self._opened = False  # changes once; a send that reads it late waits for the connection, which is there
-        self._has_looked = self._is_looking = False  # for the recipients of what was sent first
+        # Changes once.  A send that still reads False waits for the connection, which is there already.
+        self._opened = False
+        # For the subscriptions that receive the first message.
+        self._has_looked = self._is_looking = False
         self._drained: Waiter | None = None
         self._flush_by = math.inf
 
@@ -101,7 +103,7 @@ class Publisher(ABC):
 
     @abstractmethod
     async def _send_gently(self, messages: Sequence[EventMessage], connect: Connect) -> Results:
-        """Do what :meth:`send` does, when it is the turn of *messages*, and give way to other tasks."""
+        """Do what :meth:`send` does for a send that waits for its turn, and give way to other tasks."""
 
     async def _sizes(self, messages: Sequence[EventMessage]) -> list[int]:
         """Check *messages* and return their sizes; give way to other tasks."""
@@ -121,10 +123,10 @@ class Publisher(ABC):
         """Make sure that sends end at their deadline, also while nothing connects; at home."""
 
     def unreached(self, error: BrokerError) -> None:
-        """Take note why there is no connection yet; at home."""
+        """Remember the reason why there is no connection yet; at home."""
 
     def open(self) -> None:
-        """Take note that the driver is open; at home."""
+        """Remember that the driver is open; at home."""
         self._opened = True
 
     # Recipients of what is sent
@@ -136,8 +138,8 @@ class Publisher(ABC):
             self._home.spawn(self._look())
 
     async def _look(self) -> None:
-        """Warn if the topic has no subscription.  A close waits for that."""
-        # This ``finally`` may take the lock: home ends its tasks itself, so the garbage collector never runs it.
+        """Warn if the topic has no subscription.  A close waits for the end of this."""
+        # This ``finally`` may take the lock: the home ends its tasks itself, so the garbage collector never does.
         try:
             await self._recipients.check()
         finally:
@@ -175,7 +177,7 @@ class Publisher(ABC):
             self._wake_drained()
 
     def _undrained(self) -> Waiter | None:
-        """Return a waiter for the next end of a send; ``None`` if there is nothing to wait for, or no time."""
+        """Return a waiter that is woken when a send ends; ``None`` if no send is left, or no time."""
         with self._lock:
             is_over = not (self.is_busy or self._is_looking) or time.monotonic() >= self._flush_by
             self._drained = None if is_over else Waiter()

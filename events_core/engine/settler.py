@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from events_core.engine.backoff import Backoff
-from events_core.engine.closing import cancelled
+from events_core.engine.closing import cancel_all
 from events_core.engine.driver import BrokerError, Outcome, Settlement, Source
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, step
@@ -124,7 +124,7 @@ class Settler:
         """Let no request leave any more, and cancel the one that is out, for *within* seconds at most."""
         with self._lock:
             self._settlements.stop()
-        await cancelled([self._running], within)
+        await cancel_all([self._running], within)
 
     def _start(self) -> None:
         with self._lock:

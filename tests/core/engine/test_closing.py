@@ -24,7 +24,7 @@ from events_core import (
 from events_core.backends.memory import MemoryClient
 from events_core.engine import Delivery, EngineClient, Settlement, Source
 from events_core.engine import closing as closing_module
-from events_core.engine.closing import CloseTime, cancelled
+from events_core.engine.closing import CloseTime, cancel_all
 from events_core.engine.loop_thread import LoopThread, ThreadHome
 
 from ..network_memory import NetworkClient, NetworkDriver, NetworkSource
@@ -279,7 +279,7 @@ def test_cancelling_ends_with_the_last_task() -> None:
 
         task = asyncio.create_task(clean_up())
         await asyncio.sleep(0)
-        await cancelled([task], within=BOUND)
+        await cancel_all([task], within=BOUND)
         assert task.cancelled()
         assert cancellations == 1
 
