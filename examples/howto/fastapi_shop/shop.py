@@ -2,11 +2,17 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel
 
 from events_core import ErrorCode, EventMessage, PublishError, create_client
+
+
+class Order(BaseModel):
+    """The body of a request."""
+
+    order: int
 
 
 @asynccontextmanager
@@ -20,8 +26,8 @@ app = FastAPI(lifespan=connected)
 
 
 @app.post("/orders", status_code=202)
-async def place_order(order: dict[str, Any]) -> dict[str, str]:
-    message = EventMessage.from_json(order)
+async def place_order(order: Order) -> dict[str, str]:
+    message = EventMessage.from_json(order.model_dump())
     try:
         return {"id": await app.state.orders.send_message(message)}
     except PublishError as error:
