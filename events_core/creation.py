@@ -40,7 +40,14 @@ def create_client(
     :raises ConfigurationError: if the name is configured nowhere, the configuration names no backend, the backend
         refuses it, or the backend does not have what the configuration requires.
     :raises BackendError: if the backend cannot be found or loaded.
+    :raises TypeError: for an argument that it does not have.
     """
+    unknown = sorted(overrides.keys() - ConfigOverrides.__annotations__.keys())
+    if unknown:
+        raise TypeError(
+            f"create_client() has no argument {unknown[0]!r}; options of the backend go into one mapping, as in "
+            "options={'subscription': 'billing'}"
+        )
     found = _configuration(config, file, environ, overrides)
     if not found.backend:
         names = ", ".join(dict.fromkeys(info.name for info in available_backends())) or "none"

@@ -28,7 +28,10 @@ class MessageCheck:
         :raises PublishError: ``INVALID`` if it is beyond a limit, or the driver objects to it.
         """
         if not isinstance(message, EventMessage):
-            raise TypeError(f"message {index} is a {type(message).__name__}, not an EventMessage")
+            raise TypeError(
+                f"message {index} is a {type(message).__name__}, not an EventMessage; make one with "
+                "EventMessage.from_string(text) or EventMessage.from_json(value)"
+            )
         if message.ordering_key is not None and not self._keeps_order:
             raise EventRuntimeError(
                 f"message {index} has ordering key {message.ordering_key!r}, and this configuration keeps no order; "

@@ -754,6 +754,13 @@ def test_a_file_goes_with_a_name(write: Any, source: Any) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_an_option_as_an_argument_is_refused() -> None:
+    """The TypeError names the argument and shows where options go."""
+    more: Any = {"subscription": "billing"}
+    with pytest.raises(TypeError, match=r"no argument 'subscription'; .*options=\{"):
+        create_client("memory:///orders", **more)
+
+
 @pytest.mark.parametrize("source", [None, 7, b"memory:///orders", ["orders"], Path("events.toml")])
 def test_what_names_no_client_is_refused(source: Any) -> None:
     """A client comes from a configuration, a URL or a name."""

@@ -52,7 +52,8 @@ class SQLiteClient(EngineClient):
         file, _, topic_name = path.rpartition("/")
         if not file or not topic_name:
             raise ConfigurationError(
-                f"the URL's path is {path!r}; write the file, then the topic, as in sqlite:///var/lib/events.db/orders",
+                f"the URL's path is {path!r}; write the file, then the topic, as in sqlite:events.db/orders or "
+                "sqlite:///var/lib/events.db/orders",
                 backend="sqlite",
             )
         return Location(topic_name, options={"path": file})

@@ -511,6 +511,18 @@ def _collect_under(lock: threading.Lock) -> None:
         gc.collect()
 
 
+@pytest.mark.parametrize("given", ["billed", {"order": 42}])
+def test_a_value_that_is_no_message_is_refused(given: Any) -> None:
+    """The TypeError says how to make a message of a text or of a value."""
+
+    async def send() -> None:
+        async with MemoryClient(EventConfig("orders", backend="memory")) as client:
+            await client.send_message(given)
+
+    with pytest.raises(TypeError, match=r"from_string\(text\) or EventMessage.from_json\(value\)"):
+        asyncio.run(send())
+
+
 def test_permanent_failures_surface_at_once() -> None:
     """P7: the error has the code that the broker gave."""
 
