@@ -197,6 +197,7 @@ class Publishing:
     async def test_past_the_bound_a_send_fails_by_option(self, stage: Stage, bound: str) -> None:
         """With ``publish_on_limit=error`` a send raises EXHAUSTED at once, and only messages with an id are sent."""
         client, receiver = await stage.open(**{bound: "1"}, publish_on_limit="error")
+        # Two messages are beyond the bound although nothing else is under way.
         with pytest.raises(PublishError) as caught:
             await client.send_messages(numbered(2, prefix="never "))
         assert (caught.value.code, caught.value.retryable) == (ErrorCode.EXHAUSTED, True)

@@ -29,6 +29,7 @@ class Subscribing:
     async def test_receivers_of_a_name_compete(self, stage: Stage) -> None:
         """Two receivers of one subscription share its messages: each message goes to one of them."""
         client, first = await stage.open()
+        # By another client: the broker must share out the messages, not one client.
         second = await stage.client().subscribe(stage.subscription)
         ids = await client.send_messages(numbered(20))
         received = await stage.drain_together([first, second], 20)

@@ -1,4 +1,4 @@
-"""What the tests of the core rely on."""
+"""The fixtures that all tests of the core share."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .shell import Shell
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_as_at_a_terminal() -> None:
-    """Let programs that tests start be interrupted, also where this run itself is in the background.
+    """Let signals interrupt the programs that tests start, even if this run itself is in the background.
 
-    There SIGINT and SIGHUP are ignored, and a program inherits that; a handler, even one that does nothing, it does
-    not inherit.
+    A run in the background ignores SIGINT and SIGHUP, and the programs that it starts inherit that.  They do not
+    inherit a handler, even one that does nothing.
     """
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -25,7 +25,7 @@ def signals_as_at_a_terminal() -> None:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    """The command line, in a directory of this test's own."""
+    """Return the command line, in a directory that only this test uses."""
     shell = Shell(tmp_path)
     yield shell
     shell.close()

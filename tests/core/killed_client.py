@@ -1,7 +1,7 @@
-"""A client in a separate process that does what it is told, says so, and goes on until it is killed.
+"""A client in a separate process that carries out one command, reports, and goes on until it is killed.
 
-One line of JSON on standard input says what to do; one on standard output says what came of it.  What it does after
-that it tells nobody.
+The command is one line of JSON on standard input, and the report is one line of JSON on standard output.  Nothing that
+the client does afterwards is reported.
 """
 
 from __future__ import annotations

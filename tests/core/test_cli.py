@@ -326,7 +326,7 @@ def test_data_that_is_refused_is_reported_as_a_line_is(shell: Shell, choosy: Seq
 
 
 def test_data_whose_id_cannot_be_written_is_accounted_for(shell: Shell) -> None:
-    """Who sends it again after an error must know that it is stored."""
+    """After an error the user must know that the message is stored, and need not be sent again."""
     with open("/dev/full", "wb") as full:
         process = shell.start("send", URL, "hi", stdout=full)
     _, errors = process.communicate(timeout=BOUND)
@@ -504,7 +504,7 @@ def test_create_lets_the_subscription_be_created(shell: Shell, options: str) -> 
 
 
 def test_create_with_a_new_file(shell: Shell) -> None:
-    """Where the target may create everything, --create does not take that back."""
+    """If the target may create everything, --create does not take that back."""
     shell.run("receive", "sqlite:new.db/orders", "-s", "new", "--create", "-t", "0.1", code=3)
 
 
@@ -526,7 +526,7 @@ def test_what_could_not_be_written_is_not_acknowledged(shell: Shell) -> None:
 
 
 def test_head_takes_one_and_the_rest_stays(shell: Shell) -> None:
-    """What `| head -1` did not read was not acknowledged; there is no traceback and no error line."""
+    """The messages that `| head -1` did not read are not acknowledged, and no error or traceback is printed."""
     shell.run("send", URL, stdin=numbers(1000))
     process = shell.start("receive", URL)
     head = subprocess.run(["head", "-1"], stdin=output(process), capture_output=True, timeout=BOUND, check=True)

@@ -83,7 +83,7 @@ class Shell:
         return stdout, stderr
 
     def subscriptions(self) -> list[str]:
-        """Those in the broker's file."""
+        """Return the names of the subscriptions in the broker's file."""
         with closing(sqlite3.connect(self.folder / "events.db")) as connection:
             return [name for (name,) in connection.execute("SELECT name FROM subscriptions")]
 
@@ -150,8 +150,8 @@ def test_a_check_that_fails_leaves_the_file_of_the_last_one(shell: Shell) -> Non
     assert not (shell.folder / "new.ndjson").exists()
 
 
-def test_a_file_is_checked_beside_itself(shell: Shell) -> None:
-    """SQLite is tried on a file in the same folder: neither the one configured nor the other is there afterwards."""
+def test_a_file_is_not_used_for_its_own_check(shell: Shell) -> None:
+    """SQLite is tried on another file in the same folder.  The check leaves neither this one nor the configured one."""
     before = set(shell.folder.iterdir())
     text, progress = shell.run("sqlite:events.db/orders?subscription=billing", "-k", "R2", "-k", "Q1", "--json", "-")
     assert {name: rule["outcome"] for name, rule in rules(text).items()} == {"Q1": "partly", "R2": "kept"}
@@ -160,7 +160,7 @@ def test_a_file_is_checked_beside_itself(shell: Shell) -> None:
 
 
 def test_subscriptions_are_deleted_and_topics_named(shell: Shell) -> None:
-    """Where nothing can be set aside only topics remain, by a name that is told; the configured one is not made."""
+    """Without a place for trials, the check leaves topics and prints their names.  It uses no configured topic."""
     _, progress = shell.run(*REMOTE, "-k", "Q1", "-k", "R12", "-k", "§3")
     (prefix,) = re.findall(r"^events: note: topics named '(events-check-\w+)-…' are left", progress, re.MULTILINE)
     assert shell.subscriptions() == []

@@ -188,7 +188,7 @@ def test_usage_errors_are_escaped(shell: Shell) -> None:
 
 
 def test_tables_are_escaped(shell: Shell) -> None:
-    """Why a backend is broken may have been said by anyone."""
+    """The reason why a backend is broken is text from anyone, so it is escaped."""
     info = shell.folder / "acme-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1\n")

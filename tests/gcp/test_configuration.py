@@ -1,4 +1,4 @@
-"""What is refused before any I/O, and where a client connects."""
+"""The configurations that are refused before any I/O, and the address to which a client connects."""
 
 from __future__ import annotations
 

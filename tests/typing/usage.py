@@ -85,7 +85,7 @@ def messages() -> list[EventMessage]:
 
 
 def wrong_messages() -> None:
-    """Text is no data, and the place after the attributes is nobody's: a type checker says so."""
+    """A type checker refuses text as data, a third positional argument, and a message id."""
     EventMessage("paid")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     EventMessage(b"paid", {}, "customer-7")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     EventMessage(b"paid", message_id="41")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

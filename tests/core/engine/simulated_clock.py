@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class _Selector(selectors.DefaultSelector):
-    """Passes the time that nobody has to wait."""
+    """A selector that does not wait: it moves the clock to the end of each wait at once."""
 
     now = 0.0
 
@@ -23,7 +23,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """Begins at 0."""
+    """A loop whose clock begins at 0."""
 
     def __init__(self) -> None:
         self._clock = _Selector()
@@ -34,6 +34,6 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
 
 def simulate(main: Coroutine[Any, Any, T]) -> T:
-    """Run *main* on such a loop."""
+    """Run *main* on a simulated loop, and return its result."""
     with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
         return runner.run(main)

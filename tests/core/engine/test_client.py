@@ -1336,7 +1336,7 @@ def test_a_close_beside_the_first_use_leaves_no_thread() -> None:
 
 
 def test_a_ping_that_waits_for_anothers_connection_keeps_its_own_time() -> None:
-    """P7: it ends with its own timeout, whoever connects."""
+    """P7: a ping ends with its own timeout, although another call is connecting."""
 
     async def test(client: ScriptedClient) -> None:
         client.broker.open_errors = [UNAVAILABLE] * 100

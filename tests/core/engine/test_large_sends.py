@@ -169,7 +169,7 @@ def test_sends_without_a_key_do_not_wait_for_a_large_one() -> None:
 
 @both
 def test_a_bad_message_at_the_end_of_a_large_send_prevents_it(kind: type[EngineClient]) -> None:
-    """P2: nothing of it is sent."""
+    """P2: no message of the large send is sent."""
 
     async def test(client: EngineClient, receiver: EventReceiver) -> None:
         bad = EventMessage(b"", {"x" * 1000: ""})

@@ -1,4 +1,4 @@
-"""How many bytes are out at once, on simulated networks."""
+"""The number of bytes that are out at once, on simulated networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a file is created, and each reason to refuse one."""
+"""The creation of a file, and each reason to refuse one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a URL and the options name a file and a topic."""
+"""The file and the topic that a URL and the options name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a change of the file is noticed, and how often the file is looked at for that."""
+"""The watch over the file: it notices a change, and it looks no more often than it must."""
 
 from __future__ import annotations
 
