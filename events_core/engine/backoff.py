@@ -1,4 +1,4 @@
-"""Backoff: how long to wait before the next try; pure."""
+"""Backoff: how long to wait before the next try.  This module does no I/O."""
 
 from __future__ import annotations
 

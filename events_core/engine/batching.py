@@ -1,4 +1,7 @@
-"""Batching: which entries leave in one request, and when; pure, under the lock of its owner.
+"""Batching: which entries leave in one request, and when.
+
+This module does no I/O.  The publisher that owns the outbox holds its lock for every call, except for
+:attr:`Batcher.is_ready`.
 
 A request leaves at once if a *place* is free; entries that arrive while all places are taken are the next batch (P5).
 So a single send waits for no timer, and the batches of a busy client fill by themselves.

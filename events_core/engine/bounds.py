@@ -1,4 +1,4 @@
-"""The bounds of what one client has in flight (P6); pure."""
+"""The bounds of what one client has in flight (P6).  This module does no I/O."""
 
 from __future__ import annotations
 

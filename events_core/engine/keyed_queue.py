@@ -1,10 +1,10 @@
-"""A queue that keeps the order of each key.  It is pure: callers pass the time as ``now``.
+"""A queue that keeps the order of each key.  It reads no clock: callers pass the time as ``now``.
 
 These rules always hold:
 
 1. Items without a key are independent of each other.
 2. A key is *busy* from the time one of its items is popped until all its popped items are released or restored.
-   Nothing more is popped of a busy key.
+   No item of a busy key is popped.
 3. One pop may take several items of a key, which is a *run*.  A run stops before an item that is not due.
 4. A restored item goes back to its place: before all items of its key that were pushed after it.
 """

@@ -1,4 +1,4 @@
-"""The size of a message, and the limits of a broker; pure."""
+"""The size of a message, and the limits of a broker.  This module does no I/O."""
 
 from __future__ import annotations
 

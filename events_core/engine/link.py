@@ -92,7 +92,7 @@ class Pauses:
     async def next(self, longest: float = math.inf) -> None:
         """Wait before the next try, for *longest* seconds at most."""
         seconds = min(next(self._backoff), longest)
-        # Remember the events before entering: if the connection comes back in between, there is no pause at all.
+        # No look between these two lines: if the connection comes back just there, this pause is not cut short.
         events = self._room.events
         waiter = None if self._was_cut_short else self._room.enter(events)
         if waiter is None:

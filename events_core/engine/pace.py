@@ -1,4 +1,6 @@
-"""The pace of sending: how many bytes of requests a network carries at once; pure, under the lock of its owner.
+"""The pace of sending: how many bytes of requests a network carries at once.
+
+This module does no I/O.  The batcher owns the pace; the lock that guards the batcher guards the pace too.
 
 All requests that are out share one network.  If it cannot carry them in the time of a request, all of them fail.  Sent
 again at the same size, they fail again.  So a *window* bounds the bytes that are out.  It follows the network as TCP's

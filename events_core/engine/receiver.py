@@ -42,8 +42,8 @@ BLOCKED_WARNING = 10.0
 class EngineReceiver(EventReceiver):
     """The receiver of every backend on the engine.
 
-    A feed brings deliveries in from home, and a settler tells the broker their outcomes from there.  Both meet the
-    application's calls in the inbox.
+    A feed brings deliveries in, and a settler tells the broker their outcomes.  Both work at home, and share the inbox
+    with the application's calls.
 
     A message is handed out in the thread of the coroutine that receives it, at the moment when that coroutine runs.
     There is no ``await`` between handing out and returning.  So a cancelled receive loses nothing.
@@ -150,7 +150,8 @@ class EngineReceiver(EventReceiver):
             now = time.monotonic()
             if taken or now >= ends:
                 if not taken:
-                    # This receive may have been the one that kept the time of what falls due.  Let another one do that.
+                    # Perhaps this receive alone had a timer for the next delivery that falls due.  Another one sets its
+                    # own when it is woken.
                     self._waiting.wake()
                 return [_message(delivery) for delivery in taken]
             waiter = self._waiting.enter(events)
@@ -186,7 +187,7 @@ class EngineReceiver(EventReceiver):
         return taken
 
     def _patience(self, until: float) -> float | None:
-        """Return the seconds to wait: until something falls due by time alone, or *until*; ``None`` for no bound."""
+        """Return the seconds until something falls due in the feed, at the latest *until*; ``None`` for no bound."""
         with self._lock:
             due = self._feed.next_due()
         first = until if due is None else min(until, due)
@@ -327,7 +328,7 @@ class EngineReceiver(EventReceiver):
         return ticket
 
     def _progressed(self) -> None:
-        """Tell those who wait for the end of settlements: fetching for room, a receive for its key, a close."""
+        """Wake all that may wait for the end of a settlement: fetching, a receive whose key was held, a close."""
         with self._lock:
             self._feed.refill()
         self._waiting.wake()
@@ -403,8 +404,8 @@ class EngineReceiver(EventReceiver):
     async def end(self) -> None:
         """Give back everything and close the source, once; at home, after :meth:`hasten_close`.
 
-        If another task does so already, wait for it, because the client cancels what runs when its receivers have
-        ended.
+        If another task does so already, wait for that task.  When this returns, the client takes the receiver for
+        closed, and cancels what still runs.
         """
         # The receiver's close and its client's may both come here, in different threads if the home is inline.
         with self._lock:

@@ -1,4 +1,4 @@
-"""A send of the application, and the messages that it carries; pure.
+"""A send of the application, and the messages that it carries.  This module does no I/O.
 
 A *send* is one ``send_message`` or ``send_messages``.  It carries an *entry* for each message.  Each entry gets a
 result, once; with the last result the send is complete.

@@ -1,4 +1,4 @@
-"""The number of queued messages that the next request takes, if requests leave one at a time.  It is pure.
+"""The number of queued messages that the next request takes, if requests leave one at a time.
 
 The problem.  Senders that wait for an answer before they send again fall into step with the writer.  If one request
 takes all of their messages, the writer is idle while the senders are told and send again, and the senders are idle

@@ -100,7 +100,7 @@ class _DeadlineQueue:
             self._loop.call_at(deadline, self._expire)
 
     def _compact(self) -> None:
-        """Drop the waits that are over although an earlier one is not."""
+        """Drop all waits that are over, also those behind a wait that is not."""
         waiting = [pair for pair in zip(self._futures, self._deadlines, strict=True) if not pair[0].done()]
         self._futures = deque(future for future, _ in waiting)
         self._deadlines = deque(deadline for _, deadline in waiting)
@@ -186,14 +186,14 @@ class Waiter:
 
 
 class WaitingRoom:
-    """The waiters of many loops, of which each event concerns one.
+    """The waiters of many loops.  One of them is enough for each event, such as an arriving message.
 
     An event wakes one waiter of *each* loop, in order of arrival.  A loop may be blocked or have stopped, and must not
     keep the others from going on.  So a wake-up is only a hint: the waiter looks for itself, and may find that a waiter
-    in another loop was faster.  If it goes away without looking, it calls :meth:`wake` for the next one.
+    in another loop was faster.  A waiter that was woken and leaves without looking calls :meth:`wake` for the next one.
 
-    No event is missed between looking and waiting.  Read :attr:`events`, look, and pass the number to :meth:`enter`,
-    which returns no waiter if anything has happened since.
+    To miss no event between looking and waiting, read :attr:`events`, look, and pass the number to :meth:`enter`.  If
+    anything has happened since, ``enter`` returns no waiter: then look again.
 
     A loop may be closed without cancelling its tasks.  Its waiters are dropped with the next event or waiter.  The
     garbage collector ends their coroutines, in any thread, perhaps in one that holds the lock below.  So a wait that
