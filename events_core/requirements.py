@@ -128,7 +128,7 @@ def _read(text: object) -> Requirement:
     if name not in RULES:
         raise ValueError(f"there is no such capability{did_you_mean(name, RULES) or '; known are ' + ', '.join(RULES)}")
     if name in _LIMITS:
-        return Requirement(name, _number(name, written))
+        return Requirement(name, None if written == word(None) else _number(name, written))
     values = _SCALES.get(name) or _ALTERNATIVES[name]
     # A flag may be required by its name alone.
     if not colon and values == (False, True):
@@ -146,7 +146,7 @@ def _number(name: str, written: str) -> float:
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"write a number, as in '{name}:1000'")
+        raise ValueError(f"write a number, as in '{name}:1000', or '{name}:{word(None)}'")
     return number
 
 

@@ -68,6 +68,14 @@ def test_a_limit_is_met_by_larger_ones_and_by_none() -> None:
     assert "has 'max_message_bytes:999999'" in objection(wanted, limits=Limits(max_message_bytes=999_999))
 
 
+def test_no_limit_can_be_required() -> None:
+    """The word is the one that errors and ``events diff`` show."""
+    wanted = "max_nack_delay:unlimited"
+    assert EventConfig("orders", require=[wanted]).require == (wanted,)
+    assert not objection(wanted, limits=Limits())
+    assert "has 'max_nack_delay:600'" in objection(wanted, limits=Limits(max_nack_delay=600))
+
+
 def test_the_error_names_rule_and_backend() -> None:
     """The error says what was asked, what was found, and which rule of the contract is meant."""
     assert objection("ordering:subscription", ordering="receiver") == (
@@ -95,7 +103,7 @@ def test_every_capability_can_be_required() -> None:
         ("replay:yes", "write 'replay:false' or 'replay:true'"),
         ("handback_counts", "write 'handback_counts:true' or 'handback_counts:false'"),
         ("max_message_bytes", "write a number, as in 'max_message_bytes:1000'"),
-        ("max_message_bytes:inf", "write a number"),
+        ("max_message_bytes:inf", "write a number, as in 'max_message_bytes:1000', or 'max_message_bytes:unlimited'"),
         (7, "a requirement is text, such as 'ordering:subscription'"),
     ],
 )
