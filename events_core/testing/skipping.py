@@ -1,4 +1,4 @@
-"""Why a test ends without a verdict: the backend does not declare something, or the harness cannot show it.
+"""Tests that end without a verdict: the backend does not declare something, or the harness cannot show it.
 
 For pytest, such a test is skipped.  Its state and the detail travel with the exception, so that the table of rules need
 not read them out of the text that pytest prints.

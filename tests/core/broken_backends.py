@@ -1475,7 +1475,7 @@ class TestUnending:
 
     @rule("C3")
     async def test_that_leaves_a_task(self, stage: Stage) -> None:
-        """As a backend might."""
+        """The test leaves a task, as a defective backend might."""
         self.task = asyncio.create_task(asyncio.sleep(60))
 
 
@@ -1544,7 +1544,7 @@ class TestClosesWithAnError:
 
     @rule("C2")
     async def test_that_each_client_is_closed(self, stage: Stage) -> None:
-        """Also after one that raised."""
+        """The stage closes the second client although closing the first one raised."""
         clients = [stage.client(), stage.client()]
         for client in clients:
             await client.ping()

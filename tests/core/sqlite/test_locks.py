@@ -84,7 +84,7 @@ def test_lock_met_when_connected_is_named(client: Clients, file: Path, operation
 
 @pytest.mark.parametrize("timeout", [0.1, 1.0, 6.0])
 def test_ping_names_a_lock_that_lets_nobody_even_read(client: Clients, file: Path, timeout: float) -> None:
-    """With any timeout."""
+    """The error of a ping names the lock, with a short timeout and with a long one."""
 
     async def run() -> None:
         await make(client())
