@@ -22,7 +22,7 @@ __all__ = ["ConfigOverrides", "EventConfig"]
 
 
 class ConfigOverrides(TypedDict, total=False):
-    """Explicit arguments of :func:`create_client` and the ``from_…`` constructors, which go before the source.
+    """Explicit arguments of :func:`create_client` and the ``from_…`` constructors; they override the source.
 
     A mapping of ``options`` is laid over the options of the source, one by one.  An options object replaces them all.
     """
@@ -123,9 +123,9 @@ class EventConfig:
     ) -> Self:
         """Read the client *name*: the table ``[clients.NAME]`` of a TOML file.
 
-        If the environment has ``EVENTS_<NAME>_URL``, the variable goes before the file.  Its URL replaces backend,
-        project and topic.  If it names another backend, it replaces the file's options as well.  The file then need
-        not have the table.  An empty variable counts as not set.
+        If the environment has ``EVENTS_<NAME>_URL``, the variable takes precedence over the file.  Its URL replaces
+        backend, project and topic.  If it names another backend, it replaces the file's options as well.  The file then
+        need not have the table.  An empty variable counts as not set.
 
         The file may point at secrets.  Those that an argument or the variable replaces are not looked up.
 

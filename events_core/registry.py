@@ -88,7 +88,7 @@ def load_backend(name: str) -> type[EventClient]:
     if not isinstance(name, str):
         raise BackendNotFoundError(f"a backend's name must be a str, not {described(name)}")
     with _lock:
-        # What this process registered goes before what is installed, so that tests can replace a backend.
+        # A backend that this process registered takes precedence over an installed one, so that tests can replace it.
         known = _registered.get(name) or _loaded.get(name)
     if known is not None:
         return known

@@ -135,7 +135,7 @@ def send(
 
     With --ndjson, a line is {"data": "text, or any JSON", "attributes": {"key": "value"}, "ordering_key": "key"}.
     A string is sent as its text, and other JSON exactly as it stands in the line.  "data_base64" instead of "data"
-    carries bytes.  The keys of a line go before --attribute and --ordering-key.
+    carries bytes.  The keys of a line take precedence over --attribute and --ordering-key.
 
     Sending stops at the first line that is bad or refused.  The lines before it are stored.
 

@@ -470,7 +470,7 @@ def test_receive_that_times_out_with_nothing_has_its_own_code(shell: Shell) -> N
 
 
 def test_subscription_option_joins_that_subscription(shell: Shell) -> None:
-    """--subscription goes before the one in TARGET."""
+    """--subscription takes precedence over the option in TARGET."""
     for name in ("one", "two"):
         shell.run("receive", URL, "--subscription", name, "--create", "--timeout", "0.1", code=3)
     shell.run("send", URL, "x")
