@@ -112,7 +112,7 @@ async def consume(
         )
     if stop is not None and not isinstance(stop, asyncio.Event):
         # The wait of a threading.Event would block the event loop, silently and forever.
-        raise TypeError(f"stop must be an asyncio.Event, not {described(stop)}")
+        raise TypeError(f"stop must be an asyncio.Event, not a {type(stop).__module__}.{type(stop).__qualname__}")
     if not callable(handler):
         raise TypeError(f"handler must be callable, not {described(handler)}; pass the function itself")
     if concurrency < 1:

@@ -592,13 +592,16 @@ def test_what_is_no_receiver_is_refused(join: bool) -> None:
     run(test)
 
 
-@pytest.mark.parametrize("stop", [threading.Event(), asyncio.Event, True])
-def test_what_cannot_stop_it_is_refused(stop: Any) -> None:
+@pytest.mark.parametrize(
+    ("stop", "kind"),
+    [(threading.Event(), "threading.Event"), (asyncio.Event, "builtins.type"), (True, "builtins.bool")],
+)
+def test_what_cannot_stop_it_is_refused(stop: Any, kind: str) -> None:
     """H2: an event of another library would block the event loop; it is a TypeError before a message is received."""
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_message(EventMessage(b"x"))
-        with pytest.raises(TypeError, match=r"stop must be an asyncio\.Event"):
+        with pytest.raises(TypeError, match=f"stop must be an asyncio.Event, not a {kind}"):
             await consume(receiver, print, stop=stop, threads=True)
         assert receiver.stats.held == 0
 
