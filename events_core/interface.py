@@ -272,7 +272,8 @@ class EventClient(ABC):
         connection.
 
         When *timeout* seconds are over, *work* is cancelled.  If the caller is cancelled, *work* goes on until then.
-        Closing the client cancels it.
+        Closing the client cancels it.  A backend that works in the caller's thread awaits *work* in the caller's task:
+        cancelling the caller cancels *work*, and closing the client does not.
 
         This default always raises ``UNSUPPORTED``.
 

@@ -60,6 +60,37 @@ def test_memory_tells_what_its_subscriptions_have_not_settled() -> None:
     asyncio.run(test())
 
 
+def test_native_work_of_memory_is_a_part_of_its_caller() -> None:
+    """N1: cancelling the caller cancels the work, and closing the client does not."""
+    ended: list[str] = []
+
+    async def test() -> None:
+        started, goes_on = asyncio.Event(), asyncio.Event()
+
+        async def work(_: MemoryTopic) -> None:
+            started.set()
+            try:
+                await goes_on.wait()
+                ended.append("done")
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+
+        async with MemoryClient(EventConfig("native-caller")) as client:
+            cancelled = asyncio.create_task(client.run_native(work))
+            await started.wait()
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+            started.clear()
+            working = asyncio.create_task(client.run_native(work))
+            await started.wait()
+        goes_on.set()
+        await working
+
+    asyncio.run(test())
+    assert ended == ["cancelled", "done"]
+
+
 def test_memory_has_no_native_message() -> None:
     """N1: it says so."""
 
