@@ -79,7 +79,7 @@ class Shell:
         with self.start(*arguments) as process:
             stdout, stderr = process.communicate(timeout=BOUND)
         assert process.returncode == code, stdout + stderr
-        assert "Traceback" not in stderr
+        assert "Traceback" not in stderr, stderr
         return stdout, stderr
 
     def subscriptions(self) -> list[str]:
@@ -178,10 +178,10 @@ def test_a_signal_leaves_no_subscription(shell: Shell, number: signal.Signals, c
         assert process.stderr.readline().startswith("1/")
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=BOUND)
-    assert process.returncode == code
+    assert process.returncode == code, stderr
     assert stdout == ""
     assert re.search(r"^events: interrupted: \d+ of \d+ tests were run$", stderr, re.MULTILINE)
-    assert "Traceback" not in stderr
+    assert "Traceback" not in stderr, stderr
     assert shell.subscriptions() == []
 
 
