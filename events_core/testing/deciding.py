@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
+from typing import Any
 
 import pytest
 
@@ -115,6 +116,17 @@ class Deciding:
             await receiver.reject(message)
         assert caught.value.code is ErrorCode.UNSUPPORTED
         assert receiver.stats.held == 1
+        await receiver.acknowledge(message)
+        await stage.silence(receiver)
+
+    @rule("S6")
+    async def test_a_reason_that_is_no_text_is_refused(self, stage: Stage) -> None:
+        """A reason of another type is a TypeError, and the message stays held."""
+        await _require_reject(stage)
+        receiver, message = await _received(stage, **stage.dead_letters)
+        reason: Any = ValueError("no total")
+        with pytest.raises(TypeError):
+            await receiver.reject(message, reason)
         await receiver.acknowledge(message)
         await stage.silence(receiver)
 

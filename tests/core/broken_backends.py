@@ -937,6 +937,17 @@ class HidesThatItCannotReject(TwistedClient, MemoryClient):
             await self.nack(message)
 
 
+@breaks("S6", by=["test_a_reason_that_is_no_text_is_refused"])
+class TakesEveryReason(TwistedClient, MemoryClient):
+    """Rejects with a reason of any type."""
+
+    class receiver_class(EngineReceiver):
+        """Its receivers."""
+
+        async def reject(self, message: ReceivedMessage | str, reason: str = "") -> None:
+            await super().reject(message, str(reason))
+
+
 @breaks("H3", by=["test_a_handler_rejects_its_message", "test_a_handler_asks_for_its_message_later"])
 class NacksWhateverIsRaised(TwistedClient, MemoryClient):
     """Does not know the exceptions of a handler that decides."""

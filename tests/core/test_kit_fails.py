@@ -137,6 +137,7 @@ FOUND_OUT = [
     ("TestRefusesToRepeat", "S5", "test_a_cancelled_settlement_can_be_repeated"),
     ("TestWrapsForeignFailures", "N1", "test_a_failure_of_native_work_comes_back_unchanged"),
     ("TestNacksWhatIsRejected", "S6", "test_a_rejected_message_is_dead_lettered_at_once"),
+    ("TestTakesEveryReason", "S6", "test_a_reason_that_is_no_text_is_refused"),
     ("TestHidesThatItCannotReject", "S6", "test_rejecting_without_a_dead_letter_topic_is_refused"),
     ("TestHidesThatItCannotReject", "H3", "test_a_message_that_cannot_be_rejected_is_nacked"),
     ("TestNacksWhateverIsRaised", "H3", "test_a_handler_rejects_its_message"),
