@@ -38,9 +38,13 @@ class Joining(Coroutine[Any, Any, ReceiverT], AbstractAsyncContextManager[Receiv
         return self._coroutine.__await__()
 
     async def __aenter__(self) -> ReceiverT:
-        # The receiver is stored before the next await: a cancellation in between would leave it open.
         self._receiver = await self._coroutine
-        return await self._receiver.__aenter__()
+        try:
+            return await self._receiver.__aenter__()
+        except BaseException:
+            # Python calls no ``__aexit__`` then, and the caller has no receiver to close.
+            await self._receiver.close(timeout=0)
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -243,6 +243,24 @@ def test_cancelled_while_it_is_entered_it_leaves_no_receiver() -> None:
     assert set(asyncio.run(scene())) == {0, 1}
 
 
+def test_a_receiver_that_cannot_be_entered_is_closed() -> None:
+    """The caller never gets it, and so cannot close it."""
+
+    class FailingReceiver(PlainReceiver):
+        async def __aenter__(self) -> Any:
+            raise ZeroDivisionError
+
+    receiver = FailingReceiver()
+
+    class FailingClient(PlainClient):
+        async def subscribe(self, subscription: str | None = None) -> EventReceiver:
+            return receiver
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(_enter(FailingClient(EventConfig("joined"))))
+    assert receiver.closed
+
+
 async def _enter(client: EventClient) -> None:
     async with client.subscribe("s"):
         await asyncio.Event().wait()
