@@ -92,12 +92,13 @@ class Pauses:
     async def next(self, longest: float = math.inf) -> None:
         """Wait before the next try, for *longest* seconds at most."""
         seconds = min(next(self._backoff), longest)
-        # No look between these two lines: if the connection comes back just there, this pause is not cut short.
-        events = self._room.events
-        waiter = None if self._was_cut_short else self._room.enter(events)
-        if waiter is None:
+        if self._was_cut_short:
             self._was_cut_short = False
             await asyncio.sleep(seconds)
             return
-        await self._room.wait(waiter, seconds)
+        events = self._room.events
+        # Another thread may have found the broker back since the line above: then there is no waiter, and no pause.
+        waiter = self._room.enter(events)
+        if waiter is not None:
+            await self._room.wait(waiter, seconds)
         self._was_cut_short = self._room.events != events

@@ -13,7 +13,8 @@ from events_core.engine.backoff import Backoff
 from events_core.engine.driver import BrokerError, Delivery, Settlement, Source
 from events_core.engine.feed import PrefetchingFeed
 from events_core.engine.ledger import Ledger
-from events_core.engine.link import Link
+from events_core.engine.link import Link, Pauses
+from events_core.engine.waiting import Waiter, WaitingRoom
 
 from .receiving import prefetching
 from .simulated_clock import simulate
@@ -87,6 +88,25 @@ def test_a_connection_that_stands_again_ends_a_pause() -> None:
         return loop.time()
 
     assert simulate(test()) == 1
+
+
+class LateRoom(WaitingRoom):
+    """A room in which something happens as soon as somebody has looked."""
+
+    def enter(self, events: int) -> Waiter | None:
+        self.wake_all()
+        return super().enter(events)
+
+
+def test_an_answer_just_before_a_pause_ends_it() -> None:
+    """F1: another thread finds the broker back while a request begins to pause."""
+
+    async def run() -> float:
+        began = asyncio.get_running_loop().time()
+        await Pauses(LateRoom(), unlucky()).next()
+        return asyncio.get_running_loop().time() - began
+
+    assert simulate(run()) == 0
 
 
 def test_a_pause_is_not_cut_short_twice_in_a_row() -> None:
