@@ -99,9 +99,9 @@ async def consume(
 
     :param concurrency: the most handlers that run at once; with *threads* also the number of threads.
     :raises TypeError: if *receiver* or *stop* has another type, or *handler* is not callable, before anything is
-        received.  Also if *handler* returns something that cannot be awaited, or, with *threads*, an awaitable.  Its
-        message is handed back, and *handler* is not called again.  The error is raised when all running handlers have
-        finished.
+        received.  Also if *handler* returns something that cannot be awaited, or, with *threads*, an awaitable or a
+        generator.  Its message is handed back, and *handler* is not called again.  The error is raised when all running
+        handlers have finished.
     :raises ValueError: if *concurrency* is less than 1.
     :raises ReceiveError: if receiving failed and retrying cannot help, after all running handlers have finished.
     """
@@ -115,6 +115,8 @@ async def consume(
         raise TypeError(f"stop must be an asyncio.Event, not a {type(stop).__module__}.{type(stop).__qualname__}")
     if not callable(handler):
         raise TypeError(f"handler must be callable, not {described(handler)}; pass the function itself")
+    if not isinstance(concurrency, int):
+        raise TypeError(f"concurrency must be an int, not {described(concurrency)}")
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
     workers = asyncio.TaskGroup()
@@ -284,6 +286,8 @@ class _Loop:
                 message,
                 "the handler returned an awaitable, which cannot be awaited in a thread; leave out threads=True",
             )
+        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+            await self._refuse(message, "the handler is a generator, none of whose code has run; remove its yield")
 
     def _call_function(self, message: ReceivedMessage) -> object:
         try:

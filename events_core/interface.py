@@ -449,6 +449,7 @@ class EventReceiver(ABC):
         This default always raises ``UNSUPPORTED``.
 
         :param reason: for the log, and for the letter's attribute ``dead_letter_reason``.
+        :raises TypeError: if *reason* is no text.
         :raises AcknowledgeError: as :meth:`acknowledge`; also ``NOT_FOUND`` or ``PERMISSION_DENIED`` for the
             dead-letter topic.  The message stays held.
         :raises EventRuntimeError: ``UNSUPPORTED`` without the option ``dead_letter_topic``, or if the backend does not

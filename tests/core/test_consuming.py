@@ -10,7 +10,7 @@ import pickle
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -360,6 +360,17 @@ def test_closing_the_receiver_ends_it() -> None:
         await asyncio.sleep(0)
         await receiver.close()
         await asyncio.wait_for(consuming, 5)
+
+    run(test)
+
+
+def test_concurrency_is_a_whole_number() -> None:
+    """H2: half a worker is a TypeError at once."""
+
+    async def test(_: EventClient, receiver: EventReceiver) -> None:
+        half: Any = 1.5
+        with pytest.raises(TypeError, match="concurrency must be an int"):
+            await consume(receiver, print, concurrency=half, threads=True)
 
     run(test)
 
@@ -753,6 +764,27 @@ def test_a_coroutine_function_in_a_thread_is_called_once_and_refused() -> None:
         with pytest.raises(TypeError, match="leave out threads=True"):
             await consume(receiver, handle, threads=True)
         assert (await next_of(receiver)).delivery_attempt == 1
+
+    run(test)
+
+
+def generator(_: ReceivedMessage) -> Iterator[None]:
+    yield
+
+
+async def async_generator(_: ReceivedMessage) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("handler", [generator, async_generator])
+def test_a_generator_in_a_thread_is_refused(handler: Callable[[ReceivedMessage], object]) -> None:
+    """H2: calling it runs none of its code, so its message goes back instead of being acknowledged."""
+
+    async def test(client: EventClient, receiver: EventReceiver) -> None:
+        await client.send_message(EventMessage(b"x"))
+        with pytest.raises(TypeError, match="the handler is a generator, none of whose code has run"):
+            await consume(receiver, handler, threads=True)
+        assert await receiver.receive_message(10) is not None
 
     run(test)
 
