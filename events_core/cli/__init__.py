@@ -1,4 +1,4 @@
-"""The command line ``events``: list backends, send, receive, ping, check.
+"""The command line ``events`` lists and compares backends, sends, receives, pings a broker and checks it.
 
 Data goes to standard output, and everything else to standard error.  A failure is one line, ``events: error: …``, and
 never a traceback.  Every command ends with one of these codes:
