@@ -72,7 +72,15 @@ def _trim_code(app: Sphinx, doctree: nodes.document) -> None:
         block[:] = [nodes.Text(block.rawsource)]
 
 
+def _mark_options(app: Sphinx, doctree: nodes.document) -> None:
+    """Give options of a command a class of their own: a browser would break them after a hyphen."""
+    for literal in doctree.findall(nodes.literal):
+        if literal.astext().startswith("-"):
+            literal["classes"].append("option")
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.add_directive("backend-options", BackendOptions)
     app.connect("doctree-read", _trim_code)
+    app.connect("doctree-read", _mark_options)
