@@ -153,7 +153,7 @@ def problems() -> str:
         )
         for problem in PROBLEMS
     ]
-    return PROBLEMS_TOP + table(("reported", "here", "test", "source"), (25, 30, 25, 20), rows)
+    return PROBLEMS_TOP + table(("reported", "here", "test", "source"), (23, 25, 33, 19), rows)
 
 
 async def page() -> str:
