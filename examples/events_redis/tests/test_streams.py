@@ -81,11 +81,14 @@ def test_a_deleted_subscription_leaves_no_key(server: Server, topic: str, redis:
     """Its waiting keys, leases and counters are deleted with it."""
 
     async def use() -> None:
-        async with client(server.address, topic) as orders, await orders.subscribe() as receiver:
-            await orders.send_messages([EventMessage(b"x", ordering_key=key) for key in "aabb"])
-            message = await receiver.receive_message(PATIENCE)
-            assert message is not None
-            await receiver.nack(message, delay=60)
+        async with client(server.address, topic) as orders:
+            # Closed first, because a receiver creates a deleted subscription again (F1).
+            async with orders.subscribe() as receiver:
+                await orders.send_messages([EventMessage(b"x", ordering_key=key) for key in "aabb"])
+                message = await receiver.receive_message(PATIENCE)
+                assert message is not None
+                await receiver.nack(message, delay=60)
+            assert redis.hkeys(f"events:{{{topic}}}:key:s")
             await orders.delete_subscription("s")
 
     asyncio.run(use())
