@@ -100,6 +100,21 @@ def undisturbed(client: SQLiteClient) -> Iterator[None]:
         yield
 
 
+def spoil_under(client: SQLiteClient, file: Path, spoil: Callable[[Path], object]) -> bytes:
+    """Spoil the file that *client* uses, with all its messages in it; return what it was."""
+    with undisturbed(client):
+        fold_log(file)
+        good = content(file)
+        spoil(file)
+    return good
+
+
+def restore_under(client: SQLiteClient, file: Path, backup: bytes) -> None:
+    """Put *backup* into the file that *client* uses."""
+    with undisturbed(client):
+        restore(file, backup)
+
+
 async def send(client: SQLiteClient, *texts: str) -> None:
     await client.send_messages([EventMessage.from_string(text) for text in texts])
 
@@ -133,8 +148,7 @@ def test_refused_file_is_left_alone_and_used_when_put_right(
                     await refused.ping()
                 assert not caught.value.retryable
             assert content(file) == bad
-            with undisturbed(refused):
-                restore(file, good)
+            restore_under(refused, file, good)
             await send(refused, "c")
             return await received(refused, 3)
 
@@ -156,16 +170,12 @@ def test_damage_met_at_work_fails_what_meets_it(
     async def run() -> list[str]:
         async with client(subscription="s") as working:
             await send(working, "a", "b")
-            with undisturbed(working):
-                fold_log(file)
-                good = content(file)
-                spoil(file)
+            good = spoil_under(working, file, spoil)
             for _ in range(2):
                 with pytest.raises(PublishError, match=reason) as caught:
                     await asyncio.wait_for(send(working, "lost?"), 10)
                 assert (caught.value.code, caught.value.retryable) == (code, False)
-            with undisturbed(working):
-                restore(file, good)
+            restore_under(working, file, good)
             await send(working, "c")
             return await received(working, 3)
 
@@ -290,8 +300,7 @@ def test_receiver_goes_on_with_a_restored_file(client: Clients, file: Path) -> N
                     fold_log(file)
                     damaged(file)
                 await meets(receiver, "is damaged")
-                with undisturbed(working):
-                    restore(file, good)
+                restore_under(working, file, good)
                 await send(working, "b")
                 return [first, await next_text(receiver), await next_text(receiver)]
 
@@ -304,10 +313,7 @@ def test_emptied_file_is_not_taken_into_use(client: Clients, file: Path) -> None
     async def run() -> list[str]:
         async with client(subscription="s") as working:
             await send(working, "a")
-            with undisturbed(working):
-                fold_log(file)
-                good = content(file)
-                damaged(file)
+            good = spoil_under(working, file, damaged)
             with pytest.raises(PublishError, match="is damaged"):
                 await send(working, "lost?")
             os.truncate(file, 0)
@@ -316,8 +322,7 @@ def test_emptied_file_is_not_taken_into_use(client: Clients, file: Path) -> None
                 await working.ping()
             assert caught.value.retryable
             assert content(file) == b""
-            with undisturbed(working):
-                restore(file, good)
+            restore_under(working, file, good)
             await send(working, "b")
             return await received(working, 2)
 
@@ -330,16 +335,12 @@ def test_send_waits_until_a_file_emptied_at_work_is_restored(client: Clients, fi
     async def run() -> list[str]:
         async with client(subscription="s") as working:
             await send(working, "a")
-            with undisturbed(working):
-                fold_log(file)
-                good = content(file)
-                os.truncate(file, 0)
+            good = spoil_under(working, file, lambda file: os.truncate(file, 0))
             sending = asyncio.create_task(send(working, "b"))
             async with asyncio.timeout(30):
                 while working.is_connected and not sending.done():
                     await asyncio.sleep(0.01)
-                with undisturbed(working):
-                    restore(file, good)
+                restore_under(working, file, good)
                 await sending
             return await received(working, 2)
 
