@@ -6,6 +6,7 @@ from events_core.engine.clock import uptime
 from events_core.engine.dead_letter import DeadLetterLog, dead_letter_attributes, log_dead_letter
 from events_core.engine.driver import BrokerError, Delivery, Driver, Outcome, Settlement, Source
 from events_core.engine.keyed_queue import KeyedQueue
+from events_core.engine.letters import Letters
 from events_core.engine.limits import message_size
 from events_core.engine.loop_thread import off_loop
 
@@ -16,6 +17,7 @@ __all__ = [
     "Driver",
     "EngineClient",
     "KeyedQueue",
+    "Letters",
     "Outcome",
     "Settlement",
     "Source",

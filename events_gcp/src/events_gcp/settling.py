@@ -13,11 +13,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from events_core.engine import BrokerError, Delivery, Outcome, Settlement, redelivery_delay
+from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, redelivery_delay
 
 if TYPE_CHECKING:
     from events_gcp.attempts import Attempts
-    from events_gcp.dead_letters import DeadLetters
     from events_gcp.late_acknowledgements import LateAcknowledgements
     from events_gcp.leases import Leases
     from events_gcp.subscription import JoinedSubscription
@@ -32,7 +31,7 @@ class Settling:
         self,
         joined: JoinedSubscription,
         leases: Leases,
-        letters: DeadLetters,
+        letters: Letters,
         attempts: Attempts,
         late: LateAcknowledgements,
     ) -> None:

@@ -6,8 +6,7 @@
 * :mod:`~events_gcp.reading` opens streams or pulls and reads from them (``stream``, ``pulls``, ``pull_pace``),
 * :mod:`~events_gcp.settling` turns settlements into requests,
 * :mod:`~events_gcp.leases` makes the requests about leases,
-* :mod:`~events_gcp.attempts`, :mod:`~events_gcp.late_acknowledgements` and :mod:`~events_gcp.dead_letters` remember
-  failures, late acknowledgements and letters.
+* :mod:`~events_gcp.attempts` and :mod:`~events_gcp.late_acknowledgements` remember failures and late acknowledgements.
 
 All of it runs on the engine's I/O loop, so no lock is needed.  The engine may call ``fetch``, ``settle`` and ``extend``
 at the same time, but each of them only once at a time.  It calls ``close`` when they have ended.
@@ -21,13 +20,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from events_core import ErrorCode
-from events_core.engine import BrokerError, Delivery, Outcome, Settlement, Source
+from events_core import ErrorCode, EventMessage
+from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, Source
 from events_gcp.attempts import Attempts
-from events_gcp.dead_letters import DeadLetters
 from events_gcp.late_acknowledgements import LateAcknowledgements
 from events_gcp.leases import Leases
-from events_gcp.limits import MAX_ACK_IDS
+from events_gcp.limits import MAX_ACK_IDS, MAX_ATTRIBUTES
 from events_gcp.reading import Reader
 from events_gcp.settling import Settling
 
@@ -63,7 +61,14 @@ class GcpSource(Source):
         self._joined = joined
         self._leases = Leases(api, joined.path, self.lease)
         self._reader = Reader(api, joined, options, self._leases, self.lease)
-        self._letters = DeadLetters(api, driver.topic_name, joined)
+        topic = joined.dead_letter_topic
+        self._letters = Letters(
+            self._store_letter,
+            topic_name=driver.topic_name,
+            subscription=joined.name,
+            dead_letter_topic=topic and topic.rpartition("/")[2],
+            max_attributes=MAX_ATTRIBUTES,
+        )
         self._attempts = Attempts()
         # A message whose lease has run out comes again within one lease.  Three are generous.
         self._late = LateAcknowledgements(patience=3 * self.lease)
@@ -198,6 +203,10 @@ class GcpSource(Source):
         if not self._is_fetching and any(settlement.outcome is Outcome.RETURN for settlement in settlements):
             await self._reader.stop()
         return await self._settling.settle(settlements)
+
+    async def _store_letter(self, letter: EventMessage) -> None:
+        assert self._joined.dead_letter_topic is not None
+        await self._api.publish(self._joined.dead_letter_topic, [letter])
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
         return await self._leases.renew(deliveries)

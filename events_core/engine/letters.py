@@ -1,45 +1,57 @@
-"""Dead letters that the receiver publishes itself.
+"""Dead letters that a receiver publishes itself, where the broker cannot move them.
 
-It does so for a message that the application rejects, and for one that failed too often if the subscription has order,
-because Pub/Sub would lose the order of the key.  The receiver acknowledges the message when the letter is stored.  If
-the process dies between the two requests, the message is a letter and also comes again.
+The source acknowledges a message when its letter is stored.  If the process dies between the two requests, the message
+is a letter and also comes again.
 
 A separate task publishes each letter, because a topic that does not answer must not delay acknowledgements.  A
 settlement that comes before the task has ended gets a retryable error, so the engine repeats it.
 
 Letters of one key keep their order.  They are published one after the other, and when one fails and may be repeated,
 the later ones of its key wait until it is stored or its settlement has ended.
+
+Everything here runs at home, so nothing needs a lock.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable
 
-from events_core import ErrorCode, EventMessage
-from events_core.engine import BrokerError, Outcome, Settlement, dead_letter_attributes, log_dead_letter
-from events_gcp.limits import MAX_ATTRIBUTES
+from events_core.engine.dead_letter import dead_letter_attributes, log_dead_letter
+from events_core.engine.driver import BrokerError, Outcome, Settlement
+from events_core.errors import ErrorCode
+from events_core.message import EventMessage
 
-if TYPE_CHECKING:
-    from events_gcp.api import Api
-    from events_gcp.subscription import JoinedSubscription
-
-__all__ = ["DeadLetters"]
+__all__ = ["Letters"]
 
 _PATIENCE = 10.0
 """Seconds for which letters of a key wait for a failed one.  The engine repeats a settlement about every second.  So
 after this time it has given that message up."""
 
 
-class DeadLetters:
+class Letters:
     """The letters of one receiver.  Each is published once, although its settlement may be repeated."""
 
-    def __init__(self, api: Api, source_topic: str, joined: JoinedSubscription) -> None:
-        """Publish letters of messages from *joined*, a subscription of *source_topic* (the short name)."""
-        self._api = api
-        self._source_topic = source_topic
-        self._joined = joined
+    def __init__(
+        self,
+        store: Callable[[EventMessage], Awaitable[object]],
+        *,
+        topic_name: str,
+        subscription: str,
+        dead_letter_topic: str | None,
+        max_attributes: int | None = None,
+    ) -> None:
+        """Publish letters of messages from *subscription* of *topic_name*.
+
+        :param store: publishes one letter, and raises :class:`BrokerError` if it may not be stored.
+        :param dead_letter_topic: the topic of the letters, for the log; ``None`` if there are no letters.
+        :param max_attributes: the most attributes of a letter.  One that would have more is stored without its origin.
+        """
+        self._store_letter = store
+        self._topic_name = topic_name
+        self._subscription = subscription
+        self._dead_letter_topic = dead_letter_topic
+        self._max_attributes = max_attributes
         self._moving: dict[str, asyncio.Task[BrokerError | None]] = {}
         # For each key, the newest letter under way.
         self._newest: dict[str, asyncio.Task[BrokerError | None]] = {}
@@ -105,28 +117,27 @@ class DeadLetters:
 
     async def _store(self, settlement: Settlement) -> None:
         delivery = settlement.delivery
-        topic = self._joined.dead_letter_topic
-        assert topic is not None
+        assert self._dead_letter_topic is not None
         attempts = delivery.delivery_attempt or 1
         reason = settlement.reason if settlement.outcome is Outcome.REJECT else None
         attributes = dead_letter_attributes(
             delivery.attributes,
-            topic_name=self._source_topic,
-            subscription=self._joined.name,
+            topic_name=self._topic_name,
+            subscription=self._subscription,
             message_id=delivery.message_id,
             attempts=attempts,
             reason=reason,
         )
-        if len(attributes) > MAX_ATTRIBUTES:
-            # Pub/Sub would refuse the letter.  A letter without its origin is better than none.
+        if self._max_attributes is not None and len(attributes) > self._max_attributes:
+            # The broker would refuse the letter.  A letter without its origin is better than none.
             attributes = dict(delivery.attributes)
         letter = EventMessage(delivery.data, attributes, ordering_key=delivery.ordering_key)
-        await self._api.publish(topic, [letter])
+        await self._store_letter(letter)
         log_dead_letter(
             delivery.message_id,
             attempts=attempts,
-            subscription=self._joined.name,
-            dead_letter_topic=topic.rpartition("/")[2],
+            subscription=self._subscription,
+            dead_letter_topic=self._dead_letter_topic,
             reason=reason,
         )
 
