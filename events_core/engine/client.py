@@ -124,7 +124,7 @@ class EngineClient(EventClient):
         self.check_requirements(config)
         self._options = options
         name = f"{self._backend} {config.topic_name}"
-        self._link = Link(name)
+        self._link = Link(name, self._driver.longest_pause)
         self._driver.connection_restored = self._link.retry
         self._dead_letter_topic = DeadLetterTopic(self._driver)
         self._home: Home

@@ -348,6 +348,8 @@ class Driver(ABC, Generic[OptionsT]):
     larger: the capability ``limits.max_message_bytes`` bounds it."""
     max_settle_batch: int = 1000
     """Most settlements in one request."""
+    longest_pause: float = 30.0
+    """Most seconds between two tries of a request during an outage (F1).  Many brokers are back within seconds."""
     publish_max_inflight: int = 4
     """Most requests to publish that are out at once (P5)."""
     publish_max_keys: int | None = None

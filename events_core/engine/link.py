@@ -22,8 +22,13 @@ _log = logging.getLogger("events_core.engine")
 class Link:
     """The state of one client's connection; logs each outage once (V1)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, longest_pause: float = math.inf) -> None:
+        """Begin unconnected.
+
+        :param longest_pause: the most seconds between two tries of a request.
+        """
         self._name = name
+        self._longest_pause = longest_pause
         # Guards the changes: home and callers that ping may report at the same moment, and each outage counts once.
         self._lock = threading.Lock()
         self._pausing = WaitingRoom()
@@ -64,7 +69,7 @@ class Link:
 
     def pauses(self, backoff: Backoff) -> Pauses:
         """Return the pauses between the tries of one request."""
-        return Pauses(self._pausing, backoff)
+        return Pauses(self._pausing, backoff, self._longest_pause)
 
     def closed(self) -> None:
         """Record that the client has been closed."""
@@ -79,9 +84,10 @@ class Pauses:
     loop.
     """
 
-    def __init__(self, room: WaitingRoom, backoff: Backoff) -> None:
+    def __init__(self, room: WaitingRoom, backoff: Backoff, longest: float = math.inf) -> None:
         self._room = room
         self._backoff = backoff
+        self._longest = longest
         self._was_cut_short = False
 
     def reset(self) -> None:
@@ -91,7 +97,7 @@ class Pauses:
 
     async def next(self, longest: float = math.inf) -> None:
         """Wait before the next try, for *longest* seconds at most."""
-        seconds = min(next(self._backoff), longest)
+        seconds = min(next(self._backoff), longest, self._longest)
         if self._was_cut_short:
             self._was_cut_short = False
             await asyncio.sleep(seconds)

@@ -143,3 +143,13 @@ def test_a_pause_has_a_bound() -> None:
         return asyncio.get_running_loop().time()
 
     assert simulate(test()) == 2
+
+
+def test_no_pause_is_longer_than_the_backend_allows() -> None:
+    """The longest pause of a backend bounds every backoff."""
+
+    async def test() -> float:
+        await Link("test", 5).pauses(Backoff(30, 30, uniform=lambda low, high: high)).next()
+        return asyncio.get_running_loop().time()
+
+    assert simulate(test()) == 5
