@@ -1,0 +1,130 @@
+r"""From AMQP messages to deliveries.
+
+Messages of this library have the property ``app-id=events-core``; all their headers are attributes.  A message of any
+other program arrives as text by one rule:
+
+* Each header becomes an attribute.  Texts stay as they are, numbers and times (ISO 8601) are written out, ``true`` and
+  ``false`` too, nothing becomes ``""``.  Bytes are read as UTF-8, and others in them are escaped, as in ``\xff``.
+  Arrays and tables, such as ``x-death``, become JSON.
+* Each property in :data:`_PROPERTIES` becomes an attribute of that name, unless there is a header of the name.
+* Without ``message-id``, the id is a digest of the message, so it is the same at each delivery.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from events_core.engine import Delivery
+from events_rabbitmq.wire import APP_ID, KEY_HEADER
+
+if TYPE_CHECKING:
+    from events_rabbitmq.consuming import Consumer
+
+__all__ = ["NativeMessage", "Token", "decode", "native"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_PROPERTIES = (
+    "content_type",
+    "content_encoding",
+    "priority",
+    "correlation_id",
+    "reply_to",
+    "expiration",
+    "type",
+    "user_id",
+    "app_id",
+)
+
+
+class Token(NamedTuple):
+    """The handle of a delivery."""
+
+    consumer: Consumer
+    tag: int
+    arrived: float
+    """The time of the loop."""
+    method: Any
+    properties: Any
+
+
+class NativeMessage(NamedTuple):
+    """A message as pika shows it."""
+
+    method: Any
+    """A ``pika.spec.Basic.Deliver``."""
+    properties: Any
+    """A ``pika.BasicProperties``."""
+    body: bytes
+
+
+def native(delivery: Delivery) -> NativeMessage:
+    """Return *delivery* as pika shows it."""
+    token = delivery.token
+    return NativeMessage(token.method, token.properties, delivery.data)
+
+
+def decode(consumer: Consumer, method: Any, properties: Any, body: bytes, now: float) -> Delivery:
+    """Return the delivery of a message."""
+    headers = properties.headers
+    attributes = dict(headers) if headers else {}
+    # The first delivery has no such header, and quorum queues count from 1 then.  Classic queues do not count.
+    failures = attributes.pop("x-delivery-count", 0)
+    attributes.pop("x-acquired-count", None)
+    key = attributes.pop(KEY_HEADER, None)
+    for value in attributes.values():
+        if value.__class__ is not str:
+            attributes = {name: _text(each) for name, each in attributes.items()}
+            break
+    if properties.app_id != APP_ID:
+        attributes = {**_told(properties), **attributes}
+    return Delivery(
+        _text(properties.message_id) or _digest(attributes, body),
+        body,
+        attributes,
+        _text(key) or None,
+        _time(properties.timestamp),
+        failures + 1 if isinstance(failures, int) else 1,
+        Token(consumer, method.delivery_tag, now, method, properties),
+    )
+
+
+def _digest(attributes: Mapping[str, str], body: bytes) -> str:
+    return blake2b(json.dumps(attributes).encode() + body, digest_size=12).hexdigest()
+
+
+def _told(properties: Any) -> Mapping[str, str]:
+    """Return the properties that another program has set."""
+    found = {name: getattr(properties, name) for name in _PROPERTIES}
+    return {name: _text(value) for name, value in found.items() if value is not None}
+
+
+def _text(value: Any) -> str:
+    """Return the text that stands for the value of a header."""
+    match value:
+        case str():
+            return value
+        case None:
+            return ""
+        case bytes():
+            return value.decode(errors="backslashreplace")
+        case bool():
+            return "true" if value else "false"
+        case datetime():
+            return value.isoformat()
+        case list() | dict():
+            return json.dumps(value, default=_text)
+        case _:
+            return str(value)
+
+
+def _time(seconds: int | None) -> datetime | None:
+    if seconds is None:
+        return None
+    try:
+        return _EPOCH + timedelta(0, seconds)
+    except OverflowError:  # for example milliseconds, which some programs send
+        return None

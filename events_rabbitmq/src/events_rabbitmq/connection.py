@@ -1,0 +1,258 @@
+"""One connection to a server, and its channels: pika's callbacks as coroutines.
+
+Everything runs on the engine's I/O loop, so nothing needs a lock of threads.  pika calls back on that loop too.
+An error ends a channel (AMQP 0-9-1), so requests that may fail have a channel of their own, :attr:`Connection.control`.
+When a connection or a channel ends, every request that waits on it fails, and then its listeners are called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from pika import ConnectionParameters, PlainCredentials, SSLOptions, spec  # type: ignore[import-untyped]
+from pika.adapters.asyncio_connection import AsyncioConnection  # type: ignore[import-untyped]
+
+from events_core.engine import BrokerError
+from events_rabbitmq.address import Address
+from events_rabbitmq.errors import broker_error, lost, translated
+from events_rabbitmq.wire import content_header
+
+__all__ = ["Channel", "Connection", "connect", "resolve"]
+
+_log = logging.getLogger("events_rabbitmq")
+
+_CLOSE_TIMEOUT = 1.0
+"""Seconds to wait for the server's answer to a close.  Closing a client has 2 s."""
+
+
+class _Stack(AsyncioConnection):  # type: ignore[misc]
+    """pika's connection, which writes bytes that are frames already, and reads headers of any type."""
+
+    def emit(self, data: bytes) -> None:
+        """Write frames.  pika's own way of writing each of them costs a multiple."""
+        self._adapter_emit_data(data)
+
+    def end(self) -> None:
+        """Close the socket without waiting for the server, after a close was asked for."""
+        if not self.is_closed:
+            self._adapter_disconnect_stream()
+
+    def _read_frame(self) -> Any:
+        data = self._frame_buffer
+        if len(data) < 7 or data[0] != spec.FRAME_HEADER:
+            return super()._read_frame()
+        end = 7 + int.from_bytes(data[3:7], "big")
+        if len(data) <= end:
+            return 0, None
+        return end + 1, content_header(int.from_bytes(data[1:3], "big"), data[7:end])
+
+
+def resolve(future: asyncio.Future[None]) -> None:
+    """Resolve *future*, unless whoever waits for it was cancelled."""
+    if not future.done():
+        future.set_result(None)
+
+
+class Connection:
+    """One open connection.  Make it with :func:`connect`."""
+
+    def __init__(self, stack: _Stack, address: Address) -> None:
+        self.native = stack
+        """The object of pika, an ``AsyncioConnection``."""
+        self.address = address
+        self.control = Control(self)
+        """The channel of requests that may fail."""
+        self.closed = asyncio.get_running_loop().create_future()
+        """Done when the connection has ended."""
+        self._blocked: asyncio.Event | None = None
+        stack.add_on_close_callback(self._on_close)
+        stack.add_on_connection_blocked_callback(self._on_blocked)
+        stack.add_on_connection_unblocked_callback(self._on_unblocked)
+
+    @property
+    def is_open(self) -> bool:
+        """True while requests can be made."""
+        return bool(self.native.is_open)
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The version of the server, for example ``(3, 10)``."""
+        found = str(self.native.server_properties.get("version", "3.10"))
+        return tuple(int(part) for part in found.split(".")[:2] if part.isdecimal())
+
+    async def room(self) -> None:
+        """Wait while the server takes no messages because its memory or disk is full (P6)."""
+        while self._blocked is not None and self.is_open:
+            await self._blocked.wait()
+
+    def _on_blocked(self, _: Any, found: Any) -> None:
+        _log.warning("%s takes no messages until it has room: %s", self.address, found.method.reason)
+        self._blocked = asyncio.Event()
+
+    def _on_unblocked(self, _: Any, __: Any) -> None:
+        _log.info("%s takes messages again", self.address)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        blocked, self._blocked = self._blocked, None
+        if blocked is not None:
+            blocked.set()
+
+    def _on_close(self, _: Any, __: Exception) -> None:
+        self._go_on()
+        resolve(self.closed)
+
+    async def close(self) -> None:
+        """Close the connection and its socket; this takes a second at most."""
+        if self.native.is_open:
+            self.native.close()
+        try:
+            await asyncio.wait([self.closed], timeout=_CLOSE_TIMEOUT)
+        finally:  # also when cancelled: the socket must not stay open
+            self.native.end()
+
+
+async def connect(address: Address, *, tls: Any = None, heartbeat: int, timeout: float, client_name: str) -> Connection:
+    """Connect to one server.
+
+    :param tls: the context of an encrypted connection.
+    :param timeout: seconds for all of it.
+    :raises BrokerError: if that failed.
+    """
+    loop = asyncio.get_running_loop()
+    opened = loop.create_future()
+
+    def fail(_: Any, error: Exception) -> None:
+        if not opened.done():
+            opened.set_exception(broker_error(f"connect to {address}", error))
+
+    parameters = ConnectionParameters(
+        host=address.host,
+        port=address.port,
+        virtual_host=address.virtual_host,
+        credentials=PlainCredentials(address.username, address.password),
+        ssl_options=SSLOptions(tls, address.host) if address.tls else None,
+        heartbeat=heartbeat,
+        socket_timeout=timeout,
+        stack_timeout=timeout,
+        client_properties={"connection_name": client_name},
+    )
+    stack = _Stack(
+        parameters, on_open_callback=lambda _: resolve(opened), on_open_error_callback=fail, custom_ioloop=loop
+    )
+    try:
+        await opened
+    except asyncio.CancelledError:
+        if not (stack.is_closed or stack.is_closing):
+            stack.close()  # ends the socket at once, because the connection is not open yet
+        raise
+    return Connection(stack, address)
+
+
+class Channel:
+    """One channel.  Its requests may overlap: pika sends them one after the other."""
+
+    def __init__(self, connection: Connection, native: Any) -> None:
+        self.connection = connection
+        self.native = native
+        """The object of pika, a ``pika.channel.Channel``."""
+        self.number = int(native.channel_number)
+        self.reason: Exception | None = None
+        """The reason why it has ended; ``None`` while it is open."""
+        self.listeners: list[Callable[[Exception], None]] = []
+        """Called with the reason when the channel ends."""
+        self._waiting: dict[asyncio.Future[Any], str] = {}
+        native.add_on_close_callback(self._on_close)
+
+    @classmethod
+    async def open(cls, connection: Connection) -> Channel:
+        """Open a channel on *connection*.
+
+        :raises BrokerError: if that failed.
+        """
+        asked = f"open a channel to {connection.address}"
+        opened = asyncio.get_running_loop().create_future()
+        with translated(asked):
+            native = connection.native.channel(on_open_callback=lambda _: resolve(opened))
+        channel = cls(connection, native)
+        await channel._answer(asked, opened)
+        return channel
+
+    async def call(self, asked: str, method: str, *arguments: Any, **named: Any) -> Any:
+        """Call *method* of pika's channel, and return the answer of the server.
+
+        :param asked: the request, for the text of an error.
+        :raises BrokerError: if it failed.  The channel has ended then.
+        """
+        answered = asyncio.get_running_loop().create_future()
+
+        def answer(found: Any) -> None:
+            if not answered.done():
+                answered.set_result(found.method)
+
+        if self.reason is not None:
+            raise broker_error(asked, self.reason)
+        with translated(asked):
+            getattr(self.native, method)(*arguments, **named, callback=answer)
+        return await self._answer(asked, answered)
+
+    async def _answer(self, asked: str, future: asyncio.Future[Any]) -> Any:
+        self._waiting[future] = asked
+        try:
+            return await future
+        finally:
+            del self._waiting[future]
+
+    def emit(self, data: bytes) -> None:
+        """Write frames of this channel.
+
+        :raises BrokerError: if the channel has ended.
+        """
+        if self.reason is not None or not self.native.is_open:
+            raise lost(f"write to {self.connection.address}", "the channel has ended")
+        self.connection.native.emit(data)
+
+    def _on_close(self, _: Any, reason: Exception) -> None:
+        self.reason = reason
+        for future, asked in self._waiting.items():
+            if not future.done():
+                future.set_exception(broker_error(asked, reason))
+        for listener in self.listeners:
+            listener(reason)
+
+    def close(self) -> None:
+        """Ask the server to close the channel.  It returns at once."""
+        if self.native.is_open:
+            with suppress(BrokerError), translated("close a channel"):
+                self.native.close()
+
+
+class Control:
+    """Requests that may fail, one after the other, on a channel that is opened again after a failure."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._channel: Channel | None = None
+        self._lock = asyncio.Lock()
+
+    async def ask(self, asked: str, method: str, *arguments: Any, **named: Any) -> Any:
+        """Call *method* of pika's channel, and return the answer of the server.
+
+        :raises BrokerError: if it failed.
+        """
+        # One at a time, because a failure ends the channel, and all other requests on it would fail too.
+        async with self._lock:
+            channel = self._channel
+            if channel is None or channel.reason is not None:
+                channel = self._channel = await Channel.open(self._connection)
+            try:
+                return await channel.call(asked, method, *arguments, **named)
+            except asyncio.CancelledError:
+                # The answer still comes, and a later request must not take it for its own.
+                self._channel = None
+                channel.close()
+                raise

@@ -1,0 +1,243 @@
+"""One consumer: a channel on which the server pushes the messages of a queue, and everything that is out on it.
+
+Deliveries belong to their channel.  When the channel ends, the server gives them to others, and their tags mean nothing
+any more.  So a consumer lives as long as its channel, and a :class:`~events_rabbitmq.codec.Token` names its consumer.
+
+The server cancels a consumer when its queue is deleted or moves, and from 4.3 on when it has held a message for too
+long.  Then this module closes the channel: whatever is out on it comes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+
+from pika import spec  # type: ignore[import-untyped]
+
+from events_core import ErrorCode
+from events_core.engine import BrokerError, Delivery
+from events_rabbitmq.codec import decode
+from events_rabbitmq.connection import Channel, Connection, resolve
+from events_rabbitmq.errors import broker_error
+from events_rabbitmq.wire import acknowledgement, method_frame
+
+__all__ = ["Consumer", "Owner"]
+
+_CLOSE_TIMEOUT = 1.0
+"""Seconds to wait until the server has closed a channel.  Closing a receiver has 2 s."""
+
+
+class Owner(Protocol):
+    """The receiver that a consumer works for."""
+
+    queue: str
+    max_out: int
+    """The most deliveries that are out at once."""
+    longest_hold: float
+    """Seconds for which a delivery may be out."""
+
+    def ended(self, consumer: Consumer) -> None:
+        """Learn that the channel has ended."""
+
+    def keeps(self, delivery: Delivery) -> bool:
+        """Return whether a delivery that has just arrived is kept back."""
+
+    def overdue(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
+        """Learn which deliveries have been out for :attr:`longest_hold`."""
+
+
+class Consumer:
+    """The consumer of one queue.  Make it with :meth:`open`."""
+
+    def __init__(self, channel: Channel, owner: Owner) -> None:
+        self._channel = channel
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self.since = self._loop.time()
+        """The time of the loop when it began."""
+        self._arrived: list[Delivery] = []
+        self._wake: asyncio.Future[None] | None = None
+        self._out: dict[int, Delivery] = {}
+        """The unsettled deliveries, by tag.  Tags rise, so they are in order."""
+        self._ids: set[str] = set()
+        """The ids of what is out."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_unconfirmed = False
+        """True if settlements were written since the last answer."""
+        self._consumer_tag: str | None = None
+        self._error: BrokerError | None = None
+        # pika cancels consumers before it closes a channel.  The server would activate the next consumer while this
+        # one still holds messages, and that one would get later messages first (measured: 5 to 9 before 0 to 4).
+        channel.native.basic_cancel = lambda *_, **__: None
+        channel.native.add_on_cancel_callback(lambda _: self.abandon("the server cancelled the consumer"))
+        channel.listeners.append(self._on_close)
+
+    @classmethod
+    async def open(cls, connection: Connection, owner: Owner) -> Consumer:
+        """Consume from the queue of *owner*, on a new channel.
+
+        :raises BrokerError: if that failed.
+        """
+        consumer = cls(await Channel.open(connection), owner)
+        try:
+            await consumer._set_prefetch()
+            await consumer.resume()
+        except BaseException:
+            consumer._channel.close()
+            raise
+        return consumer
+
+    @property
+    def is_open(self) -> bool:
+        """True while its deliveries can be settled."""
+        return self._error is None
+
+    # Receiving
+
+    async def resume(self) -> None:
+        """Let the server push messages, if it does not."""
+        if self._consumer_tag is None:
+            queue = self._owner.queue
+            asked = f"consume from queue {queue!r}"
+            answer = await self._channel.call(asked, "basic_consume", queue, self._on_message)
+            self._consumer_tag = answer.consumer_tag
+
+    def pause(self) -> None:
+        """Let the server push no more messages.  What is out, or on its way, stays so."""
+        tag, self._consumer_tag = self._consumer_tag, None
+        if tag is not None and self.is_open:
+            # Not by pika, which would reject what is on its way.
+            self._channel.emit(method_frame(self._channel.number, spec.Basic.Cancel(tag, nowait=True)))
+
+    async def take(self, limit: int) -> list[Delivery]:
+        """Wait until messages have arrived, and return at most *limit*.
+
+        :raises BrokerError: if the channel has ended.
+        """
+        while not self._arrived:
+            if self._error is not None:
+                raise self._error
+            self._wake = self._loop.create_future()
+            await self._wake
+        taken = self._arrived[:limit]
+        del self._arrived[:limit]
+        return taken
+
+    def _on_message(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
+        delivery = decode(self, method, properties, body, self._loop.time())
+        name = delivery.message_id
+        if name in self._ids:
+            # The server never delivers one message twice on a channel.  So it is another one, whose publisher has
+            # chosen the same id (R7).
+            name = delivery.message_id = f"{name}#{method.delivery_tag}"
+        self._ids.add(name)
+        self._out[method.delivery_tag] = delivery
+        if self._timer is None:
+            self._set_timer()
+        if not self._owner.keeps(delivery):
+            self.arrive(delivery)
+
+    def arrive(self, delivery: Delivery) -> None:
+        """Let :meth:`take` return *delivery*."""
+        self._arrived.append(delivery)
+        if self._wake is not None:
+            resolve(self._wake)
+
+    def _set_timer(self) -> None:
+        first = next(iter(self._out.values()), None)
+        due = None if first is None else first.token.arrived + self._owner.longest_hold
+        self._timer = None if due is None else self._loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        """Find the deliveries that have been out for too long (R6)."""
+        now = self._loop.time()
+        overdue = [each for each in self._out.values() if each.token.arrived + self._owner.longest_hold <= now]
+        if overdue:
+            self._owner.overdue(self, overdue)
+        self._set_timer()
+
+    # Settling
+
+    def holds(self, tag: int) -> bool:
+        """Return whether the delivery is out: neither settled nor lost."""
+        return tag in self._out
+
+    def acknowledge(self, tags: Collection[int]) -> None:
+        """Acknowledge deliveries that are out, in one write."""
+        wanted = set(tags)
+        through = self._through(wanted)
+        number = self._channel.number
+        frames = [acknowledgement(number, through, multiple=True)] if through else []
+        frames += [acknowledgement(number, tag, multiple=False) for tag in wanted if tag > through]
+        self._settle(wanted, b"".join(frames))
+
+    def _through(self, wanted: set[int]) -> int:
+        """Return the tag up to which everything that is out is *wanted*; 0 if there is none."""
+        through = 0
+        for tag in self._out:
+            if tag not in wanted:
+                break
+            through = tag
+        return through
+
+    def reject(self, tag: int) -> None:
+        """Let a message come again, and count the attempt."""
+        self._settle((tag,), method_frame(self._channel.number, spec.Basic.Reject(tag, requeue=True)))
+
+    def give_back(self, tag: int) -> None:
+        """Let a message come again.  From 4.3 on that counts no attempt."""
+        self._settle((tag,), method_frame(self._channel.number, spec.Basic.Nack(tag, requeue=True)))
+
+    def _settle(self, tags: Collection[int], frames: bytes) -> None:
+        self._channel.emit(frames)
+        self._is_unconfirmed = True
+        for tag in tags:
+            self._ids.discard(self._out.pop(tag).message_id)
+
+    async def confirm(self) -> None:
+        """Wait until the server has handled the settlements that were written before.
+
+        A settlement has no answer (AMQP 0-9-1).  But a channel handles its requests in order, so the answer to the next
+        one tells that the settlements have arrived.  That request sets the prefetch of later consumers, to what it is.
+
+        :raises BrokerError: if the channel has ended.
+        """
+        if self._is_unconfirmed:
+            self._is_unconfirmed = False
+            await self._set_prefetch()
+
+    async def _set_prefetch(self) -> None:
+        await self._channel.call("set the prefetch", "basic_qos", prefetch_count=self._owner.max_out)
+
+    # The end
+
+    async def close(self) -> None:
+        """Close the channel, and wait until the server has: everything that is out is back then, in order."""
+        if not self.is_open:
+            return
+        closed = self._loop.create_future()
+        self._channel.listeners.append(lambda _: resolve(closed))
+        self._channel.close()
+        await asyncio.wait([closed], timeout=_CLOSE_TIMEOUT)
+        self._end(BrokerError("the consumer was closed", ErrorCode.UNAVAILABLE, retryable=True))
+
+    def abandon(self, why: str) -> None:
+        """Close the channel without waiting.  Everything that is out is lost, and comes again."""
+        self._end(BrokerError(why, ErrorCode.UNAVAILABLE, retryable=True))
+        self._channel.close()
+
+    def _on_close(self, reason: Exception) -> None:
+        self._end(broker_error(f"receive from queue {self._owner.queue!r}", reason))
+
+    def _end(self, error: BrokerError) -> None:
+        if self._error is not None:
+            return
+        self._error = error
+        self._arrived.clear()
+        self._out.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._owner.ended(self)
+        if self._wake is not None:
+            resolve(self._wake)

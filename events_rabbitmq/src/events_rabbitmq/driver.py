@@ -1,0 +1,234 @@
+"""The client's side: one topic of a virtual host.
+
+The engine calls everything here on its I/O loop.  Modules that import pika are imported in :meth:`RabbitMQDriver.open`,
+so that a program which only configures a client does not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from secrets import token_hex
+from typing import TYPE_CHECKING, TypeVar
+
+import attrs
+
+from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessage
+from events_core.engine import BrokerError, Delivery, Driver, off_loop
+from events_rabbitmq.address import addresses
+from events_rabbitmq.limits import (
+    FULL_CAPABILITIES,
+    MAX_BATCH_BYTES,
+    MAX_BATCH_MESSAGES,
+    MAX_HEADER_BYTES,
+    MAX_SETTLE_BATCH,
+    RESERVED_ATTRIBUTES,
+    name_objection,
+)
+from events_rabbitmq.options import RabbitMQOptions
+
+if TYPE_CHECKING:
+    from pika.adapters.asyncio_connection import AsyncioConnection  # type: ignore[import-untyped]
+
+    from events_rabbitmq.codec import NativeMessage
+    from events_rabbitmq.links import Links
+    from events_rabbitmq.publishing import Publisher
+    from events_rabbitmq.source import RabbitMQSource
+    from events_rabbitmq.topology import Topology
+
+__all__ = ["RabbitMQDriver"]
+
+T = TypeVar("T")
+
+_CLEAN_UP_TIMEOUT = 2.0
+"""Seconds to delete an ephemeral subscription after its creation failed or was cancelled."""
+
+
+class RabbitMQDriver(Driver[RabbitMQOptions]):
+    """One topic of a virtual host."""
+
+    mixed_keys = True  # the messages of a channel are stored in order, whatever their keys
+    max_batch_messages = MAX_BATCH_MESSAGES
+    max_batch_bytes = MAX_BATCH_BYTES
+    max_settle_batch = MAX_SETTLE_BATCH
+    longest_pause = 5.0  # a node is back within seconds, and receivers should be too
+
+    def __init__(self, topic_name: str, project_id: str, options: RabbitMQOptions) -> None:
+        super().__init__(topic_name, project_id, options)
+        problems = [*self._problems()]
+        if problems:
+            raise ConfigurationError("; ".join(problems))
+        self.address = ",".join(map(str, addresses(options)))
+        self.capabilities = _capabilities(options)
+        self.longest_hold = 0.9 * options.consumer_timeout
+        """Seconds after which a delivery must be back.  The server takes it a little later."""
+        self._links: Links | None = None
+
+    def _problems(self) -> Iterator[str]:
+        if self.project_id:
+            yield f"project_id is {self.project_id!r}; RabbitMQ has no projects, leave it out"
+        for what, name in (("topic", self.topic_name), ("dead_letter_topic", self.options.dead_letter_topic)):
+            objection = name_objection(what, name or "")
+            if objection:
+                yield objection
+
+    async def open(self) -> None:
+        await off_loop(_import_pika)
+        from events_rabbitmq.links import Links
+        from events_rabbitmq.publishing import Publisher
+        from events_rabbitmq.topology import Topology, place_of
+
+        options = self.options
+        self._links = links = Links(options, f"events-core {self.topic_name}", self.connection_restored)
+        self.topology: Topology = Topology(links, self.topic_name, options)
+        self._publisher: Publisher = Publisher(
+            links.sending, place_of(self.topic_name, options), strict=options.unroutable == "fail"
+        )
+        self._letters: Publisher = Publisher(
+            links.sending, place_of(options.dead_letter_topic or "", options), strict=True
+        )
+        try:
+            await links.any()
+            await self._create_all()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _create_all(self) -> None:
+        """Create the configured topics and subscription, if they are missing and the options allow it."""
+        await self.topology.create_topics()
+        if self.options.subscription and self.options.create != "never":
+            await self.topology.join(self.topology.queue(self.topic_name, self.options.subscription))
+
+    def objection(self, message: EventMessage) -> str:
+        if not message.attributes:
+            return ""
+        reserved = RESERVED_ATTRIBUTES.intersection(message.attributes)
+        if reserved:
+            return f"attribute key {min(reserved)!r} is a header with a meaning of its own for RabbitMQ"
+        size = sum(len(key) + len(value) + 6 for key, value in message.attributes.items())
+        if size > MAX_HEADER_BYTES // 4:  # a character has 4 bytes at most
+            size = sum(len(key.encode()) + len(value.encode()) + 6 for key, value in message.attributes.items())
+        if size > MAX_HEADER_BYTES:
+            return f"its attributes have {size} bytes; RabbitMQ takes {MAX_HEADER_BYTES} at most"
+        return ""
+
+    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        try:
+            return await self._publisher.publish(messages)
+        except BrokerError as error:
+            if error.code is not ErrorCode.NOT_FOUND or self.options.create != "all":
+                raise
+        await self._create_all()  # the topic was deleted
+        return await self._publisher.publish(messages)
+
+    async def store_letter(self, letter: EventMessage) -> None:
+        """Publish *letter* to the dead-letter topic, and return when a queue has it.
+
+        :raises BrokerError: if it may not be stored.
+        """
+        topic = self.options.dead_letter_topic
+        assert topic is not None
+        (result,) = await self._letters.publish([letter])
+        if isinstance(result, BrokerError) and result.code is ErrorCode.NOT_FOUND:
+            name = self.options.dead_letter_subscription or f"{topic}-letters"
+            if await self.topology.add_letters(topic, name):
+                (result,) = await self._letters.publish([letter])
+        if isinstance(result, BrokerError):
+            raise BrokerError(str(result), result.code, retryable=True)
+
+    async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> RabbitMQSource:
+        from events_rabbitmq.source import RabbitMQSource
+
+        self._check_subscription(subscription)
+        ephemeral = subscription is None
+        name = subscription or f"~{socket.gethostname()[:60]}-{os.getpid()}-{token_hex(8)}"
+        source = RabbitMQSource(self, name, ephemeral=ephemeral)
+        queue = self.topology.queue(self.topic_name, name)
+        try:
+            await self.topology.join(queue, ephemeral=ephemeral)
+            await source.start()
+        except BaseException:  # also when cancelled: the server may have created it
+            if ephemeral:
+                with suppress(BrokerError, TimeoutError):
+                    async with asyncio.timeout(_CLEAN_UP_TIMEOUT):
+                        await self.topology.delete(queue)
+            raise
+        return source
+
+    def _check_subscription(self, name: str | None) -> None:
+        """Refuse a subscription that cannot be.
+
+        :raises BrokerError: ``UNSUPPORTED``, ``INVALID`` or ``NOT_FOUND``.
+        """
+        if self.options.start == "earliest":
+            raise BrokerError("this backend does not offer start=earliest; use latest", ErrorCode.UNSUPPORTED)
+        if self.options.topology == "queue":
+            if name is None:
+                raise BrokerError(
+                    f"with topology=queue there are no ephemeral subscriptions; subscribe to {self.topic_name!r}",
+                    ErrorCode.UNSUPPORTED,
+                )
+            if name != self.topic_name:
+                raise BrokerError(
+                    f"with topology=queue the only subscription of {self.topic_name!r} has the same name, not {name!r}",
+                    ErrorCode.NOT_FOUND,
+                )
+        objection = name_objection("queue", self.topology.queue(self.topic_name, name or ""))
+        if objection:
+            raise BrokerError(objection, ErrorCode.INVALID)
+
+    async def keep_dead_letters(self, subscription: str) -> bool | None:
+        assert self.options.dead_letter_topic is not None
+        return await self.topology.keep_letters(self.options.dead_letter_topic, subscription)
+
+    async def delete_subscription(self, subscription: str) -> None:
+        self._check_subscription(subscription)
+        await self.topology.delete(self.topology.queue(self.topic_name, subscription))
+
+    async def ping(self) -> None:
+        await self.topology.find_topic(self.topic_name, passive=True)
+
+    async def run_native(self, work: Callable[[AsyncioConnection], Awaitable[T]]) -> T:
+        connection = await self.links.any()
+        return await work(connection.native)
+
+    def native_message(self, delivery: Delivery) -> NativeMessage:
+        from events_rabbitmq.codec import native  # imports pika, as every message that was received has done
+
+        return native(delivery)
+
+    async def close(self) -> None:
+        links, self._links = self._links, None
+        if links is not None:
+            await links.close()
+
+    @property
+    def links(self) -> Links:
+        """The connections; only while the driver is open."""
+        assert self._links is not None, "the driver is not open"
+        return self._links
+
+
+def _import_pika() -> None:
+    """Import pika.  That takes a while, so a thread does it."""
+    import events_rabbitmq.links
+    import events_rabbitmq.publishing
+    import events_rabbitmq.source  # noqa: F401
+
+    # pika reports an error for each connection that fails, and the engine reports outages itself, once.
+    log = logging.getLogger("pika")
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.CRITICAL)
+
+
+def _capabilities(options: RabbitMQOptions) -> Capabilities:
+    return attrs.evolve(
+        FULL_CAPABILITIES,
+        ordering="subscription" if options.ordering else "none",
+        limits=attrs.evolve(FULL_CAPABILITIES.limits, max_message_bytes=options.max_message_bytes),
+    )

@@ -1,0 +1,123 @@
+"""The translation of pika's exceptions into :class:`~events_core.engine.BrokerError`: one table."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from pika import exceptions  # type: ignore[import-untyped]
+from pika.adapters.utils import connection_workflow  # type: ignore[import-untyped]
+
+from events_core import ErrorCode
+from events_core.engine import BrokerError
+
+__all__ = ["broker_error", "lost", "translated"]
+
+
+class _Meaning(NamedTuple):
+    code: ErrorCode
+    retryable: bool = False
+    advice: str = ""
+
+
+_UNREACHABLE = _Meaning(ErrorCode.UNAVAILABLE, True, "check the network and the options of the address")
+_UNKNOWN_USER = _Meaning(ErrorCode.UNAUTHENTICATED, advice="check the options username and password, or url")
+_BUSY = _Meaning(ErrorCode.UNAVAILABLE, True)
+
+# Reply codes of AMQP 0-9-1 (section 1.2 of the specification), as RabbitMQ uses them.
+_CODES = {
+    311: _Meaning(ErrorCode.INVALID, advice="send smaller messages"),
+    320: _BUSY,  # CONNECTION_FORCED: the server stops, or an operator has closed the connection
+    402: _Meaning(ErrorCode.NOT_FOUND, advice="check the option virtual_host"),
+    403: _Meaning(ErrorCode.PERMISSION_DENIED, advice="grant the user the permission"),
+    404: _Meaning(ErrorCode.NOT_FOUND, advice="create it, or set the option create"),
+    405: _Meaning(ErrorCode.PERMISSION_DENIED, advice="another connection has the queue for itself"),
+    406: _Meaning(ErrorCode.INVALID, advice="delete what exists, name another, or change the option"),
+    504: _BUSY,  # CHANNEL_ERROR: a frame has crossed the close of its channel
+    506: _Meaning(ErrorCode.EXHAUSTED, True),
+    530: _Meaning(ErrorCode.PERMISSION_DENIED, advice="check the option virtual_host and the user's permissions"),
+    540: _Meaning(ErrorCode.UNSUPPORTED),
+    541: _BUSY,  # INTERNAL_ERROR: for example, a quorum queue has no leader for the moment
+}
+
+# RabbitMQ uses one code for several reasons.  The first text that fits decides.
+_TEXTS = {
+    "is down or inaccessible": _BUSY,  # 404: the node of a classic queue is down
+    "timed out": _BUSY,  # 406: consumer_timeout; the messages come again
+    "Login was refused": _UNKNOWN_USER,  # 403
+    "vhost not found": _CODES[402],
+    "not found": _CODES[404],
+    "limit": _Meaning(ErrorCode.EXHAUSTED, True, "ask for a higher limit"),  # 530: connections of a user or host
+}
+
+
+@contextmanager
+def translated(asked: str) -> Iterator[None]:
+    """Turn an exception of pika or of the network inside into a :class:`BrokerError` whose text begins with *asked*."""
+    try:
+        yield
+    except (exceptions.AMQPError, connection_workflow.AMQPConnectorException, OSError, ValueError) as error:
+        raise broker_error(asked, error) from error
+
+
+def broker_error(asked: str, error: BaseException) -> BrokerError:
+    """Return the error for a request that has failed with *error*, an exception of pika or of the network.
+
+    :param asked: the request, for the text.
+    """
+    cause = _innermost(error)
+    meaning, found = _meaning(cause)
+    advice = f"; {meaning.advice}" if meaning.advice else ""
+    result = BrokerError(f"{asked}: {found}{advice}", meaning.code, retryable=meaning.retryable)
+    result.__cause__ = cause
+    return result
+
+
+def lost(asked: str, what: str) -> BrokerError:
+    """Return the error for a request whose connection or channel has ended."""
+    return BrokerError(f"{asked}: {what}", ErrorCode.UNAVAILABLE, retryable=True)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return the reason inside pika's exceptions that wrap others."""
+    while True:
+        match error:
+            case connection_workflow.AMQPConnectionWorkflowFailed():
+                inner = error.exceptions[-1]
+            case connection_workflow.AMQPConnectorPhaseErrorBase():
+                inner = error.exception
+            case exceptions.AMQPConnectionError(args=(BaseException() as inner, *_)):
+                pass
+            case _:
+                return error
+        error = inner
+
+
+def _meaning(error: BaseException) -> tuple[_Meaning, str]:
+    match error:
+        case exceptions.ConnectionClosedByBroker() | exceptions.ChannelClosedByBroker():
+            return _meaning_of(error.reply_code, error.reply_text)
+        case exceptions.ProbableAuthenticationError():
+            return _UNKNOWN_USER, "the server refuses the user"
+        case exceptions.ProbableAccessDeniedError():
+            return _CODES[530], "the server refuses the virtual host"
+        case exceptions.AMQPHeartbeatTimeout():
+            return _UNREACHABLE, "the server gave no sign of life"
+        case ssl.SSLError() | ssl.CertificateError():
+            return _Meaning(ErrorCode.UNAUTHENTICATED, advice="check the options tls_…"), str(error)
+        case socket.gaierror() | OSError() | exceptions.AMQPConnectionError():
+            return _UNREACHABLE, str(error) or type(error).__name__
+        case connection_workflow.AMQPConnectorException() | exceptions.AMQPChannelError():
+            return _UNREACHABLE, str(error) or type(error).__name__
+        case _:
+            return _Meaning(ErrorCode.INTERNAL), repr(error)
+
+
+def _meaning_of(code: int, text: str) -> tuple[_Meaning, str]:
+    for part, meaning in _TEXTS.items():
+        if part in text:
+            return meaning, text
+    return _CODES.get(code, _Meaning(ErrorCode.INTERNAL)), f"{text} ({code})"

@@ -1,0 +1,113 @@
+"""The options of this backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import attrs
+
+from events_core.options import CommonOptions, option
+
+__all__ = ["RabbitMQOptions"]
+
+
+@attrs.frozen(kw_only=True)
+class RabbitMQOptions(CommonOptions):
+    """Options of the RabbitMQ backend."""
+
+    # Address and account
+
+    host: str = option(
+        default="localhost",
+        help="host or host:port of the server; several, separated by commas, are tried in turn. The port is 5672, or "
+        "5671 with tls.",
+    )
+    virtual_host: str = option(default="/", help="Virtual host of the server.")
+    username: str = option(default="guest", help="User of the server.")
+    password: str = option(default="guest", secret=True, help="Password of the user.")
+    url: str | None = option(
+        default=None,
+        secret=True,
+        help="amqp:// or amqps:// URL with user, password, host and virtual host, in place of these options; several, "
+        "separated by spaces, are tried in turn.",
+    )
+    tls: bool = option(default=False, help="Encrypt the connection, and check the server's certificate.")
+    tls_ca_file: str | None = option(
+        default=None, help="Path of the certificates to trust, in PEM. Default: those of the system."
+    )
+    tls_cert_file: str | None = option(default=None, help="Path of the client's certificate, in PEM.")
+    tls_key_file: str | None = option(
+        default=None, help="Path of the key of the client's certificate, in PEM. Default: tls_cert_file has it."
+    )
+    heartbeat: int = option(
+        default=10,
+        minimum=1,
+        maximum=3600,
+        unit="seconds",
+        help="Interval of signs of life. A connection without one is given up 5 seconds later.",
+    )
+
+    # Topics
+
+    topology: Literal["exchange", "queue"] = option(
+        default="exchange",
+        help="exchange: a topic is an exchange, and a subscription is a queue that is bound to it. queue: a topic is "
+        "one queue, and its only subscription has the same name.",
+    )
+    exchange_type: Literal["fanout", "topic", "direct", "headers"] = option(
+        default="fanout", help="Type of the exchange."
+    )
+    routing_key: str | None = option(
+        default=None, help="Routing key of each message that is sent, for exchanges of type topic or direct."
+    )
+    binding_keys: str | None = option(
+        default=None,
+        help="Routing keys with which a new queue is bound, separated by commas. Default: '#' for exchanges of type "
+        "topic, routing_key for others.",
+    )
+    queue: str = option(
+        default="{topic}:{subscription}",
+        help="Name of a subscription's queue. {topic} and {subscription} stand for their names.",
+    )
+
+    # Sending
+
+    unroutable: Literal["warn", "fail"] = option(
+        default="warn",
+        help="Reaction to a message that no queue gets: a warning, once, or NOT_FOUND for the send.",
+    )
+    max_message_bytes: int = option(
+        default=16 * 2**20,
+        minimum=1,
+        maximum=512 * 2**20,
+        unit="bytes",
+        help="Largest message; at most the server's max_message_size, which is 128 MiB in RabbitMQ 3 and 16 MiB in 4.",
+    )
+
+    # Receiving
+
+    consumer_timeout: float = option(
+        default=1800.0,
+        minimum=1,
+        unit="seconds",
+        help="The server's consumer_timeout. Messages go back a little earlier than that.",
+    )
+    ephemeral_expires: float = option(
+        default=3600.0,
+        minimum=1,
+        maximum=2**32 / 1000,
+        unit="seconds",
+        help="Time without a receiver after which the server deletes an ephemeral subscription.",
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Yield contradictions between options."""
+        from events_rabbitmq.address import address_problems
+
+        yield from super().problems()
+        yield from address_problems(self)
+        if self.topology == "queue" and self.exchange_type != "fanout":
+            yield "options 'topology=queue' and 'exchange_type' exclude each other; give one"
+        if "{subscription}" not in self.queue:
+            yield f"option 'queue': {self.queue!r} lacks {{subscription}}, so all subscriptions would be one queue"

@@ -1,0 +1,222 @@
+"""The source of one receiver: what the engine fetches from and settles with.
+
+Its parts: :mod:`~events_rabbitmq.consuming` is one consumer on one channel, :mod:`~events_rabbitmq.delays` keeps nacked
+messages, and the engine's :class:`~events_core.engine.Letters` publishes dead letters.
+
+**Order.**  A queue with a single active consumer gives its messages to one receiver, in the order of the queue.  A
+message that goes back alone comes after all others (3.10, measured).  So with order, nothing of a key goes back alone.
+The engine hands nacked messages out again itself, and what it returns stays out until the channel closes.  Then the
+server takes back everything at once, in order.
+
+**A lost connection.**  The server gives what was out to any receiver.  If a message comes to this receiver again, the
+engine gives the delivery the new token, and an acknowledgement that was under way succeeds.  So it waits a while, and
+only then is ``EXPIRED``.
+
+All of it runs on the engine's I/O loop, so no lock is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+
+from events_core import Capabilities, ErrorCode
+from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, Source, redelivery_delay
+from events_rabbitmq.consuming import Consumer
+from events_rabbitmq.delays import Delays
+from events_rabbitmq.limits import MAX_PREFETCH
+
+if TYPE_CHECKING:
+    from events_rabbitmq.driver import RabbitMQDriver
+
+__all__ = ["RabbitMQSource"]
+
+_log = logging.getLogger("events_rabbitmq")
+
+_ACK, _NACK, _RETURN, _REJECT = Outcome  # reading a member from its class takes ten times as long (CPython 3.11)
+
+_REDELIVERY_TIME = 5.0
+"""Seconds after a reconnect in which a message that was out before may come again."""
+
+
+class RabbitMQSource(Source):
+    """One receiver of a queue.  Call :meth:`start` before anything else."""
+
+    pushes = True
+    redelivers_locally = True
+
+    def __init__(self, driver: RabbitMQDriver, subscription: str, *, ephemeral: bool) -> None:
+        options = driver.options
+        self.subscription = subscription
+        self.capabilities: Capabilities = driver.capabilities
+        self.local_attempts = options.max_delivery_attempts
+        self.queue = driver.topology.queue(driver.topic_name, subscription)
+        self.max_out = min(options.max_outstanding_messages, MAX_PREFETCH)
+        self.longest_hold = driver.longest_hold
+        self._driver = driver
+        self._loop = asyncio.get_running_loop()
+        self._is_ephemeral = ephemeral
+        self._is_ordered = self.capabilities.ordering != "none"
+        self._delays = Delays(self.longest_hold)
+        self._letters = Letters(
+            driver.store_letter,
+            topic_name=driver.topic_name,
+            subscription=subscription,
+            dead_letter_topic=options.dead_letter_topic,
+        )
+        self._consumer: Consumer | None = None
+        self._is_fetching = False
+        self._owes_returns = False
+        """True if, with order, returned deliveries are still out: only closing the channel gives them back."""
+        self._expelled: set[int] = set()
+        """Tags of the consumer whose deliveries went back because their time was over."""
+
+    async def start(self) -> None:
+        """Begin to consume.
+
+        :raises BrokerError: if that failed.
+        """
+        connection = await self._driver.links.receiving()
+        self._expelled.clear()
+        self._consumer = await Consumer.open(connection, self)
+        # From 4.3 on, RabbitMQ tells a failure from a message that was given back.
+        self.capabilities = attrs.evolve(self.capabilities, handback_counts=connection.version < (4, 3))
+
+    # Called by the consumer
+
+    def ended(self, consumer: Consumer) -> None:
+        self.lost(lambda delivery: delivery.token.consumer is consumer)
+
+    def keeps(self, delivery: Delivery) -> bool:
+        return self._delays.keep_again(delivery)
+
+    def overdue(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
+        if self._is_ordered:
+            consumer.abandon("messages were held for the consumer_timeout of the server")
+            return
+        for delivery in deliveries:
+            consumer.give_back(delivery.token.tag)
+            self._expelled.add(delivery.token.tag)
+        self.lost(lambda delivery: delivery.token.consumer is consumer and delivery.token.tag in self._expelled)
+
+    # Receiving
+
+    async def fetch(self, limit: int) -> Sequence[Delivery]:
+        consumer = self._consumer
+        if consumer is None or not consumer.is_open or self._owes_returns:
+            await self._start_again()
+            return ()  # the engine learns that the server answers
+        self._is_fetching = True
+        try:
+            await consumer.resume()
+            return await consumer.take(limit)
+        except asyncio.CancelledError:
+            # The receiver is closing and will give messages back: they must not come here again.  With order they stay
+            # out, and the next consumer must not begin before they are back.
+            if not self._is_ordered:
+                consumer.pause()
+            raise
+        finally:
+            self._is_fetching = False
+
+    async def _start_again(self) -> None:
+        """Consume on a new channel, and create the subscription again if it was deleted and the options allow it (F1).
+
+        :raises BrokerError: if that failed.
+        """
+        if self._consumer is not None:
+            await self._consumer.close()
+        self._owes_returns = False
+        try:
+            await self.start()
+        except BrokerError as error:
+            if error.code is not ErrorCode.NOT_FOUND:
+                raise
+            await self._driver.topology.join(self.queue, ephemeral=self._is_ephemeral)
+            await self.start()
+            _log.warning("%r was deleted and has been created again; the messages in it are lost", self.subscription)
+
+    # Settling
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        consumer = self._consumer
+        # What goes back would come to this receiver again, unless it still wants messages.
+        is_closing = not self._is_fetching and any(settlement.outcome is _RETURN for settlement in settlements)
+        if is_closing and consumer is not None and not self._is_ordered:
+            consumer.pause()
+        done: list[int] = []
+        results = [self._settle(settlement, done) for settlement in settlements]
+        if consumer is not None and consumer.is_open:
+            if done:
+                consumer.acknowledge(done)
+            await consumer.confirm()
+        self._letters.forget(
+            settlement.delivery.message_id
+            for settlement, error in zip(settlements, results, strict=True)
+            if error is None
+        )
+        return results
+
+    def _settle(self, settlement: Settlement, done: list[int]) -> BrokerError | None:
+        """Settle, and return the result; add the tag to *done* if the message is to be acknowledged."""
+        token = settlement.delivery.token
+        consumer = self._consumer
+        if token.consumer is not consumer or not consumer.is_open:
+            return self._lost(settlement)
+        if token.tag in self._expelled:
+            return _expired("it was held for the consumer_timeout of the server")
+        if not consumer.holds(token.tag):
+            return None  # the engine asks again after a cancellation
+        if settlement.outcome is not _ACK:
+            return self._give_up(consumer, settlement, done)
+        done.append(token.tag)
+        return None
+
+    def _lost(self, settlement: Settlement) -> BrokerError:
+        """Return the result for a delivery whose channel has ended."""
+        is_last = settlement.outcome is _ACK or settlement.outcome is _REJECT
+        consumer = self._consumer
+        if is_last and (
+            consumer is None or not consumer.is_open or self._loop.time() < consumer.since + _REDELIVERY_TIME
+        ):
+            return BrokerError("the connection was lost", ErrorCode.UNAVAILABLE, retryable=True)
+        return _expired("the connection on which it came was lost")
+
+    def _give_up(self, consumer: Consumer, settlement: Settlement, done: list[int]) -> BrokerError | None:
+        delivery = settlement.delivery
+        tag = delivery.token.tag
+        if self._makes_letter(settlement):
+            error = self._letters.move(settlement)
+            if error is None:
+                done.append(tag)
+            return error
+        if self._is_ordered and (settlement.outcome is _RETURN or delivery.ordering_key):
+            self._owes_returns = True
+        elif settlement.outcome is _RETURN:
+            consumer.give_back(tag)
+        else:
+            delay = settlement.delay
+            self._delays.keep(delivery, redelivery_delay(delivery.delivery_attempt or 1) if delay is None else delay)
+        return None
+
+    def _makes_letter(self, settlement: Settlement) -> bool:
+        if settlement.outcome is not _NACK:
+            return settlement.outcome is _REJECT
+        most = self.local_attempts
+        return most is not None and (settlement.delivery.delivery_attempt or 1) >= most
+
+    async def close(self) -> None:
+        await self._letters.close()
+        self._delays.close()
+        if self._consumer is not None:
+            await self._consumer.close()
+        if self._is_ephemeral:
+            await self._driver.topology.delete(self.queue)
+
+
+def _expired(why: str) -> BrokerError:
+    return BrokerError(f"{why}, and the message comes again; settle the new delivery", ErrorCode.EXPIRED)

@@ -1,0 +1,178 @@
+"""Topics and subscriptions as exchanges and queues.
+
+A topic is a durable exchange, and a subscription is a durable quorum queue that is bound to it.  With
+``topology=queue`` a topic is one queue, which is also its only subscription.
+
+What exists is never changed.  Where the options allow creating, this module declares what it wants: the server creates
+it, or finds the same, or refuses it with the name of the argument that differs.  Otherwise it only looks, so foreign
+exchanges and classic queues are fine.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from events_core import ErrorCode
+from events_core.engine import BrokerError
+from events_rabbitmq.links import Links
+from events_rabbitmq.options import RabbitMQOptions
+
+__all__ = ["Place", "Topology", "place_of"]
+
+_log = logging.getLogger("events_rabbitmq")
+
+
+class Place(NamedTuple):
+    """The place to which the messages of a topic are sent."""
+
+    exchange: str
+    routing_key: str
+
+
+def place_of(topic: str, options: RabbitMQOptions) -> Place:
+    """Return the place of *topic*.  The exchange without a name brings a message to the queue of its routing key."""
+    return Place("", topic) if options.topology == "queue" else Place(topic, options.routing_key or "")
+
+
+def _arguments(version: tuple[int, ...], options: RabbitMQOptions, *, ephemeral: bool) -> Mapping[str, Any]:
+    """Return the arguments of a new queue on a server of this *version*."""
+    arguments: dict[str, Any] = {"x-queue-type": "quorum"}
+    # From 4.0 on a queue drops a message after 20 deliveries, unless told otherwise.  3.10 has no such limit of its
+    # own.  It takes -1, and then drops the message at the first reject (measured).
+    if version >= (4, 0):
+        arguments["x-delivery-limit"] = -1
+    if options.ordering:
+        arguments["x-single-active-consumer"] = True
+    if ephemeral:
+        arguments["x-expires"] = round(options.ephemeral_expires * 1000)
+    return arguments
+
+
+class Topology:
+    """The exchanges and queues of one client."""
+
+    def __init__(self, links: Links, topic_name: str, options: RabbitMQOptions) -> None:
+        self._links = links
+        self._topic = topic_name
+        self._options = options
+        self._create = options.create
+
+    def queue(self, topic: str, subscription: str) -> str:
+        """Return the name of the queue of a subscription.
+
+        The first colon ends the topic: otherwise ``a:b`` of topic ``c`` and ``b`` of topic ``c:a`` would share a queue.
+        """
+        if self._options.topology == "queue":
+            return topic
+        escaped = topic.replace("%", "%25").replace(":", "%3A")
+        return self._options.queue.replace("{topic}", escaped).replace("{subscription}", subscription)
+
+    async def create_topics(self) -> None:
+        """Create the topic and the topic of dead letters, if they are missing and the options allow it."""
+        if self._create == "all":
+            await self.find_topic(self._topic)
+            if self._options.dead_letter_topic:
+                await self.find_topic(self._options.dead_letter_topic)
+
+    async def find_topic(self, topic: str, *, passive: bool = False) -> None:
+        """Look for *topic*, or create it if the options allow that and not *passive*.
+
+        :raises BrokerError: ``NOT_FOUND`` if it does not exist.
+        """
+        passive = passive or self._create != "all"
+        asked = f"{'look for' if passive else 'declare'} topic {topic!r}"
+        if self._options.topology == "queue":
+            await self._declare(asked, topic, passive=passive)
+            return
+        await self._ask(
+            asked,
+            "exchange_declare",
+            topic,
+            exchange_type=self._options.exchange_type,
+            durable=True,
+            passive=passive,
+        )
+
+    async def join(self, queue: str, *, ephemeral: bool = False) -> None:
+        """Look for the topic and *queue*, or create them if the options allow that.
+
+        :raises BrokerError: ``NOT_FOUND`` if one is missing, ``INVALID`` if one has other arguments.
+        """
+        await self.find_topic(self._topic)
+        if self._options.topology == "queue":
+            return
+        if self._create == "never" and not ephemeral:
+            await self.find_queue(queue)
+        else:
+            await self._create_queue(self._topic, queue, ephemeral=ephemeral)
+
+    async def find_queue(self, queue: str) -> None:
+        """Look for *queue*.
+
+        :raises BrokerError: ``NOT_FOUND`` if it does not exist.
+        """
+        await self._declare(f"look for queue {queue!r}", queue, passive=True)
+
+    async def _create_queue(self, topic: str, queue: str, *, ephemeral: bool = False) -> None:
+        await self._declare(f"declare queue {queue!r}", queue, ephemeral=ephemeral)
+        for key in self._binding_keys():
+            await self._ask(f"bind queue {queue!r} to topic {topic!r}", "queue_bind", queue, topic, routing_key=key)
+
+    async def _declare(self, asked: str, queue: str, *, passive: bool = False, ephemeral: bool = False) -> None:
+        connection = await self._links.any()
+        arguments = {} if passive else _arguments(connection.version, self._options, ephemeral=ephemeral)
+        try:
+            await connection.control.ask(
+                asked, "queue_declare", queue, durable=True, passive=passive, arguments=arguments
+            )
+        except BrokerError as error:
+            if "x-delivery-limit" not in str(error):
+                raise
+            # A client created the queue while the server was older than 4.0.
+            _log.warning("%s; set a policy with delivery-limit=-1, or messages are dropped after 20 deliveries", error)
+            await self.find_queue(queue)
+
+    def _binding_keys(self) -> Sequence[str]:
+        given = self._options.binding_keys
+        if given is not None:
+            return [key.strip() for key in given.split(",")]
+        return ["#" if self._options.exchange_type == "topic" else self._options.routing_key or ""]
+
+    async def keep_letters(self, topic: str, subscription: str) -> bool | None:
+        """Create *subscription* of a dead-letter *topic* that is new; return ``None`` if the topic is older.
+
+        AMQP cannot tell whether a queue is bound to an exchange.  If none is, the first letter comes back, and
+        :meth:`add_letters` creates one then.
+        """
+        queue = self.queue(topic, subscription)
+        try:
+            await self.find_topic(topic, passive=True)
+        except BrokerError as error:
+            if error.code is not ErrorCode.NOT_FOUND or self._create != "all":
+                raise
+        else:
+            return None
+        await self.find_topic(topic)
+        await self._create_queue(topic, queue)
+        return True
+
+    async def add_letters(self, topic: str, subscription: str) -> bool:
+        """Create *subscription* of a dead-letter *topic* without one; return whether the options allow that."""
+        if self._create == "never" or self._options.topology == "queue":
+            return False
+        await self._create_queue(topic, self.queue(topic, subscription))
+        return True
+
+    async def delete(self, queue: str) -> None:
+        """Delete *queue*.
+
+        :raises BrokerError: ``NOT_FOUND`` if it does not exist.
+        """
+        await self.find_queue(queue)  # deleting what does not exist succeeds
+        await self._ask(f"delete queue {queue!r}", "queue_delete", queue)
+
+    async def _ask(self, asked: str, method: str, *arguments: Any, **named: Any) -> None:
+        connection = await self._links.any()
+        await connection.control.ask(asked, method, *arguments, **named)
