@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import base64
-import importlib.metadata
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,17 +26,33 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pubsub_peers import LEASE, PAYLOAD, PROJECT, RESPONSE, Figures, Task, attributes
+from contest import (
+    Figures,
+    Goal,
+    Round,
+    Work,
+    cpu,
+    finish,
+    installed,
+    median_ms,
+    print_heading,
+    print_rows,
+    rate,
+    start,
+    take_turns,
+)
+from pubsub_peers import LEASE, PAYLOAD, PROJECT, RESPONSE, Task, attributes
 
 MESSAGES = 20_000
 ROUNDS = 3
 HELD = 1_000
+PEERS = Path(__file__).with_name("pubsub_peers.py")
 CONTENDERS = {
     "ours": "events-gcp",
     "official": "google-cloud-pubsub",
@@ -46,9 +60,6 @@ CONTENDERS = {
     "floor": "grpcio",
 }
 """The contenders, and the distribution of each."""
-
-Round = dict[str, Figures]
-"""The figures of each contender."""
 
 SHARES = {
     ("alone", ""): 40,
@@ -124,26 +135,12 @@ def find_emulator() -> Iterator[Emulator]:
 # Measuring
 
 
-def start(emulator: Emulator, task: Task) -> subprocess.Popen[str]:
-    program = str(Path(__file__).with_name("pubsub_peers.py"))
-    return subprocess.Popen(
-        [sys.executable, program, json.dumps(asdict(task))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PUBSUB_EMULATOR_HOST": emulator.address},
-    )
+def start_contender(emulator: Emulator, task: Task) -> subprocess.Popen[str]:
+    return start(PEERS, asdict(task), {"PUBSUB_EMULATOR_HOST": emulator.address})
 
 
-def finish(process: subprocess.Popen[str], task: Task) -> Figures:
-    try:
-        output, errors = process.communicate(timeout=240)
-    finally:
-        process.kill()
-    if process.returncode:
-        raise SystemExit(f"{task.contender} fails at {task.work}:\n{errors}")
-    figures: Figures = json.loads(output.splitlines()[-1])
-    return figures
+def run(emulator: Emulator, task: Task) -> Figures:
+    return finish(start_contender(emulator, task))
 
 
 def measure(emulator: Emulator, contender: str, work: str, messages: int) -> Figures:
@@ -152,66 +149,14 @@ def measure(emulator: Emulator, contender: str, work: str, messages: int) -> Fig
     with emulator.topic() as topic:
         if work not in ("receive", "ordered"):
             task = Task(contender, work, messages, topic)
-            return finish(start(emulator, task), task)
+            return run(emulator, task)
         with emulator.backlog(topic, messages + RESPONSE, ordered=work == "ordered") as subscription:
             task = Task(contender, work, messages, topic, subscription, RESPONSE)
-            return finish(start(emulator, task), task)
-
-
-def take_turns(emulator: Emulator, work: str, contenders: Sequence[str], messages: int, rounds: int) -> list[Round]:
-    """Return the figures of each contender, for each round; no contender is always first."""
-    measure(emulator, "floor", work, messages // 4)  # this warms the emulator
-    found = []
-    for number in range(rounds):
-        turn = number % len(contenders)
-        order = [*contenders[turn:], *contenders[:turn]]
-        found.append({contender: measure(emulator, contender, work, messages) for contender in order})
-    return found
-
-
-# Judging
-
-
-def rate(figures: Figures) -> float:
-    return figures["messages"] / figures["seconds"]
-
-
-def cpu(figures: Figures) -> float:
-    return figures["cpu"] / figures["messages"] * 1e6
+            return run(emulator, task)
 
 
 def net_cpu(figures: Figures) -> float:
     return (figures["cpu"] - figures["idle"] * figures["seconds"]) / figures["messages"] * 1e6
-
-
-def median_ms(figures: Figures) -> float:
-    return figures["median"] * 1e3
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A bound for the ratio of our figure to a peer's."""
-
-    unit: str
-    value: Callable[[Figures], float]
-    peer: str
-    bound: float
-    at_least: bool = False
-
-    def __str__(self) -> str:
-        return f"{'≥' if self.at_least else '≤'} {self.bound:.3g}"
-
-    def met(self, ratio: float) -> bool:
-        return ratio >= self.bound if self.at_least else ratio <= self.bound
-
-
-@dataclass(frozen=True)
-class Work:
-    """A work, by its name in ``pubsub_peers.py``, with our goals for it."""
-
-    name: str
-    title: str
-    goals: Sequence[Goal]
 
 
 WORKS = {
@@ -231,31 +176,6 @@ WORKS = {
 }
 
 
-def print_heading() -> None:
-    names = "".join(f"{name:>11}" for name in CONTENDERS)
-    print(f"\n{'work':34}{'':8}{names}   {'ours ÷':9}{'median (least … most)':>24}   goal")
-
-
-def print_rows(letter: str, rounds: Sequence[Round]) -> None:
-    work = WORKS[letter]
-    for goal in work.goals:
-        medians = "".join(f"{middle(goal, rounds, name):>11}" for name in CONTENDERS)
-        ratios = [goal.value(each["ours"]) / goal.value(each[goal.peer]) for each in rounds]
-        ratio = statistics.median(ratios)
-        shown = f"{ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
-        verdict = "met" if goal.met(ratio) else "not met"
-        print(
-            f"{letter} {work.title:32}{goal.unit:8}{medians}   {goal.peer:9}{shown:>24}   {goal} {verdict}", flush=True
-        )
-
-
-def middle(goal: Goal, rounds: Sequence[Round], contender: str) -> str:
-    if contender not in rounds[0]:
-        return "–"
-    median = statistics.median(goal.value(each[contender]) for each in rounds)
-    return f"{median:,.0f}" if median >= 1_000 else f"{median:.2f}"
-
-
 def print_idle(rounds: Sequence[Round]) -> None:
     shares = (f"{name} {statistics.median(each[name]['idle'] for each in rounds):.2%}" for name in rounds[0])
     print(f"d does not include the cost of waiting, in shares of a core: {', '.join(shares)}")
@@ -268,14 +188,14 @@ def hold(emulator: Emulator, work: str) -> str:
     """Return a line about messages held while the loop is blocked and a competitor asks for them."""
     with emulator.topic() as topic, emulator.backlog(topic, HELD, lease=LEASE) as subscription:
         task = Task("ours", work, HELD, topic, subscription)
-        holder = start(emulator, task)
+        holder = start_contender(emulator, task)
         assert holder.stdout is not None
         holder.stdout.readline()
         elsewhere = 0
         while holder.poll() is None:
             elsewhere += emulator.pull(subscription)
             time.sleep(0.05)  # as often as the emulator looks for a stream
-        figures = finish(holder, task)
+        figures = finish(holder)
         time.sleep(LEASE + 1)
         left = emulator.pull(subscription)
     found = {
@@ -298,29 +218,23 @@ def main() -> None:
     letters = [letter for letter in chosen.only.split(",") if letter] or ([] if chosen.held else [*WORKS])
     if chosen.messages < 4_000 or not WORKS.keys() >= set(letters):
         parser.error(f"--only takes letters of {', '.join(WORKS)}, and --messages takes 4,000 or more")
-    versions = installed()
-    contenders = [name for name in CONTENDERS if CONTENDERS[name] in versions]
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    contenders = installed(CONTENDERS)
     with find_emulator() as emulator:
         if letters:
-            print_heading()
+            print_heading(contenders)
         for letter in letters:
-            rounds = take_turns(emulator, WORKS[letter].name, contenders, chosen.messages, chosen.rounds)
-            print_rows(letter, rounds)
+            work = WORKS[letter]
+            measure(emulator, "floor", work.name, chosen.messages // 4)  # this warms the emulator
+            rounds = take_turns(
+                lambda contender, name=work.name: measure(emulator, contender, name, chosen.messages),
+                contenders,
+                chosen.rounds,
+            )
+            print_rows(letter, work, contenders, rounds)
             if letter == "d":
                 print_idle(rounds)
         for work in ("held-sleep", "held-work") if chosen.held else ():
             print(f"f {hold(emulator, work)}")
-
-
-def installed() -> dict[str, str]:
-    versions = {}
-    for name in CONTENDERS.values():
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            print(f"{name} is not installed: no figures for it")
-    return versions
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
+
+from contest import Figures, Meter
 
 if TYPE_CHECKING:
     from events_core import ReceivedMessage
@@ -38,8 +40,6 @@ LEASE = 10
 BLOCKED = 30.0
 LISTENED = 5.0
 """Seconds for which a holder of messages listens for their redelivery when its loop runs again."""
-
-Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,6 @@ class Task:
     @property
     def subscription_path(self) -> str:
         return f"projects/{PROJECT}/subscriptions/{self.subscription}"
-
-
-@dataclass(frozen=True)
-class Meter:
-    """A meter of the time and of this process's CPU since its construction, in seconds."""
-
-    began: float = field(default_factory=time.perf_counter)
-    cpu_began: float = field(default_factory=time.process_time)
-
-    def read(self, messages: int) -> Figures:
-        cpu = time.process_time() - self.cpu_began
-        return {"messages": messages, "seconds": time.perf_counter() - self.began, "cpu": cpu}
 
 
 def attributes(number: int) -> dict[str, str]:
