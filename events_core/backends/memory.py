@@ -325,8 +325,9 @@ class MemorySource(Source):
             items = self._of.queue.pop(limit, now)
             deadline = now + self._driver.options.max_lease_duration
             deliveries = [self._lend(item, deadline) for item in items]
-        _wake(wakes)
-        self._unwritten.extend(source._letters for source in lapsed)
+        if lapsed:
+            _wake(wakes)
+            self._unwritten.extend(source._letters for source in lapsed)
         return deliveries
 
     def _lend(self, item: _Item, deadline: float) -> Delivery:

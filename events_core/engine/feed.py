@@ -59,8 +59,10 @@ class Feed(ABC):
     def next_due(self) -> float | None:
         """Return the time at which :meth:`take` may find something without a wake-up; ``None`` if there is none."""
 
-    def refill(self) -> None:
-        """Fetch again if there is room now."""
+    # In any thread, without the lock
+
+    def fetch_again(self) -> None:
+        """Fetch again if settlements that have ended made room for it."""
 
     # At home, without the lock
 
@@ -147,7 +149,7 @@ class PrefetchingFeed(Feed):
             failure, self._failure = self._failure, None
             self._home.wake(self._go_on.set)
             raise failure
-        self.refill()
+        self._refill()
         return taken
 
     def may_have_more(self, now: float) -> bool:
@@ -162,18 +164,22 @@ class PrefetchingFeed(Feed):
         until = self._source.safe_until
         return until is None or uptime() < until
 
-    def refill(self) -> None:
+    def _refill(self) -> None:
         if self._starving and self._ledger.room(self._source.prefetch) > 0:
             self._starving = False
             self._home.wake(self._go_on.set)
 
     # In any thread, without the lock
 
+    def fetch_again(self) -> None:
+        with self._lock:
+            self._refill()
+
     def _lose(self, is_lost: Callable[[Delivery], bool]) -> None:
         """Drop the lost deliveries from the buffer before this call returns."""
         with self._lock:
             self._settlements.enqueue(self._ledger.lose_buffered(is_lost))
-            self.refill()
+            self._refill()
         self._settler.pump()
 
     # At home

@@ -17,7 +17,7 @@ receiver       any thread and loop     hand out, begin settlements, read statist
 settler        any thread              wait for settlements, give them up
 settler        home                    pick what leaves next, record the broker's answers
 feed           home                    see how much room there is, buffer what arrived
-feed           any thread              drop what the source has lost (``Source.lost``)
+feed           any thread              drop what the source has lost (``Source.lost``), fetch again
 lease keeper   home                    give back what is overdue, pick the leases to renew, drop the lost
 =============  ======================  ================================================================
 

@@ -329,10 +329,9 @@ class EngineReceiver(EventReceiver):
 
     def _progressed(self) -> None:
         """Wake all that may wait for the end of a settlement: fetching, a receive whose key was held, a close."""
-        with self._lock:
-            self._feed.refill()
+        self._feed.fetch_again()
         self._waiting.wake()
-        # Read after the lock was held: a close that has not seen the change yet has set it before (inbox.py).
+        # Read after the change was made under the lock: a close that has not seen it has set this before (inbox.py).
         waiter = self._empty
         if waiter is not None:
             waiter.wake()

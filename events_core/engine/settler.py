@@ -218,6 +218,8 @@ class InlineSettler(Settler):
         behind: list[Settlement] = []
         for settlement, result in zip(settlements, results, strict=True):
             behind += self._inbox.ledger.finish(settlement, result)
+            if result is None:
+                continue
             failure = error_for_callers(settlement, result)
             if failure is not None and settlement.outcome is not Outcome.RETURN:
                 failed[settlement.delivery.message_id] = failure

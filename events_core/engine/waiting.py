@@ -262,8 +262,9 @@ class WaitingRoom:
         """Wake one waiter of each loop, because something has happened; from any thread, also under a lock."""
         with self._lock:
             self.events += 1
-            if self._waiters:
-                self._drop_the_dead()
+            if not self._waiters:
+                return  # most often: this runs several times for each message
+            self._drop_the_dead()
             for waiters in self._waiters.values():
                 while waiters:
                     waiter = waiters.popleft()
