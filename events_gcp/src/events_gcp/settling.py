@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Settling"]
 
+# As globals, because reading a member from its class takes ten times as long (CPython 3.11).
+ACK, NACK, RETURN, REJECT = Outcome
+
 
 class Settling:
     """The settlements of one receiver.  Its calls do not overlap."""
@@ -47,7 +50,7 @@ class Settling:
         :raises BrokerError: if every request failed as a whole.
         """
         asked = asyncio.get_running_loop().time()
-        dead = [each for each in settlements if each.outcome is not Outcome.ACK and self._makes_letter(each)]
+        dead = [each for each in settlements if each.outcome is not ACK and self._makes_letter(each)]
         dead.sort(key=lambda each: each.delivery.order)
         letters = {each.delivery: self._letters.move(each) for each in dead}
         results = [letters.get(each.delivery) for each in settlements]
@@ -72,10 +75,10 @@ class Settling:
 
     def _makes_letter(self, settlement: Settlement) -> bool:
         """Return whether the receiver itself makes a dead letter of this message."""
-        if settlement.outcome is Outcome.REJECT:
+        if settlement.outcome is REJECT:
             return True
         limit = self._joined.local_attempts
-        if limit is None or settlement.outcome is not Outcome.NACK:
+        if limit is None or settlement.outcome is not NACK:
             return False
         return (settlement.delivery.delivery_attempt or 1) >= limit
 
@@ -88,7 +91,7 @@ class Settling:
         """
         groups: defaultdict[float | None, list[int]] = defaultdict(list)
         for index, settlement in enumerate(settlements):
-            if settlement.outcome is Outcome.ACK:
+            if settlement.outcome is ACK:
                 groups[None].append(index)
             elif settlement.delivery not in letters:
                 groups[self._delay(settlement)].append(index)
@@ -106,7 +109,7 @@ class Settling:
         From one second on it is a whole number, because Pub/Sub counts in seconds.
         """
         delivery, delay = settlement.delivery, settlement.delay
-        if settlement.outcome is Outcome.RETURN:
+        if settlement.outcome is RETURN:
             return 0.0
         failures = self._attempts.fail(delivery)
         if self._joined.keeps_order_of(delivery):
@@ -127,7 +130,7 @@ class Settling:
         """Remember what later deliveries and settlements must know about these results."""
         ended = [each for each, error in zip(settlements, results, strict=True) if error is None]
         self._letters.forget(each.delivery.message_id for each in ended)
-        done = [each.delivery for each in ended if each.outcome is Outcome.ACK or each.delivery in letters]
+        done = [each.delivery for each in ended if each.outcome is ACK or each.delivery in letters]
         self._attempts.forget(done)
         if not self._joined.capabilities.exactly_once:
             self._late.note(done, asked)

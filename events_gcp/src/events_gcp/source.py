@@ -200,7 +200,7 @@ class GcpSource(Source):
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         # An open stream would get again what is given back now.  While a fetch is running, leave the stream to it: the
         # cancellation of that fetch closes the stream.
-        if not self._is_fetching and any(settlement.outcome is Outcome.RETURN for settlement in settlements):
+        if not self._is_fetching and Outcome.RETURN in [settlement.outcome for settlement in settlements]:
             await self._reader.stop()
         return await self._settling.settle(settlements)
 
