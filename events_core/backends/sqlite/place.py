@@ -21,6 +21,7 @@ import os
 import sqlite3
 import sys
 import threading
+import time
 from contextlib import suppress
 
 from events_core import ErrorCode
@@ -34,6 +35,8 @@ _log = logging.getLogger("events_core.sqlite")
 _Identity = tuple[int, int]
 _NONE: _Identity = (-1, -1)
 """The identity of no file."""
+_TICK = 5.0
+"""Seconds; more than the coarsest time of change of a file system (FAT: 2 s)."""
 
 # Each client's thread adds and removes its own place, each time in one step of the interpreter.  So a fork in another
 # thread finds the set whole, and needs no lock to read it.
@@ -94,6 +97,9 @@ class Place:
             )
         _remove_orphaned_index(os.path.realpath(path))
         self._known: tuple[tuple[str, _Identity], ...] = ()
+        self._folder = ""
+        self._unchanged: tuple[int, int, int] | None = None
+        """The identity and the time of change of the folder when all files were found at their paths."""
         self._log: dict[str, _Identity | None] = {}
         with _guarding:
             _in_use.add(self)
@@ -134,19 +140,29 @@ class Place:
         self._log = {path: _identity(path) for path in (f"{self._real}-wal", f"{self._real}-shm")}
         known = {self._path: self._file, **self._log}
         self._known = tuple((path, identity or _NONE) for path, identity in known.items())
+        # A symbolic link and its target may be in two folders.  Then the time of change of one tells too little.
+        self._folder = "" if os.path.islink(self._path) else os.path.dirname(self._path) or os.curdir
         self._check_others()  # again, because the log may have been removed since the first check
 
     @property
     def is_current(self) -> bool:
         """Return whether the file, its log and its index are still at their paths."""
-        # Three system calls, about 3 µs, twice for each transaction.
+        # Asked twice for each transaction.  Each system call lets other threads run first, which costs more than the
+        # call itself.  So usually make only one: removing, replacing or renaming a file changes its folder.
         try:
+            folder = os.stat(self._folder) if self._folder else None
+            if folder is not None and _version(folder) == self._unchanged:
+                return True
             for path, identity in self._known:
                 status = os.stat(path)
                 if (status.st_dev, status.st_ino) != identity:
                     return False
         except OSError:
             return False
+        # The next change may happen within the same tick of the file system's clock, and leave the same time.
+        self._unchanged = None
+        if folder is not None and time.time() - folder.st_mtime > _TICK:
+            self._unchanged = _version(folder)
         return True
 
     def check(self) -> None:
@@ -262,6 +278,11 @@ def _remove_orphaned_index(file: str) -> None:
     if found is not None and not os.path.lexists(f"{file}-wal") and _identity(index) == found:
         with suppress(OSError):
             os.unlink(index)
+
+
+def _version(folder: os.stat_result) -> tuple[int, int, int]:
+    """Return a value that changes when an entry of *folder* is added, removed or replaced."""
+    return folder.st_dev, folder.st_ino, folder.st_mtime_ns
 
 
 def _identity(path: str) -> _Identity | None:

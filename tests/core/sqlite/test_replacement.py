@@ -6,7 +6,8 @@ import asyncio
 import os
 import sqlite3
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, PublishError, ReceiveError
 from events_core.backends.sqlite import SQLiteClient
+from events_core.backends.sqlite.place import Place
 from events_core.backends.sqlite.store import Store
 from events_core.engine import BrokerError
 
@@ -337,3 +339,70 @@ def _link_to(path: Path) -> Path:
     link = path.with_name("other-link.db")
     link.symlink_to(path)
     return link
+
+
+def replaced_index(file: Path, fresh: Path) -> None:
+    index = file.with_name(f"{file.name}-shm")
+    fresh.with_name("copy").write_bytes(index.read_bytes())
+    fresh.with_name("copy").rename(index)
+
+
+def removed_log(file: Path, fresh: Path) -> None:
+    file.with_name(f"{file.name}-wal").unlink()
+
+
+def moved_folder(file: Path, fresh: Path) -> None:
+    file.parent.rename(file.parent.with_name("elsewhere"))
+
+
+@pytest.fixture
+def settled(tmp_path: Path) -> Iterator[tuple[Path, Place]]:
+    """A file in use, in a folder whose last change was an hour ago, and its place."""
+    folder = tmp_path / "settled"
+    folder.mkdir()
+    file = folder / "events.db"
+    place = Place(str(file))
+    connection = sqlite3.connect(file)
+    connection.executescript("PRAGMA journal_mode=wal; CREATE TABLE entries (number)")
+    place.opened()
+    an_hour_ago = time.time() - 3600
+    os.utime(folder, (an_hour_ago, an_hour_ago))
+    yield file, place
+    connection.close()
+    place.closed()
+
+
+def test_file_in_an_unchanged_folder_is_found_by_one_system_call(
+    settled: tuple[Path, Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check costs one call while the folder does not change."""
+    _, place = settled
+    assert place.is_current
+    asked: list[object] = []
+    look = os.stat
+    monkeypatch.setattr(os, "stat", lambda path: asked.append(path) or look(path))
+    assert place.is_current
+    monkeypatch.undo()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("way", [*WAYS, removed_log, replaced_index, moved_folder], ids=lambda way: way.__name__)
+def test_change_in_a_folder_that_was_unchanged_for_long_is_noticed(
+    settled: tuple[Path, Place], fresh: Path, way: Way
+) -> None:
+    """A file that was found by its unchanged folder is not current after any change to it or to its log."""
+    file, place = settled
+    assert place.is_current
+    way(file, fresh)
+    assert not place.is_current
+
+
+def test_folder_that_has_just_changed_is_not_trusted(settled: tuple[Path, Place]) -> None:
+    """Two changes within one tick of the clock leave the same time: the second one is noticed all the same."""
+    file, place = settled
+    (file.parent / "first").touch()
+    changed = file.parent.stat()
+    assert place.is_current
+    file.unlink()
+    os.utime(file.parent, ns=(changed.st_atime_ns, changed.st_mtime_ns))
+    assert not place.is_current
