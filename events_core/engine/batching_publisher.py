@@ -65,7 +65,8 @@ class BatchingPublisher(Publisher):
     def _send(self, messages: Sequence[EventMessage], connect: Connect) -> Coroutine[Any, Any, Results]:
         send = self._checked(messages)
         with self._lock:
-            self._accept(send)
+            self._refuse_if_closed()
+            self._outbox.accept(send)
             self._outbox.queue(send.entries)
         if self._opened:
             return self._results(send)
@@ -80,11 +81,6 @@ class BatchingPublisher(Publisher):
         for index, message in enumerate(messages):
             send.add(message, size(index, message))
         return send
-
-    def _accept(self, send: AnySend[Waiter]) -> None:
-        """Take in a send that has been checked.  Under the lock."""
-        self._refuse_if_closed()
-        self._outbox.accept(send)
 
     async def _send_gently(self, messages: Sequence[EventMessage], connect: Connect) -> Results:
         async with self.order.turn():
@@ -101,7 +97,8 @@ class BatchingPublisher(Publisher):
                 await asyncio.sleep(0)
             send.add(message, sizes[index])
         with self._lock:
-            self._accept(send)
+            self._refuse_if_closed()
+            self._outbox.accept(send)
         try:
             for part in parts(send.entries):
                 with self._lock:

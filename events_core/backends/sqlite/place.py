@@ -35,8 +35,8 @@ _log = logging.getLogger("events_core.sqlite")
 _Identity = tuple[int, int]
 _NONE: _Identity = (-1, -1)
 """The identity of no file."""
-_TICK = 5.0
-"""Seconds; more than the coarsest time of change of a file system (FAT: 2 s)."""
+_TICK = 0.1
+"""Seconds; more than the steps of a file system's clock, if it counts parts of a second (Linux: 10 ms at most)."""
 
 # Each client's thread adds and removes its own place, each time in one step of the interpreter.  So a fork in another
 # thread finds the set whole, and needs no lock to read it.
@@ -159,10 +159,7 @@ class Place:
                     return False
         except OSError:
             return False
-        # The next change may happen within the same tick of the file system's clock, and leave the same time.
-        self._unchanged = None
-        if folder is not None and time.time() - folder.st_mtime > _TICK:
-            self._unchanged = _version(folder)
+        self._unchanged = _version(folder) if folder is not None and _is_settled(folder) else None
         return True
 
     def check(self) -> None:
@@ -278,6 +275,12 @@ def _remove_orphaned_index(file: str) -> None:
     if found is not None and not os.path.lexists(f"{file}-wal") and _identity(index) == found:
         with suppress(OSError):
             os.unlink(index)
+
+
+def _is_settled(folder: os.stat_result) -> bool:
+    """Return whether the next change of *folder* will leave another time."""
+    # Two changes within one step of the clock leave the same time.  A clock without a fraction has steps of seconds.
+    return bool(folder.st_mtime_ns % 1_000_000_000) and time.time() - folder.st_mtime > _TICK
 
 
 def _version(folder: os.stat_result) -> tuple[int, int, int]:
