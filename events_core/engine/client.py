@@ -172,22 +172,24 @@ class EngineClient(EventClient):
     # Sending
 
     async def send_message(self, message: EventMessage) -> str:
-        self._check()
         try:
             if self.observer is None:  # observing costs as much as checking the message
+                self._check()
                 return self._only(await self._publisher.send([message], self._open))
             with self._observed("publish", messages=1):
+                self._check()
                 return self._only(await self._publisher.send([message], self._open))
         except EventError as error:
             raise error.located(self._backend, self._topic_name) from error.__cause__
 
     async def send_messages(self, messages: Iterable[EventMessage]) -> list[str]:
         batch = list(messages)
-        self._check()
         if not batch:
+            self._check()
             return []
         try:
             with self._observed("publish", messages=len(batch)):
+                self._check()
                 return self._all(await self._publisher.send(batch, self._open))
         except EventError as error:
             raise error.located(self._backend, self._topic_name) from error.__cause__

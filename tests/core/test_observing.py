@@ -7,7 +7,15 @@ import logging
 
 import pytest
 
-from events_core import AcknowledgeError, EventConfig, EventMessage, Operation, PublishError, create_client
+from events_core import (
+    AcknowledgeError,
+    EventConfig,
+    EventMessage,
+    EventRuntimeError,
+    Operation,
+    PublishError,
+    create_client,
+)
 
 
 class Recorder:
@@ -63,6 +71,27 @@ def test_start_and_end_with_outcome() -> None:
         ("end", "settle", 2, ""),
         ("start", "settle", 1, ""),
         ("end", "settle", 1, "AcknowledgeError"),
+    ]
+
+
+def test_a_send_on_a_closed_client_is_observed() -> None:
+    """V1: an operation that a closed client refuses has a start, and an end with the error."""
+    recorder = Recorder()
+
+    async def main() -> None:
+        async with create_client(EventConfig("closed", backend="memory")) as client:
+            client.observer = recorder
+        with pytest.raises(EventRuntimeError, match="closed"):
+            await client.send_message(EventMessage(b"1"))
+        with pytest.raises(EventRuntimeError, match="closed"):
+            await client.send_messages([EventMessage(b"1"), EventMessage(b"2")])
+
+    asyncio.run(main())
+    assert recorder.seen == [
+        ("start", "publish", 1, ""),
+        ("end", "publish", 1, "EventRuntimeError"),
+        ("start", "publish", 2, ""),
+        ("end", "publish", 2, "EventRuntimeError"),
     ]
 
 
