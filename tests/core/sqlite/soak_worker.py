@@ -11,8 +11,10 @@ import mmap
 import os
 import random
 import sys
+import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from events_core import AcknowledgeError, ErrorCode, EventConfig, EventMessage, ReceivedMessage
 from events_core.backends.sqlite import SQLiteClient
@@ -24,6 +26,10 @@ UNWRITTEN = 0.02
 """Seconds before an action is written down, at most, so that a kill may come in between."""
 HANDLING = 0.1
 """Seconds for which a consumer holds a batch, at most, so that a kill meets it with one."""
+TIMEOUT = 20.0
+"""Seconds that a send or a settlement may take."""
+HANG = 60.0
+"""Seconds beyond its timeout after which a call counts as hanging.  The process then ends with an error."""
 
 
 class Ledger:
@@ -43,9 +49,9 @@ async def produce(client: SQLiteClient, ledger: Ledger, name: str, *share: str) 
     first, end, keys = map(int, share)
     for start in range(first, end, BATCH):
         rows = [(number, f"key-{random.randrange(keys)}") for number in range(start, min(start + BATCH, end))]
-        ids = await client.send_messages(
-            EventMessage(f"{name} {number}".encode(), ordering_key=key) for number, key in rows
-        )
+        batch = [EventMessage(f"{name} {number}".encode(), ordering_key=key) for number, key in rows]
+        async with asyncio.timeout(TIMEOUT + HANG):
+            ids = await client.send_messages(batch)
         await asyncio.sleep(random.uniform(0, UNWRITTEN))
         ledger.write("sent", (f"{sent} {name} {number} {key}" for sent, (number, key) in zip(ids, rows, strict=True)))
         await asyncio.sleep(PAUSE)
@@ -55,13 +61,15 @@ async def consume(client: SQLiteClient, ledger: Ledger) -> None:
     """Acknowledge everything that comes; write down each as ``held``, in the form of ``sent``."""
     async with await client.subscribe() as receiver:
         while True:
-            messages = await receiver.receive_messages(BATCH)
+            async with asyncio.timeout(1.0 + HANG):
+                messages = await receiver.receive_messages(BATCH, 1.0)
             ledger.write("held", (f"{each.message_id} {each.data.decode()} {each.ordering_key}" for each in messages))
             await asyncio.sleep(random.uniform(0, HANDLING))
             ledger.write("asked", ids_of(messages))
             expired: set[str] = set()
             try:
-                await receiver.acknowledge_messages(messages)
+                async with asyncio.timeout(TIMEOUT + HANG):
+                    await receiver.acknowledge_messages(messages)
             except AcknowledgeError as error:
                 if any(each.code is not ErrorCode.EXPIRED for each in error.failed.values()):
                     raise
@@ -69,6 +77,18 @@ async def consume(client: SQLiteClient, ledger: Ledger) -> None:
             await asyncio.sleep(random.uniform(0, UNWRITTEN))
             ledger.write("settled", [each for each in ids_of(messages) if each not in expired])
             ledger.write("expired", expired)
+
+
+async def measure(ledger: Ledger) -> None:
+    """Write down each second how many threads, tasks, descriptors and kilobytes of memory this process has."""
+    while True:
+        ledger.write("gauge", [f"0 {threading.active_count()} {len(asyncio.all_tasks())} {of_the_process()}"])
+        await asyncio.sleep(1.0)
+
+
+def of_the_process() -> str:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return f"{len(os.listdir('/proc/self/fd'))} {pages * os.sysconf('SC_PAGE_SIZE') // 1024}"
 
 
 def ids_of(messages: Iterable[ReceivedMessage]) -> list[str]:
@@ -86,8 +106,12 @@ def follow(clock: str) -> None:
 async def main(role: str, file: str, ledger: str, clock: str, *rest: str) -> None:
     follow(clock)
     options = {"path": file, "subscription": "soak", "session_timeout": "2"}
+    options |= {"send_timeout": f"{TIMEOUT:g}", "ack_timeout": f"{TIMEOUT:g}"}
+    written = Ledger(ledger)
+    measuring = asyncio.create_task(measure(written))
     async with SQLiteClient(EventConfig("orders", options=options)) as client:
-        await {"produce": produce, "consume": consume}[role](client, Ledger(ledger), *rest)
+        await {"produce": produce, "consume": consume}[role](client, written, *rest)
+    measuring.cancel()
 
 
 if __name__ == "__main__":

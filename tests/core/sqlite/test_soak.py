@@ -1,6 +1,8 @@
 """Producers and consumers share a file that is disturbed again and again: no message is lost or out of order.
 
-Processes are killed or stopped for a while, another program locks the file, and the system's clock is set.
+Processes are killed or stopped for a while, another program locks the file, and the system's clock is set.  No call may
+hang.  One producer and one consumer are never killed, and must not need more and more threads, tasks, descriptors or
+memory.
 ``EVENTS_TEST_SOAK=full`` runs it for at least 15 minutes, and ``EVENTS_TEST_SEED`` repeats the faults of a run.
 """
 
@@ -10,6 +12,7 @@ import os
 import random
 import signal
 import sqlite3
+import statistics
 import struct
 import subprocess
 import sys
@@ -58,14 +61,35 @@ def read(ledger: Path) -> Iterator[Line]:
             yield Line(kind, int(at), int(message_id), tuple(rest), ledger.stem)
 
 
+class Gauge(NamedTuple):
+    """Things of which a process must not have more and more."""
+
+    threads: int
+    tasks: int
+    descriptors: int
+    kilobytes: int
+
+
+def check_flat(name: str, gauges: list[Gauge]) -> None:
+    """Compare the last third of a life with the one before it; the first third is the warm-up."""
+    third = len(gauges) // 3
+    for field in Gauge._fields:
+        middle = statistics.median(getattr(each, field) for each in gauges[third : 2 * third])
+        last = statistics.median(getattr(each, field) for each in gauges[2 * third :])
+        print(f"{name}: {field}: {middle:g}, then {last:g}")
+        assert last <= 1.1 * middle + 5, f"{name}: {field} grew from {middle:g} to {last:g}"
+
+
 class Worker:
     """A producer or consumer that is started again after each kill, with a ledger for each life."""
 
-    def __init__(self, file: Path, role: str, name: str, clock: Path) -> None:
+    def __init__(self, file: Path, role: str, name: str, clock: Path, *, lives_on: bool) -> None:
         self._file = file
         self._clock = clock
         self._role = role
-        self._name = name
+        self.name = name
+        self.lives_on = lives_on
+        """True if it is never killed, so that its one life shows what grows."""
         self.ledgers: list[Path] = []
         self.stopped: set[str] = set()
         """Lives that were stopped for a while."""
@@ -73,8 +97,8 @@ class Worker:
 
     def start(self) -> None:
         first = sum(line.kind == "sent" for ledger in self.ledgers for line in read(ledger))
-        self.ledgers.append(self._file.with_name(f"{self._name}-{len(self.ledgers)}.ledger"))
-        share = [self._name, first, MESSAGES // 2, KEYS] if self._role == "produce" else []
+        self.ledgers.append(self._file.with_name(f"{self.name}-{len(self.ledgers)}.ledger"))
+        share = [self.name, first, MESSAGES // 2, KEYS] if self._role == "produce" else []
         command = [sys.executable, WORKER, self._role, self._file, self.ledgers[-1], self._clock, *share]
         self._process = subprocess.Popen([str(part) for part in command])
 
@@ -83,6 +107,11 @@ class Worker:
         """Return whether it has ended by itself; check that it has not failed."""
         assert self._process.poll() in (None, 0)
         return self._process.poll() == 0
+
+    def gauges(self) -> list[Gauge]:
+        """Return what the last life has measured."""
+        lines = read(self.ledgers[-1])
+        return [Gauge(*map(int, line.rest)) for line in lines if line.kind == "gauge"]
 
     def kill(self) -> None:
         self._process.kill()
@@ -117,7 +146,7 @@ def workers(file: Path, clock: Path) -> Iterator[list[Worker]]:
     try:
         for number in range(5):
             role = "produce" if number < 2 else "consume"
-            started.append(Worker(file, role, f"{role}-{number}", clock))
+            started.append(Worker(file, role, f"{role}-{number}", clock, lives_on=number in (0, 4)))
         yield started
     finally:
         for each in started:
@@ -138,8 +167,9 @@ def soak(file: Path, clock: Path, workers: list[Worker], draw: random.Random) ->
     while not all(each.is_done for each in workers[:2]) or messages_left(file):
         assert time.monotonic() < ends, f"{messages_left(file)} messages are left"
         time.sleep(PAUSE)
-        victim = draw.choice([each for each in workers if not each.is_done])
+        running = [each for each in workers if not each.is_done]
         fault = draw.choice(["kill", "kill", "stop", "lock", "clock"])
+        victim = draw.choice([each for each in running if fault != "kill" or not each.lives_on])
         faults[fault] += 1
         match fault:
             case "kill":
@@ -271,3 +301,10 @@ def test_ledgers_agree_after_faults(file: Path, clock: Path, workers: list[Worke
         f"{unwritten_settled} settled and {unwritten_sent} sent without being written down, "
         f"{len(books.expired)} expired"
     )
+    for each in workers:
+        if each.lives_on:
+            gauges = each.gauges()
+            assert len(each.ledgers) == 1
+            assert gauges, f"{each.name} measured nothing"
+            if FULL:
+                check_flat(each.name, gauges)
