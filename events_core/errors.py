@@ -60,7 +60,7 @@ class ErrorCode(enum.StrEnum):
     ALREADY_SETTLED = "ALREADY_SETTLED"
     """The delivery was settled before, with another outcome."""
     EXPIRED = "EXPIRED"
-    """The delivery no longer belongs to this receiver; the message comes again."""
+    """The delivery no longer belongs to this receiver; the message usually comes again."""
     NOT_ATTEMPTED = "NOT_ATTEMPTED"
     """The message was not sent, because an earlier message of the same ordering key failed."""
     CLOSED = "CLOSED"

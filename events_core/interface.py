@@ -510,7 +510,9 @@ class EventReceiver(ABC):
         except AcknowledgeError as error:
             if error.code is not ErrorCode.EXPIRED:
                 raise
-            _log.warning("message %s was processed after its delivery had expired; it comes again", message.message_id)
+            _log.warning(
+                "message %s was processed after its delivery had expired; it usually comes again", message.message_id
+            )
 
     @abstractmethod
     def __aiter__(self) -> AsyncIterator[ReceivedMessage]:
@@ -556,7 +558,7 @@ async def _settle_failed(receiver: EventReceiver, message: ReceivedMessage, erro
         delay = error.delay_within(receiver.capabilities.limits.max_nack_delay)
         if delay < error.seconds:
             _log.warning(
-                "message %s is to come again after %g s; the backend delays %g s at most, so it comes again after that",
+                "message %s: a delay of %g s was asked; the backend delays %g s at most, and uses that",
                 message.message_id,
                 error.seconds,
                 delay,

@@ -373,7 +373,9 @@ class MemorySource(Source):
             for settlement in reversed(settlements):
                 delay, item = settlement.delay, settlement.delivery.token
                 if item.delivery is not settlement.delivery or self._of.deleted:
-                    results.append(BrokerError("the lease has expired; the message will come again", ErrorCode.EXPIRED))
+                    results.append(
+                        BrokerError("the lease has expired; the message usually comes again", ErrorCode.EXPIRED)
+                    )
                     continue
                 if settlement.outcome is REJECT:
                     rejected.append((item, settlement.reason))

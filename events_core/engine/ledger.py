@@ -556,8 +556,8 @@ def _already_settled(message_id: str, outcome: Outcome) -> BrokerError:
 
 def _expired(message_id: str) -> BrokerError:
     return BrokerError(
-        f"the delivery of message {message_id!r} is over: it expired or was returned, and the message comes "
-        "again; settle it sooner or raise max_lease_duration",
+        f"the delivery of message {message_id!r} is over: it expired or was returned, and its message usually "
+        "comes again; settle it sooner or raise max_lease_duration",
         ErrorCode.EXPIRED,
     )
 

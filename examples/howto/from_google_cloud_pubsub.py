@@ -55,7 +55,7 @@ async def confirm(
     except AcknowledgeError as error:
         for message_id, reason in error.failed.items():
             if reason.code is ErrorCode.EXPIRED:
-                print(message_id, "comes again")
+                print(message_id, "usually comes again")
             else:
                 print(message_id, "is still held:", reason)
 

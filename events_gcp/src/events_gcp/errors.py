@@ -95,8 +95,8 @@ def refused_ack_ids(error: BrokerError) -> Mapping[str, BrokerError]:
         # cloud.google.com/pubsub/docs/exactly-once-delivery: PERMANENT_FAILURE_… and TRANSIENT_FAILURE_…
         if reason.startswith("PERMANENT_FAILURE"):
             refused[ack_id] = BrokerError(
-                f"Pub/Sub has ended this delivery, and the message comes again ({reason}); settle it sooner, or raise "
-                "ack_deadline",
+                f"Pub/Sub has ended this delivery, and its message usually comes again ({reason}); settle it sooner, "
+                "or raise ack_deadline",
                 ErrorCode.EXPIRED,
             )
         elif reason.startswith("TRANSIENT_FAILURE"):

@@ -123,7 +123,9 @@ def test_a_delivery_expires_at_its_deadline_counted_from_hand_out() -> None:
     (only,) = target.take(1, 50.0)
     assert target.expire(109.9) == []
     assert begun(target.expire(110.0)) == [("1", Outcome.NACK)]
-    assert code(begin(target, only, Outcome.ACK, now=110.0)) is ErrorCode.EXPIRED
+    refused = begin(target, only, Outcome.ACK, now=110.0)
+    assert code(refused) is ErrorCode.EXPIRED
+    assert "its message usually comes again" in str(refused)
     assert begin(target, only, Outcome.NACK, now=110.0) == []
 
 
