@@ -1,0 +1,31 @@
+"""A RabbitMQ server, found or started once for all tests of a process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from .server import Missing, Server, find_or_start
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Yield a server.  Without one, tests are skipped, or fail if EVENTS_TEST_REQUIRE names rabbitmq."""
+    try:
+        with find_or_start(tmp_path_factory.mktemp("rabbitmq")) as found:
+            yield found
+    except Missing as reason:
+        if "rabbitmq" in os.environ.get("EVENTS_TEST_REQUIRE", "").split(","):
+            pytest.fail(f"no RabbitMQ server: {reason}")
+        pytest.skip(f"no RabbitMQ server: {reason}")
+
+
+@pytest.fixture
+def own_server(server: Server) -> Iterator[Server]:
+    """Yield a server that the test may stop and administer.  Afterwards it runs again, without an alarm."""
+    if not server.is_ours:
+        pytest.skip(f"the server at {server.address} was not started by the tests")
+    yield server
+    server.restore()
