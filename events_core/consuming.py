@@ -1,7 +1,7 @@
-"""The receiving loop of an application: bounded concurrency, order per key, failures and shutdown (H2).
+"""The receiving loop of an application: bounded concurrency, order per key, failures and shutdown (rule H2: consuming).
 
 *concurrency* workers each receive one message, call the handler, settle the message, and begin again.  A worker holds
-one message at a time, so the receiver hands out no second message of its ordering key (R8).
+one message at a time, so the receiver hands out no second message of its ordering key (rule R8: order per key).
 
 All of this runs on one event loop, so nothing here needs a lock.  Two things end the workers:
 
@@ -81,7 +81,8 @@ async def consume(
 
     When *handler* returns, the message is acknowledged.  When it raises, the exception is logged and the message is
     nacked: it comes again, later each time.  If *handler* raises :class:`~events_core.Reject` or
-    :class:`~events_core.RetryAfter`, the message is settled as that exception says, and no failure is logged (H3).
+    :class:`~events_core.RetryAfter`, the message is settled as that exception says, and no failure is logged (rule H3:
+    decisions of a handler).
 
     If the broker does not answer within ``ack_timeout``, settling is tried again while other messages are handled.
     Messages of one ordering key are handled one after the other, in order, with any *concurrency*.

@@ -1,4 +1,4 @@
-"""Exceptions that a handler raises to decide what becomes of its message (H3)."""
+"""Exceptions that a handler raises to decide what becomes of its message (rule H3: decisions of a handler)."""
 
 from __future__ import annotations
 

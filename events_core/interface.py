@@ -264,7 +264,7 @@ class EventClient(ABC):
         """
 
     async def run_native(self, work: Callable[[Any], Awaitable[T]], timeout: float = 30.0) -> T:
-        """Call *work* with the broker's own connection, await it, and return its result (N1).
+        """Call *work* with the broker's own connection, await it, and return its result (rule N1: native objects).
 
         Use it for what this library does not offer.  It is not portable: each backend documents the type of the
         connection, and declares it in its own class.  *work* runs where the backend runs, usually on another event loop
@@ -285,10 +285,11 @@ class EventClient(ABC):
         raise EventRuntimeError("this backend gives no access to its own connection", code=ErrorCode.UNSUPPORTED)
 
     def native_message(self, message: ReceivedMessage) -> Any:
-        """Return the broker's own form of a message that this client's receiver has returned (N1).
+        """Return the broker's own form of a message that this client's receiver has returned.
 
-        It is not portable: each backend documents the type, and declares it in its own class.  It is made when you ask,
-        so a message costs nothing more if you do not.  This default always raises ``UNSUPPORTED``.
+        This is rule N1: native objects.  It is not portable: each backend documents the type, and declares it in its
+        own class.  It is made when you ask, so a message costs nothing more if you do not.  This default always raises
+        ``UNSUPPORTED``.
 
         :raises EventRuntimeError: ``UNSUPPORTED``.
         :raises TypeError: for a message that no receiver has returned.

@@ -465,7 +465,7 @@ class MemoryClient(EngineClient):
     driver_class = MemoryDriver
 
     async def run_native(self, work: Callable[[MemoryTopic], Awaitable[T]], timeout: float = 30.0) -> T:
-        """Call *work* with a :class:`MemoryTopic`, in the caller's task (N1).
+        """Call *work* with a :class:`MemoryTopic`, in the caller's task (rule N1: native objects).
 
         So cancelling the caller cancels *work*, and closing the client does not.
         A message has no native form here.

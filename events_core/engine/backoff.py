@@ -9,7 +9,7 @@ __all__ = ["Backoff", "redelivery_delay"]
 
 
 def redelivery_delay(attempt: int) -> float:
-    """Return the seconds before a message that failed *attempt* times is delivered again (R11).
+    """Return the seconds before a message that failed *attempt* times is delivered again (rule R11: delays).
 
     They begin with 0.1 s and double with each attempt, up to 60 s.
     """

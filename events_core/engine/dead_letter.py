@@ -1,4 +1,4 @@
-"""Dead letters: who moves a message that failed too often, and when (R12).
+"""Dead letters: who moves a message that failed too often, and when (rule R12: dead letters).
 
 * Usually the broker decides, or the embedded backend.  It counts the attempts, and moves the message when it is told
   of the last failure.

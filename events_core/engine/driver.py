@@ -148,9 +148,10 @@ class Delivery:
     _nacks: int = attrs.field(default=0, init=False)
     """Failures that only this receiver knows of."""
     _deadline: float = attrs.field(default=0.0, init=False)
-    """The ``time.monotonic()`` at which the receiver gives it up (R6)."""
+    """The ``time.monotonic()`` at which the receiver gives it up (rule R6: leases)."""
     _kept_until: float = attrs.field(default=0.0, init=False)
-    """The receiver does not give it up before: it waits for its delay, and then to be handed out (R11)."""
+    """The receiver does not give it up before: it waits for its delay, and then to be handed out (rule R11:
+    delays)."""
     _is_out: bool = attrs.field(default=False, init=False)
     """True while a request to settle it is out.  Its ``token`` does not change in that time: the driver may read it
     late."""
@@ -234,7 +235,7 @@ class Source(ABC):
         call returns.
 
         The application keeps those that it holds.  Settle them as ``EXPIRED``, unless the broker delivers the message
-        to this receiver again: that gives the delivery a new token (F2, R7).
+        to this receiver again: that gives the delivery a new token (rule F2: lost sessions; rule R7: duplicates).
 
         :param is_lost: is asked of deliveries that :meth:`fetch` returned, under the receiver's lock.  It looks at
             ``token``.  It does not wait and does not call the engine.
@@ -349,9 +350,10 @@ class Driver(ABC, Generic[OptionsT]):
     max_settle_batch: int = 1000
     """Most settlements in one request."""
     longest_pause: float = 30.0
-    """Most seconds between two tries of a request during an outage (F1).  Many brokers are back within seconds."""
+    """Most seconds between two tries of a request during an outage (rule F1: outages).  Many brokers are back within
+    seconds."""
     publish_max_inflight: int = 4
-    """Most requests to publish that are out at once (P5)."""
+    """Most requests to publish that are out at once (rule P5: batching)."""
     publish_max_keys: int | None = None
     """Most requests with an ordering key that are out at once, each of another key.  ``None`` if they share
     :attr:`publish_max_inflight`.  Set it if a request carries only one key.  If all messages have different keys, this
@@ -378,7 +380,9 @@ class Driver(ABC, Generic[OptionsT]):
 
     @abstractmethod
     async def open(self) -> None:
-        """Import the SDK, connect, and create the topic and the configured subscription if the options allow it (Q2).
+        """Import the SDK, connect, and create the topic and the configured subscription.
+
+        Create only what the options allow (rule Q2: creation).
 
         *Called* at the first use of the client.  After a failure it is called again, after a success never.  Overlaps
         no other method.
@@ -450,10 +454,11 @@ class Driver(ABC, Generic[OptionsT]):
         return None
 
     async def keep_dead_letters(self, subscription: str) -> bool | None:
-        """Create *subscription* of ``options.dead_letter_topic`` if that topic has no durable one (R12).
+        """Create *subscription* of ``options.dead_letter_topic`` if that topic has no durable one.
 
-        The options must allow that.  An ephemeral subscription does not count, because it ends with its receiver.  The
-        new subscription never expires, and starts with the oldest letter that the broker still has.
+        It keeps the letters (rule R12: dead letters).  The options must allow that.  An ephemeral subscription does not
+        count, because it ends with its receiver.  The new subscription never expires, and starts with the oldest letter
+        that the broker still has.
 
         *Called* before each :meth:`subscribe` of a client that has such a topic.  Overlaps every method but
         :meth:`open` and :meth:`close`, also itself.  *Cancelled* when ``connect_timeout`` is over, and when the client
@@ -486,7 +491,7 @@ class Driver(ABC, Generic[OptionsT]):
         """
 
     async def run_native(self, work: Callable[[Any], Awaitable[T]]) -> T:
-        """Call *work* with the broker's own connection, await it, and return its result (N1).
+        """Call *work* with the broker's own connection, await it, and return its result (rule N1: native objects).
 
         The backend's client declares the type of the connection, and documents it.  The connection may be the driver's
         own, or one that is opened for *work*.  It is valid until *work* has ended.
@@ -500,10 +505,10 @@ class Driver(ABC, Generic[OptionsT]):
         raise BrokerError("this backend gives no access to its own connection", ErrorCode.UNSUPPORTED)
 
     def native_message(self, delivery: Delivery) -> Any:
-        """Return the broker's own form of a message, made from *delivery* when it is asked for (N1).
+        """Return the broker's own form of a message, made from *delivery* when it is asked for.
 
-        *Called* in the caller's thread, by several threads at once, also for deliveries that are settled.  It does not
-        wait and does no I/O.
+        This is rule N1: native objects.  *Called* in the caller's thread, by several threads at once, also for
+        deliveries that are settled.  It does not wait and does no I/O.
 
         :raises BrokerError: ``UNSUPPORTED`` by default.
         """

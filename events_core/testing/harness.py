@@ -32,7 +32,8 @@ class Harness(ABC):
     refused_message: EventMessage | None = None
     """A message that the broker refuses for good although the limits permit it; ``None`` if you know none."""
     sdk_modules: Collection[str] = ()
-    """Modules that must not be imported before a connection opens (B1), for example ``"google.cloud.pubsub"``."""
+    """Modules that must not be imported before a connection opens (rule B1: lazy imports), for example
+    ``"google.cloud.pubsub"``."""
     give_up_after: float = 60.0
     """Seconds that failing tests may take together.  After that the kit leaves out the rest, because nearly every test
     waits in vain if no messages come."""

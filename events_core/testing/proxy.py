@@ -34,7 +34,8 @@ class TcpProxy:
                 ...
 
     The proxy has no thread and no socket in the test's own process, where they would be mistaken for what a client
-    leaves behind (C3).  Its methods return when the fault is in force, and may be called from any thread.
+    leaves behind (rule C3: after closing).  Its methods return when the fault is in force, and may be called from any
+    thread.
     """
 
     def __init__(self, address: str) -> None:

@@ -59,7 +59,9 @@ class SQLiteClient(EngineClient):
         return Location(topic_name, options={"path": file})
 
     async def run_native(self, work: Callable[[sqlite3.Connection], Awaitable[T]], timeout: float = 30.0) -> T:
-        """Call *work* with an :class:`sqlite3.Connection` of its own to the file, on the client's thread (N1).
+        """Call *work* with an :class:`sqlite3.Connection` of its own to the file (rule N1: native objects).
+
+        It runs on the client's thread.
 
         The connection is in autocommit mode: begin and commit a transaction yourself.  It is closed when *work* has
         ended, which rolls back what is not committed.
@@ -67,7 +69,7 @@ class SQLiteClient(EngineClient):
         return await super().run_native(work, timeout)
 
     def native_message(self, message: ReceivedMessage) -> int:
-        """Return the ``id`` of the message's row in the table ``messages`` (N1)."""
+        """Return the ``id`` of the message's row in the table ``messages`` (rule N1: native objects)."""
         row: int = super().native_message(message)
         return row
 

@@ -39,7 +39,7 @@ class GcpPubSubClient(EngineClient):
         check_emulator(config)
 
     async def run_native(self, work: Callable[[grpc.aio.Channel], Awaitable[T]], timeout: float = 30.0) -> T:
-        """Call *work* with the client's ``grpc.aio.Channel``, on the engine's I/O loop (N1).
+        """Call *work* with the client's ``grpc.aio.Channel``, on the engine's I/O loop (rule N1: native objects).
 
         The channel carries the client's credentials.  Other clients share it, so *work* must not close it.  To use
         Google's own asyncio clients on it, pass their transport the channel.
@@ -47,9 +47,10 @@ class GcpPubSubClient(EngineClient):
         return await super().run_native(work, timeout)
 
     def native_message(self, message: ReceivedMessage) -> types.ReceivedMessage:
-        """Return the message as ``google.pubsub_v1.types.ReceivedMessage``, with the newest ack id (N1).
+        """Return the message as ``google.pubsub_v1.types.ReceivedMessage``, with the newest ack id.
 
-        It is made from what the delivery has kept.  So ``publish_time`` is exact to the microsecond only.
+        This is rule N1: native objects.  It is made from what the delivery has kept.  So ``publish_time`` is exact to
+        the microsecond only.
         """
         native: types.ReceivedMessage = super().native_message(message)
         return native

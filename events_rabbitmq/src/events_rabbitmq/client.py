@@ -42,14 +42,17 @@ class RabbitMQClient(EngineClient):
         return Location(topic_name, options={"host": authority} if authority else {})
 
     async def run_native(self, work: Callable[[AsyncioConnection], Awaitable[T]], timeout: float = 30.0) -> T:
-        """Call *work* with the client's ``pika.adapters.asyncio_connection.AsyncioConnection`` (N1).
+        """Call *work* with the client's ``pika.adapters.asyncio_connection.AsyncioConnection``.
 
-        It runs on the engine's I/O loop.  Receivers of the client share the connection, so *work* must not close it.
-        *work* opens channels of its own, because an error ends a channel.
+        This is rule N1: native objects.  It runs on the engine's I/O loop.  Receivers of the client share the
+        connection, so *work* must not close it.  *work* opens channels of its own, because an error ends a channel.
         """
         return await super().run_native(work, timeout)
 
     def native_message(self, message: ReceivedMessage) -> NativeMessage:
-        """Return the method, the properties and the body of the message, as pika gives them to a consumer (N1)."""
+        """Return the method, the properties and the body of the message, as pika gives them to a consumer.
+
+        This is rule N1: native objects.
+        """
         native: NativeMessage = super().native_message(message)
         return native
