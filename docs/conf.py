@@ -18,7 +18,7 @@ project = "events-core"
 copyright = "the events-core authors"
 version = release = version_of("events-core")
 sys.path.insert(0, str(Path(__file__).parent / "extensions"))
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx_copybutton", "rules"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx_copybutton", "guarantees", "rules"]
 html_theme = "furo"
 html_title = f"events-core {release}"
 html_static_path = ["_static"]
@@ -30,7 +30,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Annotations that Sphinx cannot resolve: type variables, and names of private or third-party modules.
     ("py:class", r".*(_Sized|T|Unpack|ConfigOverrides|TracebackType|AbstractContextManager)$"),
-    ("py:(class|data|attr|obj)", r"(collections\.abc|typing|asyncio|datetime|enum|attrs?|os|types|_io|sqlite3)\b.*"),
+    (
+        "py:(class|data|attr|obj)",
+        r"(collections\.abc|typing|asyncio|datetime|enum|attrs?|os|pathlib|types|_io|sqlite3)\b.*",
+    ),
     ("py:class", r"(Mapping|Sequence|Iterable|AsyncIterator|Callable|Collection|Any|Literal|Self|State)\b.*"),
     ("py:(class|exc)", r"(ValueError|RuntimeError|ConnectionError|Exception|TypeError|UnicodeDecodeError)"),
 ]

@@ -19,7 +19,9 @@ __all__ = ["UNPROVEN", "Claim", "Result", "claims_of", "notes", "overall", "resu
 UNPROVEN = "declared, not proven"
 """The state of a capability that a backend declares and that no test could prove."""
 
-_WORST_FIRST = ("broken", "excepted", "kept", "not declared", "not shown")
+_WORST_FIRST = ("broken", "excepted", "kept", "not declared", "not shown", "not applicable")
+
+_UNDECIDED = {"excepted", "not shown", "not applicable"}
 
 
 class Result(NamedTuple):
@@ -36,6 +38,7 @@ class Claim(NamedTuple):
     """The outcome of one test, for one of the capabilities that it proves."""
 
     suite: str
+    test: str
     claim: str
     state: str
     detail: str
@@ -57,7 +60,7 @@ def claims_of(report: pytest.TestReport) -> Iterator[Claim]:
     for name, claim in getattr(report, "user_properties", ()):
         if name == CLAIM:
             _, suite, test = report.nodeid.rsplit("::", 2)
-            yield Claim(suite, str(claim), *_state(report, test))
+            yield Claim(suite, test, str(claim), *_state(report, test))
 
 
 def _state(report: pytest.TestReport, test: str) -> tuple[str, str]:
@@ -107,5 +110,6 @@ def unproven(found: Collection[Claim]) -> Iterator[tuple[str, str]]:
         if claim in BEYOND_TESTS:
             yield claim, BEYOND_TESTS[claim]
         # A claim that is declared and was never tried is as unproven as one whose test was left out.
-        elif "kept" not in details or details.keys() & {"not shown", "excepted"}:
-            yield claim, "; ".join(sorted(details["not shown"] | details["excepted"] or details["not declared"]))
+        elif "kept" not in details or details.keys() & _UNDECIDED:
+            reasons = set[str]().union(*(details[state] for state in _UNDECIDED))
+            yield claim, "; ".join(sorted(reasons or details["not declared"]))

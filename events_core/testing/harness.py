@@ -6,6 +6,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from events_core import EventConfig, EventMessage
 
@@ -37,6 +38,15 @@ class Harness(ABC):
     give_up_after: float = 60.0
     """Seconds that failing tests may take together.  After that the kit leaves out the rest, because nearly every test
     waits in vain if no messages come."""
+    not_applicable: Mapping[str, str] = {}
+    """Situations that this broker cannot get into, by the name of the member of this class that would cause them, with
+    the reason: ``{"outage": "the topics are in the memory of the process"}``.  Tests that need one are then *not
+    applicable*, and not only *not shown*."""
+    proof: Path | None = None
+    """File with the record of what a run of the kit proved; ``None`` keeps no record.
+
+    A run of the whole suite fails if it shows something other than the file says.  With pytest's option
+    ``--events-proof`` it writes the file."""
     exceptions: Mapping[str, str] = {}
     """Faults of the environment, for example of an emulator: the name of a rule or of a test, and the reason.
 
@@ -49,6 +59,13 @@ class Harness(ABC):
         It names the backend, and always the same broker.  Missing topics and subscriptions are created, unless
         *options* say otherwise: add ``create="all"`` if that is not the backend's default.
         """
+
+    def versions(self) -> Mapping[str, str]:
+        """Return the versions of the server and of the client library by their names, for the record of :attr:`proof`.
+
+        The kit adds the versions of events-core and of the backend's distribution.  It calls this once in a process.
+        """
+        return {}
 
     def topic_name(self) -> str:
         """Return a new name for a topic."""

@@ -7,7 +7,6 @@ import json
 from events_core import available_backends, load_backend
 from events_core.interface import API_VERSION
 from events_core.testing.rules import rule
-from events_core.testing.skipping import not_shown
 from events_core.testing.stage import Stage
 
 __all__ = ["Loading"]
@@ -30,7 +29,7 @@ class Loading:
         """The package and the client's module import no module of the SDK, and all its modules are installed."""
         sdk = stage.harness.sdk_modules
         if not sdk:
-            not_shown("the modules of its SDK; it needs Harness.sdk_modules in a backend's tests")
+            stage.lacks("sdk_modules", "the modules of its SDK")
         module = type(stage.client()).__module__
         # In a new interpreter: in this one, other tests may have imported the SDK.
         found = json.loads(stage.python(["-c", _IMPORT, module, *sdk]))

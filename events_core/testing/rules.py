@@ -15,6 +15,7 @@ import pytest
 from events_core import Capabilities, load_backend
 from events_core.testing.explaining import Log, explained, logged
 from events_core.testing.harness import Harness
+from events_core.testing.introducing import introduced
 from events_core.testing.skipping import finding_of, not_shown
 from events_core.testing.stage import Stage
 
@@ -98,9 +99,9 @@ CLAIMS: Mapping[str, str] = {
 BEYOND_TESTS: Mapping[str, str] = {"durable=power_loss": "no test makes a power loss"}
 """The claims that no test can prove, and why."""
 
-RULE, CLAIM, STATE = "rule", "claim", "state"
-"""Names of the user properties of a test: a rule that it is about, a capability that it proves, and its state with a
-detail if it ended without a verdict."""
+RULE, CLAIM, STATE, SUBJECT = "rule", "claim", "state", "subject"
+"""Names of the user properties of a test: a rule that it is about, a capability that it proves, its state with a detail
+if it ended without a verdict, and the facts about the backend for its record."""
 
 # A backend that declares the stronger value promises the weaker one too.
 _WEAKER = {"durable=power_loss": "durable=process_crash", "ordering=subscription": "ordering=receiver"}
@@ -133,6 +134,9 @@ def rule(
             losses = _losses.setdefault(type(self), Losses())
             stage = Stage(harness)
             _claim(request.node, stage, proves)
+            if harness.proof is not None and type(self) not in _introduced:
+                _introduced.add(type(self))
+                request.node.user_properties.append((SUBJECT, introduced(type(self), stage)))
             began = time.monotonic()
             try:
                 # Inside the ``try``, so that the table also shows a test that the kit left out.
@@ -212,6 +216,10 @@ class Losses:
 
 # By suite and not by instance: pytest makes an instance for each test.
 _losses: dict[type, Losses] = {}
+
+
+_introduced: set[type] = set()
+"""The suites whose facts this process has reported.  Once is enough, and a server may have to be asked for them."""
 
 
 def _claim(item: pytest.Item, stage: Stage, proves: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""Tests that end without a verdict: the backend does not declare something, or the harness cannot show it.
+"""Tests that end without a verdict: the backend does not declare something, or nothing can show it.
 
 For pytest, such a test is skipped.  Its state and the detail travel with the exception, so that the table of rules need
 not read them out of the text that pytest prints.
@@ -10,12 +10,17 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["finding_of", "not_declared", "not_shown"]
+__all__ = ["finding_of", "not_applicable", "not_declared", "not_shown"]
 
 
 def not_declared(what: str) -> NoReturn:
     """End the test because the backend does not declare *what*."""
     _skip("not declared", what)
+
+
+def not_applicable(why: str) -> NoReturn:
+    """End the test because this broker cannot get into its situation, and say why."""
+    _skip("not applicable", why)
 
 
 def not_shown(what: str) -> NoReturn:

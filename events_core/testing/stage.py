@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -34,7 +34,7 @@ from events_core import (
 from events_core.testing.explaining import described
 from events_core.testing.harness import Harness
 from events_core.testing.processes import Child, environment, order
-from events_core.testing.skipping import not_declared, not_shown
+from events_core.testing.skipping import not_applicable, not_declared, not_shown
 
 __all__ = ["Stage", "numbered", "texts"]
 
@@ -166,13 +166,13 @@ class Stage:
     def require_lease(self) -> float:
         """Return the broker's lease, in seconds.  End the test if the harness does not know it."""
         if not self.harness.lease:
-            not_shown("the end of a lease; give events check --lease SECONDS, or set Harness.lease")
+            self.lacks("lease", "the end of a lease", "give events check --lease SECONDS, or set Harness.lease")
         return self.harness.lease
 
     def require_refused_message(self) -> EventMessage:
         """Return a message that only the broker refuses.  End the test if the harness knows none."""
         if self.harness.refused_message is None:
-            not_shown(_needs("a message that only the broker refuses", "refused_message"))
+            self.lacks("refused_message", "a message that only the broker refuses")
         return self.harness.refused_message
 
     async def refused(self, capability: str, call: Callable[[], Awaitable[object]]) -> None:
@@ -309,16 +309,26 @@ class Stage:
 
     def require_outage(self) -> AbstractContextManager[None]:
         """Return a context in which the broker cannot be reached; end the test if the harness cannot do that."""
-        return _shown(self.harness.outage(), _needs("an outage", "outage"))
+        outage = self.harness.outage()
+        return self.lacks("outage", "an outage") if outage is None else outage
 
     def require_lost_answers(self) -> AbstractContextManager[None]:
         """Return a context in which answers of the broker are lost; end the test if the harness cannot do that."""
-        return _shown(self.harness.lost_answers(), _needs("lost answers of the broker", "lost_answers"))
+        lost = self.harness.lost_answers()
+        return self.lacks("lost_answers", "lost answers of the broker") if lost is None else lost
 
     async def restart(self) -> None:
         """Restart the broker; end the test if the harness cannot do that."""
         if not await asyncio.to_thread(self.harness.restart):
-            not_shown(_needs("a restart of the broker", "restart"))
+            self.lacks("restart", "a restart of the broker")
+
+    def lacks(self, member: str, situation: str, remedy: str = "") -> NoReturn:
+        """End the test because the harness cannot cause *situation*, for which it has *member*."""
+        if member in self.harness.not_applicable:
+            not_applicable(self.harness.not_applicable[member])
+        # ``events check`` has no such harness: only the author of the backend can write one.
+        needed = remedy or f"it needs Harness.{member} in a backend's tests"
+        not_shown(f"{situation}; {needed}")
 
     # Explaining a failure
 
@@ -329,15 +339,3 @@ class Stage:
     def waited_on(self) -> str:
         """Return a line about the receiver that the test waited for last, ``""`` if there was none."""
         return described(self._waited_on) if self._waited_on else ""
-
-
-def _shown(fault: AbstractContextManager[None] | None, what: str) -> AbstractContextManager[None]:
-    """Return *fault*.  If the harness cannot cause it, end the test and say what is missing."""
-    if fault is None:
-        not_shown(what)
-    return fault
-
-
-def _needs(what: str, member: str) -> str:
-    # ``events check`` has no such harness: only the author of the backend can write one.
-    return f"{what}; it needs Harness.{member} in a backend's tests"

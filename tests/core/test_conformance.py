@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,6 +13,8 @@ from events_core import EventConfig, EventMessage
 from events_core.testing import ConformanceSuite, Harness
 from events_core.testing.closing import Closing
 from events_core.testing.outages import Outages
+
+RECORDS = Path(__file__).parents[2] / "docs" / "backends" / "proof"
 
 
 class PatientHarness(Harness):
@@ -25,6 +28,14 @@ class MemoryHarness(PatientHarness):
     """Topics of this process."""
 
     settle_time = 0.15
+    proof = RECORDS / "memory.json"
+    not_applicable = {
+        "lease": "a delivery belongs to its receiver until it is settled or the receiver closes",
+        "lost_answers": "there is no connection on which an answer could be lost",
+        "outage": "there is no connection that could be cut",
+        "refused_message": "the backend takes each message that its limits permit",
+        "sdk_modules": "the backend uses no SDK",
+    }
 
     def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
         return EventConfig(topic_name, options=options, backend="memory")
@@ -41,6 +52,8 @@ class TestMemory(ConformanceSuite):
 class NetworkHarness(MemoryHarness):
     """The same topics, behind a network that can be cut."""
 
+    proof = None
+    not_applicable = {}
     refused_message = EventMessage(b"x", {"refused": ""})
 
     backend = "network_memory:NetworkClient"
@@ -105,12 +118,22 @@ class SQLiteHarness(PatientHarness):
     settle_time = 0.2
     lease = 1.0
     lease_options = {"session_timeout": "1"}
+    proof = RECORDS / "sqlite.json"
+    not_applicable = {
+        "lost_answers": "there is no connection on which an answer could be lost",
+        "outage": "there is no connection that could be cut; tests of this backend lock, delete and spoil its file",
+        "refused_message": "the backend takes each message that its limits permit",
+        "sdk_modules": "sqlite3 is a part of Python",
+    }
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
         return EventConfig(topic_name, options={"path": str(self._path), **options}, backend="sqlite")
+
+    def versions(self) -> Mapping[str, str]:
+        return {"SQLite": sqlite3.sqlite_version}
 
     def restart(self) -> bool:
         return True  # it runs in those processes alone that use it

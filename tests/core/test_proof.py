@@ -1,0 +1,192 @@
+"""A run of the kit compares what it showed with the record of a backend, or writes the record."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SUITE = '''
+from pathlib import Path
+
+import pytest
+
+from events_core import EventConfig
+from events_core.testing import Harness, rule
+from events_core.testing.skipping import not_declared
+
+
+class RecordedHarness(Harness):
+    proof = Path("records/memory.json")
+    exceptions = {"test_that_passes_now": "the emulator fails now and then"}
+    not_applicable = {"outage": "there is no connection"}
+
+    def config(self, topic_name, options):
+        return EventConfig(topic_name, options=options, backend="memory")
+
+    def versions(self):
+        return {"memory": "of 2026"}
+
+
+class TestRecorded:
+    """A small suite.
+
+    It has a test for each state."""
+
+    @pytest.fixture
+    def harness(self):
+        return RecordedHarness()
+
+    @rule("S1", proves=["exactly_once"])
+    async def test_that_passes(self, stage):
+        pass
+
+    @rule("S2", proves=["replay"])
+    async def test_that_passes_now(self, stage):
+        pass
+
+    @rule("F1")
+    async def test_an_outage(self, stage):
+        stage.require_outage()
+
+    @rule("P7")
+    async def test_lost_answers(self, stage):
+        stage.require_lost_answers()
+
+    @rule("S1", "F3")
+    @pytest.mark.parametrize("number", [1, 2])
+    async def test_durability(self, stage, number):
+        not_declared("durable")
+'''
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Return a function that runs the suite with pytest's arguments."""
+    (tmp_path / "test_recorded.py").write_text(SUITE)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", ".", "--noconftest"),
+                *("-p", "no:cacheprovider", "-p", "events_core.testing.plugin", *arguments),
+            ],
+            cwd=tmp_path,
+            env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Return the path of the record."""
+    return tmp_path / "records" / "memory.json"
+
+
+def written(run: Run, file: Path, *arguments: str) -> dict[str, Any]:
+    """Return the record that a run has written."""
+    done = run("--events-proof", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record: dict[str, Any] = json.loads(file.read_text())
+    return record
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n", "2")], ids=["alone", "xdist"])
+def test_the_record_has_the_state_of_each_rule(run: Run, file: Path, arguments: tuple[str, ...]) -> None:
+    """Each state other than kept has its reason and its tests, in one process and in several."""
+    record = written(run, file, *arguments)
+    assert {rule: found["state"] for rule, found in record["rules"].items()} == {
+        "P7": "not shown",
+        "S1": "kept",
+        "S2": "excepted",
+        "F1": "not applicable",
+        "F3": "not declared",
+    }
+    assert record["rules"]["S1"]["why"] == [
+        {"state": "not declared", "reason": "durable", "tests": ["test_durability"]}
+    ]
+    assert record["rules"]["F1"]["why"][0]["reason"] == "there is no connection"
+
+
+def test_an_exception_is_recorded_although_its_test_passed(run: Run, file: Path) -> None:
+    """A fault that shows now and then is in every record."""
+    record = written(run, file)
+    assert record["rules"]["S2"]["why"] == [
+        {"state": "excepted", "reason": "the emulator fails now and then", "tests": ["test_that_passes_now"]}
+    ]
+    assert record["unproven"] == {"replay": "the emulator fails now and then"}
+
+
+def test_the_record_says_what_was_tested(run: Run, file: Path) -> None:
+    """It has the backend, its capabilities, the suite and the versions."""
+    record = written(run, file)
+    assert record["backend"] == "memory"
+    assert record["suite"] == "A small suite."
+    assert record["versions"].keys() == {"events-core", "memory"}
+    assert record["capabilities"]["ordering"] == "subscription"
+    assert record["capabilities"]["limits"]["max_attributes"] == 100
+    assert record["full_capabilities"]["durable"] == "none"
+    assert record["proven"] == ["exactly_once"]
+
+
+def test_a_run_that_shows_what_is_recorded_passes(run: Run, file: Path) -> None:
+    """Other versions of what was tested do not matter."""
+    record = written(run, file)
+    file.write_text(json.dumps({**record, "versions": {"memory": "of 2025"}}))
+    done = run()
+    assert done.returncode == 0, done.stdout
+    assert "records of what was proven" not in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n", "2")], ids=["alone", "xdist"])
+def test_a_run_that_shows_something_else_fails(run: Run, file: Path, arguments: tuple[str, ...]) -> None:
+    """The report says in which lines the record differs, and how to write it."""
+    record = written(run, file)
+    record["rules"]["S2"] = {"state": "kept"}
+    file.write_text(json.dumps(record))
+    done = run(*arguments)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "does not say what was shown; --events-proof writes it" in done.stdout
+    assert '+      "state": "excepted",' in done.stdout
+
+
+def test_a_missing_record_fails_the_run(run: Run) -> None:
+    """A backend that names a record must have it."""
+    assert run().returncode == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_part_of_the_suite_compares_nothing(run: Run, file: Path) -> None:
+    """Nobody wants to hear of the record after a single test."""
+    record = written(run, file)
+    file.write_text(json.dumps({**record, "rules": {}}))
+    done = run("-k", "test_that_passes")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_part_of_the_suite_writes_nothing(run: Run, file: Path) -> None:
+    """A record is about the whole suite; the report says why it is not written."""
+    done = run("--events-proof", "-k", "test_that_passes")
+    assert "is not written, because only 2 of 5 tests ran" in done.stdout
+    assert not file.exists()
+
+
+def test_a_failed_run_writes_nothing(run: Run, file: Path, tmp_path: Path) -> None:
+    """What is broken is no exception, and is not recorded."""
+    (tmp_path / "test_recorded.py").write_text(SUITE.replace("pass\n", "raise ValueError\n", 1))
+    done = run("--events-proof")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "is not written, because a test failed" in done.stdout
+    assert not file.exists()
