@@ -73,16 +73,19 @@ def promises(records: Sequence[Record], head: Callable[[str], str] = str) -> Ite
 
 
 def _promise(capability: str, records: Sequence[Record]) -> str:
-    """Return the cell of a capability: its usual value, and the most that the backend can do."""
+    """Return the cell of a capability: its usual value, and the most that the backend can do if that is more."""
     usual, most = (records[0].content[which][capability] for which in ("capabilities", "full_capabilities"))
     if most is False:
         return "no"
     words = PROMISES[capability][1]
-    said = words.get(most, "yes") if usual == most else f"up to {words[most]}" if words else "by option"
+    said = words.get(most, "yes")
+    if usual != most:
+        said = f"{words[usual]} … {said}" if words else "by option"
     claims = {capability, f"{capability}={most}"}
-    is_claim = any(claims & {*each.content["proven"], *each.content["unproven"]} for each in records)
-    is_proven = any(claims & set(each.content["proven"]) for each in records)
-    return f"{said} (declared)" if is_claim and not is_proven else said
+    proven, unproven = (any(claims & set(each.content[what]) for each in records) for what in ("proven", "unproven"))
+    # The tests of a value that the usual configuration lacks set the option themselves.  No test makes a power loss.
+    is_declared = not proven and (unproven or most == "power_loss")
+    return f"{said} (declared)" if is_declared else said
 
 
 def rules(records: Sequence[Record], sentences: Mapping[str, str]) -> Iterator[str]:

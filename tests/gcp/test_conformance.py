@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,8 @@ OVERTAKEN = "the emulator delivers the successors of a message that was given ba
 HEAPED = "the emulator delivers into the stream of a receiver that has no room, and reads nothing"
 
 LATE = "Pub/Sub takes an acknowledgement after its deadline, unless delivery is exactly once"
+
+RECORDS = Path(__file__).parents[2] / "docs" / "backends" / "proof"
 
 FORKED = (
     "gRPC restarts its own threads in a forked child, where they sometimes crash it; with GRPC_ENABLE_FORK_SUPPORT=0 "
@@ -33,6 +38,9 @@ class GcpHarness(Harness):
     lease = 10.0
     lease_options = {"ack_deadline": "10"}
     dead_letter_attempts = 5
+    not_applicable = {
+        "restart": "the emulator keeps nothing when it ends",
+    }
     sdk_modules = ("google.cloud", "google.pubsub_v1", "google.auth", "grpc")
     exceptions = {
         "test_a_receiver_outlives_an_outage": ABSORBED,
@@ -63,6 +71,9 @@ class GcpHarness(Harness):
             reached = {"emulator_host": self.proxy.address, **self.lease_options}
         return EventConfig(topic_name, "events-test", {**reached, **self._options, **options}, "gcp")
 
+    def versions(self) -> Mapping[str, str]:
+        return {"google-cloud-pubsub": version("google-cloud-pubsub"), **_emulator_version()}
+
     def outage(self) -> AbstractContextManager[None]:
         return self._behind_a_proxy().cut()
 
@@ -74,9 +85,17 @@ class GcpHarness(Harness):
         return self.proxy
 
 
+def _emulator_version() -> dict[str, str]:
+    """Return the version of gcloud's emulator, if there is one: the name of its archive has it."""
+    gcloud = Path(shutil.which("gcloud") or "").resolve()
+    archives = [*gcloud.parent.parent.glob("platform/pubsub-emulator/lib/cloud-pubsub-emulator-*-all.jar")]
+    return {"Pub/Sub emulator": archives[0].name.split("-")[3]} if archives else {}
+
+
 class TestGcp(ConformanceSuite):
     """The kit with default options."""
 
+    record = "gcp"
     options: Mapping[str, str] = {}
     exceptions: Mapping[str, str] = {"test_extending_after_the_lease_takes_nothing_from_others": HEAPED}
 
@@ -84,6 +103,7 @@ class TestGcp(ConformanceSuite):
     def harness(self, emulator: str) -> Iterator[Harness]:
         harness = GcpHarness(emulator, **self.options)
         harness.exceptions = {**harness.exceptions, **self.exceptions}
+        harness.proof = RECORDS / f"{self.record}.json"
         yield harness
         if harness.proxy:
             harness.proxy.close()
@@ -92,6 +112,7 @@ class TestGcp(ConformanceSuite):
 class TestGcpPull(TestGcp):
     """The kit with one request for each batch."""
 
+    record = "gcp-pull"
     options = {"receive_mode": "pull"}
     exceptions = {
         "test_a_wait_for_room_is_cancelled_anywhere": OVERTAKEN,
@@ -102,6 +123,7 @@ class TestGcpPull(TestGcp):
 class TestGcpExactlyOnce(TestGcp):
     """The kit with exactly-once delivery, and with order only in tests that ask for it."""
 
+    record = "gcp-exactly-once"
     options = {"exactly_once": "true", "ordering": "false"}
     exceptions = {
         "test_settling_after_the_lease_changes_nothing": HEAPED,

@@ -88,3 +88,9 @@ def test_the_shell_commands_run_in_turn(tmp_path: Path) -> None:
     assert len(EVENTS) == 2
     output = [run(["bash", "-c", command.removeprefix(".venv/bin/")], tmp_path) for command in EVENTS]
     assert '{"order": 42}' in output[-1]
+
+
+def test_the_table_is_that_of_the_documentation() -> None:
+    """The promises are those in the records of what the kit proved; the script prints the table."""
+    table = run([sys.executable, str(ROOT / "docs" / "extensions" / "guarantees.py")], ROOT)
+    assert table in README
