@@ -26,7 +26,7 @@ __all__ = ["BackendInfo", "available_backends", "load_backend", "register_backen
 
 GROUP = "events_core.backends"
 
-_EXTRAS = {"gcp": "gcp"}
+_EXTRAS = {"gcp": "gcp", "rabbitmq": "rabbitmq"}
 """Backends of other distributions that events-core knows: the name, and the extra that installs it."""
 
 _registered: dict[str, type[EventClient]] = {}

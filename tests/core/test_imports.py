@@ -26,7 +26,8 @@ def test_importing_the_core_is_light() -> None:
     modules = imported_by("import events_core")
     assert "events_core.registry" in modules
     heavy = ("stevedore", "importlib.metadata", "sqlite3", "click", "rich", "pytest")
-    assert not below(modules, *heavy, "events_core.backends", "events_core.cli", "events_core.testing", "events_gcp")
+    ours = ("events_core.backends", "events_core.cli", "events_core.testing", "events_gcp", "events_rabbitmq")
+    assert not below(modules, *heavy, *ours)
 
 
 def test_importing_the_core_leaves_the_rest_of_the_standard_library_alone() -> None:
@@ -41,12 +42,14 @@ def test_importing_the_doors_for_authors_imports_no_backend() -> None:
     assert not below(modules, "stevedore", "importlib.metadata", "sqlite3", "events_core.backends")
 
 
-def test_importing_the_google_backend_does_not_import_its_sdk() -> None:
-    """The SDK takes half a second and is imported when a connection opens."""
+@pytest.mark.parametrize(("package", "sdk"), [("events_gcp", ("google", "grpc")), ("events_rabbitmq", ("pika",))])
+def test_importing_a_backend_does_not_import_its_sdk(package: str, sdk: tuple[str, ...]) -> None:
+    """An SDK takes up to half a second and is imported when a connection opens."""
+    name = package.replace("_", "-")
     try:
-        distribution("events-gcp")  # a checkout on the path would make an empty package of its directory
+        distribution(name)  # a checkout on the path would make an empty package of its directory
     except PackageNotFoundError:
-        pytest.skip("events-gcp is not installed")
-    modules = imported_by("import events_gcp")
-    assert "events_gcp" in modules
-    assert not below(modules, "google", "grpc")
+        pytest.skip(f"{name} is not installed")
+    modules = imported_by(f"import {package}")
+    assert package in modules
+    assert not below(modules, *sdk)

@@ -1,4 +1,4 @@
-"""The wheels and sdists of both distributions, installed in clean environments."""
+"""The wheels and sdists of all distributions, installed in clean environments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-SOURCES = {"events_core": ROOT, "events_gcp": ROOT / "events_gcp"}
+CLIENTS = {"gcp": "GcpPubSubClient", "rabbitmq": "RabbitMQClient"}
+"""The client class of each backend that is a distribution of its own.  The extra has the same name."""
+SOURCES = {"events_core": ROOT} | {f"events_{name}": ROOT / f"events_{name}" for name in CLIENTS}
 
 
 class Built(NamedTuple):
@@ -48,7 +50,7 @@ class Built(NamedTuple):
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
-    """Build both distributions; the wheels are built from the sdists."""
+    """Build all distributions; the wheels are built from the sdists."""
     folder = tmp_path_factory.mktemp("dist")
     for source in SOURCES.values():
         build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source]
@@ -135,9 +137,12 @@ def test_the_core_requires_two_packages(distributions: dict[str, Built]) -> None
     assert {one.name for one in requires if not one.marker} == {"attrs", "stevedore"}
 
 
-def test_each_accepts_the_version_of_the_other_in_this_repository(distributions: dict[str, Built]) -> None:
+@pytest.mark.parametrize("backend", CLIENTS)
+def test_each_accepts_the_version_of_the_other_in_this_repository(
+    backend: str, distributions: dict[str, Built]
+) -> None:
     """A lower bound above the version in development would make both impossible to install."""
-    for built, other in (("events_core", "events_gcp"), ("events_gcp", "events_core")):
+    for built, other in (("events_core", f"events_{backend}"), (f"events_{backend}", "events_core")):
         name = other.replace("_", "-")
         (needed,) = (one for one in map(Requirement, distributions[built].metadata.requires or []) if one.name == name)
         assert needed.specifier.contains(distributions[other].project["version"], prereleases=True)
@@ -174,13 +179,12 @@ def test_the_wheel_holds_its_package_alone(built: Built) -> None:
     assert {path.partition("/")[0].partition("-")[0] for path in built.wheel_files} == {built.package}
 
 
-def test_the_sdist_does_not_swallow_the_other_distribution(distributions: dict[str, Built]) -> None:
-    """The two directories are in one repository, and each is published alone."""
-    core, gcp = (distributions[package].sdist_files for package in SOURCES)
-    assert "events_core/py.typed" in core
-    assert "src/events_gcp/py.typed" in gcp
-    assert not [path for path in core if "events_gcp" in path]
-    assert not [path for path in gcp if "events_core" in path]
+def test_the_sdist_does_not_swallow_another_distribution(built: Built) -> None:
+    """The directories are in one repository, and each is published alone."""
+    prefix = "" if built.package == "events_core" else "src/"
+    assert f"{prefix}{built.package}/py.typed" in built.sdist_files
+    others = SOURCES.keys() - {built.package}
+    assert not [path for path in built.sdist_files if others & {*Path(path).parts}]
 
 
 # Installed
@@ -196,13 +200,16 @@ def test_the_core_alone_brings_two_packages(install: Callable[[str], Environment
         assert core.evaluate(f"events_core.load_backend({name!r}).api_version") == 1
 
 
-def test_the_core_alone_answers_a_request_for_gcp_with_the_command(install: Callable[[str], Environment]) -> None:
+@pytest.mark.parametrize("backend", CLIENTS)
+def test_the_core_alone_answers_a_request_for_a_backend_with_the_command(
+    backend: str, install: Callable[[str], Environment]
+) -> None:
     """B3: the error about a known backend that is not installed says how to install it."""
-    code = "import events_core\ntry: events_core.create_client(events_core.EventConfig('t', backend='gcp'))\n"
+    code = f"import events_core\ntry: events_core.create_client(events_core.EventConfig('t', backend={backend!r}))\n"
     done = install("").run(
         "python", "-P", "-c", f"{code}except events_core.BackendNotFoundError as error: print(error)"
     )
-    assert "install it with: pip install 'events-core[gcp]'" in done.stdout
+    assert f"install it with: pip install 'events-core[{backend}]'" in done.stdout
 
 
 def test_the_command_says_what_it_needs(install: Callable[[str], Environment]) -> None:
@@ -228,13 +235,14 @@ def test_the_kit_can_be_imported(install: Callable[[str], Environment]) -> None:
     assert "pytest11" not in groups
 
 
-def test_the_extra_gcp_brings_the_backend(
-    install: Callable[[str], Environment], distributions: dict[str, Built]
+@pytest.mark.parametrize(("extra", "client"), CLIENTS.items())
+def test_the_extra_brings_the_backend(
+    extra: str, client: str, install: Callable[[str], Environment], distributions: dict[str, Built]
 ) -> None:
     """``pip install events-core[gcp]`` is enough, and installs the distribution that was built here."""
-    gcp = install("gcp")
-    listed = gcp.evaluate("[str(info) for info in events_core.available_backends() if info.name == 'gcp']")
-    version = distributions["events_gcp"].project["version"]
-    assert listed == [f"events-gcp {version} (events_gcp:GcpPubSubClient)"]
-    assert gcp.evaluate("events_core.load_backend('gcp').__name__") == "GcpPubSubClient"
-    assert gcp.run("python", "-m", "pip", "check").returncode == 0
+    environment = install(extra)
+    listed = environment.evaluate(f"[str(info) for info in events_core.available_backends() if info.name == {extra!r}]")
+    version = distributions[f"events_{extra}"].project["version"]
+    assert listed == [f"events-{extra} {version} (events_{extra}:{client})"]
+    assert environment.evaluate(f"events_core.load_backend({extra!r}).__name__") == client
+    assert environment.run("python", "-m", "pip", "check").returncode == 0
