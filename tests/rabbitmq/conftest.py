@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from .console import Console
 from .server import Missing, Server, find_or_start
 
 
@@ -29,3 +30,15 @@ def own_server(server: Server) -> Iterator[Server]:
         pytest.skip(f"the server at {server.address} was not started by the tests")
     yield server
     server.restore()
+
+
+@pytest.fixture
+def console(server: Server) -> Console:
+    """Return a new topic and subscription on the server; neither exists there yet."""
+    return Console(server)
+
+
+@pytest.fixture
+def own(own_server: Server) -> Console:
+    """Return a new topic and subscription on a server that the test may stop and administer."""
+    return Console(own_server)
