@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from events_core import EventConfig, create_client, load_backend
-from events_core.cli.ending import interruptible
+from events_core.cli.ending import Interrupt
 from events_core.cli.ndjson import dump
 from events_core.cli.outcome import CommandError, ExitCode, say
 from events_core.cli.output import Output
@@ -62,10 +62,10 @@ def check(
 
 def _tried(config: EventConfig, rules: Collection[str], patience: float, lease: float) -> Trial:
     steps = Steps()
-    with interruptible() as code:
+    with Interrupt() as interrupt:
         try:
             with load_backend(config.backend).scratch(config) as scratch, steps:
-                trial = Trial(partial(_harness, scratch or config, patience, lease), rules, steps)
+                trial = Trial(partial(_harness, scratch or config, patience, lease), rules, steps, interrupt)
                 try:
                     trial.run()
                 finally:
@@ -74,7 +74,7 @@ def _tried(config: EventConfig, rules: Collection[str], patience: float, lease: 
                 return trial
         except KeyboardInterrupt:
             say("interrupted", f"{steps} tests were run")
-            raise CommandError("", code()) from None
+            raise CommandError("", interrupt.code or ExitCode.INTERRUPTED) from None
 
 
 def _harness(config: EventConfig, patience: float, lease: float) -> ConfiguredHarness:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -18,7 +19,7 @@ from typing import Any
 from events_core import EventClient, EventConfig, create_client
 from events_core.cli.outcome import CommandError, ExitCode
 
-__all__ = ["Ending", "finish", "interruptible", "opened", "run"]
+__all__ = ["Ending", "Interrupt", "finish", "opened", "run"]
 
 _CODES = {
     signal.SIGHUP: ExitCode.HANGUP,
@@ -30,6 +31,10 @@ _CLOSE_SECONDS = 5.0
 """Seconds that closing a client may take: as long as a user waits before pressing Ctrl-C again."""
 _FINISH_SECONDS = 2.0
 """Seconds that a running write may take after a signal, because the reader of the output may have stopped."""
+_BLOCKED_SECONDS = 2.0
+"""Seconds after a signal from which on work without an event loop counts as blocked.  An event loop starts sooner."""
+_RETRY_SECONDS = 0.1
+"""Seconds between two tries to interrupt work."""
 
 
 class Ending:
@@ -104,28 +109,71 @@ async def finish(work: Coroutine[Any, Any, None]) -> None:
         raise
 
 
-@contextmanager
-def interruptible() -> Iterator[Callable[[], ExitCode]]:
-    """Let signals raise :exc:`KeyboardInterrupt` in work that runs its own event loops.
+class Interrupt:
+    """The first signal during work that runs its own event loops.  The work is inside this context.
 
-    Enter with a function that returns the exit code of the first signal.  After the context, a signal ends the process
-    at once.
+    Python may run a handler anywhere: in a finalizer, or while pytest or asyncio changes its own state.  An exception
+    that is raised there is lost or leaves a mess.  Cancelling a task, as ``asyncio.run`` does, is not enough either: a
+    test may swallow the cancellation.  So the handler only notes the signal, and the work says where it may be
+    interrupted (:meth:`allowed`).
+
+    After the first signal, and after the context, a signal ends the process at once.
     """
-    came: list[ExitCode] = []
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        came.append(_CODES[signal.Signals(number)])
-        # A running loop has a handler for SIGINT that cancels its main task.  It must see this signal too.
-        handler = signal.getsignal(signal.SIGINT)
-        if not callable(handler):
-            raise KeyboardInterrupt
-        handler(signal.SIGINT, frame)
+    def __init__(self) -> None:
+        self.code: ExitCode | None = None
+        """The exit code of the signal; ``None`` before it."""
+        self._gives_up = 0.0
+        self._is_allowed = False
 
-    watched = [number for number in _CODES if signal.getsignal(number) is not signal.SIG_IGN]
-    for number in watched:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else interrupt)
-    try:
-        yield lambda: came[0] if came else ExitCode.INTERRUPTED
-    finally:
-        for number in watched:
+    def __enter__(self) -> Interrupt:
+        self._watched = [number for number in _CODES if signal.getsignal(number) is not signal.SIG_IGN]
+        for number in self._watched:
+            signal.signal(number, self._note)
+        signal.signal(signal.SIGALRM, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        for number in self._watched:
             signal.signal(number, signal.SIG_DFL)
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Let a signal end the work in this context.
+
+        :raises KeyboardInterrupt: after a signal, also if it came before.
+        """
+        self._is_allowed = True
+        try:
+            if self.code is not None:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._is_allowed = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.code = _CODES[signal.Signals(number)]
+        self._gives_up = time.monotonic() + _BLOCKED_SECONDS
+        self._release()
+        self._interrupt(number, frame)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        """End the running event loop.  If none runs, try again soon; if none comes, the work blocks: interrupt it."""
+        if not self._is_allowed:
+            return
+        # Also if a loop runs: it may end before it has run the callback, and the work may start another one.
+        signal.setitimer(signal.ITIMER_REAL, _RETRY_SECONDS)
+        loop = asyncio._get_running_loop()
+        if loop is not None:
+            loop.call_soon_threadsafe(self._raise)
+        elif time.monotonic() >= self._gives_up:
+            self._raise()
+
+    def _raise(self) -> None:
+        if self._is_allowed:
+            self._is_allowed = False  # once: what follows is cleaning up
+            raise KeyboardInterrupt

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from events_core import EventError
-from events_core.cli.ending import opened
+from events_core.cli.ending import Interrupt, opened
 from events_core.cli.outcome import CommandError
 from events_core.cli.progress import Steps
 from events_core.options import did_you_mean
@@ -35,9 +35,16 @@ class Trial:
 
     :param make_harness: return the harness; called by pytest's collection, because it imports the kit.
     :param rules: names of rules; all rules if there are none.
+    :param interrupt: interrupts a test, and the try to reach the broker, but not pytest or the cleaning up.
     """
 
-    def __init__(self, make_harness: Callable[[], ConfiguredHarness], rules: Collection[str], steps: Steps) -> None:
+    def __init__(
+        self,
+        make_harness: Callable[[], ConfiguredHarness],
+        rules: Collection[str],
+        steps: Steps,
+        interrupt: Interrupt,
+    ) -> None:
         self.complaint = ""
         """The error in *rules*, or ``""``."""
         self.promises: Mapping[str, str] = {}
@@ -52,6 +59,7 @@ class Trial:
         self._make_harness = make_harness
         self._rules = rules
         self._steps = steps
+        self._interrupt = interrupt
         self._failure: EventError | None = None
         self._crash = ""
         self._outcomes: list[str] = []
@@ -86,6 +94,8 @@ class Trial:
         self._judge(code)
 
     def _judge(self, code: int) -> None:
+        if self._interrupt.code is not None:
+            raise KeyboardInterrupt
         if self._failure is not None:
             raise self._failure
         if code == pytest.ExitCode.INTERRUPTED and not self._crash:
@@ -129,7 +139,8 @@ class Trial:
         if not session.items:
             return None
         try:
-            asyncio.run(self._reach())
+            with self._interrupt.allowed():
+                asyncio.run(self._reach())
         except EventError as error:
             self._failure = error
             return True
@@ -146,6 +157,12 @@ class Trial:
         """Show the name of the running test."""
         self._outcomes.clear()
         self._steps.begin(_name(nodeid))
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self) -> Generator[None, None, None]:
+        """Let a signal interrupt the test itself."""
+        with self._interrupt.allowed():
+            return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the outcome in *report* for each rule of the test."""

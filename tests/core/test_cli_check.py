@@ -22,6 +22,9 @@ from events_core.testing.configured import ConfiguredHarness
 BOUND = 60.0
 
 ACME = """
+import asyncio
+import os
+import signal
 from contextlib import nullcontext
 
 from events_core.backends.memory import MemoryClient
@@ -40,6 +43,22 @@ class Repeating(MemoryClient):
     async def send_message(self, message):
         await super().send_message(message)
         return "1"
+
+
+class Swallowing(MemoryClient):
+    \"\"\"A client whose first send gets a signal and swallows the cancellation.\"\"\"
+
+    sent = False
+
+    async def send_message(self, message):
+        if not Swallowing.sent:
+            Swallowing.sent = True
+            os.kill(os.getpid(), signal.SIGINT)
+            try:
+                await asyncio.sleep(0.5)
+            except asyncio.CancelledError:
+                pass
+        return await super().send_message(message)
 """
 
 CONFIG = """
@@ -49,6 +68,9 @@ topic_name = "orders"
 options = { path = "events.db", subscription = "billing" }
 [clients.repeating]
 backend = "acme_brokers:Repeating"
+topic_name = "orders"
+[clients.swallowing]
+backend = "acme_brokers:Swallowing"
 topic_name = "orders"
 """
 
@@ -183,6 +205,50 @@ def test_a_signal_leaves_no_subscription(shell: Shell, number: signal.Signals, c
     assert re.search(r"^events: interrupted: \d+ of \d+ tests were run$", stderr, re.MULTILINE)
     assert "Traceback" not in stderr, stderr
     assert shell.subscriptions() == []
+
+
+def test_a_signal_ends_a_check_whose_test_swallows_the_cancellation(shell: Shell) -> None:
+    """The test is the first one that sends; no other test runs after it."""
+    stdout, stderr = shell.run("--config", "c.toml", "--client", "swallowing", "-k", "P1", code=130)
+    assert stdout == ""
+    assert re.search(r"^events: interrupted: \d+ of \d+ tests were run$", stderr, re.MULTILINE)
+    assert "broken" not in stderr
+
+
+INTERRUPTED = """
+import asyncio, os, signal, time
+from events_core.cli.ending import Interrupt
+
+def get_signal():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+class Finalized:
+    def __del__(self):
+        get_signal()
+
+with Interrupt() as interrupt:
+    {before}
+    try:
+        with interrupt.allowed():
+            {work}
+    except KeyboardInterrupt:
+        print(interrupt.code.name, end="")
+"""
+
+SIGNALLED = {
+    "before the work": ("get_signal()", "time.sleep(600)"),
+    "in a finalizer": ("pass", "Finalized(); asyncio.run(asyncio.sleep(600))"),
+    "in work that blocks": ("pass", "get_signal(); time.sleep(600)"),
+    "in a loop": ("pass", "asyncio.run(asyncio.to_thread(lambda: (get_signal(), time.sleep(1)))); time.sleep(600)"),
+}
+
+
+@pytest.mark.parametrize(("before", "work"), SIGNALLED.values(), ids=SIGNALLED)
+def test_a_signal_interrupts_work_wherever_it_comes(before: str, work: str) -> None:
+    """Nothing is printed by a finalizer or a callback, and the work does not go on."""
+    program = INTERRUPTED.format(before=before, work=work)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=BOUND, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "TERMINATED", "")
 
 
 def test_without_pytest_it_says_what_to_install() -> None:
