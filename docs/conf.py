@@ -18,8 +18,11 @@ project = "events-core"
 copyright = "the events-core authors"
 version = release = version_of("events-core")
 sys.path.insert(0, str(Path(__file__).parent / "extensions"))
+from repository import footer_icons  # noqa: E402
+
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx_copybutton", "guarantees", "rules"]
 html_theme = "furo"
+html_theme_options = {"footer_icons": footer_icons(Path(__file__).parent)}
 html_title = f"events-core {release}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
