@@ -108,7 +108,14 @@ class RabbitMQSource(Source):
     async def fetch(self, limit: int) -> Sequence[Delivery]:
         consumer = self._consumer
         if consumer is None or not consumer.is_open or self._owes_returns:
-            await self._start_again()
+            limit_of_time = self._driver.options.connect_timeout
+            try:
+                async with asyncio.timeout(limit_of_time):
+                    await self._start_again()
+            except TimeoutError:  # for example, a quorum queue has no leader
+                raise BrokerError(
+                    f"queue {self.queue!r} gave no answer in {limit_of_time:g} s", ErrorCode.TIMEOUT, retryable=True
+                ) from None
             return ()  # the engine learns that the server answers
         self._is_fetching = True
         try:
@@ -177,13 +184,17 @@ class RabbitMQSource(Source):
         return None
 
     def _lost(self, settlement: Settlement) -> BrokerError:
-        """Return the result for a delivery whose channel has ended."""
-        is_last = settlement.outcome is _ACK or settlement.outcome is _REJECT
-        consumer = self._consumer
-        if is_last and (
-            consumer is None or not consumer.is_open or self._loop.time() < consumer.since + _REDELIVERY_TIME
-        ):
-            return BrokerError("the connection was lost", ErrorCode.UNAVAILABLE, retryable=True)
+        """Return the result for a delivery whose channel has ended.
+
+        :raises BrokerError: while there is no channel.
+        """
+        if settlement.outcome is _ACK or settlement.outcome is _REJECT:
+            error = BrokerError("the connection was lost", ErrorCode.UNAVAILABLE, retryable=True)
+            consumer = self._consumer
+            if consumer is None or not consumer.is_open:
+                raise error  # so the engine treats it as an outage
+            if self._loop.time() < consumer.since + _REDELIVERY_TIME:
+                return error
         return _expired("the connection on which it came was lost")
 
     def _give_up(self, consumer: Consumer, settlement: Settlement, done: list[int]) -> BrokerError | None:
