@@ -161,6 +161,8 @@ class RabbitMQSource(Source):
             if done:
                 consumer.acknowledge(done)
             await consumer.confirm()
+            if self._owes_returns and self._is_fetching:
+                consumer.abandon("messages of an ordering key go back together")
         self._letters.forget(
             settlement.delivery.message_id
             for settlement, error in zip(settlements, results, strict=True)
@@ -205,7 +207,7 @@ class RabbitMQSource(Source):
             if error is None:
                 done.append(tag)
             return error
-        if self._is_ordered and (settlement.outcome is _RETURN or delivery.ordering_key):
+        if self._is_ordered and delivery.ordering_key:
             self._owes_returns = True
         elif settlement.outcome is _RETURN:
             consumer.give_back(tag)
