@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ..rabbitmq.server import Server
+
 FOLDER = Path(__file__).parents[2] / "examples" / "any_broker"
 README = (FOLDER / "README.rst").read_text()
 
@@ -47,6 +49,11 @@ def test_on_the_embedded_brokers(file: str, tmp_path: Path) -> None:
 def test_on_pubsub(emulator: str, tmp_path: Path) -> None:
     """On the emulator of Pub/Sub, the same happens."""
     run("pubsub.toml", tmp_path, PUBSUB_EMULATOR_HOST=emulator)
+
+
+def test_on_rabbitmq(server: Server, tmp_path: Path) -> None:
+    """On a server of RabbitMQ, the same happens."""
+    run("rabbitmq.toml", tmp_path, RABBITMQ_URL=server.url)
 
 
 def test_a_second_run_finds_nothing_of_the_first(tmp_path: Path) -> None:

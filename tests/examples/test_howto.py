@@ -11,12 +11,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
+from ..rabbitmq.server import Server
 from .reader import Reader
 
 PAGES = Path(__file__).parents[2] / "docs" / "howto"
@@ -191,3 +193,30 @@ def test_from_google_cloud_pubsub_on_its_emulator(emulator: str, tmp_path: Path,
     url = f"gcp://acme-prod/coming-{mode}?subscription=coming-{mode}&receive_mode={mode}"
     program = HOWTO / "from_google_cloud_pubsub.py"
     assert run(tmp_path, program, EVENTS_ORDERS_URL=url, PUBSUB_EMULATOR_HOST=emulator) == PULLED_AND_BILLED
+
+
+def from_aio_pika(folder: Path, url: str) -> None:
+    """Run the program on a new topic: three orders are billed, one after a delay, and what is no order is rejected."""
+    options = "subscription=billing&max_delivery_attempts=5&dead_letter_topic=from-aio-pika-dead"
+    with started(folder, HOWTO / "from_aio_pika.py", EVENTS_ORDERS_URL=f"{url}&{options}") as program:
+        output, log = finished(program)
+    assert sorted(output.splitlines()) == ["billed order-1", "billed order-2", "billed order-3"]
+    assert "was rejected at attempt 1 in subscription 'billing'" in log
+
+
+def from_kombu(folder: Path, url: str) -> None:
+    """Run the program on a new topic: it takes one order, and bills the others in threads."""
+    lines = run(folder, HOWTO / "from_kombu.py", EVENTS_ORDERS_URL=f"{url}&subscription=billing")
+    assert (lines[0], sorted(lines[1:])) == ("took {'order': 1}", ["billed 2", "billed 3"])
+
+
+@pytest.mark.parametrize("program", [from_aio_pika, from_kombu])
+def test_from_other_clients_of_rabbitmq(tmp_path: Path, program: Callable[[Path, str], None]) -> None:
+    """Both programs run without a server."""
+    program(tmp_path, f"memory:///{program.__name__}?create=all")
+
+
+@pytest.mark.parametrize("program", [from_aio_pika, from_kombu])
+def test_from_other_clients_on_rabbitmq(server: Server, tmp_path: Path, program: Callable[[Path, str], None]) -> None:
+    """On a server of RabbitMQ both print the same."""
+    program(tmp_path, f"rabbitmq:///{program.__name__}?create=all&url={quote(server.url, safe='')}")
