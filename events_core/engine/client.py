@@ -35,6 +35,7 @@ from events_core.engine.driver import BrokerError, Delivery, Driver
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, InlineHome
 from events_core.engine.inline_publisher import InlinePublisher
+from events_core.engine.inline_receiver import InlineReceiver
 from events_core.engine.link import Link
 from events_core.engine.loop_thread import ThreadHome
 from events_core.engine.publisher import Publisher
@@ -132,9 +133,11 @@ class EngineClient(EventClient):
         if self.driver_class.inline:
             self._home = InlineHome()
             self._publisher = InlinePublisher(self._driver, self._home)
+            self._receiver_class: type[EngineReceiver] = InlineReceiver
         else:
             self._home = ThreadHome(private=f"events {name}" if self.driver_class.blocking else None)
             self._publisher = BatchingPublisher(self._driver, self._home, self._link)
+            self._receiver_class = EngineReceiver
         self._publisher.unreached(BrokerError(f"{self._connecting}: no answer", ErrorCode.TIMEOUT, retryable=True))
         self._receivers: set[EngineReceiver] = set()
         self._opening = SingleFlight(self._home.run)
@@ -234,7 +237,7 @@ class EngineClient(EventClient):
     async def _subscribe(self, name: str | None, ends: float) -> EngineReceiver:
         await self._bounded(self._dead_letter_topic.ensure_subscribed, ends, "subscribe")
         waiting = WaitingRoom()
-        receiver = EngineReceiver(
+        receiver = self._receiver_class(
             await self._bounded(lambda: self._driver.subscribe(name, waiting.wake), ends, "subscribe"),
             waiting,
             self._surroundings(),

@@ -34,8 +34,6 @@ _log = logging.getLogger("events_core.engine")
 class Home(ABC):
     """The place where coroutines of a driver run, for callers in any thread and loop."""
 
-    inline: bool
-
     @abstractmethod
     async def run(
         self,
@@ -117,8 +115,6 @@ class Home(ABC):
 
 class InlineHome(Home):
     """The caller's own thread, for drivers that never suspend."""
-
-    inline = True
 
     async def run(
         self,

@@ -275,8 +275,6 @@ class ThreadHome(Home):
     :param private: the name of a thread of the client's own; ``None`` to share the process's I/O thread.
     """
 
-    inline = False
-
     def __init__(self, private: str | None = None) -> None:
         self._private = private
         # Guards the start.  Other methods read _thread without the lock, because it changes only once, from None.

@@ -11,17 +11,18 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from types import MappingProxyType, TracebackType
+from typing import ClassVar
 
 from events_core.arguments import checked_delay, checked_seconds, checked_text, described
 from events_core.capabilities import Capabilities
 from events_core.engine.closing import SHORTEST_CLOSE, CloseTime
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Source
 from events_core.engine.failure import UNFORESEEN, is_meant
-from events_core.engine.feed import Feed, InlineFeed, PrefetchingFeed
+from events_core.engine.feed import Feed, PrefetchingFeed
 from events_core.engine.inbox import Inbox
 from events_core.engine.ledger import Ledger
 from events_core.engine.settlements import Ticket
-from events_core.engine.settler import InlineSettler, Settler
+from events_core.engine.settler import Settler
 from events_core.engine.surroundings import Surroundings
 from events_core.engine.translation import translate
 from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom
@@ -49,6 +50,8 @@ class EngineReceiver(EventReceiver):
     There is no ``await`` between handing out and returning.  So a cancelled receive loses nothing.
     """
 
+    _settler_class: ClassVar[type[Settler]] = Settler
+
     def __init__(self, source: Source, waiting: WaitingRoom, surroundings: Surroundings) -> None:
         """Begin to receive from *source*; at home.
 
@@ -73,8 +76,7 @@ class EngineReceiver(EventReceiver):
         )
         self._inbox = inbox = Inbox(self._ledger)
         self._lock = inbox.lock
-        is_inline = self._home.inline
-        self._settler = (InlineSettler if is_inline else Settler)(
+        self._settler = self._settler_class(
             source,
             inbox,
             home=self._home,
@@ -83,11 +85,7 @@ class EngineReceiver(EventReceiver):
             timeout=options.ack_timeout,
             progressed=self._progressed,
         )
-        self._feed: Feed = (
-            InlineFeed(source, inbox)
-            if is_inline
-            else PrefetchingFeed(source, inbox, self._settler, waiting=waiting, surroundings=surroundings)
-        )
+        self._feed = self._begin_feed(source, surroundings)
         self._dead_letter_topic = options.dead_letter_topic
         self._closing = False
         """Whether nothing is handed out any more."""
@@ -99,6 +97,9 @@ class EngineReceiver(EventReceiver):
         self._shutting = SingleFlight(self._home.run)
         self._empty: Waiter | None = None
         """The waiter of a close that waits for settlements to end."""
+
+    def _begin_feed(self, source: Source, surroundings: Surroundings) -> Feed:
+        return PrefetchingFeed(source, self._inbox, self._settler, waiting=self._waiting, surroundings=surroundings)
 
     @property
     def subscription(self) -> str:
@@ -430,8 +431,6 @@ class EngineReceiver(EventReceiver):
         self._forget(self)
 
     async def _until_closed(self) -> None:
-        if self._home.inline:
-            return  # the other task runs in another caller's loop, which may stand still
         ends = time.monotonic() + SHORTEST_CLOSE
         while (left := ends - time.monotonic()) > 0:
             events = self._waiting.events

@@ -146,7 +146,8 @@ class TwistedClient(EngineClient):
 
     async def subscribe(self, subscription: str | None = None) -> EventReceiver:
         receiver = await super().subscribe(subscription)
-        receiver.__class__ = self.receiver_class  # the engine asks nobody which class to make
+        # The engine asks nobody which class to make.  What a twisted class does not define stays as it was.
+        receiver.__class__ = type("Twisted", (self.receiver_class, type(receiver)), {})
         return receiver
 
 
