@@ -1,4 +1,4 @@
-"""Redis servers for tests: one that runs already, a container, or a program of this machine."""
+"""Redis servers for tests: one that runs already, or a program of this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from redis import Redis
@@ -18,7 +18,6 @@ from redis.retry import Retry
 
 START_TIMEOUT = 60.0
 """Seconds that a server may take to answer."""
-IMAGE = os.environ.get("EVENTS_TEST_REDIS_IMAGE", "redis:7")
 PERSISTENT = ["--appendonly", "yes", "--appendfsync", "always"]
 
 
@@ -42,7 +41,7 @@ class Program(Server):
 
     def __init__(self, folder: Path) -> None:
         if shutil.which("redis-server") is None:
-            raise Missing("no program 'redis-server'")
+            raise Missing("EVENTS_TEST_REDIS is not set, and there is no program 'redis-server'")
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self._port = listener.getsockname()[1]
         super().__init__(f"127.0.0.1:{self._port}")
@@ -78,53 +77,18 @@ class Program(Server):
 
 @contextmanager
 def find_or_start(folder: Path) -> Iterator[Server]:
-    """Enter with the server at ``EVENTS_TEST_REDIS``, or with one in a container, or with a program of this machine.
+    """Enter with the server at ``EVENTS_TEST_REDIS``, or with a program of this machine.
 
-    :raises Missing: with all the reasons.
+    :raises Missing: with the reason.
     """
     if address := os.environ.get("EVENTS_TEST_REDIS"):
         yield Server(address)
         return
-    reasons = ["EVENTS_TEST_REDIS is not set"]
-    with ExitStack() as stack:
-        for start in (_container, _program):
-            try:
-                server = stack.enter_context(start(folder))
-            except Missing as reason:
-                reasons.append(str(reason))
-            else:
-                yield server
-                return
-    raise Missing("; ".join(reasons))
-
-
-@contextmanager
-def _program(folder: Path) -> Iterator[Server]:
     program = Program(folder)
     try:
         yield program
     finally:
         program.kill()
-
-
-@contextmanager
-def _container(folder: Path) -> Iterator[Server]:
-    for question in (["info"], ["image", "inspect", IMAGE]):
-        if not _succeeds(["docker", *question]):
-            raise Missing(f"'docker {' '.join(question)}' fails")
-    from testcontainers.core.container import DockerContainer  # needs a Docker engine to talk to
-
-    with DockerContainer(IMAGE).with_command(["redis-server", *PERSISTENT]).with_exposed_ports(6379) as container:
-        address = f"{container.get_container_host_ip()}:{container.get_exposed_port(6379)}"
-        await_answer(address)
-        yield Server(address)
-
-
-def _succeeds(command: list[str]) -> bool:
-    try:
-        return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
 
 
 def await_answer(address: str) -> None:
