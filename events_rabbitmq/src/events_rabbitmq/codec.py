@@ -15,11 +15,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pika import spec  # type: ignore[import-untyped]
+
 from events_core.engine import Delivery
-from events_rabbitmq.wire import APP_ID, KEY_HEADER
+from events_rabbitmq.wire import APP_ID, KEY_HEADER, content_header, own_properties
 
 if TYPE_CHECKING:
     from events_rabbitmq.consuming import Consumer
@@ -47,8 +50,9 @@ class Token(NamedTuple):
     tag: int
     arrived: float
     """The time of the loop."""
-    method: Any
-    properties: Any
+    method: bytes
+    """The payload of the frame, as the server sent it; also ``header``."""
+    header: bytes
 
 
 class NativeMessage(NamedTuple):
@@ -64,13 +68,22 @@ class NativeMessage(NamedTuple):
 def native(delivery: Delivery) -> NativeMessage:
     """Return *delivery* as pika shows it."""
     token = delivery.token
-    return NativeMessage(token.method, token.properties, delivery.data)
+    return NativeMessage(
+        spec.Basic.Deliver().decode(token.method, 4), content_header(0, token.header).properties, delivery.data
+    )
 
 
-def decode(consumer: Consumer, method: Any, properties: Any, body: bytes, now: float) -> Delivery:
-    """Return the delivery of a message."""
-    headers = properties.headers
-    attributes = dict(headers) if headers else {}
+def decode(consumer: Consumer, method: bytes, header: bytes, body: bytes, now: float) -> Delivery:
+    """Return the delivery of a message.
+
+    :param method: the payload of its method frame, ``basic.deliver``; *header* is that of its header frame.
+    """
+    properties = None
+    own = own_properties(header)
+    if own is None:
+        properties = content_header(0, header).properties
+        own = properties.headers or {}, _text(properties.message_id), properties.timestamp
+    attributes, message_id, timestamp = own
     # The first delivery has no such header, and quorum queues count from 1 then.  Classic queues do not count.
     failures = attributes.pop("x-delivery-count", 0)
     attributes.pop("x-acquired-count", None)
@@ -79,16 +92,17 @@ def decode(consumer: Consumer, method: Any, properties: Any, body: bytes, now: f
         if value.__class__ is not str:
             attributes = {name: _text(each) for name, each in attributes.items()}
             break
-    if properties.app_id != APP_ID:
+    if properties is not None and properties.app_id != APP_ID:
         attributes = {**_told(properties), **attributes}
+    start = 5 + method[4]  # behind the class, the method and the consumer tag
     return Delivery(
-        _text(properties.message_id) or _digest(attributes, body),
+        message_id or _digest(attributes, body),
         body,
         attributes,
         _text(key) or None,
-        _time(properties.timestamp),
+        _time(timestamp),
         failures + 1 if isinstance(failures, int) else 1,
-        Token(consumer, method.delivery_tag, now, method, properties),
+        Token(consumer, int.from_bytes(method[start : start + 8], "big"), now, method, header),
     )
 
 
@@ -121,6 +135,7 @@ def _text(value: Any) -> str:
             return str(value)
 
 
+@lru_cache(1)  # messages come in the order of their times
 def _time(seconds: int | None) -> datetime | None:
     if seconds is None:
         return None

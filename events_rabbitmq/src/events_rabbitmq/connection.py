@@ -13,13 +13,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from pika import ConnectionParameters, PlainCredentials, SSLOptions, spec  # type: ignore[import-untyped]
+from pika import ConnectionParameters, PlainCredentials, SSLOptions  # type: ignore[import-untyped]
 from pika.adapters.asyncio_connection import AsyncioConnection  # type: ignore[import-untyped]
 
 from events_core.engine import BrokerError
 from events_rabbitmq.address import Address
 from events_rabbitmq.errors import broker_error, lost, translated
-from events_rabbitmq.wire import content_header
+from events_rabbitmq.inlet import Inlet
+from events_rabbitmq.wire import FRAME, FRAME_BYTES, read_frame
 
 __all__ = ["Channel", "Connection", "connect", "resolve"]
 
@@ -30,10 +31,20 @@ _CLOSE_TIMEOUT = 1.0
 
 
 class _Stack(AsyncioConnection):  # type: ignore[misc]
-    """pika's connection, which writes bytes that are frames already, and reads headers of any type."""
+    """pika's connection, with ways of its own for what comes with each message.
+
+    It writes many frames at once, and hands the frames of deliveries to inlets.  pika's own way costs about four times
+    as much: it makes objects of each frame, and looks for callbacks by name.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._frame_buffer: bytes = b""
+        self.inlets: dict[int, Inlet] = {}
+        """The inlets of channels, by number."""
+        super().__init__(*arguments, **named)
 
     def emit(self, data: bytes) -> None:
-        """Write frames.  pika's own way of writing each of them costs a multiple."""
+        """Write frames."""
         self._adapter_emit_data(data)
 
     def end(self) -> None:
@@ -41,14 +52,20 @@ class _Stack(AsyncioConnection):  # type: ignore[misc]
         if not self.is_closed:
             self._adapter_disconnect_stream()
 
-    def _read_frame(self) -> Any:
-        data = self._frame_buffer
-        if len(data) < 7 or data[0] != spec.FRAME_HEADER:
-            return super()._read_frame()
-        end = 7 + int.from_bytes(data[3:7], "big")
-        if len(data) <= end:
-            return 0, None
-        return end + 1, content_header(int.from_bytes(data[1:3], "big"), data[7:end])
+    def _on_data_available(self, data_in: bytes) -> None:
+        data: bytes = self._frame_buffer + data_in
+        start, size = 0, len(data)
+        while size - start >= FRAME_BYTES:
+            kind, channel, length = FRAME.unpack_from(data, start)
+            end = start + FRAME_BYTES + length
+            if end > size:
+                break
+            inlet = self.inlets.get(channel)
+            if inlet is None or not inlet.take(kind, data[start + 7 : end - 1]):
+                self._process_frame(read_frame(data[start:end]))
+            start = end
+        self._frame_buffer = data[start:]
+        self.bytes_received += start  # pika's heartbeats look at it
 
 
 def resolve(future: asyncio.Future[None]) -> None:
@@ -216,11 +233,16 @@ class Channel:
             raise lost(f"write to {self.connection.address}", "the channel has ended")
         self.connection.native.emit(data)
 
+    def receive(self, arrived: Callable[[bytes, bytes, bytes], None]) -> None:
+        """Let *arrived* be called with each delivery (:class:`~events_rabbitmq.inlet.Inlet`)."""
+        self.connection.native.inlets[self.number] = Inlet(arrived)
+
     def _on_close(self, _: Any, reason: Exception) -> None:
         self.reason = reason
         for future, asked in self._waiting.items():
             if not future.done():
                 future.set_exception(broker_error(asked, reason))
+        self.connection.native.inlets.pop(self.number, None)  # the next channel may get the number
         for listener in self.listeners:
             listener(reason)
 

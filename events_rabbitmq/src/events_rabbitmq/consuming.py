@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from pika import spec  # type: ignore[import-untyped]
 
@@ -72,6 +72,7 @@ class Consumer:
         channel.native.basic_cancel = lambda *_, **__: None
         channel.native.add_on_cancel_callback(lambda _: self.abandon("the server cancelled the consumer"))
         channel.listeners.append(self._on_close)
+        channel.receive(self._on_delivery)
 
     @classmethod
     async def open(cls, connection: Connection, owner: Owner) -> Consumer:
@@ -100,7 +101,8 @@ class Consumer:
         if self._consumer_tag is None:
             queue = self._owner.queue
             asked = f"consume from queue {queue!r}"
-            answer = await self._channel.call(asked, "basic_consume", queue, self._on_message)
+            # Its callback is never called, because deliveries do not go through pika.
+            answer = await self._channel.call(asked, "basic_consume", queue, lambda *_: None)
             self._consumer_tag = answer.consumer_tag
 
     def pause(self) -> None:
@@ -124,15 +126,15 @@ class Consumer:
         del self._arrived[:limit]
         return taken
 
-    def _on_message(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
-        delivery = decode(self, method, properties, body, self._loop.time())
-        name = delivery.message_id
+    def _on_delivery(self, method: bytes, header: bytes, body: bytes) -> None:
+        delivery = decode(self, method, header, body, self._loop.time())
+        name, tag = delivery.message_id, delivery.token.tag
         if name in self._ids:
             # The server never delivers one message twice on a channel.  So it is another one, whose publisher has
             # chosen the same id (R7).
-            name = delivery.message_id = f"{name}#{method.delivery_tag}"
+            name = delivery.message_id = f"{name}#{tag}"
         self._ids.add(name)
-        self._out[method.delivery_tag] = delivery
+        self._out[tag] = delivery
         if self._timer is None:
             self._set_timer()
         if not self._owner.keeps(delivery):

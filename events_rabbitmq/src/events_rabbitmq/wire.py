@@ -22,7 +22,18 @@ from pika import frame, spec  # type: ignore[import-untyped]
 
 from events_core import EventMessage
 
-__all__ = ["APP_ID", "KEY_HEADER", "acknowledgement", "content_header", "method_frame", "publishing"]
+__all__ = [
+    "APP_ID",
+    "FRAME",
+    "FRAME_BYTES",
+    "KEY_HEADER",
+    "acknowledgement",
+    "content_header",
+    "method_frame",
+    "own_properties",
+    "publishing",
+    "read_frame",
+]
 
 APP_ID = "events-core"
 """The property ``app-id`` of messages that this backend sends.  It says that ``message-id`` is unique, and that all
@@ -32,16 +43,18 @@ KEY_HEADER = "x-ordering-key"
 """The header that carries the ordering key."""
 
 _END = b"\xce"
-_FRAME_BYTES = 8
+FRAME = struct.Struct(">BHI")
+"""The begin of a frame: its type, its channel and the size of its payload."""
+FRAME_BYTES = 8
 """Bytes of a frame around its payload."""
 
 _B = spec.BasicProperties
 _FLAGS = _B.FLAG_HEADERS | _B.FLAG_DELIVERY_MODE | _B.FLAG_MESSAGE_ID | _B.FLAG_TIMESTAMP | _B.FLAG_APP_ID
+_OWN = _FLAGS.to_bytes(2, "big")
 # Type, channel and size of the frame; class, weight, size of the body and flags; size of the table of headers.
 _HEADER = struct.Struct(">BHIHHQHI")
 _HEADER_BYTES = _HEADER.size - 7
 _ACK = struct.Struct(">BHIIQBB")
-_BODY = struct.Struct(">BHI")
 _LONG = struct.Struct(">I")
 _APP_ID = bytes([len(APP_ID)]) + APP_ID.encode()
 _KEY = bytes([len(KEY_HEADER)]) + KEY_HEADER.encode() + b"S"
@@ -81,10 +94,10 @@ def publishing(
             tail,
             _END,
         )
-        longest = frame_max - _FRAME_BYTES
+        longest = frame_max - FRAME_BYTES
         for start in range(0, len(body), longest):
             part = body if len(body) <= longest else body[start : start + longest]
-            pieces += (_BODY.pack(spec.FRAME_BODY, channel, len(part)), part, _END)
+            pieces += (FRAME.pack(spec.FRAME_BODY, channel, len(part)), part, _END)
     return b"".join(pieces)
 
 
@@ -98,6 +111,27 @@ def _table_of(message: EventMessage) -> bytes:
         text = message.ordering_key.encode()
         pieces += (_KEY, len(text).to_bytes(4, "big"), text)
     return b"".join(pieces)
+
+
+def read_frame(data: bytes) -> Any:
+    """Return the frame in *data* as an object of :mod:`pika.frame`."""
+    if data[0] == spec.FRAME_HEADER:
+        return content_header(int.from_bytes(data[1:3], "big"), data[7:-1])
+    return frame.decode_frame(data)[1]
+
+
+def own_properties(payload: bytes) -> tuple[dict[str, Any], str, int] | None:
+    """Return headers, id and time from the payload of a header frame; ``None`` if another program made the message."""
+    if payload[12:14] != _OWN:
+        return None
+    end = 18 + _LONG.unpack_from(payload, 14)[0]
+    # See publishing() for the order.
+    begin = end + 2
+    end_of_id = begin + payload[end + 1]
+    if payload[end_of_id + 8 :] != _APP_ID:
+        return None
+    headers = _table(payload, 18, end)
+    return headers, payload[begin:end_of_id].decode(), int.from_bytes(payload[end_of_id : end_of_id + 8], "big")
 
 
 def content_header(channel: int, payload: bytes) -> Any:
@@ -129,11 +163,19 @@ def _table(data: bytes, offset: int, end: int) -> dict[str, Any]:
         size = data[offset]
         name = data[offset + 1 : offset + 1 + size].decode(errors="backslashreplace")
         offset += 1 + size
+        if data[offset] == _TEXT:  # by far the most frequent one
+            begin = offset + 5
+            offset = begin + _LONG.unpack_from(data, offset + 1)[0]
+            found[name] = _text(data[begin:offset])
+            continue
         try:
             found[name], offset = _value(data, offset)
         except _Unknown:
             break
     return found
+
+
+_TEXT = ord("S")
 
 
 class _Unknown(Exception):
@@ -170,7 +212,7 @@ def _value(data: bytes, offset: int) -> tuple[Any, int]:
         return _array(data, begin, end), end
     if kind == 0x46:  # F: a table
         return _table(data, begin, end), end
-    return (_text(data[begin:end]) if kind == 0x53 else data[begin:end]), end
+    return (_text(data[begin:end]) if kind == _TEXT else data[begin:end]), end
 
 
 def _array(data: bytes, offset: int, end: int) -> list[Any]:
