@@ -145,7 +145,9 @@ class Settler:
                 except BrokerError as error:
                     await self._failed(batch, error, pauses)
                 else:
-                    self._link.up()
+                    # Errors alone are no sign of life: a driver may know without asking that a session is lost.
+                    if None in results:
+                        self._link.up()
                     self._last_error = None
                     pauses.reset()
                     self._answered(results)

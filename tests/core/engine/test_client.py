@@ -104,6 +104,7 @@ class ScriptedSource(Source):
         self.arriving: asyncio.Queue[EventMessage] = asyncio.Queue()
         self.fetch_errors: list[BaseException] = []
         self.settle_errors: list[BaseException] = []
+        self.refusal: BrokerError | None = None
         self.settled: list[Settlement] = []
         self.tokens: list[object] = []
         self.settle_gate: asyncio.Event | None = None
@@ -126,7 +127,7 @@ class ScriptedSource(Source):
         self.tokens += [settlement.delivery.token for settlement in settlements]
         if self.settle_gate is not None:
             await self.settle_gate.wait()
-        return [None] * len(settlements)
+        return [self.refusal] * len(settlements)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
         self.extended += len(deliveries)
@@ -830,6 +831,26 @@ def test_an_outage_that_a_ping_notices_first_is_logged_once(caplog: pytest.LogCa
         run(test)
     levels = [(record.levelname, record.getMessage().partition(": ")[2].partition(",")[0]) for record in caplog.records]
     assert levels == [("INFO", "connected"), ("WARNING", "connection lost"), ("INFO", "reconnected")]
+
+
+def test_what_a_source_refuses_by_itself_is_no_sign_of_life(caplog: pytest.LogCaptureFixture) -> None:
+    """V1: if a driver knows that the session of a delivery is lost, saying so ends no outage."""
+
+    async def test(client: ScriptedClient) -> None:
+        async with await client.subscribe("s") as receiver:
+            await client.send_message(message("1"))
+            held = await receiver.receive_message(10)
+            assert held is not None
+            with pytest.raises(EventConnectionError):
+                await client.ping(0.05)
+            client.broker.sources[0].refusal = BrokerError("the session is lost", ErrorCode.EXPIRED)
+            with pytest.raises(AcknowledgeError):
+                await receiver.acknowledge(held)
+            assert not client.is_connected
+
+    with caplog.at_level(logging.INFO, "events_core.engine"):
+        run(test)
+    assert "reconnected" not in caplog.text
 
 
 def test_ping_is_bounded() -> None:
