@@ -694,7 +694,6 @@ class SQLiteMachine(Machine):
     def die(self, receiver: Receiver) -> None:
         client: Any = receiver.client
         # As a killed process leaves it: the file closed, nothing given back, no heartbeat.
-        client._unclosed.detach()  # a killed process warns of nothing
         client._home.wake(client._driver.file.store.close)
         client._unclosed.detach()  # a killed process does not warn of what it has not closed
         thread = client._home._thread
