@@ -41,6 +41,8 @@ class Joining(Coroutine[Any, Any, ReceiverT], AbstractAsyncContextManager[Receiv
         self._receiver = await self._coroutine
         try:
             return await self._receiver.__aenter__()
+        except GeneratorExit:
+            raise  # perhaps of the garbage collector, for which closing could wait for a lock without end
         except BaseException:
             # Python calls no ``__aexit__`` then, and the caller has no receiver to close.
             await self._receiver.close(timeout=0)

@@ -109,10 +109,12 @@ class PrefetchingFeed(Feed):
         *,
         waiting: WaitingRoom,
         surroundings: Surroundings,
+        left: Callable[[], object],
     ) -> None:
         """Start both tasks; at home.
 
         :param waiting: the waiting room of the receives.
+        :param left: closes the receiver when :attr:`Inbox.is_left` is set; called at home.
         """
         super().__init__(source, inbox)
         self._settlements = inbox.settlements
@@ -138,6 +140,7 @@ class PrefetchingFeed(Feed):
             home=home,
             waiting=waiting,
             max_lease=surroundings.options.max_lease_duration,
+            left=left,
         )
 
     # Under the lock

@@ -6,7 +6,7 @@ timer.  Such a difference is a method here, so that other modules do not ask whi
 
 Three groups of methods, by the thread that may call them:
 
-* any thread, also under a lock: :meth:`Home.wake`, :meth:`Home.wake_from_collector`;
+* any thread, also under a lock: :meth:`Home.wake`;
 * a coroutine on any loop: :meth:`Home.start`, :meth:`Home.run`, :meth:`Home.overdue`, :meth:`Home.ended`;
 * home itself: :meth:`Home.spawn`, :meth:`Home.timeout`, :meth:`Home.release`, :meth:`Home.end_tasks`,
   :meth:`Home.stop`.
@@ -61,14 +61,6 @@ class Home(ABC):
     @abstractmethod
     def wake(self, callback: Callable[[], object]) -> None:
         """Run *callback* at home, soon; from any thread.  An inline home has run it on return."""
-
-    @abstractmethod
-    def wake_from_collector(self, callback: Callable[[], object]) -> None:
-        """Run *callback* at home, soon, on behalf of code that the garbage collector may run.
-
-        That code may run in any thread, which may hold any lock.  So an inline home, which would run *callback* at
-        once, does nothing.
-        """
 
     @abstractmethod
     def start(self) -> None:
@@ -130,9 +122,6 @@ class InlineHome(Home):
 
     def wake(self, callback: Callable[[], object]) -> None:
         callback()
-
-    def wake_from_collector(self, callback: Callable[[], object]) -> None:
-        pass
 
     def start(self) -> None:
         pass

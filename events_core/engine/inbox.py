@@ -36,7 +36,7 @@ The rules:
 4. While you hold the lock, you may take only a lock of a ``WaitingRoom``, of the home's thread, or of an inline driver.
    A thread that holds one of these never takes the receiver's lock.  So no two threads can wait for each other.
 5. The garbage collector may run code of ours in a thread that holds the lock.  Such code only appends to
-   :attr:`Inbox.abandoned` (``docs/design/engine.rst``).
+   :attr:`Inbox.abandoned` or sets :attr:`Inbox.is_left` (``docs/design/engine.rst``).
 
 Some fields are read or written without the lock.  Each is safe for a reason:
 
@@ -77,6 +77,9 @@ class Inbox:
         self.abandoned: deque[ReceivedMessage] = deque()
         """Messages that no one will settle, because the garbage collector has ended the coroutine that processed them.
         It does so in any thread, so append without the lock."""
+        self.is_left = False
+        """True when an ``async with`` of the receiver was left by ``GeneratorExit``, perhaps in the garbage collector,
+        which cannot close the receiver.  The lease keeper then closes it."""
 
     def give_back_overdue(self, now: float) -> None:
         """Give back what is past its deadline (R6) and what was abandoned; :attr:`settlements` queues it.

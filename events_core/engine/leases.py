@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from events_core.engine.closing import end_worker
 from events_core.engine.driver import Delivery, Source
@@ -36,17 +36,20 @@ class LeaseKeeper:
         home: Home,
         waiting: WaitingRoom,
         max_lease: float,
+        left: Callable[[], object],
     ) -> None:
         """Start the task; at home.
 
         :param waiting: the room of the receives, which wait for messages.
         :param max_lease: seconds for which the application may hold a delivery.
+        :param left: closes the receiver when :attr:`Inbox.is_left` is set.
         """
         self._source = source
         self._inbox = inbox
         self._settler = settler
         self._waiting = waiting
         self._max_lease = max_lease
+        self._left = left
         self._is_stopped = False
         self._now = asyncio.get_running_loop().time  # time.monotonic, unless a test simulates the clock
         self._task = home.spawn(self._run(), f"keeping leases of {source.subscription!r}")
@@ -65,6 +68,9 @@ class LeaseKeeper:
             # The receives of closed loops would stay in memory until the next message, and that may take long.
             self._waiting.drop_the_dead()
             self._give_back_overdue()
+            if self._inbox.is_left:
+                self._inbox.is_left = False  # once; leases are kept until the close stops this task
+                self._left()
             if lease is not None:
                 await self._renew(lease)
 

@@ -61,7 +61,7 @@ class LoopThread:
         # Read and set without a lock; see wake().
         self._is_waking = False
         # Guards _ended.  The loop still runs each callback that is posted before _ended is set.  Reentrant, because the
-        # garbage collector may interrupt a thread that is posting, and run code that posts too.
+        # garbage collector may interrupt a thread that is posting, and run a finalizer of a library that posts too.
         self._posting = threading.RLock()
         self._ended = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -329,9 +329,6 @@ class ThreadHome(Home):
     def wake(self, callback: Callable[[], object]) -> None:
         if self._thread is not None:
             self._thread.wake(callback)
-
-    def wake_from_collector(self, callback: Callable[[], object]) -> None:
-        self.wake(callback)
 
     def _post(self, callback: Callable[[], object]) -> bool:
         return self._thread is not None and not self._stopped and self._thread.post(callback)

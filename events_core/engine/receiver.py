@@ -99,7 +99,14 @@ class EngineReceiver(EventReceiver):
         """The waiter of a close that waits for settlements to end."""
 
     def _begin_feed(self, source: Source, surroundings: Surroundings) -> Feed:
-        return PrefetchingFeed(source, self._inbox, self._settler, waiting=self._waiting, surroundings=surroundings)
+        return PrefetchingFeed(
+            source,
+            self._inbox,
+            self._settler,
+            waiting=self._waiting,
+            surroundings=surroundings,
+            left=lambda: self._home.spawn(self.close(timeout=0)),
+        )
 
     @property
     def subscription(self) -> str:
@@ -296,7 +303,7 @@ class EngineReceiver(EventReceiver):
                 ticket = await self._begin_gently(targets, outcome, delay, reason)
             await self._settler.finished(ticket)
             if ticket.failed:
-                raise self._failed(ticket.failed, single)
+                raise await self._failed(dict(ticket.failed), single)
 
     def _begin(
         self,
@@ -337,8 +344,12 @@ class EngineReceiver(EventReceiver):
         if waiter is not None:
             waiter.wake()
 
-    def _failed(self, failed: dict[str, BrokerError], single: bool) -> EventError:
-        errors = {message_id: self._located(translate(error, AcknowledgeError)) for message_id, error in failed.items()}
+    async def _failed(self, failed: dict[str, BrokerError], single: bool) -> EventError:
+        errors: dict[str, EventError] = {}
+        for message_id, failure in failed.items():
+            if errors and len(errors) % AT_ONCE == 0:
+                await asyncio.sleep(0)
+            errors[message_id] = self._located(translate(failure, AcknowledgeError))
         first = next(iter(failed.values()))
         if single and first.code is ErrorCode.CLOSED:
             return errors.popitem()[1]
@@ -358,7 +369,7 @@ class EngineReceiver(EventReceiver):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is GeneratorExit:  # perhaps of the garbage collector, which cannot await the close below
-            self._home.wake_from_collector(lambda: self._home.spawn(self.close(timeout=0)))
+            self._inbox.is_left = True
         await super().__aexit__(kind, error, trace)
 
     async def close(self, timeout: float = 15.0) -> None:

@@ -72,6 +72,22 @@ class PlainClient(EventClient):
         return self.receivers[-1]
 
 
+class WaitingReceiver(PlainReceiver):
+    """A receiver that waits when it is entered."""
+
+    async def __aenter__(self) -> WaitingReceiver:
+        await asyncio.sleep(0)
+        return self
+
+
+class WaitingClient(PlainClient):
+    """A client whose receivers wait when they are entered."""
+
+    async def subscribe(self, subscription: str | None = None) -> EventReceiver:
+        self.receivers.append(WaitingReceiver())
+        return self.receivers[-1]
+
+
 class DerivedClient(PlainClient):
     """A client that extends another one's ``subscribe``."""
 
@@ -292,5 +308,29 @@ def test_an_error_of_the_body_goes_on(make_client: Callable[[], EventClient]) ->
             with pytest.raises(ZeroDivisionError):
                 async with client.subscribe("s"):
                     raise ZeroDivisionError
+
+    asyncio.run(scene())
+
+
+def test_the_garbage_collector_closes_no_receiver_that_is_being_entered() -> None:
+    """Closing takes locks, and the collector may run in a thread that holds them."""
+    client = WaitingClient(EventConfig("joined"))
+    entering = client.subscribe("s").__aenter__()
+    entering.send(None)  # type: ignore[attr-defined]  # waits in the receiver's __aenter__
+    del entering
+    gc.collect()
+    assert not client.receivers[0].closed
+
+
+def test_a_receiver_whose_entering_is_cancelled_is_closed() -> None:
+    """No one else could close it."""
+
+    async def scene() -> None:
+        client = WaitingClient(EventConfig("joined"))
+        entering = asyncio.ensure_future(client.subscribe("s").__aenter__())
+        await asyncio.sleep(0)
+        entering.cancel()
+        await asyncio.wait([entering])
+        assert client.receivers[0].closed
 
     asyncio.run(scene())

@@ -30,4 +30,4 @@ def prefetching(source: Source, ledger: Ledger, link: Link, max_lease: float) ->
         located=lambda error: error,
         forget=lambda _: None,
     )
-    return PrefetchingFeed(source, inbox, settler, waiting=waiting, surroundings=surroundings)
+    return PrefetchingFeed(source, inbox, settler, waiting=waiting, surroundings=surroundings, left=lambda: None)

@@ -29,6 +29,7 @@ from events_core.engine import publisher as publisher_module
 from events_core.engine import waiting as waiting_module
 from events_core.engine.client import EngineClient
 from events_core.engine.loop_order import LoopOrder
+from events_core.engine.loop_thread import LoopThread
 from events_core.engine.receiver import EngineReceiver
 from events_core.engine.waiting import WaitingRoom
 from events_core.observing import Operation
@@ -271,6 +272,24 @@ def test_a_receiver_whose_block_was_collected_keeps_nothing(client: EventClient)
         return await other.receive_message(30)
 
     assert asyncio.run(receive()) is not None
+
+
+@reported
+def test_leaving_a_block_in_the_collector_wakes_no_loop(client: EventClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no lock and does no I/O: the thread at home looks for itself."""
+    receiver, _ = asyncio.run(_receiver(client))
+    leave_behind(_stay(receiver))
+    del receiver
+    here, posting = threading.get_ident(), set[int]()
+    post = LoopThread.post
+
+    def noted(thread: LoopThread, callback: Callable[[], object]) -> bool:
+        posting.add(threading.get_ident())
+        return post(thread, callback)
+
+    monkeypatch.setattr(LoopThread, "post", noted)
+    gc.collect()
+    assert here not in posting
 
 
 def test_a_generator_that_is_closed_closes_its_receiver(client: EventClient) -> None:

@@ -14,6 +14,7 @@ import pytest
 from events_core import ErrorCode, EventConfig, EventMessage, EventReceiver, PublishError
 from events_core.backends.memory import MemoryClient
 from events_core.engine import BrokerError, EngineClient
+from events_core.engine import client as client_module
 from events_core.engine.loop_order import LoopOrder
 from events_core.engine.publisher import AT_ONCE
 from tests.core.network_memory import NetworkClient
@@ -62,12 +63,12 @@ class Meter:
         self._thread = threading.get_ident()
 
     def counts(self, function: Callable[..., Any], weigh: Callable[..., int] = lambda *_: 1) -> Callable[..., Any]:
-        def counted(*arguments: Any) -> Any:
+        def counted(*arguments: Any, **keywords: Any) -> Any:
             if threading.get_ident() == self._thread:
                 self.since += weigh(*arguments)
                 self.total += weigh(*arguments)
                 self.most = max(self.most, self.since)
-            return function(*arguments)
+            return function(*arguments, **keywords)
 
         return counted
 
@@ -123,6 +124,24 @@ def test_storing_a_large_send_gives_way_to_other_tasks() -> None:
         assert (meter.total, meter.most) == (LARGE, AT_ONCE)
 
     run(MemoryClient, test, "storing")
+
+
+def test_reporting_the_failures_of_a_large_send_gives_way_to_other_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P6: each message has an error of its own."""
+
+    async def test(client: EngineClient, receiver: EventReceiver) -> None:
+        async def failing(messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+            return [BrokerError("refused", ErrorCode.PERMISSION_DENIED) for _ in messages]
+
+        client._driver.publish = failing  # type: ignore[method-assign]
+        meter = Meter()
+        monkeypatch.setattr(client_module, "translate", meter.counts(client_module.translate))
+        with watched(meter), pytest.raises(PublishError) as caught:
+            await client.send_messages(numbered(LARGE, key=None))
+        assert [type(result) for result in caught.value.results] == [PublishError] * LARGE
+        assert (meter.total, meter.most) == (LARGE, AT_ONCE)
+
+    run(MemoryClient, test, "reporting")
 
 
 @both

@@ -10,6 +10,7 @@ import pytest
 from events_core import AcknowledgeError, EventConfig, EventMessage, ReceivedMessage
 from events_core.backends.memory import MemoryClient
 from events_core.engine import EngineClient
+from events_core.engine import receiver as receiver_module
 from events_core.engine.receiver import AT_ONCE, EngineReceiver
 from tests.core.network_memory import NetworkClient
 
@@ -65,6 +66,24 @@ def test_a_large_settlement_reports_all_that_failed(kind: type[EngineClient]) ->
         assert receiver.stats.held == 0
 
     run(kind, test, "failing")
+
+
+@both
+def test_reporting_a_large_settlement_gives_way_to_other_tasks(
+    kind: type[EngineClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message that failed has an error of its own."""
+
+    async def test(receiver: EngineReceiver, held: list[ReceivedMessage]) -> None:
+        meter = Meter()
+        monkeypatch.setattr(receiver_module, "translate", meter.counts(receiver_module.translate))
+        targets = [f"nope {number}" for number in range(LARGE)]
+        with watched(meter), pytest.raises(AcknowledgeError) as caught:
+            await receiver.acknowledge_messages(targets)
+        assert list(caught.value.failed) == targets
+        assert (meter.total, meter.most) == (LARGE, AT_ONCE)
+
+    run(kind, test, "reporting")
 
 
 @both
