@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,8 @@ from events_core import EventConfig
 from events_core.testing import ConformanceSuite, Harness, TcpProxy
 
 from .server import Server
+
+RECORDS = Path(__file__).parents[2] / "docs" / "backends" / "proof"
 
 ALONE = "a single active consumer gets all messages, and the next one gets some only when all that was out is back"
 
@@ -22,6 +26,7 @@ class RabbitMQHarness(Harness):
     patience = 20.0
     bound = 60.0
     sdk_modules = ("pika",)
+    not_applicable = {"lease": "a delivery belongs to its connection, and has no lease"}
 
     def __init__(self, server: Server, **options: str) -> None:
         self._server = server
@@ -33,6 +38,9 @@ class RabbitMQHarness(Harness):
         return EventConfig(
             topic_name, options={"url": url, "create": "all", **self._options, **options}, backend="rabbitmq"
         )
+
+    def versions(self) -> Mapping[str, str]:
+        return {"RabbitMQ": self._server.command("version").strip(), "pika": version("pika")}
 
     def outage(self) -> AbstractContextManager[None]:
         return self._behind_a_proxy().cut()
@@ -53,6 +61,7 @@ class RabbitMQHarness(Harness):
 class TestRabbitMQ(ConformanceSuite):
     """The kit with the defaults: no order."""
 
+    record = "rabbitmq"
     options: Mapping[str, str] = {}
     exceptions: Mapping[str, str] = {}
 
@@ -60,6 +69,8 @@ class TestRabbitMQ(ConformanceSuite):
     def harness(self, server: Server) -> Iterator[Harness]:
         harness = RabbitMQHarness(server, **self.options)
         harness.exceptions = self.exceptions
+        # A server of somebody else is not restarted, so less is shown on it than the record says.
+        harness.proof = RECORDS / f"{self.record}.json" if server.is_ours else None
         harness.give_up_after = 300.0
         yield harness
         if harness.proxy:
@@ -69,6 +80,7 @@ class TestRabbitMQ(ConformanceSuite):
 class TestRabbitMQInOrder(TestRabbitMQ):
     """The kit with a single active consumer."""
 
+    record = "rabbitmq-in-order"
     options = {"ordering": "true"}
     exceptions = {
         "test_what_is_buffered_counts_as_held": ALONE,
