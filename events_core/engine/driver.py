@@ -218,6 +218,10 @@ class Source(ABC):
     :meth:`settle` all the same, as ``NACK``.  The source then dead-letters it while its successors wait.  The driver
     numbers first deliveries, and the engine goes on counting."""
 
+    longest_hold: float | None = None
+    """Seconds after its arrival for which a delivery may stay here, although the connection lives; ``None`` for no
+    bound.  The receiver then gives back what it holds or buffers (R6).  Set it to less than the broker's own bound."""
+
     safe_until: float | None = None
     """The :func:`~events_core.engine.uptime` until which the broker gives none of this receiver's deliveries to
     another.  Set it if :attr:`lease` is ``None`` and a session must be renewed.

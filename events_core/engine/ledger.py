@@ -63,6 +63,7 @@ class Ledger:
         max_messages: int,
         max_bytes: int,
         max_lease_duration: float,
+        longest_hold: float | None = None,
         redelivers_locally: bool = False,
         local_attempts: int | None = None,
         eager: bool = False,
@@ -73,13 +74,16 @@ class Ledger:
         :param max_messages: the largest number of deliveries that are buffered or held.
         :param max_bytes: no more is fetched while the deliveries here have that many bytes.
         :param max_lease_duration: seconds after which a delivery is given up.
+        :param longest_hold: seconds after its arrival by which a delivery must be given up; ``None`` for no bound.
         :param redelivers_locally: see :class:`~events_core.engine.Source`, also for ``local_attempts``.
         :param eager: fetch whenever there is room, however little.
         :param keeps_order: whether the subscription keeps the order of keys.  If not, the ledger ignores keys.
         """
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        self._max_lease = max_lease_duration
+        self._max_lease = max_lease_duration if longest_hold is None else min(max_lease_duration, longest_hold)
+        # A delivery may be buffered for one lease and held for another, if the broker leaves it here for both.
+        self._restarts = longest_hold is None or 2 * max_lease_duration <= longest_hold
         self._local = redelivers_locally
         self._attempts = LocalAttempts(redelivers_locally, local_attempts)
         self._eager = eager
@@ -203,9 +207,10 @@ class Ledger:
         taken = self._buffer.pop(limit, now)
         deadline = now + self._max_lease
         for delivery in taken:
-            # The time of the application begins now; the time in the buffer does not count (R6).
-            delivery._deadline = deadline
-            self._live.move_to_end(delivery.message_id)
+            if self._restarts:
+                # The time of the application begins now; the time in the buffer does not count (R6).
+                delivery._deadline = deadline
+                self._live.move_to_end(delivery.message_id)
             self._hand_out(delivery)
         return taken
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from events_core import ErrorCode
@@ -127,6 +129,15 @@ def test_a_delivery_expires_at_its_deadline_counted_from_hand_out() -> None:
     assert code(refused) is ErrorCode.EXPIRED
     assert "its message usually comes again" in str(refused)
     assert begin(target, only, Outcome.NACK, now=110.0) == []
+
+
+def test_the_bound_of_the_broker_counts_from_the_arrival() -> None:
+    """A delivery that the broker would take back expires before that, although it was handed out late."""
+    target = ledger(longest_hold=50.0)
+    target.arrive([delivery("1")], 0.0, math.inf)
+    target.take(1, 40.0)
+    assert target.expire(49.0) == []
+    assert begun(target.expire(50.0)) == [("1", Outcome.NACK)]
 
 
 def test_what_was_never_handed_out_expires_uncounted() -> None:
