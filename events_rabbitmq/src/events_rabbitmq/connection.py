@@ -145,7 +145,8 @@ async def connect(address: Address, *, tls: Any = None, heartbeat: int, timeout:
 
     def fail(_: Any, error: Exception) -> None:
         if not opened.done():
-            opened.set_exception(broker_error(f"connect to {address}", error))
+            asked = f"connect to virtual host {address.virtual_host!r} of {address}"
+            opened.set_exception(broker_error(asked, error))
 
     parameters = ConnectionParameters(
         host=address.host,

@@ -34,7 +34,7 @@ class Owner(Protocol):
     queue: str
     max_out: int
     """The most deliveries that are out at once."""
-    longest_hold: float
+    longest_out: float
     """Seconds for which a delivery may be out."""
 
     def ended(self, consumer: Consumer) -> None:
@@ -44,7 +44,7 @@ class Owner(Protocol):
         """Return whether a delivery that has just arrived is kept back."""
 
     def overdue(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
-        """Learn which deliveries have been out for :attr:`longest_hold`."""
+        """Learn which deliveries have been out for :attr:`longest_out`."""
 
 
 class Consumer:
@@ -148,13 +148,13 @@ class Consumer:
 
     def _set_timer(self) -> None:
         first = next(iter(self._out.values()), None)
-        due = None if first is None else first.token.arrived + self._owner.longest_hold
+        due = None if first is None else first.token.arrived + self._owner.longest_out
         self._timer = None if due is None else self._loop.call_at(due, self._look)
 
     def _look(self) -> None:
         """Find the deliveries that have been out for too long (R6)."""
         now = self._loop.time()
-        overdue = [each for each in self._out.values() if each.token.arrived + self._owner.longest_hold <= now]
+        overdue = [each for each in self._out.values() if each.token.arrived + self._owner.longest_out <= now]
         if overdue:
             self._owner.overdue(self, overdue)
         self._set_timer()

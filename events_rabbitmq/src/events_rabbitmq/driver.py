@@ -64,8 +64,6 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
             raise ConfigurationError("; ".join(problems))
         self.address = ",".join(map(str, addresses(options)))
         self.capabilities = _capabilities(options)
-        self.longest_hold = 0.9 * options.consumer_timeout
-        """Seconds after which a delivery must be back.  The server takes it a little later."""
         self._links: Links | None = None
 
     def _problems(self) -> Iterator[str]:

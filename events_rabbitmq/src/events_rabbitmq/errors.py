@@ -32,10 +32,13 @@ _CODES = {
     311: _Meaning(ErrorCode.INVALID, advice="send smaller messages"),
     320: _BUSY,  # CONNECTION_FORCED: the server stops, or an operator has closed the connection
     402: _Meaning(ErrorCode.NOT_FOUND, advice="check the option virtual_host"),
-    403: _Meaning(ErrorCode.PERMISSION_DENIED, advice="grant the user the permission"),
+    403: _Meaning(
+        ErrorCode.PERMISSION_DENIED,
+        advice="grant the user the permission: configure to create, write to send, read to receive",
+    ),
     404: _Meaning(ErrorCode.NOT_FOUND, advice="create it, or set the option create"),
     405: _Meaning(ErrorCode.PERMISSION_DENIED, advice="another connection has the queue for itself"),
-    406: _Meaning(ErrorCode.INVALID, advice="delete what exists, name another, or change the option"),
+    406: _Meaning(ErrorCode.INVALID, advice="delete what exists, name another, or use it as it is with create=never"),
     504: _BUSY,  # CHANNEL_ERROR: a frame has crossed the close of its channel
     506: _Meaning(ErrorCode.EXHAUSTED, True),
     530: _Meaning(ErrorCode.PERMISSION_DENIED, advice="check the option virtual_host and the user's permissions"),
@@ -46,6 +49,7 @@ _CODES = {
 # RabbitMQ uses one code for several reasons.  The first text that fits decides.
 _TEXTS = {
     "is down or inaccessible": _BUSY,  # 404: the node of a classic queue is down
+    "larger than": _Meaning(ErrorCode.INVALID, advice="send less, or raise the server's max_message_size"),  # 406
     "timed out": _BUSY,  # 406: consumer_timeout; the messages come again
     "Login was refused": _UNKNOWN_USER,  # 403
     "vhost not found": _CODES[402],

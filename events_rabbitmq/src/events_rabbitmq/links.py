@@ -53,7 +53,7 @@ class Link:
         if self._tls is None and any(address.tls for address in self._addresses):
             with translated("read the certificates"):
                 self._tls = await off_loop(lambda: ssl_context(self._options))
-        error: BrokerError | None = None
+        errors: list[BrokerError] = []
         for address in self._addresses:
             try:
                 return await connect(
@@ -64,9 +64,12 @@ class Link:
                     client_name=self._name,
                 )
             except BrokerError as reason:
-                error = reason
-        assert error is not None, "the options name at least one server"
-        raise error
+                errors.append(reason)
+        if len(errors) == 1:
+            raise errors[0]
+        last = errors[-1]
+        is_worth_it = any(error.retryable for error in errors)
+        raise BrokerError("; ".join(map(str, errors)), last.code, retryable=is_worth_it) from last.__cause__
 
     async def close(self) -> None:
         """Close the connection, if there is one."""

@@ -56,7 +56,9 @@ class RabbitMQSource(Source):
         self.local_attempts = options.max_delivery_attempts
         self.queue = driver.topology.queue(driver.topic_name, subscription)
         self.max_out = min(options.max_outstanding_messages, MAX_PREFETCH)
-        self.longest_hold = driver.longest_hold
+        # The engine gives deliveries back first.  What it keeps itself, in order, is left to the consumer.
+        self.longest_hold: float = 0.9 * options.consumer_timeout
+        self.longest_out = 0.95 * options.consumer_timeout
         self._driver = driver
         self._loop = asyncio.get_running_loop()
         self._is_ephemeral = ephemeral
