@@ -128,6 +128,11 @@ class Consumer:
 
     def _on_delivery(self, method: bytes, header: bytes, body: bytes) -> None:
         delivery = decode(self, method, header, body, self._loop.time())
+        if "x-stream-offset" in delivery.attributes:
+            text = f"queue {self._owner.queue!r} is a stream, which this backend does not read; name a quorum queue"
+            self._end(BrokerError(text, ErrorCode.UNSUPPORTED))
+            self._channel.close()
+            return
         name, tag = delivery.message_id, delivery.token.tag
         if name in self._ids:
             # The server never delivers one message twice on a channel.  So it is another one, whose publisher has
