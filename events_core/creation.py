@@ -28,8 +28,12 @@ def create_client(
 
         create_client("sqlite:events.db/orders?subscription=billing")
         create_client("orders", file="events.toml")
-        create_client("orders")  # the URL in the environment variable EVENTS_ORDERS_URL
-        create_client(EventConfig("orders", backend="sqlite", options={"path": "events.db"}))
+        create_client("orders")  # the URL in the variable EVENTS_ORDERS_URL
+        create_client(
+            EventConfig(
+                "orders", backend="sqlite", options={"path": "events.db"}
+            )
+        )
 
     :param config: a configuration, a URL, or the name of a client.  A text with a colon is a URL.  A name is looked up
         in the environment variable ``EVENTS_<NAME>_URL`` and then in *file*.

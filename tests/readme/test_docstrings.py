@@ -6,14 +6,19 @@ import ast
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import events_core
+
 ROOT = Path(__file__).parents[2]
 DOORS = ["events_core", "events_core.engine", "events_core.testing"]
 RULES = re.findall(r"^- \*\*([A-Z]\d+)\*\*", (ROOT / "docs/contract.rst").read_text(), re.MULTILINE)
+CODE = re.compile(r"^( *)(?:\S.*)?::(?: python)?\n((?:\1 +.*\n?|\n)+)", re.MULTILINE)
+WIDTH = 76
 BARE = re.compile(rf"\b({'|'.join(RULES)})\b(?!:\s+\w)")
 
 
@@ -42,7 +47,7 @@ def docstrings(node: ast.Module | ast.ClassDef, name: str) -> Iterator[tuple[str
         elif isinstance(member, ast.Assign | ast.AnnAssign) and isinstance(after, ast.Expr):
             target = ast.unparse(member.targets[0] if isinstance(member, ast.Assign) else member.target)
             if not target.startswith("_") and isinstance(after.value, ast.Constant):
-                yield f"{name}.{target}", str(after.value.value)
+                yield f"{name}.{target}", inspect.cleandoc(str(after.value.value))
 
 
 @pytest.mark.parametrize("module", public_modules(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -51,3 +56,20 @@ def test_help_says_a_rule_in_words(module: Path) -> None:
     shown = list(docstrings(ast.parse(module.read_text()), module.stem))
     assert shown[0][1]
     assert [(name, BARE.findall(text)) for name, text in shown if BARE.search(text)] == []
+
+
+def code(docstring: str) -> list[str]:
+    """Return the lines of code in *docstring*, as the page of the reference shows them."""
+    return [line for _, block in CODE.findall(docstring) for line in textwrap.dedent(block).splitlines()]
+
+
+@pytest.mark.parametrize("module", public_modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_code_is_clipped(module: Path) -> None:
+    """Each line of code in a docstring fits into the page of the reference."""
+    shown = docstrings(ast.parse(module.read_text()), module.stem)
+    assert [(name, line) for name, text in shown for line in code(text) if len(line) > WIDTH] == []
+
+
+def test_code_is_found() -> None:
+    """The docstring of ``create_client`` has code."""
+    assert 'create_client("orders", file="events.toml")' in code(inspect.getdoc(events_core.create_client) or "")
