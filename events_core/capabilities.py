@@ -38,7 +38,7 @@ PORTABLE_LIMITS = Limits(
     max_attribute_value_bytes=1024,
     max_ordering_key_bytes=1024,
 )
-"""The limits of Google Pub/Sub (cloud.google.com/pubsub/quotas, read November 2026).
+"""Nearly the limits of Google Pub/Sub (cloud.google.com/pubsub/quotas, read November 2026).
 
 The embedded backends have the same limits.  So a message that passes in your tests is seldom refused by a broker."""
 
