@@ -30,7 +30,7 @@ _log = logging.getLogger("events_core.receiver")
 _ACK, _NACK, _, _REJECT = Outcome
 
 _LONGEST_REASON = PORTABLE_LIMITS.max_attribute_value_bytes
-"""Bytes of a reason that a letter carries: a broker would refuse the letter for a longer attribute."""
+"""Bytes of a reason that a letter carries, and its log record: a broker would refuse a letter with a longer attribute."""
 
 
 class LocalAttempts:
@@ -105,7 +105,7 @@ def log_dead_letter(
         f"failed {attempts} times" if reason is None else f"was rejected at attempt {attempts}",
         subscription,
         dead_letter_topic,
-        f": {reason}" if reason else "",
+        f": {_shortened(reason)}" if reason else "",
     )
 
 

@@ -33,7 +33,7 @@ from events_core import (
 from events_core import consuming as consuming_module
 from events_core.backends import memory
 from events_core.backends.memory import MemorySource
-from events_core.engine import BrokerError, Outcome, Settlement, dead_letter_attributes
+from events_core.engine import BrokerError, Outcome, Settlement, dead_letter_attributes, log_dead_letter
 
 from .network_memory import NetworkClient, outage
 
@@ -567,6 +567,12 @@ def test_a_long_reason_is_shortened_in_the_letter() -> None:
         {}, topic_name="t", subscription="s", message_id="1", attempts=1, reason="\ud800" + "é" * 1000
     )
     assert attributes["dead_letter_reason"] == "?" + "é" * 511
+
+
+def test_a_long_reason_is_shortened_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """V1: a handler may put a whole document into its reason; the log gets as much of it as the letter."""
+    log_dead_letter("1", attempts=1, subscription="s", dead_letter_topic="d", reason="é" * 1000)
+    assert caplog.text.count("é") == 512
 
 
 @pytest.mark.parametrize("handler", [None, "handle", 7])

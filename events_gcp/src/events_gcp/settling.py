@@ -50,7 +50,7 @@ class Settling:
         :raises BrokerError: if every request failed as a whole.
         """
         asked = asyncio.get_running_loop().time()
-        dead = [each for each in settlements if each.outcome is not ACK and self._makes_letter(each)]
+        dead = [each for each in settlements if each.outcome is not ACK and self._letters.takes(each)]
         dead.sort(key=lambda each: each.delivery.order)
         letters = {each.delivery: self._letters.move(each) for each in dead}
         results = [letters.get(each.delivery) for each in settlements]
@@ -72,15 +72,6 @@ class Settling:
         if lost and len(lost) == len(groups) and None not in results:
             raise lost[0]  # so the engine treats it as an outage, and pauses before it asks again
         return results
-
-    def _makes_letter(self, settlement: Settlement) -> bool:
-        """Return whether the receiver itself makes a dead letter of this message."""
-        if settlement.outcome is REJECT:
-            return True
-        limit = self._joined.local_attempts
-        if limit is None or settlement.outcome is not NACK:
-            return False
-        return (settlement.delivery.delivery_attempt or 1) >= limit
 
     def _grouped(
         self, settlements: Sequence[Settlement], letters: Mapping[Delivery, BrokerError | None]

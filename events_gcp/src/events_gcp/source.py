@@ -68,6 +68,7 @@ class GcpSource(Source):
             subscription=joined.name,
             dead_letter_topic=topic and topic.rpartition("/")[2],
             max_attributes=MAX_ATTRIBUTES,
+            last_attempt=joined.local_attempts,
         )
         self._attempts = Attempts()
         # A message whose lease has run out comes again within one lease.  Three are generous.
