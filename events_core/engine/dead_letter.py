@@ -1,12 +1,14 @@
 """Dead letters: who moves a message that failed too often, and when (rule R12: dead letters).
 
-* Usually the broker decides, or the embedded backend.  It counts the attempts, and moves the message when it is told
-  of the last failure.
+* Usually the broker decides, or the embedded backend.  It counts the attempts, and moves the message when it is told of
+  the last failure: ``_take_back`` in ``backends/memory.py``, ``_fail`` in ``backends/sqlite/subscription.py``.
 * If a source says ``redelivers_locally``, the receiver hands a failed message with a key out again itself, and the
   broker sees no failure.  Then :class:`LocalAttempts` decides, for the ledger.  After the last attempt the ledger lets
   the NACK go to ``Source.settle``, and the source moves the message.  If the broker has delivered the message again
   before the answer, ``settlements.py`` acknowledges that copy instead of making a second letter of it.
 * A handler may reject its message.  Then the source moves it at once, at any number of attempts.
+* If the broker cannot move a message, as on RabbitMQ and on Pub/Sub with order, the receiver publishes the letter.
+  ``Letters.takes`` in ``letters.py`` decides which settlement makes one.
 * ``Source.settle`` stores the letter with :func:`dead_letter_attributes`, and calls :func:`log_dead_letter`.  A source
   that moves letters in a transaction, or under a lock, keeps a :class:`DeadLetterLog` until that is over.
   An inline source is called under a lock of the engine, so it writes that log in ``Source.unlocked``.
@@ -30,7 +32,7 @@ _log = logging.getLogger("events_core.receiver")
 _ACK, _NACK, _, _REJECT = Outcome
 
 _LONGEST_REASON = PORTABLE_LIMITS.max_attribute_value_bytes
-"""Bytes of a reason that a letter carries, and its log record: a broker would refuse a letter with a longer attribute."""
+"""Bytes of a reason of a letter and of its log record.  A broker would refuse a letter with a longer attribute."""
 
 
 class LocalAttempts:

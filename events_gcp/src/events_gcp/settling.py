@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Settling"]
 
 # As globals, because reading a member from its class takes ten times as long (CPython 3.11).
-ACK, NACK, RETURN, REJECT = Outcome
+ACK, _, RETURN, _ = Outcome
 
 
 class Settling:

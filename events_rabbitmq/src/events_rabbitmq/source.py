@@ -37,7 +37,7 @@ __all__ = ["RabbitMQSource"]
 
 _log = logging.getLogger("events_rabbitmq")
 
-_ACK, _NACK, _RETURN, _REJECT = Outcome  # reading a member from its class takes ten times as long (CPython 3.11)
+_ACK, _, _RETURN, _REJECT = Outcome  # reading a member from its class takes ten times as long (CPython 3.11)
 
 _REDELIVERY_TIME = 5.0
 """Seconds after a reconnect in which a message that was out before may come again."""
@@ -69,6 +69,7 @@ class RabbitMQSource(Source):
             topic_name=driver.topic_name,
             subscription=subscription,
             dead_letter_topic=options.dead_letter_topic,
+            last_attempt=self.local_attempts,
         )
         self._consumer: Consumer | None = None
         self._is_fetching = False
@@ -204,7 +205,7 @@ class RabbitMQSource(Source):
     def _give_up(self, consumer: Consumer, settlement: Settlement, done: list[int]) -> BrokerError | None:
         delivery = settlement.delivery
         tag = delivery.token.tag
-        if self._makes_letter(settlement):
+        if self._letters.takes(settlement):
             error = self._letters.move(settlement)
             if error is None:
                 done.append(tag)
@@ -217,12 +218,6 @@ class RabbitMQSource(Source):
             delay = settlement.delay
             self._delays.keep(delivery, redelivery_delay(delivery.delivery_attempt or 1) if delay is None else delay)
         return None
-
-    def _makes_letter(self, settlement: Settlement) -> bool:
-        if settlement.outcome is not _NACK:
-            return settlement.outcome is _REJECT
-        most = self.local_attempts
-        return most is not None and (settlement.delivery.delivery_attempt or 1) >= most
 
     async def close(self) -> None:
         await self._letters.close()

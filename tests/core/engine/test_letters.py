@@ -30,8 +30,6 @@ def test_a_message_becomes_a_letter_when_it_is_rejected_or_has_failed_too_often(
     outcome: Outcome, attempt: int | None, last_attempt: int | None, is_taken: bool
 ) -> None:
     """R12, S6: a rejection at any attempt, and a failure at the last one; nothing else."""
-    letters = Letters(
-        never_called, topic_name="t", subscription="s", dead_letter_topic="d", last_attempt=last_attempt
-    )
+    letters = Letters(never_called, topic_name="t", subscription="s", dead_letter_topic="d", last_attempt=last_attempt)
     delivery = Delivery("1", b"", {}, delivery_attempt=attempt)
     assert letters.takes(Settlement(delivery, outcome)) is is_taken
