@@ -220,7 +220,8 @@ class Source(ABC):
 
     longest_hold: float | None = None
     """Seconds after its arrival for which a delivery may stay here, although the connection lives; ``None`` for no
-    bound.  The receiver then gives back what it holds or buffers (R6).  Set it to less than the broker's own bound."""
+    bound.  The receiver then gives back what it holds or buffers (rule R6: leases).  Set it to less than the broker's
+    own bound."""
 
     safe_until: float | None = None
     """The :func:`~events_core.engine.uptime` until which the broker gives none of this receiver's deliveries to
