@@ -29,6 +29,10 @@ _log = logging.getLogger("events_rabbitmq")
 _CLOSE_TIMEOUT = 1.0
 """Seconds to wait for the server's answer to a close.  Closing a client has 2 s."""
 
+_READ_BYTES = 2**16
+"""Bytes to read from the socket at once.  pika reads 4 KiB.  Then a message of 100 KB costs four times as much CPU,
+because what has come of a frame is copied at each read (measured)."""
+
 
 class _Stack(AsyncioConnection):  # type: ignore[misc]
     """pika's connection, with ways of its own for what comes with each message.
@@ -44,13 +48,18 @@ class _Stack(AsyncioConnection):  # type: ignore[misc]
         super().__init__(*arguments, **named)
 
     def emit(self, data: bytes) -> None:
-        """Write frames."""
+        """Write frames, now and not in the next turn of the loop, as pika would."""
         self._adapter_emit_data(data)
+        self._transport._on_socket_writable()
 
     def end(self) -> None:
         """Close the socket without waiting for the server, after a close was asked for."""
         if not self.is_closed:
             self._adapter_disconnect_stream()
+
+    def _proto_connection_made(self, transport: Any) -> None:
+        transport._MAX_RECV_BYTES = _READ_BYTES
+        super()._proto_connection_made(transport)
 
     def _on_data_available(self, data_in: bytes) -> None:
         data: bytes = self._frame_buffer + data_in
