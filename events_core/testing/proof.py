@@ -96,14 +96,16 @@ class Proof:
         for each in results:
             if each.detail:
                 reasons[each.state, each.detail].add(_function(each.test))
-        why = [
-            {"state": each, "reason": reason, "tests": sorted(tests)}
-            for (each, reason), tests in sorted(reasons.items())
-        ]
+        why = [_reason(*found, tests) for found, tests in sorted(reasons.items())]
         return {"state": state, "why": why} if why else {"state": state}
 
     def _rules_of(self, test: str) -> set[str]:
         return {each.rule for each in self._results if each.test == test}
+
+
+def _reason(state: str, reason: str, tests: Collection[str]) -> dict[str, object]:
+    """Return one reason of a state.  Only exceptions name their tests, so that a new test changes few records."""
+    return {"state": state, "reason": reason, **({"tests": sorted(tests)} if state == "excepted" else {})}
 
 
 def _excepted(found: Any, exceptions: Mapping[str, str], *rules: str) -> Any:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,49 +64,50 @@ class TestRecorded:
         not_declared("durable")
 '''
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+ARGUMENTS = ("-c", os.devnull, "--rootdir", ".", "--noconftest", "-p", "no:cacheprovider")
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Return a function that runs the suite with pytest's arguments."""
-    (tmp_path / "test_recorded.py").write_text(SUITE)
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                *(sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", ".", "--noconftest"),
-                *("-p", "no:cacheprovider", "-p", "events_core.testing.plugin", *arguments),
-            ],
-            cwd=tmp_path,
-            env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    return run
+def run(folder: Path, *arguments: str, suite: str = SUITE) -> subprocess.CompletedProcess[str]:
+    """Run the suite in *folder*, with these arguments of pytest."""
+    (folder / "test_recorded.py").write_text(suite)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *ARGUMENTS, "-p", "events_core.testing.plugin", *arguments],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(folder: Path) -> Path:
     """Return the path of the record."""
-    return tmp_path / "records" / "memory.json"
+    return folder / "records" / "memory.json"
 
 
-def written(run: Run, file: Path, *arguments: str) -> dict[str, Any]:
+def written(folder: Path, *arguments: str) -> dict[str, Any]:
     """Return the record that a run has written."""
-    done = run("--events-proof", *arguments)
+    done = run(folder, "--events-proof", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    record: dict[str, Any] = json.loads(file.read_text())
+    record: dict[str, Any] = json.loads(file(folder).read_text())
     return record
 
 
-@pytest.mark.parametrize("arguments", [(), ("-n", "2")], ids=["alone", "xdist"])
-def test_the_record_has_the_state_of_each_rule(run: Run, file: Path, arguments: tuple[str, ...]) -> None:
-    """Each state other than kept has its reason and its tests, in one process and in several."""
-    record = written(run, file, *arguments)
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the record that a run in one process has written."""
+    return written(tmp_path_factory.mktemp("recorded"))
+
+
+def keep(folder: Path, record: dict[str, Any]) -> None:
+    """Write a record into *folder*."""
+    file(folder).parent.mkdir()
+    file(folder).write_text(json.dumps(record))
+
+
+def test_the_record_has_the_state_of_each_rule(record: dict[str, Any]) -> None:
+    """Each state other than kept has its reason."""
     assert {rule: found["state"] for rule, found in record["rules"].items()} == {
         "P7": "not shown",
         "S1": "kept",
@@ -115,24 +115,20 @@ def test_the_record_has_the_state_of_each_rule(run: Run, file: Path, arguments: 
         "F1": "not applicable",
         "F3": "not declared",
     }
-    assert record["rules"]["S1"]["why"] == [
-        {"state": "not declared", "reason": "durable", "tests": ["test_durability"]}
-    ]
-    assert record["rules"]["F1"]["why"][0]["reason"] == "there is no connection"
+    assert record["rules"]["S1"]["why"] == [{"state": "not declared", "reason": "durable"}]
+    assert record["rules"]["F1"]["why"] == [{"state": "not applicable", "reason": "there is no connection"}]
 
 
-def test_an_exception_is_recorded_although_its_test_passed(run: Run, file: Path) -> None:
-    """A fault that shows now and then is in every record."""
-    record = written(run, file)
+def test_an_exception_is_recorded_although_its_test_passed(record: dict[str, Any]) -> None:
+    """A fault that shows now and then is in every record, with its tests."""
     assert record["rules"]["S2"]["why"] == [
         {"state": "excepted", "reason": "the emulator fails now and then", "tests": ["test_that_passes_now"]}
     ]
     assert record["unproven"] == {"replay": "the emulator fails now and then"}
 
 
-def test_the_record_says_what_was_tested(run: Run, file: Path) -> None:
+def test_the_record_says_what_was_tested(record: dict[str, Any]) -> None:
     """It has the backend, its capabilities, the suite and the versions."""
-    record = written(run, file)
     assert record["backend"] == "memory"
     assert record["suite"] == "A small suite."
     assert record["versions"].keys() == {"events-core", "memory"}
@@ -142,51 +138,50 @@ def test_the_record_says_what_was_tested(run: Run, file: Path) -> None:
     assert record["proven"] == ["exactly_once"]
 
 
-def test_a_run_that_shows_what_is_recorded_passes(run: Run, file: Path) -> None:
+def test_several_processes_write_the_same(record: dict[str, Any], tmp_path: Path) -> None:
+    """With pytest-xdist, no process has run all tests."""
+    assert written(tmp_path, "-n", "2") == record
+
+
+def test_a_run_that_shows_what_is_recorded_passes(record: dict[str, Any], tmp_path: Path) -> None:
     """Other versions of what was tested do not matter."""
-    record = written(run, file)
-    file.write_text(json.dumps({**record, "versions": {"memory": "of 2025"}}))
-    done = run()
+    keep(tmp_path, {**record, "versions": {"memory": "of 2025"}})
+    done = run(tmp_path)
     assert done.returncode == 0, done.stdout
     assert "records of what was proven" not in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [(), ("-n", "2")], ids=["alone", "xdist"])
-def test_a_run_that_shows_something_else_fails(run: Run, file: Path, arguments: tuple[str, ...]) -> None:
+def test_a_run_that_shows_something_else_fails(record: dict[str, Any], tmp_path: Path) -> None:
     """The report says in which lines the record differs, and how to write it."""
-    record = written(run, file)
-    record["rules"]["S2"] = {"state": "kept"}
-    file.write_text(json.dumps(record))
-    done = run(*arguments)
+    keep(tmp_path, {**record, "rules": {**record["rules"], "S2": {"state": "kept"}}})
+    done = run(tmp_path)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "does not say what was shown; --events-proof writes it" in done.stdout
     assert '+      "state": "excepted",' in done.stdout
 
 
-def test_a_missing_record_fails_the_run(run: Run) -> None:
+def test_a_missing_record_fails_the_run(tmp_path: Path) -> None:
     """A backend that names a record must have it."""
-    assert run().returncode == pytest.ExitCode.TESTS_FAILED
+    assert run(tmp_path).returncode == pytest.ExitCode.TESTS_FAILED
 
 
-def test_a_part_of_the_suite_compares_nothing(run: Run, file: Path) -> None:
+def test_a_part_of_the_suite_compares_nothing(record: dict[str, Any], tmp_path: Path) -> None:
     """Nobody wants to hear of the record after a single test."""
-    record = written(run, file)
-    file.write_text(json.dumps({**record, "rules": {}}))
-    done = run("-k", "test_that_passes")
+    keep(tmp_path, {**record, "rules": {}})
+    done = run(tmp_path, "-k", "test_that_passes")
     assert done.returncode == 0, done.stdout
 
 
-def test_a_part_of_the_suite_writes_nothing(run: Run, file: Path) -> None:
+def test_a_part_of_the_suite_writes_nothing(tmp_path: Path) -> None:
     """A record is about the whole suite; the report says why it is not written."""
-    done = run("--events-proof", "-k", "test_that_passes")
+    done = run(tmp_path, "--events-proof", "-k", "test_that_passes")
     assert "is not written, because only 2 of 5 tests ran" in done.stdout
-    assert not file.exists()
+    assert not file(tmp_path).exists()
 
 
-def test_a_failed_run_writes_nothing(run: Run, file: Path, tmp_path: Path) -> None:
+def test_a_failed_run_writes_nothing(tmp_path: Path) -> None:
     """What is broken is no exception, and is not recorded."""
-    (tmp_path / "test_recorded.py").write_text(SUITE.replace("pass\n", "raise ValueError\n", 1))
-    done = run("--events-proof")
+    done = run(tmp_path, "--events-proof", suite=SUITE.replace("pass\n", "raise ValueError\n", 1))
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "is not written, because a test failed" in done.stdout
-    assert not file.exists()
+    assert not file(tmp_path).exists()
