@@ -69,6 +69,17 @@ async def consume(
 ) -> None: ...
 
 
+@overload
+async def consume(
+    receiver: EventReceiver,
+    handler: Callable[[ReceivedMessage], object],
+    *,
+    concurrency: int = 1,
+    stop: asyncio.Event | None = None,
+    threads: bool,
+) -> None: ...
+
+
 async def consume(
     receiver: EventReceiver,
     handler: Callable[[ReceivedMessage], object],

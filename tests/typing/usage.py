@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import assert_type
@@ -164,6 +165,8 @@ async def run_handlers(receiver: EventReceiver, stop: asyncio.Event) -> None:
     """Run a handler for each message."""
     await consume(receiver, handle, concurrency=8, stop=stop)
     await consume(receiver, handle_in_thread, concurrency=8, threads=True)
+    threads = len(sys.argv) > 1
+    await consume(receiver, handle_in_thread, threads=threads)
     await consume(receiver, handle_in_thread)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
