@@ -32,7 +32,7 @@ _EXTRAS = {"gcp": "gcp", "rabbitmq": "rabbitmq"}
 _registered: dict[str, type[EventClient]] = {}
 _loaded: dict[str, type[EventClient]] = {}
 # The lock guards the two dictionaries only, and is never held during an import.  A thread that imports a module holds
-# the module's own lock; if that module loaded a backend, the two threads would wait for each other for ever.
+# the module's own lock; if that module loaded a backend, the two threads would wait for each other forever.
 _lock = threading.Lock()
 
 

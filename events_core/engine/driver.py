@@ -310,8 +310,8 @@ class Source(ABC):
     def unlocked(self) -> None:
         """Log what :meth:`fetch` and :meth:`settle` have to tell; for an inline source.
 
-        The engine calls these two under a lock of its own, which a log handler may need, for example for ``stats``.  It
-        calls this method afterwards, without that lock, from any thread.  It must not wait.
+        The engine holds its own lock while it calls these two.  A log handler may need that lock, for example to read
+        ``stats``.  The engine calls this method afterwards, without that lock, from any thread.  It must not wait.
         """
 
     def next_due(self) -> float | None:

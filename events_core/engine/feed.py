@@ -30,7 +30,7 @@ _log = logging.getLogger("events_core.receiver")
 
 
 class Feed(ABC):
-    """The way of deliveries from one source into one ledger, and out to the receives."""
+    """The path of deliveries from a source into the ledger, and on to the calls that receive."""
 
     def __init__(self, source: Source, inbox: Inbox) -> None:
         self._source = source

@@ -57,7 +57,7 @@ class _Turn:
         try:
             await line.lock.acquire()
         except BaseException:
-            # A cancelled send gives up its place.  Otherwise the line would never end, and sends would queue for ever.
+            # A cancelled send gives up its place.  Otherwise the line would never end, and sends would queue forever.
             self._leave(line)
             raise
 

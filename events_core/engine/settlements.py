@@ -187,7 +187,7 @@ class Settlements:
                 # The message was dead-lettered.  The same outcome for the newer copy would make a second letter.
                 self.queued.append(Settlement(delivery, Outcome.ACK))
                 return False
-            # If the caller's time was up and it has not asked again, the late success is the last word.
+            # If the caller's time was up and it has not asked again, the late success counts.
             return not settlement._given_up or delivery._settlement is not None
         return error.code is ErrorCode.EXPIRED
 

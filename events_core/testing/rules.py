@@ -62,7 +62,7 @@ RULES: Mapping[str, str] = {
     "S2": "a delivery is settled once, by message or by id",
     "S3": "settling too late, or an unknown id, is an error that says so",
     "S4": "a batch settles every message that it can",
-    "S5": "a failed or cancelled settlement ends nothing",
+    "S5": "after a settlement that failed or was cancelled, the receiver goes on",
     "S6": "a rejected message goes to the dead-letter topic at once",
     "C1": "a closing receiver waits for held messages and hands back the rest",
     "C2": "a closing client flushes its sends, and may be closed again",
