@@ -11,7 +11,7 @@ import pytest
 
 from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, EventRuntimeError, ReceivedMessage
 from events_core.testing.rules import rule
-from events_core.testing.skipping import not_shown
+from events_core.testing.skipping import SHORT_RUN, not_shown
 from events_core.testing.stage import Stage, numbered, texts
 
 __all__ = ["Ordering"]
@@ -89,7 +89,7 @@ class Ordering:
         run = await receiver.receive_messages(3, stage.harness.patience)
         assert texts(run) == ["k1", "k2", "k3"][: len(run)]
         if len(run) < at_least:
-            not_shown("a run of a key; one call returned only one message")
+            not_shown(SHORT_RUN)
         return receiver, run
 
     @rule("R10", "R9")

@@ -17,6 +17,7 @@ import pytest
 
 from events_core.testing.findings import Claim, Result, overall, unproven
 from events_core.testing.rules import CLAIMS, RULES, SUBJECT
+from events_core.testing.skipping import SHORT_RUN
 
 __all__ = ["Proof", "subjects_of"]
 
@@ -51,14 +52,16 @@ class Proof:
         self.subject = subject
         self._results = [_excepted(each, subject.exceptions, each.rule) for each in results]
         self._claims = [_excepted(each, subject.exceptions, *self._rules_of(each.test)) for each in claims]
+        self._ran = {_function(each.test) for each in self._results}
+        self._results = [each for each in self._results if each.detail != SHORT_RUN]
+        self._claims = [each for each in self._claims if each.detail != SHORT_RUN]
 
     def missing(self) -> str:
         """Return why this run is no proof, ``""`` if it is one."""
         if any(each.state == "broken" for each in self._results):
             return "a test failed"
-        ran = {_function(each.test) for each in self._results}
-        if len(ran) < self.subject.tests:
-            return f"only {len(ran)} of {self.subject.tests} tests ran"
+        if len(self._ran) < self.subject.tests:
+            return f"only {len(self._ran)} of {self.subject.tests} tests ran"
         return ""
 
     def differences(self) -> list[str]:
