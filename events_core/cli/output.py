@@ -13,6 +13,7 @@ import select
 import stat
 import sys
 import termios
+from collections.abc import Sequence
 
 from events_core.cli.ending import Ending
 from events_core.cli.escaping import escaped
@@ -51,18 +52,21 @@ class Output:
         except OSError as error:
             raise CommandError(f"cannot write to standard output: {error.strerror}") from error
 
-    async def write(self, data: bytes) -> None:
-        """Write all of *data*, on a terminal with escapes.
+    async def write(self, lines: Sequence[bytes]) -> None:
+        """Write *lines*, of one message each.  On a terminal, write escapes, and indent what follows a line break.
 
         :raises CommandError: if writing fails; ``READER_GONE`` for a broken pipe.
         """
-        shown = self._shown(data) if self._escapes else data
+        shown = b"".join(map(self._shown, lines) if self._escapes else lines)
         # In a daemon thread, because a pipe that is not read blocks the write: Ctrl-C must still end the command.
         await off_loop(lambda: self.put(shown))
 
-    def _shown(self, data: bytes) -> bytes:
+    def _shown(self, line: bytes) -> bytes:
+        # Indented, because a message with a line break could forge another message, or an error of this command.
+        text = escaped(line.decode(errors="backslashreplace"))
+        text = text[:-1].replace("\n", "\n  ") + text[-1:]
         # In the encoding of the terminal.  In Latin-1, the second byte of the UTF-8 text "ś" is a control character.
-        return escaped(data.decode(errors="backslashreplace")).encode(self._encoding, "backslashreplace")
+        return text.encode(self._encoding, "backslashreplace")
 
     async def taken(self) -> None:
         """Wait until the reader has taken everything, if this is a pipe.

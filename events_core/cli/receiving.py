@@ -81,7 +81,7 @@ async def receive(
 
 
 async def _hand_over(receiver: EventReceiver, batch: Sequence[ReceivedMessage], output: Output, render: Render) -> None:
-    await output.write(b"".join(map(render, batch)))
+    await output.write([render(message) for message in batch])
     # What is in the pipe when its reader ends is lost, so only what was taken out may be acknowledged.
     await output.taken()
     await receiver.acknowledge_messages(batch)

@@ -114,7 +114,7 @@ class _Sender:
         outcomes = [(number, result) for (number, _), result in zip(portion, results, strict=False)]
         failed = [(number, result) for number, result in outcomes if isinstance(result, EventError)]
         self.stored += len(outcomes) - len(failed)
-        await self._output.write(b"".join(_reported(number, result, self._report) for number, result in outcomes))
+        await self._output.write([_reported(number, result, self._report) for number, result in outcomes])
         if failed:
             raise CommandError(_explained(failed))
 

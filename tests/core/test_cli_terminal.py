@@ -68,12 +68,20 @@ def test_data_is_escaped_on_a_terminal(shell: Shell) -> None:
 
 
 def test_text_stays_as_it_is_on_a_terminal(shell: Shell) -> None:
-    """Letters of any alphabet, emoji, tabs and line breaks are shown; bytes that are no text are escaped."""
+    """Letters of any alphabet, emoji and tabs are shown; bytes that are no text are escaped."""
     data = "grüße\t你好 שלום 👩‍🚀 \\n\nsecond ".encode() + b"\xff\xc3"
     line = json.dumps({"data_base64": base64.b64encode(data).decode()})
     shell.run("send", URL, "--ndjson", stdin=line.encode())
     text = shown(shell, "receive", URL, "--limit", "1")
-    assert text.endswith("grüße\t你好 שלום 👩‍🚀 \\n\nsecond \\xff\\xc3\n")
+    assert text.endswith("grüße\t你好 שלום 👩‍🚀 \\n\n  second \\xff\\xc3\n")
+
+
+def test_a_message_forges_no_line_on_a_terminal(shell: Shell) -> None:
+    """The lines of a message after its first one are indented; a line of this program or of another message is not."""
+    shell.run("send", URL, "x\nevents: error: forged\n\n")
+    shell.run("send", URL, "next")
+    shown_lines = shown(shell, "receive", URL, "--limit", "2").splitlines()
+    assert shown_lines[-5:] == ["x", "  events: error: forged", "  ", "  ", "next"]
 
 
 def test_raw_writes_the_bytes_to_a_terminal(shell: Shell) -> None:
