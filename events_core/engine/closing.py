@@ -34,7 +34,8 @@ for three reasons:
 * Each caller has a timer in its own loop.  If the home's thread hangs, perhaps in the kernel, the caller logs the
   thread's name and returns.  The thread closes everything when it goes on.  If the home is the loop of the first caller
   and that loop stands still, the next caller does the closing itself.
-* Each step at home has a share of the time that is left (:meth:`CloseTime.step`).
+* Each step at home has a share of the time that is left (:meth:`CloseTime.step`).  The home ends before its callers
+  give up.
 * A task is cancelled again and again (:func:`cancel_all`), because a library may swallow a cancellation.
 
 No step is in a ``finally`` clause.  If a loop is closed without ending its tasks, the garbage collector runs the
@@ -97,12 +98,15 @@ class CloseTime:
         return self._gives_up - time.monotonic()
 
     def flush(self) -> float:
-        """Return the seconds that are left to tell the broker what was settled.  They end at 5/8 of the reserve."""
-        return (3 * self._gives_up + 5 * self._ends) / 8 - time.monotonic()
+        """Return the seconds that are left to tell the broker what was settled.  They end at half of the reserve."""
+        return (self._gives_up + self._ends) / 2 - time.monotonic()
 
     def step(self) -> float:
         """Return the seconds that the next step may take: half of what is left, so that time is left for the others."""
-        return max(SHORTEST_STEP, min(STEP, (self._ends - time.monotonic()) / 2))
+        # The last eighth of the reserve stays free.  If the home used it too, it would end at the moment at which its
+        # callers give up, and they would warn of a thread that hangs.
+        ends = (self._gives_up + 7 * self._ends) / 8
+        return max(SHORTEST_STEP, min(STEP, (ends - time.monotonic()) / 2))
 
 
 async def cancel_all(tasks: Iterable[asyncio.Task[Any] | None], within: float) -> None:

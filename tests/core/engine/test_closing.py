@@ -603,10 +603,22 @@ def test_a_close_reserves_time_for_giving_back(
     time.hasten(timeout)
     assert time.patience() == patience
     now += patience
-    assert time.flush() == (whole - patience) * 5 / 8
-    assert time.step() == (whole - patience) / 2
-    now += whole - patience - 0.25
-    assert time.step() == 0.125
+    assert time.flush() == (whole - patience) / 2
+    assert time.step() == (whole - patience) * 7 / 16
+
+
+@pytest.mark.parametrize("timeout", [0, 8, 15, 60])
+def test_home_ends_before_its_callers_give_up(monkeypatch: pytest.MonkeyPatch, timeout: float) -> None:
+    """C2: otherwise they would warn that its thread may hang, although each step only took all of its time."""
+    now = 1000.0
+    monkeypatch.setattr(closing_module.time, "monotonic", lambda: now)
+    time = CloseTime()
+    time.hasten(timeout)
+    now += time.patience()
+    now += time.flush()
+    for _ in ("settler", "leases", "source", "tasks", "driver", "thread"):
+        now += time.step()
+    assert now < 1000.0 + max(timeout, 2)
 
 
 def test_a_close_whose_thread_was_hanging_takes_the_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -619,7 +631,7 @@ def test_a_close_whose_thread_was_hanging_takes_the_shortest_time(monkeypatch: p
     assert time.patience() == 58
     now += 61
     time.begin()
-    assert (time.patience(), time.step()) == (0, 1)
+    assert (time.patience(), time.step()) == (0, 0.875)
 
 
 def test_the_least_patient_caller_decides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,3 +94,22 @@ def test_ping_names_a_lock_that_lets_nobody_even_read(client: Clients, file: Pat
             await waiting.ping()
 
     asyncio.run(run())
+
+
+def test_a_receiver_closes_while_another_program_locks_the_file(client: Clients, file: Path) -> None:
+    """C1: the close does not wait for the lock, although what was settled and buffered cannot be told."""
+
+    async def run() -> None:
+        async with client(subscription="s") as both, both.subscribe() as receiver:
+            await both.send_messages([EventMessage(b"x")] * 5)
+            held = [await receiver.receive_message(30) for _ in range(2)]
+            with locked(file):
+                assert held[0] is not None
+                settling = asyncio.create_task(receiver.acknowledge(held[0]))
+                await asyncio.sleep(0)
+                await receiver.close(2)
+                with pytest.raises(EventError) as caught:
+                    await settling
+                assert caught.value.code is ErrorCode.CLOSED
+
+    asyncio.run(asyncio.wait_for(run(), 60))
