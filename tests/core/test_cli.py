@@ -182,6 +182,15 @@ def test_data_with_attributes_and_key_arrives(shell: Shell) -> None:
     assert message["publish_time"].endswith("+00:00")
 
 
+def test_a_send_to_nobody_is_told_on_standard_error(shell: Shell) -> None:
+    """P1: the message is sent, and one line says that the topic has no subscription."""
+    done = shell.run("send", "sqlite:events.db/lonely", "x")
+    assert done.stdout.strip().isdigit()
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith("events: warning: topic 'lonely' has no subscription")
+    assert shell.run("send", URL, "x").stderr == b""
+
+
 def test_lines_are_sent_as_their_bytes(shell: Shell) -> None:
     """Each line is a message, empty ones and the last one without an end too; bytes that are no text survive."""
     lines = shell.run("send", URL, stdin=b"one\r\n\n\xff\x00\nlast").stdout.splitlines()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from events_core import EventConfig, EventMessage, consume, create_client
+from events_core import ErrorCode, EventConfig, EventMessage, consume, create_client
+from events_core.engine import BrokerError
 from events_core.message import ReceivedMessage
 
 _topics = itertools.count(1)
@@ -59,6 +60,27 @@ def test_what_is_kept_is_not_lost(config: EventConfig, caplog: pytest.LogCapture
     """P1, Q3: a topic that keeps messages for later subscriptions needs no warning."""
     send(with_options(config, retention="60"))
     assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(("code", "level"), [("PERMISSION_DENIED", "DEBUG"), ("UNAVAILABLE", "WARNING")])
+def test_a_receiver_that_may_not_look_for_letters_is_no_news(
+    code: str, level: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R12: an application that may only receive cannot change it.  Any other failure is a warning."""
+    config = EventConfig("orders", f"recipients-{next(_topics)}", options=DEAD_LETTERS, backend="memory")
+
+    async def refused(*_: object) -> bool:
+        raise BrokerError("no", ErrorCode[code])
+
+    async def main() -> None:
+        async with create_client(config) as client:
+            monkeypatch.setattr(client._driver, "keep_dead_letters", refused)  # type: ignore[attr-defined]
+            await client.subscribe("s")
+
+    caplog.set_level("DEBUG")
+    asyncio.run(main())
+    (told,) = [record for record in caplog.records if "'dead'" in record.getMessage()]
+    assert told.levelname == level
 
 
 def test_each_letter_is_logged(config: EventConfig, caplog: pytest.LogCaptureFixture) -> None:
