@@ -141,6 +141,12 @@ class Broker:
         self.topics.pop(request.topic, None)
         return await self._end(fault, context, Empty())
 
+    async def list_topic_subscriptions(self, request: Any, context: Any) -> Any:
+        fault = await self._begin("ListTopicSubscriptions", request.topic, context)
+        names = [path for path, each in self.subscriptions.items() if each.resource.topic == request.topic]
+        answer = types.ListTopicSubscriptionsResponse.pb()(subscriptions=names)
+        return await self._end(fault, context, answer)
+
     async def publish(self, request: Any, context: Any) -> Any:
         fault = await self._begin("Publish", request.topic, context)
         ids = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -111,6 +112,60 @@ async def _create_topic(case: Case) -> str:
         await sender.send_message(EventMessage(b"next"))
         # The code is that of the last try, which may have been cut off by the timeout.
         return re.sub(r"(``PublishError``).*, (at the timeout)", r"\1, retryable, \2", outcome)
+
+
+async def _look_for_recipients(case: Case) -> str:
+    with _Warnings(case.name) as warnings, case.fault():
+        # Leaving the client waits until it has looked.
+        async with case.client(send_timeout="60") as sender:
+            outcome = await case.told(sender.send_message(EventMessage(b"x")))
+    return f"{outcome}; there is no subscription, and {warnings}"
+
+
+async def _look_for_letters(case: Case) -> str:
+    letters = f"{case.name}-dead"
+    case.broker.subscription(case.name, case.name, enable_message_ordering=True)
+    options = {"ordering": "true", "dead_letter_topic": letters, "max_delivery_attempts": "5"}
+    about = replace(case, name=letters)
+    with _Warnings(letters) as warnings:
+        async with case.client(**options) as subscriber:
+            with about.fault():
+                outcome = await about.told(subscriber.subscribe(case.name))
+    return f"{outcome}; letters have no subscription, and {warnings}"
+
+
+async def _look_for_names(case: Case) -> str:
+    case.broker.subscription(f"{case.name}-s", case.name)
+    async with case.client() as subscriber:
+        with case.fault():
+            try:
+                await subscriber.subscribe(f"{case.name}-z")
+            except EventError as error:
+                named = f"{case.name}-s" in str(error)
+                return f"{told(error)}, {'with' if named else 'without'} the nearest name"
+    return "succeeds"
+
+
+class _Warnings(logging.Handler):
+    """The warnings of the engine about *topic*, inside the context."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(logging.WARNING)
+        self._topic = topic
+        self._came = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._came = self._came or repr(self._topic) in record.getMessage()
+
+    def __enter__(self) -> _Warnings:
+        logging.getLogger("events_core.engine").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("events_core.engine").removeHandler(self)
+
+    def __str__(self) -> str:
+        return "a WARNING says so" if self._came else "no WARNING"
 
 
 async def _get_topic(case: Case) -> str:
@@ -275,10 +330,13 @@ async def _goes_on(case: Case, receiver: EventReceiver) -> bool:
 CALLS: Mapping[str, tuple[str, Callable[[Case], Awaitable[str]]]] = {
     "send_message": ("Publish", _publish),
     "First send, with create=all": ("CreateTopic", _create_topic),
+    "First send, looking for subscriptions": ("ListTopicSubscriptions", _look_for_recipients),
     "ping": ("GetTopic", _get_topic),
     "Cleaning up after events check": ("DeleteTopic", _delete_topic),
     "subscribe": ("GetSubscription", _get_subscription),
     "subscribe, with create=subscription": ("CreateSubscription", _create_subscription),
+    "subscribe, looking for letters": ("ListTopicSubscriptions", _look_for_letters),
+    "subscribe to a name that does not exist": ("ListTopicSubscriptions", _look_for_names),
     "delete_subscription": ("DeleteSubscription", _delete_subscription),
     "receive_message": ("StreamingPull", _stream),
     "receive_message, with receive_mode=pull": ("Pull", _pull),

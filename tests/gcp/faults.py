@@ -131,6 +131,7 @@ _METHODS = {
     "Publisher": {
         "CreateTopic": ("create_topic", types.Topic),
         "GetTopic": ("get_topic", types.GetTopicRequest),
+        "ListTopicSubscriptions": ("list_topic_subscriptions", types.ListTopicSubscriptionsRequest),
         "DeleteTopic": ("delete_topic", types.DeleteTopicRequest),
         "Publish": ("publish", types.PublishRequest),
     },

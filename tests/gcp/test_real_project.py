@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parents[1] / "real_gcp"
 
 
 def run(environ: dict[str, str], *arguments: str) -> str:
+    """Run the tests for a real project, with *environ* in place of what names a project or credentials."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("EVENTS_TEST_", "PYTEST_"))}
     kept.pop("PUBSUB_EMULATOR_HOST", None)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *arguments, str(FOLDER)]
@@ -38,3 +39,18 @@ def test_without_a_project_all_of_them_are_skipped() -> None:
     told = run({})
     assert "EVENTS_TEST_PROJECT names no project" in told
     assert "passed" not in told
+
+
+def test_without_credentials_all_of_them_are_skipped(tmp_path: Path) -> None:
+    """A project alone is not enough; the reason says what is missing."""
+    nobody = {
+        "HOME": str(tmp_path),
+        "CLOUDSDK_CONFIG": str(tmp_path),
+        "GOOGLE_APPLICATION_CREDENTIALS": "",
+        # Where this machine is one of Google's, its own account must not be used.
+        "NO_GCE_CHECK": "true",
+    }
+    told = run({"EVENTS_TEST_PROJECT": "events-test", **nobody})
+    assert "no credentials: " in told
+    assert "passed" not in told
+    assert "creating" not in told
