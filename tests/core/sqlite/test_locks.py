@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from events_core import ErrorCode, EventError, EventMessage
-from events_core.backends.sqlite import SQLiteClient
+from events_core.backends.sqlite import SQLiteClient, connection
 
 Clients = Callable[..., SQLiteClient]
 SHORT = {"send_timeout": "0.3", "connect_timeout": "0.3"}
@@ -96,8 +96,11 @@ def test_ping_names_a_lock_that_lets_nobody_even_read(client: Clients, file: Pat
     asyncio.run(run())
 
 
-def test_a_receiver_closes_while_another_program_locks_the_file(client: Clients, file: Path) -> None:
+def test_a_receiver_closes_while_another_program_locks_the_file(
+    client: Clients, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """C1: the close does not wait for the lock, although what was settled and buffered cannot be told."""
+    monkeypatch.setattr(connection, "LOCK_WAIT", 3600.0)  # no step at home ends by itself
 
     async def run() -> None:
         async with client(subscription="s") as both, both.subscribe() as receiver:
