@@ -20,7 +20,7 @@ A pipe such as ``--config <(decrypt events.toml)`` is allowed, and its user may 
 
 
 def read_bounded(path: str) -> bytes:
-    """Return the content of the file at *path*.
+    """Return the content of the file at *path*, of 1 MiB at most.  This blocks, for 30 s at most.
 
     :raises OSError: if it cannot be read, is too large, or does not end in time; ``strerror`` says which.
     """

@@ -1,5 +1,6 @@
 """The engine: the door for authors of backends, who write a small driver and get the hard parts from here."""
 
+from events_core.bounded_file import read_bounded
 from events_core.engine.backoff import redelivery_delay
 from events_core.engine.client import EngineClient
 from events_core.engine.clock import uptime
@@ -25,6 +26,7 @@ __all__ = [
     "log_dead_letter",
     "message_size",
     "off_loop",
+    "read_bounded",
     "redelivery_delay",
     "uptime",
 ]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
 import pytest
+from google.auth.exceptions import DefaultCredentialsError
 
 from events_core import (
     ConfigurationError,
@@ -227,6 +229,38 @@ def test_the_content_of_a_key_in_googles_variable_is_not_shown(monkeypatch: pyte
         asyncio.run(subscribe())
     assert caught.value.code is ErrorCode.UNAUTHENTICATED
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["credentials_file", "GOOGLE_APPLICATION_CREDENTIALS"])
+@pytest.mark.parametrize(("kind", "reason"), [("large", "it has more than 1 MiB"), ("FIFO", "it did not end within")])
+def test_credentials_that_cannot_be_read_whole_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str, kind: str, reason: str
+) -> None:
+    """A path may be mistyped; a file without an end must not fill the memory, and a FIFO must not block."""
+    monkeypatch.setattr("events_core.bounded_file.PATIENCE", 0.2)
+    path = tmp_path / "key.json"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.write_text(json.dumps(USER) + " " * 2**20)
+    if given == "credentials_file":
+        endpoint = Endpoint("localhost:1", False, str(path))
+    else:
+        monkeypatch.setenv(given, str(path))
+        endpoint = Endpoint("localhost:1", False)
+    with pytest.raises(DefaultCredentialsError, match=rf"cannot read the file '.*key\.json': {reason}"):
+        load_credentials(endpoint)
+    if kind == "FIFO":
+        os.close(os.open(path, os.O_RDWR))  # lets go of the thread that waits to open it
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, "\xff", '{"type": "x"}'])
+def test_a_file_that_has_no_credentials_is_named(tmp_path: Path, content: str) -> None:
+    """The error names the file."""
+    path = tmp_path / "key.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(DefaultCredentialsError, match=r"key\.json"):
+        load_credentials(Endpoint("localhost:1", False, str(path)))
 
 
 @pytest.mark.parametrize("name", ["endpoint", "emulator_host"])

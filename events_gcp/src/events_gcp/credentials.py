@@ -13,7 +13,7 @@ from typing import Any
 
 import google.auth
 import grpc  # type: ignore[import-untyped]
-from google.auth import impersonated_credentials, load_credentials_from_dict, load_credentials_from_file
+from google.auth import impersonated_credentials, load_credentials_from_dict
 from google.auth.credentials import with_scopes_if_required
 from google.auth.environment_vars import CREDENTIALS
 from google.auth.exceptions import DefaultCredentialsError, InvalidValue
@@ -21,6 +21,7 @@ from google.auth.transport.grpc import AuthMetadataPlugin
 from google.auth.transport.requests import Request
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
 
+from events_core.engine import read_bounded
 from events_gcp.endpoint import Endpoint
 from events_gcp.options import is_content
 
@@ -42,8 +43,7 @@ def load_credentials(endpoint: Endpoint) -> Any:
     They come from the configuration, from a file, or from the environment (Application Default Credentials), and may
     then impersonate another account.
 
-    :raises google.auth.exceptions.GoogleAuthError: if there are none.
-    :raises OSError: if a file cannot be read.
+    :raises google.auth.exceptions.GoogleAuthError: if there are none, or their file cannot be read.
     """
     try:
         credentials = _own(endpoint)
@@ -84,12 +84,28 @@ def _own(endpoint: Endpoint) -> Any:
         if endpoint.credentials is not None:
             info = json.loads(endpoint.credentials.removeprefix("\ufeff"))
             return load_credentials_from_dict(info, default_scopes=_SCOPES)[0]  # type: ignore[no-untyped-call]
-        if endpoint.credentials_file is not None:
-            return load_credentials_from_file(  # type: ignore[no-untyped-call]
-                endpoint.credentials_file, default_scopes=_SCOPES
-            )[0]
-    if is_content(os.environ.get(CREDENTIALS, "")):
-        # Google's packages would show the content in an error.
-        text = f"{CREDENTIALS} must be the path of a file, but it has the content of one (not shown)"
-        raise DefaultCredentialsError(text)  # type: ignore[no-untyped-call]
-    return google.auth.default(default_scopes=_SCOPES)[0]
+        path = endpoint.credentials_file or os.environ.get(CREDENTIALS)
+        if not path:
+            return google.auth.default(default_scopes=_SCOPES)[0]
+        if is_content(path):
+            # Google's packages would show the content in an error.
+            text = f"{CREDENTIALS} must be the path of a file, but it has the content of one (not shown)"
+            raise DefaultCredentialsError(text)  # type: ignore[no-untyped-call]
+        return _of_file(path)
+
+
+def _of_file(path: str) -> Any:
+    # Google's packages would read a file without an end until the memory is full, and wait for a FIFO without a bound.
+    try:
+        info = json.loads(read_bounded(path))
+    except OSError as error:
+        text = f"cannot read the file {path!r}: {error.strerror}"
+        raise DefaultCredentialsError(text) from error  # type: ignore[no-untyped-call]
+    except (ValueError, RecursionError):  # without the cause, which has the content
+        raise DefaultCredentialsError(f"the file {path!r} is not JSON") from None  # type: ignore[no-untyped-call]
+    try:
+        return load_credentials_from_dict(info, default_scopes=_SCOPES)[0]  # type: ignore[no-untyped-call]
+    except DefaultCredentialsError as error:
+        text, *more = error.args
+        error.args = (f"in the file {path!r}: {text}", *more)
+        raise
