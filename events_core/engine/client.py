@@ -517,7 +517,7 @@ class EngineClient(EventClient):
                 await receiver.end()
             ended |= left
         await self._home.end_tasks(self._close_time.step())
-        await self._home.release(self._driver.close(), repr(self), self._close_time.step())
+        await self._home.close_quietly(self._driver.close(), repr(self), self._close_time.step())
         self._link.closed()
         await self._home.stop(self._close_time.step())
         # Last: other callers of close() return when they see that the client is closed, and nothing may be left then.

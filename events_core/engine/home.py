@@ -8,7 +8,7 @@ Three groups of methods, by the thread that may call them:
 
 * any thread, also under a lock: :meth:`Home.wake`;
 * a coroutine on any loop: :meth:`Home.start`, :meth:`Home.run`, :meth:`Home.overdue`, :meth:`Home.ended`;
-* home itself: :meth:`Home.spawn`, :meth:`Home.timeout`, :meth:`Home.release`, :meth:`Home.end_tasks`,
+* home itself: :meth:`Home.spawn`, :meth:`Home.timeout`, :meth:`Home.close_quietly`, :meth:`Home.end_tasks`,
   :meth:`Home.stop`.
 """
 
@@ -79,7 +79,7 @@ class Home(ABC):
     # Closing (closing.py)
 
     @abstractmethod
-    async def release(self, closing: Coroutine[Any, Any, None], what: str, within: float) -> None:
+    async def close_quietly(self, closing: Coroutine[Any, Any, None], what: str, within: float) -> None:
         """Await the *closing* of a source or driver, for *within* seconds, and log its failure."""
 
     @abstractmethod
@@ -129,7 +129,7 @@ class InlineHome(Home):
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
         return nullcontext()
 
-    async def release(self, closing: Coroutine[Any, Any, None], what: str, within: float) -> None:
+    async def close_quietly(self, closing: Coroutine[Any, Any, None], what: str, within: float) -> None:
         try:
             await closing
         except Exception as error:

@@ -336,7 +336,7 @@ class ThreadHome(Home):
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
         return asyncio.timeout(seconds)
 
-    async def release(self, closing: Coroutine[Any, Any, None], what: str, within: float) -> None:
+    async def close_quietly(self, closing: Coroutine[Any, Any, None], what: str, within: float) -> None:
         # In a task of its own.  If the closing ignores cancellation, this coroutine still goes on after *within*.
         task = asyncio.get_running_loop().create_task(_logged(closing, what), name=f"closing {what}")
         await asyncio.wait([task], timeout=within / 2)

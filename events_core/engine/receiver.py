@@ -438,7 +438,7 @@ class EngineReceiver(EventReceiver):
         # Leases are kept until all that can be told has been told: a lapsed one would make the settlement EXPIRED.
         await self._settler.stop(self._close_time.step())
         await self._feed.stop(self._close_time.step())
-        await self._home.release(self._source.close(), repr(self.subscription), self._close_time.step())
+        await self._home.close_quietly(self._source.close(), repr(self.subscription), self._close_time.step())
         self.give_up()
         self._forget(self)
 
