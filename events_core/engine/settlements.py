@@ -14,7 +14,7 @@ A settlement is one delivery with its outcome.  It goes this way::
 * A caller waits with a :class:`Ticket`.  Several callers may wait for one settlement (S2).  If the last of them gives
   up before the settlement has left, it never leaves (S5).
 
-The settler drives this at home (``settler.py``): :meth:`Settlements.reserve`, then :meth:`Settlements.next`, the
+The settler drives this at home (``settler.py``): :meth:`Settlements.claim`, then :meth:`Settlements.next`, the
 request, and :meth:`Settlements.answered` or :meth:`Settlements.put_back`, then ``next`` again until it returns nothing.
 A timer of the settler calls :meth:`Settlements.retry`.  The receiver's lock guards all of it (``inbox.py``).
 """
@@ -101,15 +101,15 @@ class Settlements:
             settlement.delivery._settlement = settlement
             self.queued.append(settlement)
 
-    def reserve(self) -> bool:
-        """Reserve the one request; return False if one is out already, or nothing is queued."""
+    def claim(self) -> bool:
+        """Claim the one request; return False if one is out already, or nothing is queued."""
         if not self.may_leave:
             return False
         self._is_busy = True
         return True
 
     def next(self, limit: int) -> list[Settlement]:
-        """Return up to *limit* settlements that leave now.  If there are none, end the reservation."""
+        """Return up to *limit* settlements that leave now.  If there are none, end the claim."""
         batch: list[Settlement] = []
         while self.queued and not self._is_stopped and len(batch) < limit:
             settlement = self.queued.popleft()

@@ -128,7 +128,7 @@ class Settler:
 
     def _start(self) -> None:
         with self._lock:
-            if not self._settlements.reserve():
+            if not self._settlements.claim():
                 return
         self._running = self._home.spawn(self._run(), self._name)
 

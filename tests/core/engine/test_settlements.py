@@ -35,7 +35,7 @@ class Receiver:
 
     def leave(self, limit: int = 100) -> list[str]:
         """Let a request leave; return the ids of its messages."""
-        assert self.settlements.reserve()
+        assert self.settlements.claim()
         return ids(self.settlements.next(limit))
 
 
@@ -50,7 +50,7 @@ def test_what_gathers_while_a_request_is_out_leaves_together() -> None:
     assert receiver.leave() == ["1"]
     receiver.acknowledge("2")
     receiver.acknowledge("3")
-    assert not receiver.settlements.reserve()
+    assert not receiver.settlements.claim()
     receiver.settlements.answered([None])
     assert ids(receiver.settlements.next(100)) == ["2", "3"]
 
