@@ -289,8 +289,8 @@ class BatchingPublisher(Publisher):
         with self._lock:
             self._outbox.batcher.pause(batch, time.monotonic(), timed_out=error.code is ErrorCode.TIMEOUT)
         self._pump()
-        patience = max(entry.deadline for entry in entries) - time.monotonic()
-        await pauses.next(max(0.0, patience))
+        left = max(entry.deadline for entry in entries) - time.monotonic()
+        await pauses.next(max(0.0, left))
         place = Waiter()
         with self._lock:
             self._outbox.batcher.resume(batch, place)

@@ -292,7 +292,7 @@ class EngineClient(EventClient):
         began = time.monotonic()
         ends = began + checked_seconds("timeout", timeout)
         try:
-            await self._open(ends, patient=False)
+            await self._open(ends, retries=False)
             await self._ask(self._bounded(self._driver.ping, ends, "ping"), ends, "ping")
         except BrokerError as error:
             if error.retryable:
@@ -346,11 +346,11 @@ class EngineClient(EventClient):
 
     # Connecting
 
-    async def _open(self, ends: float, *, patient: bool = True) -> None:
+    async def _open(self, ends: float, *, retries: bool = True) -> None:
         """Connect unless connected.
 
         :param ends: the ``time.monotonic()`` until which to try.
-        :param patient: True to try again after a failure that is retryable.
+        :param retries: True to try again after a failure that is retryable.
         :raises BrokerError: when it failed.
         """
         backoff = Backoff(maximum=_CONNECT_PAUSE)
@@ -361,7 +361,7 @@ class EngineClient(EventClient):
                 await self._connected(ends)
             except BrokerError as error:
                 pause = next(backoff)
-                if not (patient and error.retryable) or time.monotonic() + pause > ends:
+                if not (retries and error.retryable) or time.monotonic() + pause > ends:
                     raise _late(error, lost) from error.__cause__
                 self._link.unreachable(error)
                 lost = error

@@ -27,7 +27,7 @@ __all__ = ["Letters"]
 # As globals, because reading a member from its class takes ten times as long (CPython 3.11).
 _, _NACK, _, _REJECT = Outcome
 
-_PATIENCE = 10.0
+_LONGEST_WAIT = 10.0
 """Seconds for which letters of a key wait for a failed one.  The engine repeats a settlement about every second.  So
 after this time it has given that message up."""
 
@@ -114,7 +114,7 @@ class Letters:
             )
         error = await self._stored(settlement)
         if error is not None and error.retryable:
-            self._first[key] = name, now() + _PATIENCE
+            self._first[key] = name, now() + _LONGEST_WAIT
         else:
             self._first.pop(key, None)
         return error

@@ -167,7 +167,7 @@ class EngineReceiver(EventReceiver):
             if waiter is None:
                 continue
             try:
-                await self._waiting.wait(waiter, self._patience(min(ends, warns)))
+                await self._waiting.wait(waiter, self._time_to_wait(min(ends, warns)))
             except asyncio.CancelledError:
                 self._waiting.wake()  # perhaps this one was woken for a message; pass that on
                 raise
@@ -195,7 +195,7 @@ class EngineReceiver(EventReceiver):
         self._settler.pump()
         return taken
 
-    def _patience(self, until: float) -> float | None:
+    def _time_to_wait(self, until: float) -> float | None:
         """Return the seconds until something falls due in the feed, at the latest *until*; ``None`` for no bound."""
         with self._lock:
             due = self._feed.next_due()
@@ -466,11 +466,11 @@ class EngineReceiver(EventReceiver):
         """Wait until *done* returns True, or until *seconds* are over; another caller may shorten them."""
         while True:
             with self._lock:
-                patience = seconds()
-                if done() or patience <= 0:
+                left = seconds()
+                if done() or left <= 0:
                     return
                 waiter = self._empty = Waiter()
-            await waiter.wait(patience)
+            await waiter.wait(left)
 
 
 class _Messages(AsyncIterator[ReceivedMessage]):

@@ -55,7 +55,7 @@ class Settler:
         self.progressed = progressed
         self._retrying: asyncio.TimerHandle | None = None
         """The one timer that ends the pause of what is deferred.  Only home touches it."""
-        self._patience = Backoff(maximum=1.0)
+        self._retry_pauses = Backoff(maximum=1.0)
         self._name = f"settling for {source.subscription!r}"
         self._running: asyncio.Task[None] | None = None
         self._last_error: BrokerError | None = None
@@ -192,9 +192,9 @@ class Settler:
         with self._lock:
             self._settlements.answered(results)
         if not self._settlements.has_deferred:
-            self._patience.reset()
+            self._retry_pauses.reset()
         elif self._retrying is None:
-            self._retrying = asyncio.get_running_loop().call_later(next(self._patience), self._retry)
+            self._retrying = asyncio.get_running_loop().call_later(next(self._retry_pauses), self._retry)
 
     def _retry(self) -> None:
         with self._lock:

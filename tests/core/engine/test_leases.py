@@ -208,7 +208,7 @@ def test_a_settlement_that_fails_for_a_while_is_retried_with_backoff() -> None:
         home, settler = receiving.feed._home, receiving.feed._settler
         home.wake = lambda callback: asyncio.get_running_loop().call_soon(callback)  # type: ignore[method-assign]
         home.spawn = lambda work, *_: asyncio.ensure_future(work)  # type: ignore[assignment, method-assign]
-        settler._patience = Backoff(maximum=1.0, uniform=lambda least, most: most)
+        settler._retry_pauses = Backoff(maximum=1.0, uniform=lambda least, most: most)
         for delivery in await receiving.hold(600):
             begun = begin(receiving.ledger, delivery, Outcome.ACK)
             assert not isinstance(begun, BrokerError)
