@@ -29,9 +29,9 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
+from events_core.engine.halves import Halves
 from events_core.engine.pace import Pace, Trip
 from events_core.engine.sends import Entry, EntryQueue
-from events_core.engine.turns import Turns
 from events_core.engine.wakeable import Wakeable
 
 __all__ = ["Batch", "Batcher"]
@@ -108,12 +108,12 @@ class Batcher:
         self._max_bytes = math.inf if max_bytes is None else max_bytes
         self._places = _Places(1 if mixed_keys else max_inflight)
         self._keyed_places = self._places if mixed_keys or max_keys is None else _Places(max_keys)
-        self._turn = deque({id(each): each for each in (self._places, self._keyed_places)}.values())
+        self._kinds = deque({id(each): each for each in (self._places, self._keyed_places)}.values())
         """Both kinds of places, by turns, so that requests of one kind do not use up all the bytes of the pace."""
         self._mixed = mixed_keys
         self._pace = pace
         self._lanes: dict[str | None, _Lane] = {}
-        self._turns = Turns() if mixed_keys else None
+        self._halves = Halves() if mixed_keys else None
 
     def add(self, entry: Entry) -> None:
         """Queue an entry behind those of its key."""
@@ -158,8 +158,8 @@ class Batcher:
         if not self._has_room:
             return None
         # The other kind is asked first next time, whether or not a batch leaves now.
-        for places in tuple(self._turn):
-            self._turn.rotate(-1)
+        for places in tuple(self._kinds):
+            self._kinds.rotate(-1)
             batch = self._next_at(places, now)
             if batch is not None:
                 return batch
@@ -173,7 +173,7 @@ class Batcher:
                 # All its batches fail, so another one would fail too.  release() of one of them offers the lane again.
                 continue
             queued = len(lane.entries)
-            entries, size = self._gather(lane, self._turns.take(queued, now) if self._turns else queued)
+            entries, size = self._gather(lane, self._halves.take(queued, now) if self._halves else queued)
             if entries:
                 places.free -= 1
                 lane.out += 1
@@ -212,8 +212,8 @@ class Batcher:
         lane = batch.lane
         lane.out -= 1
         lane.failing -= batch.failing
-        if self._turns:
-            self._turns.over(len(batch.entries), batch.began, now, waiting=bool(lane.entries))
+        if self._halves:
+            self._halves.over(len(batch.entries), batch.began, now, waiting=bool(lane.entries))
         self._vacate(batch)
         self._offer(lane)
         self._drop_if_empty(lane)
@@ -247,7 +247,7 @@ class Batcher:
 
     def _grant(self) -> None:
         """Give free places to paused batches."""
-        for places in self._turn:
+        for places in self._kinds:
             while places.claims and places.free > 0 and self._has_room:
                 batch, claim = places.claims.popleft()
                 places.free -= 1

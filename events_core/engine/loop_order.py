@@ -45,7 +45,7 @@ class LoopOrder:
 
 
 class _Turn:
-    """The place of one send in the line of its loop, as an asynchronous context manager."""
+    """The position of one send in the line of its loop, as an asynchronous context manager."""
 
     def __init__(self, lines: dict[asyncio.AbstractEventLoop, _Line]) -> None:
         self._lines = lines
@@ -57,7 +57,7 @@ class _Turn:
         try:
             await line.lock.acquire()
         except BaseException:
-            # A cancelled send gives up its place.  Otherwise the line would never end, and sends would queue forever.
+            # A cancelled send leaves the line.  Otherwise the line would never end, and sends would queue forever.
             self._leave(line)
             raise
 

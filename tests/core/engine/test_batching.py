@@ -381,4 +381,4 @@ def test_whatever_fails_everything_is_sent_once_and_in_order_per_key(todo: list[
         assert [entry for entry in sender.sent if entry.message.ordering_key == key] == mine
     assert sender.pace._out == 0
     assert not sender.target._lanes
-    assert {places.free for places in sender.target._turn} == {2}
+    assert {places.free for places in sender.target._kinds} == {2}

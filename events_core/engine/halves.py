@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["Turns"]
+__all__ = ["Halves"]
 
 HALVED = 32
 """The smallest number of queued messages that is halved after a pause.  For fewer, the additional request costs more
@@ -44,7 +44,7 @@ LET_PASS = 32
 """The number of pauses that lead to no halves after halves that were in vain."""
 
 
-class Turns:
+class Halves:
     """The memory of the last two requests, and the choice of the size of the next one."""
 
     def __init__(self) -> None:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from events_core.engine.turns import LET_PASS, Turns
+from events_core.engine.halves import LET_PASS, Halves
 
 
 class Line:
     """A queue before a broker that takes one request at a time, and each takes 2 s."""
 
     def __init__(self) -> None:
-        self.turns = Turns()
+        self.halves = Halves()
         self.queued = 0
         self.now = 10.0
 
     def request(self, arriving: int = 0) -> int:
         """Send one request while *arriving* messages come; return how many messages it took."""
         began = self.now
-        taken = self.turns.take(self.queued, began)
+        taken = self.halves.take(self.queued, began)
         self.now += 2.0
         self.queued += arriving - taken
-        self.turns.over(taken, began, self.now, waiting=self.queued > 0)
+        self.halves.over(taken, began, self.now, waiting=self.queued > 0)
         return taken
 
     def pause(self, seconds: float, arriving: int) -> None:
