@@ -25,6 +25,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, ExitStack, closing, suppress
 from contextvars import Context
 from functools import partial
@@ -55,6 +56,13 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = _new_loop()
+        self._helpers: list[threading.Thread] = []
+        """The threads of the loop's executor.  A library uses them, for example, to look up the name of a host."""
+        helpers = self._helpers  # so that the executor does not keep this object
+        self._executor = ThreadPoolExecutor(
+            thread_name_prefix=f"{name} helper", initializer=lambda: helpers.append(threading.current_thread())
+        )
+        self.loop.set_default_executor(self._executor)
         self._stopping = False
         self._finish_within = 0.0
         self._woken: deque[Callable[[], object]] = deque()
@@ -89,11 +97,20 @@ class LoopThread:
                 self._survive(loop.run_forever)
             with self._posting:
                 self._ended = True
-            self._survive(lambda: loop.run_until_complete(_finish(self._finish_within)))
+            self._survive(lambda: loop.run_until_complete(self._finish()))
         finally:
             asyncio.set_event_loop(None)
             loop.call_soon_threadsafe = self._drop  # type: ignore[method-assign]
             loop.close()
+
+    async def _finish(self) -> None:
+        await _finish(self._finish_within)
+        # Without waiting for the threads, because a thread may hang in the kernel.  Closing the loop would do the same,
+        # and its threads would outlive it for a moment (C3).
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        ends = self.loop.time() + self._finish_within
+        while any(thread.is_alive() for thread in self._helpers) and self.loop.time() < ends:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
     def _survive(self, run: Callable[[], None]) -> None:
         """Call *run*, which runs the loop, and log the exception that ends it."""

@@ -853,6 +853,22 @@ def test_what_a_source_refuses_by_itself_is_no_sign_of_life(caplog: pytest.LogCa
     assert "reconnected" not in caplog.text
 
 
+class _LooksUpNames(ScriptedDriver):
+    """Uses the threads of the loop, as a library does to look up a name."""
+
+    async def ping(self) -> None:
+        asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.3)
+
+
+def test_threads_that_a_library_uses_end_with_the_client() -> None:
+    """C3: the threads of the I/O loop's executor have ended when ``close`` returns."""
+
+    async def test(client: ScriptedClient) -> None:
+        await client.ping()
+
+    run(test, driver=_LooksUpNames)
+
+
 def test_ping_is_bounded() -> None:
     """If no answer comes in time, ping raises a connection error."""
 
