@@ -83,6 +83,9 @@ def ssl_context(options: RabbitMQOptions) -> ssl.SSLContext:
 
     :raises OSError: if a file cannot be read, or is no certificate.
     """
+    for path in (options.tls_ca_file, options.tls_cert_file, options.tls_key_file):
+        if path is not None:
+            open(path, "rb").close()  # its error names the file, and that of ssl does not
     context = ssl.create_default_context(cafile=options.tls_ca_file)
     if options.tls_cert_file is not None:
         context.load_cert_chain(options.tls_cert_file, options.tls_key_file)

@@ -46,15 +46,18 @@ _CODES = {
     541: _BUSY,  # INTERNAL_ERROR: for example, a quorum queue has no leader for the moment
 }
 
-# RabbitMQ uses one code for several reasons.  The first text that fits decides.
+# RabbitMQ uses one code for several reasons.  The first text that fits decides.  It must not fit a name: texts quote
+# names of queues, exchanges, virtual hosts and users, which may be any words.
 _TEXTS = {
-    "is down or inaccessible": _BUSY,  # 404: the node of a classic queue is down
-    "larger than": _Meaning(ErrorCode.INVALID, advice="send less, or raise the server's max_message_size"),  # 406
-    "timed out": _BUSY,  # 406: consumer_timeout; the messages come again
-    "Login was refused": _UNKNOWN_USER,  # 403
-    "vhost not found": _CODES[402],
-    "not found": _CODES[404],
-    "limit": _Meaning(ErrorCode.EXHAUSTED, True, "ask for a higher limit"),  # 530: connections of a user or host
+    (403, "Login was refused"): _UNKNOWN_USER,
+    (404, "is down or inaccessible"): _BUSY,  # the node of a classic queue is down
+    (406, "larger than configured max"): _Meaning(
+        ErrorCode.INVALID, advice="send less, or raise the server's max_message_size"
+    ),
+    (406, "delivery acknowledgement on channel"): _BUSY,  # consumer_timeout; the messages come again
+    (530, " limit ("): _Meaning(ErrorCode.EXHAUSTED, True, "ask for a higher limit"),  # connections of a user or host
+    (530, " limit of ("): _Meaning(ErrorCode.EXHAUSTED, True, "ask for a higher limit"),  # channels
+    (530, " not found"): _CODES[402],
 }
 
 
@@ -121,7 +124,7 @@ def _meaning(error: BaseException) -> tuple[_Meaning, str]:
 
 
 def _meaning_of(code: int, text: str) -> tuple[_Meaning, str]:
-    for part, meaning in _TEXTS.items():
-        if part in text:
+    for (its_code, part), meaning in _TEXTS.items():
+        if its_code == code and part in text:
             return meaning, text
     return _CODES.get(code, _Meaning(ErrorCode.INTERNAL)), f"{text} ({code})"

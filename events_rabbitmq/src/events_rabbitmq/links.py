@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from events_core import ErrorCode
 from events_core.engine import BrokerError, off_loop
 from events_rabbitmq.address import addresses, ssl_context
 from events_rabbitmq.connection import Connection, connect
-from events_rabbitmq.errors import translated
 from events_rabbitmq.options import RabbitMQOptions
 
 __all__ = ["Link", "Links"]
@@ -51,8 +51,11 @@ class Link:
     async def _connect(self) -> Connection:
         """Connect to the first server that answers."""
         if self._tls is None and any(address.tls for address in self._addresses):
-            with translated("read the certificates"):
+            try:
                 self._tls = await off_loop(lambda: ssl_context(self._options))
+            except OSError as error:  # also when a file is no certificate
+                text = f"read the certificates: {error}; check the options tls_…"
+                raise BrokerError(text, ErrorCode.INVALID) from error
         errors: list[BrokerError] = []
         for address in self._addresses:
             try:
