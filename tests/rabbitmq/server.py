@@ -373,11 +373,18 @@ def _container(folder: Path) -> Iterator[Server]:
     for question in (["info"], ["image", "inspect", IMAGE]):
         if not _succeeds(["docker", *question]):
             raise Missing(f"'docker {' '.join(question)}' fails")
-    from testcontainers.rabbitmq import RabbitMqContainer  # needs a Docker engine to talk to
+    # Its class for RabbitMQ warns that it uses what is deprecated (4.15).
+    from testcontainers.core.container import DockerContainer  # needs a Docker engine to talk to
 
     (port,) = free_ports(1)  # Docker would choose another one after each start
-    with RabbitMqContainer(IMAGE).with_bind_ports(5672, port) as container:
-        yield Container(container.get_wrapped_container(), f"{container.get_container_host_ip()}:{port}")
+    with DockerContainer(IMAGE).with_bind_ports(5672, port) as container:
+        address = f"{container.get_container_host_ip()}:{port}"
+        try:
+            await_answer(address)
+        except Missing as reason:  # the log goes with the container
+            log = container.get_wrapped_container().logs()[-1500:].decode(errors="replace")
+            raise Missing(f"{reason}: {log}") from None
+        yield Container(container.get_wrapped_container(), address)
 
 
 def _programs() -> Path:

@@ -1,0 +1,120 @@
+"""A queue or an exchange is deleted while clients use it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from events_core import ErrorCode, EventMessage, PublishError, ReceiveError
+
+from .console import Console
+from .receiving import take, take_after
+from .waiting import until
+
+
+def test_a_deleted_queue_is_created_again(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """F1, Q2: with create=all a receiver declares its queue again and goes on; a log record says so."""
+
+    async def scenario() -> None:
+        async with console.client() as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"before"))
+            await receiver.acknowledge(await take(receiver))
+            console.delete_queue()
+            await until(console.has_queue)
+            await until(lambda: console.consumers() == 1)
+            await both.send_message(EventMessage(b"after"))
+            assert (await take(receiver)).data == b"after"
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scenario())
+    assert f"{console.subscription!r} was deleted and has been created again" in caplog.text
+
+
+def test_a_deleted_queue_is_told_where_nothing_may_be_created(console: Console) -> None:
+    """F1: with create=never the receive raises NOT_FOUND and names the queue; when it is back, receiving works."""
+    console.declare_exchange()
+    console.declare_queue()
+
+    async def scenario() -> None:
+        async with console.client(create="never") as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"before"))
+            await receiver.acknowledge(await take(receiver))
+            console.delete_queue()
+            with pytest.raises(ReceiveError, match=console.queue) as caught:
+                await receiver.receive_message(60)
+            assert caught.value.code is ErrorCode.NOT_FOUND
+            console.declare_queue()
+            await both.send_message(EventMessage(b"after"))
+            assert (await take_after(receiver, ErrorCode.NOT_FOUND)).data == b"after"
+
+    asyncio.run(scenario())
+
+
+def test_a_held_message_of_a_deleted_queue_cannot_be_acknowledged_by_mistake(console: Console) -> None:
+    """F2: when the receiver has its new queue, settling a delivery of the old one says EXPIRED or does nothing."""
+
+    async def scenario() -> None:
+        async with console.client() as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"lost"))
+            held = await take(receiver)
+            console.delete_queue()
+            await until(console.has_queue)
+            await until(lambda: console.consumers() == 1)
+            await both.send_message(EventMessage(b"kept"))
+            fresh = await take(receiver)
+            assert fresh.data == b"kept"
+            await receiver.nack(held)
+            await receiver.acknowledge(fresh)
+            await until(lambda: console.ready() == 0)
+            assert await receiver.receive_message(0.5) is None
+
+    asyncio.run(scenario())
+
+
+def test_a_deleted_exchange_is_created_again_by_a_send(console: Console) -> None:
+    """Q2: with create=all the send declares its exchange again and succeeds."""
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            await both.send_message(EventMessage(b"before"))
+            console.delete_exchange()
+            await both.send_message(EventMessage(b"after"))
+            assert console.has_exchange()
+
+    asyncio.run(scenario())
+
+
+def test_a_deleted_exchange_is_told_where_nothing_may_be_created(console: Console) -> None:
+    """P3: with create=never the send raises NOT_FOUND and names the exchange; when it is back, sending works."""
+    console.declare_exchange()
+    console.declare_queue()
+
+    async def scenario() -> None:
+        async with console.client(create="never") as both:
+            await both.send_message(EventMessage(b"before"))
+            console.delete_exchange()
+            with pytest.raises(PublishError, match=console.topic) as caught:
+                await both.send_message(EventMessage(b"nowhere"))
+            assert caught.value.code is ErrorCode.NOT_FOUND
+            console.declare_exchange()
+            console.declare_queue()
+            await both.send_message(EventMessage(b"after"))
+            assert console.ready() == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_receiver_is_bound_again_when_its_exchange_was_deleted(console: Console) -> None:
+    """F1: a client that creates its exchange again also binds the queues of its receivers."""
+
+    async def scenario() -> None:
+        async with console.client() as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"before"))
+            await receiver.acknowledge(await take(receiver))
+            console.delete_exchange()
+            await both.send_message(EventMessage(b"after"))
+            assert (await take(receiver)).data == b"after"
+
+    asyncio.run(scenario())

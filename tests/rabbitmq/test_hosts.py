@@ -1,0 +1,75 @@
+"""Several hosts, which are tried in turn."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from events_core import EventConnectionError, EventMessage
+from events_core.testing import TcpProxy
+
+from .console import Console, client
+from .receiving import take
+from .server import free_ports
+
+
+def test_the_first_host_that_answers_is_used(console: Console) -> None:
+    """Two hosts refuse the connection, and the third one answers."""
+    dead = [f"amqp://guest:guest@127.0.0.1:{port}/" for port in free_ports(2)]
+
+    async def scenario() -> None:
+        async with console.client(url=" ".join([*dead, console.url])) as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"1"))
+            await receiver.acknowledge(await take(receiver))
+
+    asyncio.run(scenario())
+
+
+def test_another_host_takes_over(console: Console) -> None:
+    """F1: when the host in use goes away, client and receiver go on with the next one, and later with the first."""
+
+    async def scenario() -> None:
+        with TcpProxy(console.server.address) as first, TcpProxy(console.server.address) as second:
+            url = " ".join(console.server.url_for(address=each.address) for each in (first, second))
+            async with console.client(url=url, send_timeout="120") as both, both.subscribe() as receiver:
+                await both.send_message(EventMessage(b"1"))
+                await receiver.acknowledge(await take(receiver))
+                assert second.connections == 0
+                with first.cut():
+                    await both.send_message(EventMessage(b"2"))
+                    await receiver.acknowledge(await take(receiver))
+                with second.cut():
+                    await both.send_message(EventMessage(b"3"))
+                    await receiver.acknowledge(await take(receiver))
+
+    asyncio.run(scenario())
+
+
+def test_all_hosts_that_failed_are_named() -> None:
+    """The error names each host and its reason, without the password."""
+    ports = free_ports(2)
+    url = " ".join(f"amqp://guest:s3cret@127.0.0.1:{port}/" for port in ports)
+
+    async def scenario() -> str:
+        async with client("orders", url=url, connect_timeout="2") as sender:
+            with pytest.raises(EventConnectionError) as caught:
+                await sender.ping(timeout=10)
+            return str(caught.value)
+
+    text = asyncio.run(scenario())
+    assert all(str(port) in text for port in ports)
+    assert "s3cret" not in text
+
+
+def test_a_silent_host_does_not_hold_up_the_others(console: Console) -> None:
+    """A host that accepts the connection and says nothing is left in time for the next one."""
+
+    async def scenario() -> None:
+        with TcpProxy(console.server.address) as silent:
+            url = f"{console.server.url_for(address=silent.address)} {console.url}"
+            with silent.silence():
+                async with console.client(url=url, connect_timeout="20") as both:
+                    await both.send_message(EventMessage(b"1"))
+
+    asyncio.run(scenario())

@@ -1,0 +1,261 @@
+"""Deliveries: the consumer timeout, consumers that the server cancels, attempts, and order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from events_core import EventMessage, EventReceiver
+
+from .console import Console
+from .receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, numbers, settle_all, take
+from .server import Server
+from .waiting import until
+
+
+@pytest.fixture
+def hasty_timeout(own_server: Server) -> Iterator[float]:
+    """Let the server end channels that hold a delivery for more than 3 s; it looks every second."""
+    timeout = own_server.evaluate("element(2, application:get_env(rabbit, consumer_timeout)).")
+    tick = own_server.evaluate("application:get_env(rabbit, channel_tick_interval, 60000).")
+    own_server.evaluate("application:set_env(rabbit, consumer_timeout, 3000).")
+    own_server.evaluate("application:set_env(rabbit, channel_tick_interval, 1000).")
+    yield 3.0
+    own_server.evaluate(f"application:set_env(rabbit, consumer_timeout, {timeout}).")
+    own_server.evaluate(f"application:set_env(rabbit, channel_tick_interval, {tick}).")
+
+
+def test_a_receiver_outlives_the_consumer_timeout(own: Console, hasty_timeout: float) -> None:
+    """F2, R7: the server closes the channel of a slow consumer; the message comes again, and can be acknowledged."""
+
+    async def scenario() -> None:
+        async with own.client() as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"slow"))
+            held = await take(receiver)
+            await until(lambda: receiver.stats.reconnects > 0)
+            await receiver.acknowledge(held)
+            await both.send_message(EventMessage(b"next"))
+            assert (await take(receiver)).data == b"next"
+
+    asyncio.run(scenario())
+
+
+def test_messages_go_back_before_the_consumer_timeout(own: Console, hasty_timeout: float) -> None:
+    """R6: with the option consumer_timeout, what is held goes to another receiver in time, and the channel lives on."""
+
+    async def scenario() -> None:
+        async with (
+            own.client(consumer_timeout="3") as one,
+            own.client(consumer_timeout="3") as other,
+            one.subscribe() as slow,
+            other.subscribe() as quick,
+        ):
+            await one.send_messages(numbered(2))
+            held = await take(slow)
+            await quick.acknowledge(await take(quick))
+            again = await take(quick)
+            assert again.data == held.data
+            await quick.acknowledge(again)
+            assert slow.stats.reconnects == quick.stats.reconnects == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_buffered_message_is_not_handed_out_after_the_consumer_timeout(own: Console, hasty_timeout: float) -> None:
+    """R6: what nobody takes from the buffer goes back too, and each message can be acknowledged in the end."""
+
+    async def scenario() -> None:
+        async with own.client(consumer_timeout="3") as both, both.subscribe() as receiver:
+            await both.send_messages(numbered(20))
+            for _ in range(4):
+                await receiver.acknowledge(await take(receiver))
+                await asyncio.sleep(1.5)  # an application that is slow, so that the buffer grows old
+            await settle_some(receiver, 16)
+
+    asyncio.run(scenario())
+    assert own.ready() == 0
+
+
+async def settle_some(receiver: EventReceiver, count: int) -> None:
+    """Receive until *count* messages are acknowledged; some expire before."""
+    left = count
+    while left:
+        left -= len(await acknowledge_what_is_left(receiver, await receiver.receive_messages(10, PATIENCE)))
+
+
+def test_attempts_are_counted(console: Console) -> None:
+    """R11: each nack raises the attempt by one."""
+
+    async def scenario() -> None:
+        async with console.client() as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"1"))
+            attempts = []
+            for _ in range(4):
+                message = await take(receiver)
+                attempts.append(message.delivery_attempt)
+                await receiver.nack(message)
+            await receiver.acknowledge(await take(receiver))
+            assert attempts == [1, 2, 3, 4]
+
+    asyncio.run(scenario())
+
+
+def test_attempts_outlive_the_receiver(console: Console) -> None:
+    """R11: another receiver goes on counting, because the server counts."""
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            await both.send_message(EventMessage(b"1"))
+            attempts = []
+            for _ in range(3):
+                async with both.subscribe() as receiver:
+                    message = await take(receiver)
+                    attempts.append(message.delivery_attempt)
+                    await receiver.nack(message, delay=0)
+            # A close gives back what it had prefetched, and 3.10 counts that too (handback_counts).
+            assert attempts[0] == 1
+            assert attempts == sorted(set(attempts))
+
+    asyncio.run(scenario())
+
+
+def test_a_nacked_message_is_never_lost(console: Console) -> None:
+    """R9: no delivery limit of the server drops a message that fails 30 times."""
+
+    async def scenario() -> None:
+        async with console.client() as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"1"))
+            for _ in range(30):
+                await receiver.nack(await take(receiver), delay=0)
+            await receiver.acknowledge(await take(receiver))
+
+    asyncio.run(scenario())
+
+
+def test_a_message_that_failed_too_often_becomes_a_letter(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """R12: it moves to the dead-letter topic, and one WARNING names it."""
+    dead = f"{console.topic}-dead"
+
+    async def scenario() -> None:
+        options = {"max_delivery_attempts": "2", "dead_letter_topic": dead}
+        async with console.client(**options) as both, both.subscribe() as receiver:
+            identity = await both.send_message(EventMessage(b"bad", {"kind": "x"}))
+            for _ in range(2):
+                await receiver.nack(await take(receiver), delay=0)
+            letters = f"{dead}:{dead}-letters"
+            await until(lambda: console.ready(letters) == 1)
+            assert console.ready() == 0
+            taken = console.take(letters)
+            assert taken is not None
+            assert taken[0] == b"bad"
+            assert taken[1].headers["kind"] == "x"
+            assert identity in caplog.text
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scenario())
+
+
+def test_one_receiver_at_a_time_gets_the_messages_of_all_keys(console: Console) -> None:
+    """R8: with ordering=true a second receiver of the subscription waits until the first one has closed."""
+
+    async def scenario() -> None:
+        async with console.client(ordering="true") as both:
+            first, second = await both.subscribe(), await both.subscribe()
+            await both.send_messages(numbered(3, key="k"))
+            received = await gather(first, 3)
+            assert numbers(received) == [0, 1, 2]
+            assert await second.receive_message(1) is None
+            await first.acknowledge_messages(received)
+            await first.close(timeout=0)
+            await both.send_messages(numbered(1, key="k"))
+            assert (await take(second)).data == b"0"
+
+    asyncio.run(scenario())
+
+
+def test_a_close_gives_the_rest_to_the_next_receiver_in_order(console: Console) -> None:
+    """C1, R8: the first receiver holds 0 to 4 and has 5 to 9 buffered; the next one gets 0 first."""
+
+    async def scenario() -> None:
+        async with console.client(ordering="true") as both:
+            first, second = await both.subscribe(), await both.subscribe()
+            await both.send_messages(numbered(10, key="k"))
+            assert numbers(await gather(first, 5)) == [0, 1, 2, 3, 4]
+            closing = asyncio.create_task(first.close(timeout=0))
+            assert await settle_all(second, 10) == list(range(10))
+            await closing
+
+    asyncio.run(scenario())
+
+
+def test_a_close_that_waits_for_the_application_keeps_the_order(console: Console) -> None:
+    """C1, R8: while the first receiver settles what it holds, the next one gets nothing; then it gets the rest."""
+
+    async def scenario() -> None:
+        async with console.client(ordering="true") as both:
+            first, second = await both.subscribe(), await both.subscribe()
+            await both.send_messages(numbered(10, key="k"))
+            held = await gather(first, 5)
+            closing = asyncio.create_task(first.close(timeout=30))
+            assert await second.receive_message(1) is None
+            await first.acknowledge_messages(held[:3])
+            assert await second.receive_message(1) is None
+            await first.acknowledge_messages(held[3:])
+            await closing
+            assert numbers(await gather(second, 5)) == [5, 6, 7, 8, 9]
+
+    asyncio.run(scenario())
+
+
+def test_a_killed_connection_gives_the_rest_in_order(own: Console) -> None:
+    """R8: the connection of the active receiver breaks; whoever gets the messages gets them in order."""
+
+    async def scenario() -> None:
+        async with own.client(ordering="true") as one, own.client(ordering="true") as other:
+            first, second = await one.subscribe(), await other.subscribe()
+            await one.send_messages(numbered(20, key="k"))
+            assert numbers(await gather(first, 5)) == [0, 1, 2, 3, 4]
+            await asyncio.to_thread(own.server.command, "close_all_connections", "test")
+            came: list[int] = []
+
+            async def drain(receiver: EventReceiver) -> None:
+                while len(set(came)) < 20:
+                    some = await receiver.receive_messages(10, 0.5)
+                    came.extend(numbers(some))
+                    await acknowledge_what_is_left(receiver, some)
+
+            async with asyncio.timeout(90):
+                await asyncio.gather(drain(first), drain(second))
+            assert list(dict.fromkeys(came)) == list(range(20))
+
+    asyncio.run(scenario())
+
+
+def test_a_nack_does_not_let_the_successors_overtake(console: Console) -> None:
+    """R10: after a nack the key goes on with that message."""
+
+    async def scenario() -> None:
+        async with console.client(ordering="true") as both, both.subscribe() as receiver:
+            await both.send_messages(numbered(5, key="k"))
+            first, *_ = await gather(receiver, 5)
+            await receiver.nack(first, delay=0.5)
+            again = await settle_all(receiver, 5)
+            assert again == [0, 1, 2, 3, 4]
+
+    asyncio.run(scenario())
+
+
+def test_keys_are_refused_without_order(console: Console) -> None:
+    """Without ordering=true the subscription promises no order, and says so."""
+
+    async def scenario() -> None:
+        async with console.client() as both, both.subscribe() as receiver:
+            assert receiver.capabilities.ordering == "none"
+        ordered = console.client(ordering="true", subscription=f"{console.subscription}-o")
+        async with ordered, ordered.subscribe() as receiver:
+            assert receiver.capabilities.ordering == "subscription"
+
+    asyncio.run(scenario())
