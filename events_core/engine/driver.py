@@ -147,6 +147,8 @@ class Delivery:
     """The newest settlement that is under way."""
     _nacks: int = attrs.field(default=0, init=False)
     """Failures that only this receiver knows of."""
+    _arrived: float = attrs.field(default=0.0, init=False)
+    """The ``time.monotonic()`` at which it was buffered, or came again with a newer token."""
     _deadline: float = attrs.field(default=0.0, init=False)
     """The ``time.monotonic()`` at which the receiver gives it up (rule R6: leases)."""
     _kept_until: float = attrs.field(default=0.0, init=False)
@@ -214,10 +216,17 @@ class Source(ABC):
     Without meaning if ``capabilities.ordering`` is ``none``: the engine then settles each delivery alone, with or
     without a key."""
     local_attempts: int | None = None
-    """With :attr:`redelivers_locally`: the ``delivery_attempt`` at which a nacked message of a key comes to
-    :meth:`settle` all the same, as ``NACK``.  The source then dead-letters it while its successors wait.  The driver
-    numbers first deliveries, and the engine goes on counting."""
+    """With :attr:`redelivers_locally` or without :attr:`keeps_delays`: the ``delivery_attempt`` at which a nacked
+    message comes to :meth:`settle` at once, as ``NACK``.  The source then dead-letters it while its successors wait.
+    The driver numbers first deliveries.  The engine goes on counting for those that it hands out again itself."""
 
+    keeps_delays: bool = True
+    """False if the broker cannot delay a nacked message.  The engine then keeps the message until its delay is over.
+    Only then it calls :meth:`settle`, with the delay 0; at a close it does so at once.  Until then the delivery stays
+    out: the engine renews its lease, and gives it back before :attr:`longest_hold`.  A message whose attempts are used
+    up (:attr:`local_attempts`) does not wait.
+
+    If the source keeps order, set :attr:`redelivers_locally` too.  Without meaning for an inline source."""
     longest_hold: float | None = None
     """Seconds after its arrival for which a delivery may stay here, although the connection lives; ``None`` for no
     bound.  The receiver then gives back what it holds or buffers (rule R6: leases).  Set it to less than the broker's

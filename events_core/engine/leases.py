@@ -78,7 +78,9 @@ class LeaseKeeper:
         inbox = self._inbox
         with inbox.lock:
             held = inbox.ledger.held
-            inbox.give_back_overdue(self._now())
+            now = self._now()
+            inbox.give_back_overdue(now)
+            inbox.settlements.enqueue(inbox.ledger.delays.give_back_overdue(now))
             has_expired = inbox.ledger.held < held
         if has_expired:
             # An expired message may come again from this ledger after a delay.  A waiting receive does not know of that

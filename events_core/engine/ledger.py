@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from events_core.engine.backoff import redelivery_delay
 from events_core.engine.dead_letter import LocalAttempts
+from events_core.engine.delays import Delays
 from events_core.engine.driver import BrokerError, Delivery, Outcome, Settlement, State
 from events_core.engine.keyed_queue import KeyedQueue
 from events_core.engine.limits import message_size
@@ -64,6 +65,7 @@ class Ledger:
         max_bytes: int,
         max_lease_duration: float,
         longest_hold: float | None = None,
+        keeps_delays: bool = True,
         redelivers_locally: bool = False,
         local_attempts: int | None = None,
         eager: bool = False,
@@ -75,6 +77,7 @@ class Ledger:
         :param max_bytes: no more is fetched while the deliveries here have that many bytes.
         :param max_lease_duration: seconds after which a delivery is given up.
         :param longest_hold: seconds after its arrival by which a delivery must be given up; ``None`` for no bound.
+        :param keeps_delays: whether the broker delays nacked messages.  If not, they wait in :attr:`delays`.
         :param redelivers_locally: see :class:`~events_core.engine.Source`, also for ``local_attempts``.
         :param eager: fetch whenever there is room, however little.
         :param keeps_order: whether the subscription keeps the order of keys.  If not, the ledger ignores keys.
@@ -84,6 +87,9 @@ class Ledger:
         self._max_lease = max_lease_duration if longest_hold is None else min(max_lease_duration, longest_hold)
         # A delivery may be buffered for one lease and held for another, if the broker leaves it here for both.
         self._restarts = longest_hold is None or 2 * max_lease_duration <= longest_hold
+        self._longest_hold = math.inf if longest_hold is None else longest_hold
+        self._delays_here = not keeps_delays
+        self.delays = Delays(longest_hold)
         self._local = redelivers_locally
         self._attempts = LocalAttempts(redelivers_locally, local_attempts)
         self._eager = eager
@@ -114,8 +120,8 @@ class Ledger:
 
     @property
     def buffered(self) -> int:
-        """The number of deliveries that are fetched and not handed out."""
-        return len(self._buffer)
+        """The number of deliveries that are here and not handed out."""
+        return len(self._buffer) + len(self.delays)
 
     def room(self, prefetch: int | None) -> int:
         """Return the number of deliveries to fetch now.
@@ -125,12 +131,12 @@ class Ledger:
         :param prefetch: the number of deliveries to have ready; ``None`` for as many as the bounds allow.
         """
         # Below the bound, fetch whatever comes: a message that is larger than the bound must be received too (R5).
-        if self._bytes >= self._max_bytes:
+        if self._bytes + self.delays.bytes >= self._max_bytes:
             return 0
         room = self._max_messages - self.held - self.buffered
         ahead = self._max_messages if prefetch is None else min(prefetch, self._max_messages)
         # Blocked deliveries do not count as ready.  Otherwise one busy key could keep all others from coming (R8).
-        ready = self.buffered - self._buffer.blocked_size
+        ready = len(self._buffer) - self._buffer.blocked_size
         room = min(room, ahead - ready)
         # A request is worth its cost if it may bring a quarter of what is fetched ahead.
         return room if self._eager or not ready or room * 4 >= ahead else 0
@@ -162,7 +168,8 @@ class Ledger:
         """
         for delivery in deliveries:
             delivery.lease_until = lease_until
-            known = self._live.get(delivery.message_id)
+            delivery._arrived = now
+            known = self._live.get(delivery.message_id) or self.delays.find(delivery.message_id)
             if known is not None and known._settlement is not None and not self.is_last(known._settlement):
                 self._retire(known, _final_state(known._settlement.outcome))
                 known = None
@@ -171,6 +178,7 @@ class Ledger:
                 self._buffer.push(delivery)
             else:
                 known.lease_until = lease_until
+                known._arrived = now
                 self.duplicates += 1
                 if known._is_out:
                     # The driver may still read the token.  In a tuple, because a token may be None.
@@ -299,6 +307,23 @@ class Ledger:
         else:
             first = ACK if state is ACKNOWLEDGED else REJECT if state is REJECTED else NACK
         return None if first is outcome else _already_settled(_id(target), first)
+
+    def delay_here(self, settlement: Settlement) -> float:
+        """Return the seconds for which a nack waits in :attr:`delays` before the broker is told; 0 if it does not.
+
+        A nack with a key never does: the ledger itself hands that message out again.
+        """
+        delivery = settlement.delivery
+        if (
+            not self._delays_here
+            or settlement.outcome is not NACK
+            or delivery._state is not SETTLING  # it goes back because its time is over, or its delay is
+            or self.closing
+            or self._key(delivery) is not None
+            or self._attempts.are_used_up(delivery)
+        ):
+            return 0.0
+        return redelivery_delay(delivery.delivery_attempt or 1) if settlement.delay is None else settlement.delay
 
     def _begin_run(self, delivery: Delivery, outcome: Outcome, delay: float | None, now: float) -> list[Settlement]:
         """Give back *delivery*, and with it every later one of its key (R10); return the settlements to send."""
@@ -444,7 +469,7 @@ class Ledger:
         first one of its key waits for the delay of a nack.  That delay may be longer than a lease.
         """
         key = delivery.ordering_key
-        if key is None:
+        if key is None or delivery._arrived + self._longest_hold <= now:
             return False
         if delivery._state is BUFFERED:
             first = self._buffer.first(key)
@@ -462,6 +487,9 @@ class Ledger:
         """End *deliveries*, which the broker has taken back; return settlements for their successors (R10)."""
         # A delivery that is over cannot be lost.  The broker knows what it took back, so those need no settlement.
         live = {delivery: None for delivery in deliveries if self._live.get(delivery.message_id) is delivery}
+        for delivery in deliveries:
+            if self.delays.find(delivery.message_id) is delivery:
+                delivery.lease_until = math.inf  # there is nothing to renew until it comes again
         return [each for each in self._expelled(list(live), RETURN) if each.delivery not in live]
 
     def lose_buffered(self, is_lost: Callable[[Delivery], bool]) -> list[Settlement]:
@@ -477,12 +505,13 @@ class Ledger:
 
     def renewals(self, before: float) -> list[Delivery]:
         """Return the deliveries whose leases end at the time *before* or earlier."""
-        return [delivery for delivery in self._live.values() if delivery.lease_until <= before]
+        here = itertools.chain(self._live.values(), self.delays.deliveries)
+        return [delivery for delivery in here if delivery.lease_until <= before]
 
     # Closing
 
     def close(self) -> list[Settlement]:
-        """Hand out nothing more, and give back what was never handed out (C1).
+        """Hand out nothing more, give back what was never handed out (C1), and end all delays.
 
         A buffered delivery stays while an earlier one of its key is held: it must not be delivered before that one.
         """
@@ -494,7 +523,7 @@ class Ledger:
         ]
         free.sort(key=lambda delivery: delivery.order)
         self._drop(free)
-        return [Settlement(delivery, RETURN) for delivery in free]
+        return [*self.delays.end(), *(Settlement(delivery, RETURN) for delivery in free)]
 
     def surrender(self) -> list[Settlement]:
         """Give back everything that is not being settled, in order per key (C1)."""
@@ -541,6 +570,7 @@ def _copy(delivery: Delivery) -> Delivery:
         delivery.size,
     )
     copy.order, copy.lease_until, copy._nacks = delivery.order, delivery.lease_until, delivery._nacks
+    copy._arrived = delivery._arrived
     return copy
 
 

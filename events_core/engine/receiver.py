@@ -70,6 +70,7 @@ class EngineReceiver(EventReceiver):
             max_bytes=options.max_outstanding_bytes,
             max_lease_duration=options.max_lease_duration,
             longest_hold=source.longest_hold,
+            keeps_delays=source.keeps_delays,
             redelivers_locally=source.redelivers_locally,
             local_attempts=source.local_attempts,
             eager=source.pushes,

@@ -9,6 +9,7 @@ A settlement is one delivery with its outcome.  It goes this way::
 
 * One request is out at a time.  While it is out, further settlements gather in the queue, and travel together in the
   next one (S4).  A second request could overtake the first one, and break the order of a key.
+* A nack may wait for its delay first, if the broker has no delays (``delays.py``).  Its callers do not wait for that.
 * When a request fails as a whole, its settlements go back to the front of the queue, in order.
 * When the broker refuses one settlement for a while, that one is deferred.  The others go on, and it follows later.
 * A caller waits with a :class:`Ticket`.  Several callers may wait for one settlement (S2).  If the last of them gives
@@ -108,12 +109,21 @@ class Settlements:
         self._is_busy = True
         return True
 
-    def next(self, limit: int) -> list[Settlement]:
-        """Return up to *limit* settlements that leave now.  If there are none, end the claim."""
+    def next(self, limit: int, now: float) -> list[Settlement]:
+        """Return up to *limit* settlements that leave now.  If there are none, end the claim.
+
+        Nacks that wait for their delay here do not leave now, and have ended for their callers.
+        """
         batch: list[Settlement] = []
         while self.queued and not self._is_stopped and len(batch) < limit:
             settlement = self.queued.popleft()
-            if not settlement._given_up:
+            if settlement._given_up:
+                continue
+            delay = self._ledger.delay_here(settlement)
+            if delay:
+                self._end(settlement, None)
+                self._ledger.delays.keep(settlement.delivery, now + delay)
+            else:
                 settlement.delivery._is_out = True
                 batch.append(settlement)
         self._is_busy = bool(batch)

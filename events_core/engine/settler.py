@@ -55,6 +55,9 @@ class Settler:
         self.progressed = progressed
         self._retrying: asyncio.TimerHandle | None = None
         """The one timer that ends the pause of what is deferred.  Only home touches it."""
+        self._delaying: asyncio.TimerHandle | None = None
+        """The one timer of the delays that the broker cannot keep.  Only home touches it."""
+        self._now = asyncio.get_running_loop().time  # time.monotonic, unless a test simulates the clock
         self._retry_pauses = Backoff(maximum=1.0)
         self._name = f"settling for {source.subscription!r}"
         self._running: asyncio.Task[None] | None = None
@@ -122,6 +125,8 @@ class Settler:
 
     async def stop(self, within: float) -> None:
         """Let no request leave any more, and cancel the one that is out, for *within* seconds at most."""
+        if self._delaying is not None:
+            self._delaying.cancel()
         with self._lock:
             self._settlements.stop()
         await cancel_all([self._running], within)
@@ -160,7 +165,25 @@ class Settler:
 
     def _next(self) -> list[Settlement]:
         with self._lock:
-            return self._settlements.next(self._limit)
+            batch = self._settlements.next(self._limit, self._now())
+        self._set_timer()
+        return batch
+
+    def _set_timer(self) -> None:
+        """Let :meth:`_end_delays` be called when the first delay is over."""
+        due = self._inbox.ledger.delays.next_due()
+        if due is None or (self._delaying is not None and self._delaying.when() <= due):
+            return
+        if self._delaying is not None:
+            self._delaying.cancel()
+        self._delaying = asyncio.get_running_loop().call_at(due, self._end_delays)
+
+    def _end_delays(self) -> None:
+        self._delaying = None
+        with self._lock:
+            self._settlements.enqueue(self._inbox.ledger.delays.end(self._now()))
+        self._set_timer()
+        self._start()
 
     async def _request(self, batch: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         try:

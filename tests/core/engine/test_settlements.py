@@ -36,7 +36,7 @@ class Receiver:
     def leave(self, limit: int = 100) -> list[str]:
         """Let a request leave; return the ids of its messages."""
         assert self.settlements.claim()
-        return ids(self.settlements.next(limit))
+        return ids(self.settlements.next(limit, 0.0))
 
 
 def ids(settlements: Sequence[object]) -> list[str]:
@@ -52,7 +52,7 @@ def test_what_gathers_while_a_request_is_out_leaves_together() -> None:
     receiver.acknowledge("3")
     assert not receiver.settlements.claim()
     receiver.settlements.answered([None])
-    assert ids(receiver.settlements.next(100)) == ["2", "3"]
+    assert ids(receiver.settlements.next(100, 0.0)) == ["2", "3"]
 
 
 def test_a_request_has_a_limit() -> None:
@@ -61,7 +61,7 @@ def test_a_request_has_a_limit() -> None:
     receiver.acknowledge("1", "2", "3")
     assert receiver.leave(limit=2) == ["1", "2"]
     receiver.settlements.answered([None, None])
-    assert ids(receiver.settlements.next(2)) == ["3"]
+    assert ids(receiver.settlements.next(2, 0.0)) == ["3"]
 
 
 def test_a_request_that_failed_leaves_again_before_the_others() -> None:
@@ -71,7 +71,7 @@ def test_a_request_that_failed_leaves_again_before_the_others() -> None:
     receiver.leave()
     receiver.acknowledge("3")
     receiver.settlements.put_back()
-    assert ids(receiver.settlements.next(100)) == ["1", "2", "3"]
+    assert ids(receiver.settlements.next(100, 0.0)) == ["1", "2", "3"]
 
 
 def test_a_settlement_that_is_refused_for_a_while_does_not_hold_others_up() -> None:
@@ -81,7 +81,7 @@ def test_a_settlement_that_is_refused_for_a_while_does_not_hold_others_up() -> N
     receiver.leave()
     receiver.settlements.answered([AWAY, None])
     assert (ticket.pending, receiver.settlements.has_deferred) == (1, True)
-    assert receiver.settlements.next(100) == []
+    assert receiver.settlements.next(100, 0.0) == []
     assert not receiver.settlements.is_idle
     receiver.settlements.retry()
     assert receiver.leave() == ["1"]
@@ -126,7 +126,7 @@ def test_closing_fails_everything_that_is_under_way() -> None:
     tickets = [receiver.acknowledge("1")]
     receiver.leave()
     receiver.settlements.answered([AWAY])
-    receiver.settlements.next(100)
+    receiver.settlements.next(100, 0.0)
     tickets.append(receiver.acknowledge("2"))
     receiver.leave()
     tickets.append(receiver.acknowledge("3"))
