@@ -37,8 +37,8 @@ because what has come of a frame is copied at each read (measured)."""
 class _Stack(AsyncioConnection):  # type: ignore[misc]
     """pika's connection, with ways of its own for what comes with each message.
 
-    It writes many frames at once, and hands the frames of deliveries to inlets.  pika's own way costs about four times
-    as much: it makes objects of each frame, and looks for callbacks by name.
+    It writes many frames at once, and hands the frames of deliveries to inlets.  pika makes objects of each frame, and
+    looks for callbacks by name: to receive a message then costs 37 µs of CPU instead of 22 (measured).
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
