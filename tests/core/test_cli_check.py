@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from events_core import EventConfig
+from events_core import ConfigurationError, EventConfig
 from events_core.testing.configured import ConfiguredHarness
 
 BOUND = 60.0
@@ -316,3 +317,13 @@ def test_every_run_has_names_of_its_own(harness: Callable[..., ConfiguredHarness
     assert one.name(topics[0], "shared").startswith(one.prefix)
     assert one.prefix.startswith("events-check-")
     assert one.prefix != other.prefix
+
+
+def test_a_name_that_is_no_text_has_nothing_to_delete(harness: Callable[..., ConfiguredHarness]) -> None:
+    """A test of the kit tries such names, and cleaning up goes on after it."""
+    tried = harness()
+    tried.config(tried.topic_name(), {"dead_letter_topic": "x\ud800"})
+    with pytest.raises(ConfigurationError):
+        tried.config("x\ud800", {})
+    asyncio.run(tried.clean_up())
+    assert tried.left == {}
