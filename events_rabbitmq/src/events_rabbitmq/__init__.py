@@ -8,7 +8,7 @@ Where things are:
 * ``address``, ``links``, ``connection``: where to connect, the connections of a client, and pika as coroutines.
 * ``wire``, ``codec``, ``errors``, ``limits``: frames, messages, failures, and RabbitMQ's limits.
 * ``driver``, ``topology``, ``publishing``: the client's side, with topics and subscriptions as exchanges and queues.
-* ``source``, ``consuming``, ``delays``: the receiver's side.
+* ``source``, ``consuming``: the receiver's side.
 """
 
 from events_rabbitmq.client import RabbitMQClient

@@ -48,8 +48,6 @@ class Token(NamedTuple):
 
     consumer: Consumer
     tag: int
-    arrived: float
-    """The time of the loop."""
     method: bytes
     """The payload of the frame, as the server sent it; also ``header``."""
     header: bytes
@@ -73,7 +71,7 @@ def native(delivery: Delivery) -> NativeMessage:
     )
 
 
-def decode(consumer: Consumer, method: bytes, header: bytes, body: bytes, now: float) -> Delivery:
+def decode(consumer: Consumer, method: bytes, header: bytes, body: bytes) -> Delivery:
     """Return the delivery of a message.
 
     :param method: the payload of its method frame, ``basic.deliver``; *header* is that of its header frame.
@@ -102,7 +100,7 @@ def decode(consumer: Consumer, method: bytes, header: bytes, body: bytes, now: f
         _text(key) or None,
         _time(timestamp),
         failures + 1 if isinstance(failures, int) else 1,
-        Token(consumer, int.from_bytes(method[start : start + 8], "big"), now, method, header),
+        Token(consumer, int.from_bytes(method[start : start + 8], "big"), method, header),
     )
 
 

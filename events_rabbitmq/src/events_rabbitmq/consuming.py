@@ -10,8 +10,7 @@ long.  Then this module closes the channel: whatever is out on it comes again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection
 
 from pika import spec  # type: ignore[import-untyped]
 
@@ -22,37 +21,24 @@ from events_rabbitmq.connection import Channel, Connection, resolve
 from events_rabbitmq.errors import broker_error
 from events_rabbitmq.wire import acknowledgement, method_frame
 
-__all__ = ["Consumer", "Owner"]
+__all__ = ["Consumer"]
 
 _CLOSE_TIMEOUT = 1.0
 """Seconds to wait until the server has closed a channel.  Closing a receiver has 2 s."""
 
 
-class Owner(Protocol):
-    """The receiver that a consumer works for."""
-
-    queue: str
-    max_out: int
-    """The most deliveries that are out at once."""
-    longest_out: float
-    """Seconds for which a delivery may be out."""
-
-    def ended(self, consumer: Consumer) -> None:
-        """Learn that the channel has ended."""
-
-    def keeps(self, delivery: Delivery) -> bool:
-        """Return whether a delivery that has just arrived is kept back."""
-
-    def overdue(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
-        """Learn which deliveries have been out for :attr:`longest_out`."""
-
-
 class Consumer:
-    """The consumer of one queue.  Make it with :meth:`open`."""
+    """The consumer of one queue.  Make it with :meth:`open`.
 
-    def __init__(self, channel: Channel, owner: Owner) -> None:
+    :param prefetch: the most deliveries that are out at once.
+    :param ended: called when the channel has ended.
+    """
+
+    def __init__(self, channel: Channel, queue: str, prefetch: int, ended: Callable[[Consumer], None]) -> None:
         self._channel = channel
-        self._owner = owner
+        self._queue = queue
+        self._prefetch = prefetch
+        self._ended = ended
         self._loop = asyncio.get_running_loop()
         self.since = self._loop.time()
         """The time of the loop when it began."""
@@ -62,7 +48,6 @@ class Consumer:
         """The unsettled deliveries, by tag.  Tags rise, so they are in order."""
         self._ids: set[str] = set()
         """The ids of what is out."""
-        self._timer: asyncio.TimerHandle | None = None
         self._is_unconfirmed = False
         """True if settlements were written since the last answer."""
         self._consumer_tag: str | None = None
@@ -75,12 +60,14 @@ class Consumer:
         channel.receive(self._on_delivery)
 
     @classmethod
-    async def open(cls, connection: Connection, owner: Owner) -> Consumer:
-        """Consume from the queue of *owner*, on a new channel.
+    async def open(
+        cls, connection: Connection, queue: str, prefetch: int, ended: Callable[[Consumer], None]
+    ) -> Consumer:
+        """Consume from *queue*, on a new channel.
 
         :raises BrokerError: if that failed.
         """
-        consumer = cls(await Channel.open(connection), owner)
+        consumer = cls(await Channel.open(connection), queue, prefetch, ended)
         try:
             await consumer._set_prefetch()
             await consumer.resume()
@@ -99,10 +86,9 @@ class Consumer:
     async def resume(self) -> None:
         """Let the server push messages, if it does not."""
         if self._consumer_tag is None:
-            queue = self._owner.queue
-            asked = f"consume from queue {queue!r}"
+            asked = f"consume from queue {self._queue!r}"
             # Its callback is never called, because deliveries do not go through pika.
-            answer = await self._channel.call(asked, "basic_consume", queue, lambda *_: None)
+            answer = await self._channel.call(asked, "basic_consume", self._queue, lambda *_: None)
             self._consumer_tag = answer.consumer_tag
 
     def pause(self) -> None:
@@ -127,9 +113,9 @@ class Consumer:
         return taken
 
     def _on_delivery(self, method: bytes, header: bytes, body: bytes) -> None:
-        delivery = decode(self, method, header, body, self._loop.time())
+        delivery = decode(self, method, header, body)
         if "x-stream-offset" in delivery.attributes:
-            text = f"queue {self._owner.queue!r} is a stream, which this backend does not read; name a quorum queue"
+            text = f"queue {self._queue!r} is a stream, which this backend does not read; name a quorum queue"
             self._end(BrokerError(text, ErrorCode.UNSUPPORTED))
             self._channel.close()
             return
@@ -140,29 +126,9 @@ class Consumer:
             name = delivery.message_id = f"{name}#{tag}"
         self._ids.add(name)
         self._out[tag] = delivery
-        if self._timer is None:
-            self._set_timer()
-        if not self._owner.keeps(delivery):
-            self.arrive(delivery)
-
-    def arrive(self, delivery: Delivery) -> None:
-        """Let :meth:`take` return *delivery*."""
         self._arrived.append(delivery)
         if self._wake is not None:
             resolve(self._wake)
-
-    def _set_timer(self) -> None:
-        first = next(iter(self._out.values()), None)
-        due = None if first is None else first.token.arrived + self._owner.longest_out
-        self._timer = None if due is None else self._loop.call_at(due, self._look)
-
-    def _look(self) -> None:
-        """Find the deliveries that have been out for too long (R6)."""
-        now = self._loop.time()
-        overdue = [each for each in self._out.values() if each.token.arrived + self._owner.longest_out <= now]
-        if overdue:
-            self._owner.overdue(self, overdue)
-        self._set_timer()
 
     # Settling
 
@@ -215,7 +181,7 @@ class Consumer:
             await self._set_prefetch()
 
     async def _set_prefetch(self) -> None:
-        await self._channel.call("set the prefetch", "basic_qos", prefetch_count=self._owner.max_out)
+        await self._channel.call("set the prefetch", "basic_qos", prefetch_count=self._prefetch)
 
     # The end
 
@@ -235,7 +201,7 @@ class Consumer:
         self._channel.close()
 
     def _on_close(self, reason: Exception) -> None:
-        self._end(broker_error(f"receive from queue {self._owner.queue!r}", reason))
+        self._end(broker_error(f"receive from queue {self._queue!r}", reason))
 
     def _end(self, error: BrokerError) -> None:
         if self._error is not None:
@@ -243,8 +209,6 @@ class Consumer:
         self._error = error
         self._arrived.clear()
         self._out.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._owner.ended(self)
+        self._ended(self)
         if self._wake is not None:
             resolve(self._wake)

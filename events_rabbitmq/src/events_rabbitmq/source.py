@@ -1,7 +1,7 @@
 """The source of one receiver: what the engine fetches from and settles with.
 
-Its parts: :mod:`~events_rabbitmq.consuming` is one consumer on one channel, :mod:`~events_rabbitmq.delays` keeps nacked
-messages, and the engine's :class:`~events_core.engine.Letters` publishes dead letters.
+:mod:`~events_rabbitmq.consuming` is one consumer on one channel.  The engine keeps delays, because RabbitMQ has none,
+and its :class:`~events_core.engine.Letters` publishes dead letters.
 
 **Order.**  A queue with a single active consumer gives its messages to one receiver, in the order of the queue.  A
 message that goes back alone comes after all others (3.10, measured).  So with order, nothing of a key goes back alone.
@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 from events_core import Capabilities, ErrorCode
-from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, Source, redelivery_delay
+from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, Source
 from events_rabbitmq.consuming import Consumer
-from events_rabbitmq.delays import Delays
 from events_rabbitmq.limits import MAX_PREFETCH
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ __all__ = ["RabbitMQSource"]
 
 _log = logging.getLogger("events_rabbitmq")
 
-_ACK, _, _RETURN, _REJECT = Outcome  # reading a member from its class takes ten times as long (CPython 3.11)
+_ACK, _NACK, _RETURN, _REJECT = Outcome  # reading a member from its class takes ten times as long (CPython 3.11)
 
 _REDELIVERY_TIME = 5.0
 """Seconds after a reconnect in which a message that was out before may come again."""
@@ -48,6 +47,7 @@ class RabbitMQSource(Source):
 
     pushes = True
     redelivers_locally = True
+    keeps_delays = False
 
     def __init__(self, driver: RabbitMQDriver, subscription: str, *, ephemeral: bool) -> None:
         options = driver.options
@@ -55,15 +55,11 @@ class RabbitMQSource(Source):
         self.capabilities: Capabilities = driver.capabilities
         self.local_attempts = options.max_delivery_attempts
         self.queue = driver.topology.queue(driver.topic_name, subscription)
-        self.max_out = min(options.max_outstanding_messages, MAX_PREFETCH)
-        # The engine gives deliveries back first.  What it keeps itself, in order, is left to the consumer.
         self.longest_hold: float = 0.9 * options.consumer_timeout
-        self.longest_out = 0.95 * options.consumer_timeout
         self._driver = driver
         self._loop = asyncio.get_running_loop()
         self._is_ephemeral = ephemeral
         self._is_ordered = self.capabilities.ordering != "none"
-        self._delays = Delays(self.longest_hold)
         self._letters = Letters(
             driver.store_letter,
             topic_name=driver.topic_name,
@@ -75,8 +71,6 @@ class RabbitMQSource(Source):
         self._is_fetching = False
         self._owes_returns = False
         """True if, with order, returned deliveries are still out: only closing the channel gives them back."""
-        self._expelled: set[int] = set()
-        """Tags of the consumer whose deliveries went back because their time was over."""
 
     async def start(self) -> None:
         """Begin to consume.
@@ -84,27 +78,12 @@ class RabbitMQSource(Source):
         :raises BrokerError: if that failed.
         """
         connection = await self._driver.links.receiving()
-        self._expelled.clear()
-        self._consumer = await Consumer.open(connection, self)
+        prefetch = min(self._driver.options.max_outstanding_messages, MAX_PREFETCH)
+        self._consumer = await Consumer.open(
+            connection, self.queue, prefetch, lambda ended: self.lost(lambda each: each.token.consumer is ended)
+        )
         # From 4.3 on, RabbitMQ tells a failure from a message that was given back.
         self.capabilities = attrs.evolve(self.capabilities, handback_counts=connection.version < (4, 3))
-
-    # Called by the consumer
-
-    def ended(self, consumer: Consumer) -> None:
-        self.lost(lambda delivery: delivery.token.consumer is consumer)
-
-    def keeps(self, delivery: Delivery) -> bool:
-        return self._delays.keep_again(delivery)
-
-    def overdue(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
-        if self._is_ordered:
-            consumer.abandon("messages were held for the consumer_timeout of the server")
-            return
-        for delivery in deliveries:
-            consumer.give_back(delivery.token.tag)
-            self._expelled.add(delivery.token.tag)
-        self.lost(lambda delivery: delivery.token.consumer is consumer and delivery.token.tag in self._expelled)
 
     # Receiving
 
@@ -154,9 +133,9 @@ class RabbitMQSource(Source):
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         consumer = self._consumer
-        # What goes back would come to this receiver again, unless it still wants messages.
-        is_closing = not self._is_fetching and any(settlement.outcome is _RETURN for settlement in settlements)
-        if is_closing and consumer is not None and not self._is_ordered:
+        # What goes back would come to this receiver again, although it is full or closes.
+        goes_back = any(settlement.outcome is _RETURN or settlement.outcome is _NACK for settlement in settlements)
+        if goes_back and consumer is not None and not self._is_fetching and not self._is_ordered:
             consumer.pause()
         done: list[int] = []
         results = [self._settle(settlement, done) for settlement in settlements]
@@ -179,8 +158,6 @@ class RabbitMQSource(Source):
         consumer = self._consumer
         if token.consumer is not consumer or not consumer.is_open:
             return self._lost(settlement)
-        if token.tag in self._expelled:
-            return _expired("it was held for the consumer_timeout of the server")
         if not consumer.holds(token.tag):
             return None  # the engine asks again after a cancellation
         if settlement.outcome is not _ACK:
@@ -215,13 +192,11 @@ class RabbitMQSource(Source):
         elif settlement.outcome is _RETURN:
             consumer.give_back(tag)
         else:
-            delay = settlement.delay
-            self._delays.keep(delivery, redelivery_delay(delivery.delivery_attempt or 1) if delay is None else delay)
+            consumer.reject(tag)
         return None
 
     async def close(self) -> None:
         await self._letters.close()
-        self._delays.close()
         if self._consumer is not None:
             await self._consumer.close()
         if self._is_ephemeral:
