@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 from pika import ConnectionParameters, PlainCredentials, SSLOptions  # type: ignore[import-untyped]
 from pika.adapters.asyncio_connection import AsyncioConnection  # type: ignore[import-untyped]
 
+from events_core import ErrorCode
 from events_core.engine import BrokerError
 from events_rabbitmq.address import Address
-from events_rabbitmq.errors import broker_error, lost, translated
+from events_rabbitmq.errors import broker_error, translated
 from events_rabbitmq.inlet import Inlet
 from events_rabbitmq.wire import FRAME, FRAME_BYTES, read_frame
 
@@ -142,7 +144,9 @@ class Connection:
             self.native.end()
 
 
-async def connect(address: Address, *, tls: Any = None, heartbeat: int, timeout: float, client_name: str) -> Connection:
+async def connect(
+    address: Address, tls: ssl.SSLContext | None, heartbeat: int, timeout: float, client_name: str
+) -> Connection:
     """Connect to one server.
 
     :param tls: the context of an encrypted connection.
@@ -240,7 +244,8 @@ class Channel:
         :raises BrokerError: if the channel has ended.
         """
         if self.reason is not None or not self.native.is_open:
-            raise lost(f"write to {self.connection.address}", "the channel has ended")
+            text = f"write to {self.connection.address}: the channel has ended"
+            raise BrokerError(text, ErrorCode.UNAVAILABLE, retryable=True)
         self.connection.native.emit(data)
 
     def receive(self, arrived: Callable[[bytes, bytes, bytes], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pika.adapters.utils import connection_workflow  # type: ignore[import-untyp
 from events_core import ErrorCode
 from events_core.engine import BrokerError
 
-__all__ = ["broker_error", "lost", "translated"]
+__all__ = ["broker_error", "translated"]
 
 
 class _Meaning(NamedTuple):
@@ -60,6 +59,17 @@ _TEXTS = {
     (530, " not found"): _CODES[402],
 }
 
+# The first type that fits decides.  The text is pika's own where there is none.
+_KINDS = {
+    exceptions.ProbableAuthenticationError: (_UNKNOWN_USER, "the server refuses the user"),
+    exceptions.ProbableAccessDeniedError: (_CODES[530], "the server refuses the virtual host"),
+    exceptions.AMQPHeartbeatTimeout: (_UNREACHABLE, "the server gave no sign of life"),
+    ssl.SSLError: (_Meaning(ErrorCode.UNAUTHENTICATED, advice="check the options tls_…"), ""),
+    OSError: (_UNREACHABLE, ""),
+    exceptions.AMQPError: (_UNREACHABLE, ""),
+    connection_workflow.AMQPConnectorException: (_UNREACHABLE, ""),
+}
+
 
 @contextmanager
 def translated(asked: str) -> Iterator[None]:
@@ -83,11 +93,6 @@ def broker_error(asked: str, error: BaseException) -> BrokerError:
     return result
 
 
-def lost(asked: str, what: str) -> BrokerError:
-    """Return the error for a request whose connection or channel has ended."""
-    return BrokerError(f"{asked}: {what}", ErrorCode.UNAVAILABLE, retryable=True)
-
-
 def _innermost(error: BaseException) -> BaseException:
     """Return the reason inside pika's exceptions that wrap others."""
     while True:
@@ -104,23 +109,12 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _meaning(error: BaseException) -> tuple[_Meaning, str]:
-    match error:
-        case exceptions.ConnectionClosedByBroker() | exceptions.ChannelClosedByBroker():
-            return _meaning_of(error.reply_code, error.reply_text)
-        case exceptions.ProbableAuthenticationError():
-            return _UNKNOWN_USER, "the server refuses the user"
-        case exceptions.ProbableAccessDeniedError():
-            return _CODES[530], "the server refuses the virtual host"
-        case exceptions.AMQPHeartbeatTimeout():
-            return _UNREACHABLE, "the server gave no sign of life"
-        case ssl.SSLError() | ssl.CertificateError():
-            return _Meaning(ErrorCode.UNAUTHENTICATED, advice="check the options tls_…"), str(error)
-        case socket.gaierror() | OSError() | exceptions.AMQPConnectionError():
-            return _UNREACHABLE, str(error) or type(error).__name__
-        case connection_workflow.AMQPConnectorException() | exceptions.AMQPChannelError():
-            return _UNREACHABLE, str(error) or type(error).__name__
-        case _:
-            return _Meaning(ErrorCode.INTERNAL), repr(error)
+    if isinstance(error, exceptions.ConnectionClosedByBroker | exceptions.ChannelClosedByBroker):
+        return _meaning_of(error.reply_code, error.reply_text)
+    for kind, (meaning, text) in _KINDS.items():
+        if isinstance(error, kind):
+            return meaning, text or str(error) or type(error).__name__
+    return _Meaning(ErrorCode.INTERNAL), repr(error)
 
 
 def _meaning_of(code: int, text: str) -> tuple[_Meaning, str]:

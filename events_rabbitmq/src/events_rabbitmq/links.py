@@ -7,12 +7,12 @@ A server whose memory or disk is full reads nothing more from a connection that 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
-from typing import Any
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError, off_loop
-from events_rabbitmq.address import addresses, ssl_context
+from events_rabbitmq.address import addresses
 from events_rabbitmq.connection import Connection, connect
 from events_rabbitmq.options import RabbitMQOptions
 
@@ -27,7 +27,7 @@ class Link:
         self._name = name
         self._restored = restored
         self._addresses = addresses(options)
-        self._tls: Any = None
+        self._tls: ssl.SSLContext | None = None
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
 
@@ -36,48 +36,51 @@ class Link:
 
         :raises BrokerError: if no server can be reached.
         """
-        connection = self._connection
-        if connection is not None and connection.is_open:
-            return connection
         async with self._connecting:
             connection = self._connection
             if connection is None or not connection.is_open:
-                was_lost = connection is not None
-                connection = self._connection = await self._connect()
-                if was_lost:
+                self._connection = await self._connect()
+                if connection is not None:
                     self._restored()
+                connection = self._connection
             return connection
 
     async def _connect(self) -> Connection:
         """Connect to the first server that answers."""
         if self._tls is None and any(address.tls for address in self._addresses):
             try:
-                self._tls = await off_loop(lambda: ssl_context(self._options))
+                self._tls = await off_loop(lambda: _tls_context(self._options))
             except OSError as error:  # also when a file is no certificate
                 text = f"read the certificates: {error}; check the options tls_…"
                 raise BrokerError(text, ErrorCode.INVALID) from error
         errors: list[BrokerError] = []
+        timeout = self._options.connect_timeout / len(self._addresses)
         for address in self._addresses:
             try:
-                return await connect(
-                    address,
-                    tls=self._tls,
-                    heartbeat=self._options.heartbeat,
-                    timeout=self._options.connect_timeout / len(self._addresses),
-                    client_name=self._name,
-                )
+                return await connect(address, self._tls, self._options.heartbeat, timeout, self._name)
             except BrokerError as reason:
                 errors.append(reason)
-        if len(errors) == 1:
-            raise errors[0]
-        last = errors[-1]
         is_worth_it = any(error.retryable for error in errors)
-        raise BrokerError("; ".join(map(str, errors)), last.code, retryable=is_worth_it) from last.__cause__
+        raise BrokerError("; ".join(map(str, errors)), errors[-1].code, retryable=is_worth_it) from errors[-1].__cause__
 
     async def close(self) -> None:
         """Close the connection, if there is one."""
         if self._connection is not None:
             await self._connection.close()
+
+
+def _tls_context(options: RabbitMQOptions) -> ssl.SSLContext:
+    """Return the context of encrypted connections; this reads files.
+
+    :raises OSError: if a file cannot be read, or is no certificate.
+    """
+    for path in (options.tls_ca_file, options.tls_cert_file, options.tls_key_file):
+        if path is not None:
+            open(path, "rb").close()  # its error names the file, and that of ssl does not
+    context = ssl.create_default_context(cafile=options.tls_ca_file)
+    if options.tls_cert_file is not None:
+        context.load_cert_chain(options.tls_cert_file, options.tls_key_file)
+    return context
 
 
 class Links:
@@ -88,12 +91,12 @@ class Links:
 
     def __init__(self, options: RabbitMQOptions, name: str, restored: Callable[[], None]) -> None:
         self._make: Callable[[], Link] = lambda: Link(options, name, restored)
-        self._all = [self._make()]
+        self._first = self._make()
         self._roles: dict[str, Link] = {}
 
     async def any(self) -> Connection:
         """Return a connection for requests about topics and subscriptions: not that of senders, if there is another."""
-        return await (self._roles.get("receive") or self._all[0]).get()
+        return await self._roles.get("receive", self._first).get()
 
     async def sending(self) -> Connection:
         """Return the connection for messages to send."""
@@ -104,13 +107,10 @@ class Links:
         return await self._link("receive").get()
 
     def _link(self, role: str) -> Link:
-        link = self._roles.get(role)
-        if link is None:
-            if self._roles:
-                self._all.append(self._make())
-            link = self._roles[role] = self._all[-1]
-        return link
+        if role not in self._roles:
+            self._roles[role] = self._make() if self._roles else self._first
+        return self._roles[role]
 
     async def close(self) -> None:
         """Close all connections."""
-        await asyncio.gather(*(link.close() for link in self._all))
+        await asyncio.gather(*(link.close() for link in {self._first, *self._roles.values()}))

@@ -8,6 +8,7 @@ from typing import Literal
 import attrs
 
 from events_core.options import CommonOptions, option
+from events_rabbitmq.address import addresses
 
 __all__ = ["RabbitMQOptions"]
 
@@ -103,11 +104,24 @@ class RabbitMQOptions(CommonOptions):
 
     def problems(self) -> Iterable[str]:
         """Yield contradictions between options."""
-        from events_rabbitmq.address import address_problems
-
         yield from super().problems()
-        yield from address_problems(self)
+        yield from self._address_problems()
         if self.topology == "queue" and self.exchange_type != "fanout":
             yield "options 'topology=queue' and 'exchange_type' exclude each other; give one"
         if "{subscription}" not in self.queue:
             yield f"option 'queue': {self.queue!r} lacks {{subscription}}, so all subscriptions would be one queue"
+
+    def _address_problems(self) -> Iterable[str]:
+        """Yield what is wrong with the options of the address, without a secret."""
+        try:
+            found = addresses(self)
+        except ValueError as reason:
+            yield f"option {'host' if self.url is None else 'url'!r}: {reason}"
+            return
+        if not found:
+            yield "option 'url' is empty"
+        for name in ("tls_ca_file", "tls_cert_file", "tls_key_file"):
+            if getattr(self, name) is not None and not any(each.tls for each in found):
+                yield f"option {name!r} needs tls=true, or an amqps:// URL"
+        if self.tls_key_file is not None and self.tls_cert_file is None:
+            yield "option 'tls_key_file' needs 'tls_cert_file'; give both"
