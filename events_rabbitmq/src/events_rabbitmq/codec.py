@@ -14,22 +14,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from datetime import datetime
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pika import spec  # type: ignore[import-untyped]
 
 from events_core.engine import Delivery
-from events_rabbitmq.wire import APP_ID, KEY_HEADER, content_header, own_properties
+from events_rabbitmq.wire import APP_ID, KEY_HEADER, properties, time_of
 
 if TYPE_CHECKING:
     from events_rabbitmq.consuming import Consumer
 
 __all__ = ["NativeMessage", "Token", "decode", "native"]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PROPERTIES = (
     "content_type",
     "content_encoding",
@@ -67,7 +65,7 @@ def native(delivery: Delivery) -> NativeMessage:
     """Return *delivery* as pika shows it."""
     token = delivery.token
     return NativeMessage(
-        spec.Basic.Deliver().decode(token.method, 4), content_header(0, token.header).properties, delivery.data
+        spec.Basic.Deliver().decode(token.method, 4), spec.BasicProperties(**properties(token.header)), delivery.data
     )
 
 
@@ -76,29 +74,23 @@ def decode(consumer: Consumer, method: bytes, header: bytes, body: bytes) -> Del
 
     :param method: the payload of its method frame, ``basic.deliver``; *header* is that of its header frame.
     """
-    properties = None
-    own = own_properties(header)
-    if own is None:
-        properties = content_header(0, header).properties
-        own = properties.headers or {}, _text(properties.message_id), properties.timestamp
-    attributes, message_id, timestamp = own
+    found = properties(header)
+    attributes = found.get("headers", {})
     # The first delivery has no such header, and quorum queues count from 1 then.  Classic queues do not count.
     failures = attributes.pop("x-delivery-count", 0)
     attributes.pop("x-acquired-count", None)
     key = attributes.pop(KEY_HEADER, None)
-    for value in attributes.values():
-        if value.__class__ is not str:
-            attributes = {name: _text(each) for name, each in attributes.items()}
-            break
-    if properties is not None and properties.app_id != APP_ID:
-        attributes = {**_told(properties), **attributes}
+    if any(value.__class__ is not str for value in attributes.values()):
+        attributes = {name: _text(value) for name, value in attributes.items()}
+    if found.get("app_id") != APP_ID:
+        attributes = {**{name: _text(found[name]) for name in _PROPERTIES if name in found}, **attributes}
     start = 5 + method[4]  # behind the class, the method and the consumer tag
     return Delivery(
-        message_id or _digest(attributes, body),
+        _text(found.get("message_id")) or _digest(attributes, body),
         body,
         attributes,
         _text(key) or None,
-        _time(timestamp),
+        time_of(found["timestamp"]) if "timestamp" in found else None,
         failures + 1 if isinstance(failures, int) else 1,
         Token(consumer, int.from_bytes(method[start : start + 8], "big"), method, header),
     )
@@ -106,12 +98,6 @@ def decode(consumer: Consumer, method: bytes, header: bytes, body: bytes) -> Del
 
 def _digest(attributes: Mapping[str, str], body: bytes) -> str:
     return blake2b(json.dumps(attributes).encode() + body, digest_size=12).hexdigest()
-
-
-def _told(properties: Any) -> Mapping[str, str]:
-    """Return the properties that another program has set."""
-    found = {name: getattr(properties, name) for name in _PROPERTIES}
-    return {name: _text(value) for name, value in found.items() if value is not None}
 
 
 def _text(value: Any) -> str:
@@ -131,13 +117,3 @@ def _text(value: Any) -> str:
             return json.dumps(value, default=_text)
         case _:
             return str(value)
-
-
-@lru_cache(1)  # messages come in the order of their times
-def _time(seconds: int | None) -> datetime | None:
-    if seconds is None:
-        return None
-    try:
-        return _EPOCH + timedelta(0, seconds)
-    except OverflowError:  # for example milliseconds, which some programs send
-        return None

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from pika import frame, spec  # type: ignore[import-untyped]
@@ -28,11 +29,11 @@ __all__ = [
     "FRAME_BYTES",
     "KEY_HEADER",
     "acknowledgement",
-    "content_header",
     "method_frame",
-    "own_properties",
+    "properties",
     "publishing",
     "read_frame",
+    "time_of",
 ]
 
 APP_ID = "events-core"
@@ -50,7 +51,6 @@ FRAME_BYTES = 8
 
 _B = spec.BasicProperties
 _FLAGS = _B.FLAG_HEADERS | _B.FLAG_DELIVERY_MODE | _B.FLAG_MESSAGE_ID | _B.FLAG_TIMESTAMP | _B.FLAG_APP_ID
-_OWN = _FLAGS.to_bytes(2, "big")
 # Type, channel and size of the frame; class, weight, size of the body and flags; size of the table of headers.
 _HEADER = struct.Struct(">BHIHHQHI")
 _HEADER_BYTES = _HEADER.size - 7
@@ -115,42 +115,20 @@ def _table_of(message: EventMessage) -> bytes:
 
 def read_frame(data: bytes) -> Any:
     """Return the frame in *data* as an object of :mod:`pika.frame`."""
-    if data[0] == spec.FRAME_HEADER:
-        return content_header(int.from_bytes(data[1:3], "big"), data[7:-1])
-    return frame.decode_frame(data)[1]
+    if data[0] != spec.FRAME_HEADER:
+        return frame.decode_frame(data)[1]
+    _, channel, _ = FRAME.unpack_from(data)
+    payload = data[FRAME.size : -len(_END)]
+    return frame.Header(channel, int.from_bytes(payload[4:12], "big"), spec.BasicProperties(**properties(payload)))
 
 
-def own_properties(payload: bytes) -> tuple[dict[str, Any], str, int] | None:
-    """Return headers, id and time from the payload of a header frame; ``None`` if another program made the message."""
-    if payload[12:14] != _OWN:
-        return None
-    end = 18 + _LONG.unpack_from(payload, 14)[0]
-    # See publishing() for the order.
-    begin = end + 2
-    end_of_id = begin + payload[end + 1]
-    if payload[end_of_id + 8 :] != _APP_ID:
-        return None
-    headers = _table(payload, 18, end)
-    return headers, payload[begin:end_of_id].decode(), int.from_bytes(payload[end_of_id : end_of_id + 8], "big")
-
-
-def content_header(channel: int, payload: bytes) -> Any:
-    """Return the header frame with this *payload* as pika would, with headers of any type."""
-    _, _, size, flags = struct.unpack_from(">HHQH", payload)
-    properties = spec.BasicProperties()
-    if not flags & _B.FLAG_HEADERS:
-        properties.decode(payload[12:])
-        return frame.Header(channel, size, properties)
-    start = 14
-    for flag in (_B.FLAG_CONTENT_TYPE, _B.FLAG_CONTENT_ENCODING):
-        if flags & flag:
-            start += 1 + payload[start]
-    begin = start + 4
-    end = begin + _LONG.unpack_from(payload, start)[0]
-    # pika decodes all the rest.
-    properties.decode((flags & ~_B.FLAG_HEADERS).to_bytes(2, "big") + payload[14:start] + payload[end:])
-    properties.headers = _table(payload, begin, end)
-    return frame.Header(channel, size, properties)
+def properties(payload: bytes) -> dict[str, Any]:
+    """Return the properties of a message from the payload of its header frame, by pika's names."""
+    found: dict[str, Any] = {}
+    offset = 14
+    for name, kind in _layout(int.from_bytes(payload[12:14], "big")):
+        found[name], offset = _value(kind, payload, offset)
+    return found
 
 
 def _table(data: bytes, offset: int, end: int) -> dict[str, Any]:
@@ -160,65 +138,66 @@ def _table(data: bytes, offset: int, end: int) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     while offset < end:
-        size = data[offset]
-        name = data[offset + 1 : offset + 1 + size].decode(errors="backslashreplace")
-        offset += 1 + size
-        if data[offset] == _TEXT:  # by far the most frequent one
-            begin = offset + 5
-            offset = begin + _LONG.unpack_from(data, offset + 1)[0]
-            found[name] = _text(data[begin:offset])
-            continue
+        begin = offset + 1
+        offset = begin + data[offset]
+        name = data[begin:offset].decode(errors="backslashreplace")
         try:
-            found[name], offset = _value(data, offset)
+            found[name], offset = _value(data[offset], data, offset + 1)
         except _Unknown:
             break
     return found
-
-
-_TEXT = ord("S")
 
 
 class _Unknown(Exception):
     """A field has a type that nobody has specified."""
 
 
-_FIXED = {
-    ord(kind): struct.Struct(f">{code}")
-    for kind, code in {
-        **{"t": "?", "b": "b", "B": "B", "s": "h", "U": "h", "u": "H", "I": "i", "i": "I"},
-        **{"l": "q", "L": "q", "f": "f", "d": "d", "T": "Q"},
-    }.items()
-}
+_TEXT, _BYTES, _ARRAY, _TABLE = _LONG_KINDS = b"SxAF"
+"""Types of fields that begin with their size."""
+_TIME, _DECIMAL, _NOTHING, _SHORT = b"TDV\0"  # a short string is no type of a field, but of a property
+_FIXED = {ord(kind): struct.Struct(f">{code}") for kind, code in zip("tbBsUuIilLfdQ", "?bBhhHiIqqfdQ", strict=True)}
+_PROPERTIES = {"HEADERS": ord("F"), "DELIVERY_MODE": ord("B"), "PRIORITY": ord("B"), "TIMESTAMP": ord("Q")}
+"""Types of properties.  All others are short strings."""
 
 
-def _value(data: bytes, offset: int) -> tuple[Any, int]:
-    """Return the value of the field at *offset*, and the offset behind it."""
-    kind = data[offset]
-    offset += 1
+@lru_cache(100)  # a program sets the same ones in each message
+def _layout(flags: int) -> list[tuple[str, int]]:
+    """Return the names and types of the properties behind *flags*, in the order in which they are on the wire."""
+    order = [(name[5:], flag) for name, flag in vars(spec.BasicProperties).items() if name.startswith("FLAG_")]
+    return [(name.lower(), _PROPERTIES.get(name, _SHORT)) for name, flag in order if flags & flag]
+
+
+def _value(kind: int, data: bytes, offset: int) -> tuple[Any, int]:
+    """Return the value of a field at *offset*, and the offset behind it."""
+    if kind in _LONG_KINDS:
+        begin = offset + 4
+        end = begin + _LONG.unpack_from(data, offset)[0]
+        if kind == _TEXT:  # by far the most frequent one
+            return _text(data[begin:end]), end
+        if kind == _TABLE:
+            return _table(data, begin, end), end
+        return (_array(data, begin, end) if kind == _ARRAY else data[begin:end]), end
+    if kind == _SHORT:
+        end = offset + 1 + data[offset]
+        return _text(data[offset + 1 : end]), end
     fixed = _FIXED.get(kind)
     if fixed is not None:
-        value = fixed.unpack_from(data, offset)[0]
-        return (_time(value) if kind == 0x54 else value), offset + fixed.size
-    if kind == 0x56:  # V: nothing
-        return None, offset
-    if kind == 0x44:  # D: the number of decimals, and all digits as one integer
+        return fixed.unpack_from(data, offset)[0], offset + fixed.size
+    if kind == _TIME:
+        seconds = int.from_bytes(data[offset : offset + 8], "big")
+        return time_of(seconds) or seconds, offset + 8
+    if kind == _DECIMAL:  # the number of decimals, and all digits as one integer
         decimals, digits = struct.unpack_from(">Bi", data, offset)
         return Decimal(digits).scaleb(-decimals), offset + 5
-    if kind not in b"SxAF":
-        raise _Unknown
-    begin = offset + 4
-    end = begin + _LONG.unpack_from(data, offset)[0]
-    if kind == 0x41:  # A: an array
-        return _array(data, begin, end), end
-    if kind == 0x46:  # F: a table
-        return _table(data, begin, end), end
-    return (_text(data[begin:end]) if kind == _TEXT else data[begin:end]), end
+    if kind == _NOTHING:
+        return None, offset
+    raise _Unknown
 
 
 def _array(data: bytes, offset: int, end: int) -> list[Any]:
     found = []
     while offset < end:
-        value, offset = _value(data, offset)
+        value, offset = _value(data[offset], data, offset + 1)
         found.append(value)
     return found
 
@@ -230,8 +209,10 @@ def _text(data: bytes) -> str | bytes:
         return data
 
 
-def _time(seconds: int) -> datetime | int:
+@lru_cache(1)  # messages come in the order of their times
+def time_of(seconds: int) -> datetime | None:
+    """Return the time of a timestamp; ``None`` if it is none, such as the milliseconds that some programs send."""
     try:
         return datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):  # for example milliseconds, which some programs send
-        return seconds
+    except (ValueError, OverflowError, OSError):
+        return None
