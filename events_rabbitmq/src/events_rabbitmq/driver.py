@@ -83,24 +83,15 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         options = self.options
         self._links = links = Links(options, f"events-core {self.topic_name}", self.connection_restored)
         self.topology: Topology = Topology(links, self.topic_name, options)
-        self._publisher: Publisher = Publisher(
-            links.sending, place_of(self.topic_name, options), strict=options.unroutable == "fail"
-        )
-        self._letters: Publisher = Publisher(
-            links.sending, place_of(options.dead_letter_topic or "", options), strict=True
-        )
+        place, letters = place_of(self.topic_name, options), place_of(options.dead_letter_topic or "", options)
+        self._publisher: Publisher = Publisher(links.sending, place, strict=options.unroutable == "fail")
+        self._letters: Publisher = Publisher(links.sending, letters, strict=True)
         try:
             await links.any()
-            await self._create_all()
+            await self.topology.create()
         except BaseException:
             await self.close()
             raise
-
-    async def _create_all(self) -> None:
-        """Create the configured topics and subscription, if they are missing and the options allow it."""
-        await self.topology.create_topics()
-        if self.options.subscription and self.options.create != "never":
-            await self.topology.join(self.topology.queue(self.topic_name, self.options.subscription))
 
     def objection(self, message: EventMessage) -> str:
         if not message.attributes:
@@ -121,7 +112,7 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         except BrokerError as error:
             if error.code is not ErrorCode.NOT_FOUND or self.options.create != "all":
                 raise
-        await self._create_all()  # the topic was deleted
+        await self.topology.create()  # the topic was deleted
         return await self._publisher.publish(messages)
 
     async def store_letter(self, letter: EventMessage) -> None:
@@ -165,17 +156,9 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         """
         if self.options.start == "earliest":
             raise BrokerError("this backend does not offer start=earliest; use latest", ErrorCode.UNSUPPORTED)
-        if self.options.topology == "queue":
-            if name is None:
-                raise BrokerError(
-                    f"with topology=queue there are no ephemeral subscriptions; subscribe to {self.topic_name!r}",
-                    ErrorCode.UNSUPPORTED,
-                )
-            if name != self.topic_name:
-                raise BrokerError(
-                    f"with topology=queue the only subscription of {self.topic_name!r} has the same name, not {name!r}",
-                    ErrorCode.NOT_FOUND,
-                )
+        if self.options.topology == "queue" and name != self.topic_name:
+            code = ErrorCode.UNSUPPORTED if name is None else ErrorCode.NOT_FOUND
+            raise BrokerError(f"with topology=queue the only subscription is {self.topic_name!r}, not {name!r}", code)
         objection = name_objection("queue", self.topology.queue(self.topic_name, name or ""))
         if objection:
             raise BrokerError(objection, ErrorCode.INVALID)

@@ -11,7 +11,7 @@ exchanges and classic queues are fine.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from events_core import ErrorCode
@@ -69,12 +69,13 @@ class Topology:
         escaped = topic.replace("%", "%25").replace(":", "%3A")
         return self._options.queue.replace("{topic}", escaped).replace("{subscription}", subscription)
 
-    async def create_topics(self) -> None:
-        """Create the topic and the topic of dead letters, if they are missing and the options allow it."""
-        if self._create == "all":
-            await self.find_topic(self._topic)
-            if self._options.dead_letter_topic:
-                await self.find_topic(self._options.dead_letter_topic)
+    async def create(self) -> None:
+        """Create the configured topics and subscription, if they are missing and the options allow it."""
+        for topic in (self._topic, self._options.dead_letter_topic):
+            if topic and self._create == "all":
+                await self.find_topic(topic)
+        if self._options.subscription and self._create != "never":
+            await self.join(self.queue(self._topic, self._options.subscription))
 
     async def find_topic(self, topic: str, *, passive: bool = False) -> None:
         """Look for *topic*, or create it if the options allow that and not *passive*.
@@ -86,14 +87,8 @@ class Topology:
         if self._options.topology == "queue":
             await self._declare(asked, topic, passive=passive)
             return
-        await self._ask(
-            asked,
-            "exchange_declare",
-            topic,
-            exchange_type=self._options.exchange_type,
-            durable=True,
-            passive=passive,
-        )
+        kind = self._options.exchange_type
+        await self._ask(asked, "exchange_declare", topic, exchange_type=kind, durable=True, passive=passive)
 
     async def join(self, queue: str, *, ephemeral: bool = False) -> None:
         """Look for the topic and *queue*, or create them if the options allow that.
@@ -117,28 +112,23 @@ class Topology:
 
     async def _create_queue(self, topic: str, queue: str, *, ephemeral: bool = False) -> None:
         await self._declare(f"declare queue {queue!r}", queue, ephemeral=ephemeral)
-        for key in self._binding_keys():
-            await self._ask(f"bind queue {queue!r} to topic {topic!r}", "queue_bind", queue, topic, routing_key=key)
+        options = self._options
+        default = "#" if options.exchange_type == "topic" else options.routing_key or ""
+        for key in (options.binding_keys or default).split(","):
+            asked = f"bind queue {queue!r} to topic {topic!r}"
+            await self._ask(asked, "queue_bind", queue, topic, routing_key=key.strip())
 
     async def _declare(self, asked: str, queue: str, *, passive: bool = False, ephemeral: bool = False) -> None:
-        connection = await self._links.any()
-        arguments = {} if passive else _arguments(connection.version, self._options, ephemeral=ephemeral)
+        version = (await self._links.any()).version
+        arguments = {} if passive else _arguments(version, self._options, ephemeral=ephemeral)
         try:
-            await connection.control.ask(
-                asked, "queue_declare", queue, durable=True, passive=passive, arguments=arguments
-            )
+            await self._ask(asked, "queue_declare", queue, durable=True, passive=passive, arguments=arguments)
         except BrokerError as error:
             if "x-delivery-limit" not in str(error):
                 raise
             # A client created the queue while the server was older than 4.0.
             _log.warning("%s; set a policy with delivery-limit=-1, or messages are dropped after 20 deliveries", error)
             await self.find_queue(queue)
-
-    def _binding_keys(self) -> Sequence[str]:
-        given = self._options.binding_keys
-        if given is not None:
-            return [key.strip() for key in given.split(",")]
-        return ["#" if self._options.exchange_type == "topic" else self._options.routing_key or ""]
 
     async def keep_letters(self, topic: str, subscription: str) -> bool | None:
         """Create *subscription* of a dead-letter *topic* that is new; return ``None`` if the topic is older.
@@ -174,5 +164,4 @@ class Topology:
         await self._ask(f"delete queue {queue!r}", "queue_delete", queue)
 
     async def _ask(self, asked: str, method: str, *arguments: Any, **named: Any) -> None:
-        connection = await self._links.any()
-        await connection.control.ask(asked, method, *arguments, **named)
+        await (await self._links.any()).control.ask(asked, method, *arguments, **named)
