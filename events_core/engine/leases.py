@@ -80,7 +80,7 @@ class LeaseKeeper:
             held = inbox.ledger.held
             now = self._now()
             inbox.give_back_overdue(now)
-            inbox.settlements.enqueue(inbox.ledger.delays.give_back_overdue(now))
+            inbox.settlements.enqueue(inbox.ledger.outstayed(now))
             has_expired = inbox.ledger.held < held
         if has_expired:
             # An expired message may come again from this ledger after a delay.  A waiting receive does not know of that

@@ -469,7 +469,7 @@ class Ledger:
         first one of its key waits for the delay of a nack.  That delay may be longer than a lease.
         """
         key = delivery.ordering_key
-        if key is None or delivery._arrived + self._longest_hold <= now:
+        if key is None:
             return False
         if delivery._state is BUFFERED:
             first = self._buffer.first(key)
@@ -482,6 +482,18 @@ class Ledger:
             return False
         self._redeliver([delivery, *self._successors(delivery, key)], NACK, None, now, expired=True)
         return True
+
+    def outstayed(self, now: float) -> list[Settlement]:
+        """End what the broker would soon take, however often it was handed out, and what waits for its delay.
+
+        Leases do not show that.  A run that stays here after a nack has a new one each time.
+
+        :returns: the settlements that give the deliveries back.
+        """
+        if math.isinf(self._longest_hold):
+            return []
+        over = [each for each in self._live.values() if each._arrived + self._longest_hold <= now]
+        return [*self.delays.give_back_overdue(now), *self._expelled(over, NACK)]
 
     def lose(self, deliveries: Collection[Delivery]) -> list[Settlement]:
         """End *deliveries*, which the broker has taken back; return settlements for their successors (R10)."""

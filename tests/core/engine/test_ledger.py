@@ -368,3 +368,20 @@ def test_renewals_are_those_whose_lease_ends_soon() -> None:
     target.arrive([soon], 0.0, lease_until=10.0)
     target.arrive([delivery("2")], 0.0, lease_until=50.0)
     assert target.renewals(20.0) == [soon]
+
+
+def test_a_run_that_was_nacked_goes_back_before_the_broker_takes_it() -> None:
+    """R6: the hold counts from the arrival, although each redelivery here has a new lease."""
+    target = ledger(redelivers_locally=True, longest_hold=100.0)
+    first, _ = held(target, "a1", "a2")
+    assert begin(target, first, Outcome.NACK, delay=500.0, now=90.0) == []
+    assert target.outstayed(99.0) == []
+    assert begun(target.outstayed(100.0)) == [("a1", Outcome.RETURN), ("a2", Outcome.RETURN)]
+    assert target.room(None) == 10
+
+
+def test_without_a_bound_of_the_broker_nothing_goes_back_for_its_age() -> None:
+    """R6: leases alone decide then."""
+    target = ledger()
+    held(target, "1")
+    assert target.outstayed(1e9) == []
