@@ -12,7 +12,13 @@ import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -155,11 +161,16 @@ class EventClient(ABC):
         return Location(topic_name, authority)
 
     @classmethod
-    def scratch(cls, config: EventConfig) -> AbstractContextManager[EventConfig | None]:
+    def scratch(
+        cls, config: EventConfig
+    ) -> AbstractContextManager[EventConfig | None] | AbstractAsyncContextManager[EventConfig | None]:
         """Return a context manager that makes a scratch place, on the broker of *config*, and removes it at its end.
 
         A trial such as ``events check`` works there.  The context manager yields the configuration of the place.  By
         default it yields ``None``, because the broker has no such place: a trial then leaves its topics behind.
+
+        The context manager may be asynchronous.  Both its ends then run on one event loop, which stands still while the
+        trial runs loops of its own.  So keep no connection in between.
 
         :raises ConfigurationError: on entering, if the place cannot be made.
         """

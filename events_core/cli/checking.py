@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +65,7 @@ def _tried(config: EventConfig, rules: Collection[str], patience: float, lease: 
     steps = Steps()
     with Interrupt() as interrupt:
         try:
-            with load_backend(config.backend).scratch(config) as scratch, steps:
+            with _scratch(config) as scratch, steps:
                 trial = Trial(partial(_harness, scratch or config, patience, lease), rules, steps, interrupt)
                 try:
                     trial.run()
@@ -75,6 +76,25 @@ def _tried(config: EventConfig, rules: Collection[str], patience: float, lease: 
         except KeyboardInterrupt:
             say("interrupted", f"{steps} tests were run")
             raise CommandError("", interrupt.code or ExitCode.INTERRUPTED) from None
+
+
+@contextmanager
+def _scratch(config: EventConfig) -> Iterator[EventConfig | None]:
+    """Enter the backend's place for trials, if it has one, and yield its configuration."""
+    place = load_backend(config.backend).scratch(config)
+    if isinstance(place, AbstractContextManager):
+        with place as found:
+            yield found
+        return
+    # A runner, because asyncio.run would end an asynchronous generator together with its loop.  The trial cannot run
+    # inside that loop: pytest belongs into this thread, and the tests run loops of their own.
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        found = runner.run(stack.enter_async_context(place))
+        try:
+            yield found
+        finally:
+            runner.run(stack.aclose())
 
 
 def _harness(config: EventConfig, patience: float, lease: float) -> ConfiguredHarness:

@@ -26,7 +26,10 @@ ACME = """
 import asyncio
 import os
 import signal
-from contextlib import nullcontext
+import tempfile
+from contextlib import asynccontextmanager, nullcontext
+
+import attrs
 
 from events_core.backends.memory import MemoryClient
 from events_core.backends.sqlite import SQLiteClient
@@ -38,6 +41,19 @@ class Remote(SQLiteClient):
     @classmethod
     def scratch(cls, config):
         return nullcontext()
+
+
+class Apart(SQLiteClient):
+    \"\"\"A broker whose place for trials is made and removed by coroutines.\"\"\"
+
+    @classmethod
+    @asynccontextmanager
+    async def scratch(cls, config):
+        folder = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="apart-", dir=".")
+        try:
+            yield attrs.evolve(config, options={**config.options, "path": f"{folder.name}/trial.db"})
+        finally:
+            await asyncio.to_thread(folder.cleanup)
 
 
 class Repeating(MemoryClient):
@@ -65,6 +81,10 @@ class Swallowing(MemoryClient):
 CONFIG = """
 [clients.remote]
 backend = "acme_brokers:Remote"
+topic_name = "orders"
+options = { path = "events.db", subscription = "billing" }
+[clients.apart]
+backend = "acme_brokers:Apart"
 topic_name = "orders"
 options = { path = "events.db", subscription = "billing" }
 [clients.repeating]
@@ -180,6 +200,28 @@ def test_a_file_is_not_used_for_its_own_check(shell: Shell) -> None:
     assert {name: rule["outcome"] for name, rule in rules(text).items()} == {"Q1": "partly", "R2": "kept"}
     assert "are left" not in progress
     assert set(shell.folder.iterdir()) - before <= {shell.folder / "__pycache__"}
+
+
+def test_a_place_for_trials_may_be_asynchronous(shell: Shell) -> None:
+    """The tests run in the place, and its asynchronous context manager removes it after them."""
+    text, progress = shell.run("--config", "c.toml", "--client", "apart", "-k", "R2", "--json", "-")
+    assert {name: rule["outcome"] for name, rule in rules(text).items()} == {"R2": "kept"}
+    assert "are left" not in progress
+    assert list(shell.folder.glob("apart-*")) == []
+    assert not (shell.folder / "events.db").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_removes_an_asynchronous_place(shell: Shell, number: signal.Signals, code: int) -> None:
+    """An interrupted check removes the place before it ends."""
+    with shell.start("--config", "c.toml", "--client", "apart", "-k", "R1", "-k", "R11") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("1/")
+        assert list(shell.folder.glob("apart-*")) != []
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=BOUND)
+    assert process.returncode == code, stderr
+    assert list(shell.folder.glob("apart-*")) == []
 
 
 def test_subscriptions_are_deleted_and_topics_named(shell: Shell) -> None:

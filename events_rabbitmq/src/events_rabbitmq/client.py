@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from events_core import ConfigurationError, ReceivedMessage
+from events_core import ConfigurationError, EventConfig, ReceivedMessage
 from events_core.engine import EngineClient
 from events_core.interface import Location
+from events_core.options import read_options
 from events_rabbitmq.driver import RabbitMQDriver
 from events_rabbitmq.limits import FULL_CAPABILITIES
 from events_rabbitmq.options import RabbitMQOptions
+from events_rabbitmq.scratch import declarations
 
 if TYPE_CHECKING:
     from pika.adapters.asyncio_connection import AsyncioConnection  # type: ignore[import-untyped]
@@ -56,3 +59,14 @@ class RabbitMQClient(EngineClient):
         """
         native: NativeMessage = super().native_message(message)
         return native
+
+    @classmethod
+    @asynccontextmanager
+    async def scratch(cls, config: EventConfig) -> AsyncIterator[EventConfig]:
+        """Yield *config* itself; on leaving, delete the exchanges and queues that this process has declared since.
+
+        RabbitMQ does not say whether a declared queue is new.  So a trial must not declare those of other programs.
+        """
+        options = read_options(cls.options_class, config.options, origins=config.origins, backend=config.backend)
+        async with declarations(options):
+            yield config

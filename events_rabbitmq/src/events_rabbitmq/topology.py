@@ -18,6 +18,7 @@ from events_core import ErrorCode
 from events_core.engine import BrokerError
 from events_rabbitmq.links import Links
 from events_rabbitmq.options import RabbitMQOptions
+from events_rabbitmq.scratch import declared
 
 __all__ = ["Place", "Topology", "place_of"]
 
@@ -87,6 +88,8 @@ class Topology:
         if self._options.topology == "queue":
             await self._declare(asked, topic, passive=passive)
             return
+        if not passive:
+            declared("exchange", topic)
         kind = self._options.exchange_type
         await self._ask(asked, "exchange_declare", topic, exchange_type=kind, durable=True, passive=passive)
 
@@ -121,6 +124,8 @@ class Topology:
     async def _declare(self, asked: str, queue: str, *, passive: bool = False, ephemeral: bool = False) -> None:
         version = (await self._links.any()).version
         arguments = {} if passive else _arguments(version, self._options, ephemeral=ephemeral)
+        if not passive:
+            declared("queue", queue)
         try:
             await self._ask(asked, "queue_declare", queue, durable=True, passive=passive, arguments=arguments)
         except BrokerError as error:

@@ -17,13 +17,14 @@ def test_a_trial_leaves_nothing(server: Server) -> None:
     options = {"server": server.address, "subscription": "s", "create": "all", "prefix": "scratched"}
     config = EventConfig("orders", options=options, backend="redis")
 
-    async def use(config: EventConfig) -> None:
-        async with RedisClient(config) as client:
-            await client.send_message(EventMessage(b"x", ordering_key="k"))
+    async def use(redis: Redis) -> str:
+        async with RedisClient.scratch(config) as trial:
+            async with RedisClient(trial) as client:
+                await client.send_message(EventMessage(b"x", ordering_key="k"))
+            assert redis.keys(f"{trial.options['prefix']}:*")
+            return trial.options["prefix"]
 
     with Redis.from_url(f"redis://{server.address}") as redis:
-        with RedisClient.scratch(config) as trial:
-            asyncio.run(use(trial))
-            assert redis.keys(f"{trial.options['prefix']}:*")
-        assert redis.keys(f"{trial.options['prefix']}:*") == []
+        prefix = asyncio.run(use(redis))
+        assert redis.keys(f"{prefix}:*") == []
         assert redis.keys("scratched:*") == []

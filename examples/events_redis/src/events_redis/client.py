@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from secrets import token_hex
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,8 +56,10 @@ class RedisClient(EngineClient):
         return await super().run_native(work, timeout)
 
     @classmethod
-    @contextmanager
-    def scratch(cls, config: EventConfig) -> Iterator[EventConfig]:
+    @asynccontextmanager
+    async def scratch(
+        cls, config: EventConfig
+    ) -> AsyncIterator[EventConfig]:
         """Give the keys of a trial a prefix of their own; delete them."""
         from events_redis.connection import delete_keys  # imports the SDK
 
@@ -67,4 +69,4 @@ class RedisClient(EngineClient):
             own = {**config.options, "prefix": prefix}
             yield attrs.evolve(config, options=own)
         finally:
-            delete_keys(options, prefix)
+            await delete_keys(options, prefix)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -83,17 +82,19 @@ class Connection:
         await self.redis.aclose()
 
 
-def delete_keys(options: RedisOptions, prefix: str) -> None:
-    """Delete all keys that begin with *prefix*; this blocks.
+async def delete_keys(options: RedisOptions, prefix: str) -> None:
+    """Delete all keys that begin with *prefix*.
 
     :raises BrokerError: if a request failed.
     """
-    with (
-        translated(f"delete the keys of '{prefix}'"),
-        BlockingRedis(**_address(options)) as redis,
-    ):
-        for key in redis.scan_iter(match=f"{prefix}:*", count=1000):
-            redis.unlink(key)
+    connection = Connection(options)
+    redis = connection.redis
+    try:
+        with translated(f"delete the keys of '{prefix}'"):
+            async for key in redis.scan_iter(f"{prefix}:*", count=1000):
+                await redis.unlink(key)
+    finally:
+        await connection.close()
 
 
 def _address(options: RedisOptions) -> dict[str, Any]:
