@@ -1,7 +1,7 @@
 """One connection to a server, and its channels: pika's callbacks as coroutines.
 
 Everything runs on the engine's I/O loop, so nothing needs a lock of threads.  pika calls back on that loop too.
-An error ends a channel (AMQP 0-9-1), so requests that may fail have a channel of their own, :attr:`Connection.control`.
+An error ends a channel (AMQP 0-9-1), so requests that may fail have a channel of their own, :meth:`Connection.ask`.
 When a connection or a channel ends, every request that waits on it fails, and then its listeners are called.
 """
 
@@ -92,11 +92,14 @@ class Connection:
         self.native = stack
         """The object of pika, an ``AsyncioConnection``."""
         self.address = address
-        self.control = Control(self)
-        """The channel of requests that may fail."""
+        self._control: Channel | None = None
+        """The channel of requests that may fail.  It is opened again after a failure."""
+        self._asking = asyncio.Lock()
         self.closed = asyncio.get_running_loop().create_future()
         """Done when the connection has ended."""
-        self._blocked: asyncio.Event | None = None
+        self._has_room = asyncio.Event()
+        """Clear while the server takes no messages."""
+        self._has_room.set()
         stack.add_on_close_callback(self._on_close)
         stack.add_on_connection_blocked_callback(self._on_blocked)
         stack.add_on_connection_unblocked_callback(self._on_unblocked)
@@ -112,26 +115,38 @@ class Connection:
         found = str(self.native.server_properties.get("version", "3.10"))
         return tuple(int(part) for part in found.split(".")[:2] if part.isdecimal())
 
+    async def ask(self, asked: str, method: str, *arguments: Any, **named: Any) -> Any:
+        """Call *method* of pika's channel for a request that may fail, and return the answer of the server.
+
+        :raises BrokerError: if it failed.
+        """
+        # One at a time, because a failure ends the channel, and all other requests on it would fail too.
+        async with self._asking:
+            channel = self._control
+            if channel is None or channel.reason is not None:
+                channel = self._control = await Channel.open(self)
+            try:
+                return await channel.call(asked, method, *arguments, **named)
+            except asyncio.CancelledError:
+                # The answer still comes, and a later request must not take it for its own.
+                self._control = None
+                channel.close()
+                raise
+
     async def room(self) -> None:
         """Wait while the server takes no messages because its memory or disk is full (P6)."""
-        while self._blocked is not None and self.is_open:
-            await self._blocked.wait()
+        await self._has_room.wait()
 
     def _on_blocked(self, _: Any, found: Any) -> None:
         _log.warning("%s takes no messages until it has room: %s", self.address, found.method.reason)
-        self._blocked = asyncio.Event()
+        self._has_room.clear()
 
     def _on_unblocked(self, _: Any, __: Any) -> None:
         _log.info("%s takes messages again", self.address)
-        self._go_on()
-
-    def _go_on(self) -> None:
-        blocked, self._blocked = self._blocked, None
-        if blocked is not None:
-            blocked.set()
+        self._has_room.set()
 
     def _on_close(self, _: Any, __: Exception) -> None:
-        self._go_on()
+        self._has_room.set()
         resolve(self.closed)
 
     async def close(self) -> None:
@@ -266,30 +281,3 @@ class Channel:
         if self.native.is_open:
             with suppress(BrokerError), translated("close a channel"):
                 self.native.close()
-
-
-class Control:
-    """Requests that may fail, one after the other, on a channel that is opened again after a failure."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._channel: Channel | None = None
-        self._lock = asyncio.Lock()
-
-    async def ask(self, asked: str, method: str, *arguments: Any, **named: Any) -> Any:
-        """Call *method* of pika's channel, and return the answer of the server.
-
-        :raises BrokerError: if it failed.
-        """
-        # One at a time, because a failure ends the channel, and all other requests on it would fail too.
-        async with self._lock:
-            channel = self._channel
-            if channel is None or channel.reason is not None:
-                channel = self._channel = await Channel.open(self._connection)
-            try:
-                return await channel.call(asked, method, *arguments, **named)
-            except asyncio.CancelledError:
-                # The answer still comes, and a later request must not take it for its own.
-                self._channel = None
-                channel.close()
-                raise

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
+from itertools import takewhile
+from typing import Any
 
 from pika import spec  # type: ignore[import-untyped]
 
@@ -19,7 +21,7 @@ from events_core.engine import BrokerError, Delivery
 from events_rabbitmq.codec import decode
 from events_rabbitmq.connection import Channel, Connection, resolve
 from events_rabbitmq.errors import broker_error
-from events_rabbitmq.wire import acknowledgement, method_frame
+from events_rabbitmq.wire import method_frame
 
 __all__ = ["Consumer"]
 
@@ -139,31 +141,22 @@ class Consumer:
     def acknowledge(self, tags: Collection[int]) -> None:
         """Acknowledge deliveries that are out, in one write."""
         wanted = set(tags)
-        through = self._through(wanted)
-        number = self._channel.number
-        frames = [acknowledgement(number, through, multiple=True)] if through else []
-        frames += [acknowledgement(number, tag, multiple=False) for tag in wanted if tag > through]
-        self._settle(wanted, b"".join(frames))
-
-    def _through(self, wanted: set[int]) -> int:
-        """Return the tag up to which everything that is out is *wanted*; 0 if there is none."""
-        through = 0
-        for tag in self._out:
-            if tag not in wanted:
-                break
-            through = tag
-        return through
+        # Tags rise.  So one frame acknowledges all up to the first one that is out and not wanted.
+        through = max(takewhile(wanted.__contains__, self._out), default=0)
+        acks = [spec.Basic.Ack(through, multiple=True)] if through else []
+        acks += [spec.Basic.Ack(tag) for tag in wanted if tag > through]
+        self._settle(wanted, *acks)
 
     def reject(self, tag: int) -> None:
         """Let a message come again, and count the attempt."""
-        self._settle((tag,), method_frame(self._channel.number, spec.Basic.Reject(tag, requeue=True)))
+        self._settle((tag,), spec.Basic.Reject(tag, requeue=True))
 
     def give_back(self, tag: int) -> None:
         """Let a message come again.  From 4.3 on that counts no attempt."""
-        self._settle((tag,), method_frame(self._channel.number, spec.Basic.Nack(tag, requeue=True)))
+        self._settle((tag,), spec.Basic.Nack(tag, requeue=True))
 
-    def _settle(self, tags: Collection[int], frames: bytes) -> None:
-        self._channel.emit(frames)
+    def _settle(self, tags: Collection[int], *methods: Any) -> None:
+        self._channel.emit(b"".join(method_frame(self._channel.number, method) for method in methods))
         self._is_unconfirmed = True
         for tag in tags:
             self._ids.discard(self._out.pop(tag).message_id)

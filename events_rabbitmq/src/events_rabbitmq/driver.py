@@ -19,16 +19,8 @@ import attrs
 
 from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessage
 from events_core.engine import BrokerError, Delivery, Driver, off_loop
+from events_rabbitmq import limits
 from events_rabbitmq.address import addresses
-from events_rabbitmq.limits import (
-    FULL_CAPABILITIES,
-    MAX_BATCH_BYTES,
-    MAX_BATCH_MESSAGES,
-    MAX_HEADER_BYTES,
-    MAX_SETTLE_BATCH,
-    RESERVED_ATTRIBUTES,
-    name_objection,
-)
 from events_rabbitmq.options import RabbitMQOptions
 
 if TYPE_CHECKING:
@@ -52,9 +44,9 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
     """One topic of a virtual host."""
 
     mixed_keys = True  # the messages of a channel are stored in order, whatever their keys
-    max_batch_messages = MAX_BATCH_MESSAGES
-    max_batch_bytes = MAX_BATCH_BYTES
-    max_settle_batch = MAX_SETTLE_BATCH
+    max_batch_messages = limits.MAX_BATCH_MESSAGES
+    max_batch_bytes = limits.MAX_BATCH_BYTES
+    max_settle_batch = limits.MAX_SETTLE_BATCH
     longest_pause = 5.0  # a node is back within seconds, and receivers should be too
 
     def __init__(self, topic_name: str, project_id: str, options: RabbitMQOptions) -> None:
@@ -70,7 +62,7 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         if self.project_id:
             yield f"project_id is {self.project_id!r}; RabbitMQ has no projects, leave it out"
         for what, name in (("topic", self.topic_name), ("dead_letter_topic", self.options.dead_letter_topic)):
-            objection = name_objection(what, name or "")
+            objection = limits.name_objection(what, name or "")
             if objection:
                 yield objection
 
@@ -96,14 +88,14 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
     def objection(self, message: EventMessage) -> str:
         if not message.attributes:
             return ""
-        reserved = RESERVED_ATTRIBUTES.intersection(message.attributes)
+        reserved = limits.RESERVED_ATTRIBUTES.intersection(message.attributes)
         if reserved:
             return f"attribute key {min(reserved)!r} is a header with a meaning of its own for RabbitMQ"
         size = sum(len(key) + len(value) + 6 for key, value in message.attributes.items())
-        if size > MAX_HEADER_BYTES // 4:  # a character has 4 bytes at most
+        if size > limits.MAX_HEADER_BYTES // 4:  # a character has 4 bytes at most
             size = sum(len(key.encode()) + len(value.encode()) + 6 for key, value in message.attributes.items())
-        if size > MAX_HEADER_BYTES:
-            return f"its attributes have {size} bytes; RabbitMQ takes {MAX_HEADER_BYTES} at most"
+        if size > limits.MAX_HEADER_BYTES:
+            return f"its attributes have {size} bytes; RabbitMQ takes {limits.MAX_HEADER_BYTES} at most"
         return ""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
@@ -159,7 +151,7 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         if self.options.topology == "queue" and name != self.topic_name:
             code = ErrorCode.UNSUPPORTED if name is None else ErrorCode.NOT_FOUND
             raise BrokerError(f"with topology=queue the only subscription is {self.topic_name!r}, not {name!r}", code)
-        objection = name_objection("queue", self.topology.queue(self.topic_name, name or ""))
+        objection = limits.name_objection("queue", self.topology.queue(self.topic_name, name or ""))
         if objection:
             raise BrokerError(objection, ErrorCode.INVALID)
 
@@ -209,7 +201,7 @@ def _import_pika() -> None:
 
 def _capabilities(options: RabbitMQOptions) -> Capabilities:
     return attrs.evolve(
-        FULL_CAPABILITIES,
+        limits.FULL_CAPABILITIES,
         ordering="subscription" if options.ordering else "none",
-        limits=attrs.evolve(FULL_CAPABILITIES.limits, max_message_bytes=options.max_message_bytes),
+        limits=attrs.evolve(limits.FULL_CAPABILITIES.limits, max_message_bytes=options.max_message_bytes),
     )

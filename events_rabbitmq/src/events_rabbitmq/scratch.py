@@ -55,7 +55,7 @@ async def _delete(options: RabbitMQOptions, record: Collection[Declared]) -> Non
         connection = await link.get()
         for kind, name in record:
             try:
-                await connection.control.ask(f"delete {kind} {name!r}", f"{kind}_delete", name)
+                await connection.ask(f"delete {kind} {name!r}", f"{kind}_delete", name)
             except BrokerError as error:
                 _log.warning("a trial has left something behind: %s", error)
     except BrokerError as error:

@@ -177,7 +177,8 @@ class RabbitMQSource(Source):
                 raise error  # so the engine treats it as an outage
             if self._loop.time() < consumer.since + _REDELIVERY_TIME:
                 return error
-        return _expired("the connection on which it came was lost")
+        text = "the connection on which it came was lost, and the message comes again; settle the new delivery"
+        return BrokerError(text, ErrorCode.EXPIRED)
 
     def _give_up(self, consumer: Consumer, settlement: Settlement, done: list[int]) -> BrokerError | None:
         delivery = settlement.delivery
@@ -201,7 +202,3 @@ class RabbitMQSource(Source):
             await self._consumer.close()
         if self._is_ephemeral:
             await self._driver.topology.delete(self.queue)
-
-
-def _expired(why: str) -> BrokerError:
-    return BrokerError(f"{why}, and the message comes again; settle the new delivery", ErrorCode.EXPIRED)

@@ -169,4 +169,4 @@ class Topology:
         await self._ask(f"delete queue {queue!r}", "queue_delete", queue)
 
     async def _ask(self, asked: str, method: str, *arguments: Any, **named: Any) -> None:
-        await (await self._links.any()).control.ask(asked, method, *arguments, **named)
+        await (await self._links.any()).ask(asked, method, *arguments, **named)

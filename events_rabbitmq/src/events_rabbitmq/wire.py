@@ -1,7 +1,6 @@
 """Frames of AMQP 0-9-1 that this backend writes and reads itself, because pika's own way costs too much or fails.
 
 * A batch of messages is one write.  pika makes three frame objects for each message, and calls the socket each time.
-* Acknowledgements of a batch are one write too.
 * The headers of a message from another program may have any type.  pika 1.4 cuts the fraction off a number, and loses
   the connection at a timestamp beyond the year 9999, at NaN and at a type that it does not know.  The broker would then
   deliver the same message again and again.
@@ -28,7 +27,6 @@ __all__ = [
     "FRAME",
     "FRAME_BYTES",
     "KEY_HEADER",
-    "acknowledgement",
     "method_frame",
     "properties",
     "publishing",
@@ -54,7 +52,6 @@ _FLAGS = _B.FLAG_HEADERS | _B.FLAG_DELIVERY_MODE | _B.FLAG_MESSAGE_ID | _B.FLAG_
 # Type, channel and size of the frame; class, weight, size of the body and flags; size of the table of headers.
 _HEADER = struct.Struct(">BHIHHQHI")
 _HEADER_BYTES = _HEADER.size - 7
-_ACK = struct.Struct(">BHIIQBB")
 _LONG = struct.Struct(">I")
 _APP_ID = bytes([len(APP_ID)]) + APP_ID.encode()
 _KEY = bytes([len(KEY_HEADER)]) + KEY_HEADER.encode() + b"S"
@@ -63,11 +60,6 @@ _KEY = bytes([len(KEY_HEADER)]) + KEY_HEADER.encode() + b"S"
 def method_frame(channel: int, method: Any) -> bytes:
     """Return the frame of *method*, an object of :mod:`pika.spec`."""
     return bytes(frame.Method(channel, method).marshal())
-
-
-def acknowledgement(channel: int, tag: int, *, multiple: bool) -> bytes:
-    """Return the frame that acknowledges *tag*, and all before it if *multiple*."""
-    return _ACK.pack(spec.FRAME_METHOD, channel, 13, spec.Basic.Ack.INDEX, tag, multiple, 0xCE)
 
 
 def publishing(
