@@ -6,6 +6,7 @@ other program arrives as text by one rule:
 * Each header becomes an attribute.  Texts stay as they are, numbers and times (ISO 8601) are written out, ``true`` and
   ``false`` too, nothing becomes ``""``.  Bytes are read as UTF-8, and others in them are escaped, as in ``\xff``.
   Arrays and tables, such as ``x-death``, become JSON.
+* The headers ``CC`` and ``BCC`` become ``cc`` and ``bcc``: sent on, they would go to further queues.
 * Each property in :data:`_PROPERTIES` becomes an attribute of that name, unless there is a header of the name.
 * Without ``message-id``, the id is a digest of the message, so it is the same at each delivery.
 """
@@ -13,6 +14,7 @@ other program arrives as text by one rule:
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from datetime import datetime
 from hashlib import blake2b
@@ -21,12 +23,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pika import spec  # type: ignore[import-untyped]
 
 from events_core.engine import Delivery
-from events_rabbitmq.wire import APP_ID, KEY_HEADER, properties, time_of
+from events_rabbitmq.limits import FULL_CAPABILITIES, KEY_HEADER
+from events_rabbitmq.wire import APP_ID, properties, time_of
 
 if TYPE_CHECKING:
     from events_rabbitmq.consuming import Consumer
 
 __all__ = ["NativeMessage", "Token", "decode", "native"]
+
+_log = logging.getLogger("events_rabbitmq")
 
 _PROPERTIES = (
     "content_type",
@@ -39,6 +44,10 @@ _PROPERTIES = (
     "user_id",
     "app_id",
 )
+
+
+_RENAMED = {"CC": "cc", "BCC": "bcc"}
+_MAX_KEY_BYTES = FULL_CAPABILITIES.limits.max_ordering_key_bytes
 
 
 class Token(NamedTuple):
@@ -70,29 +79,41 @@ def native(delivery: Delivery) -> NativeMessage:
 
 
 def decode(consumer: Consumer, method: bytes, header: bytes, body: bytes) -> Delivery:
-    """Return the delivery of a message.
+    """Return the delivery of a message.  One whose header cannot be read has a body and no attributes.
 
     :param method: the payload of its method frame, ``basic.deliver``; *header* is that of its header frame.
     """
-    found = properties(header)
+    start = 5 + method[4]  # behind the class, the method and the consumer tag
+    token = Token(consumer, int.from_bytes(method[start : start + 8], "big"), method, header)
+    is_again = method[start + 8] == 1
+    try:
+        return _delivery(token, is_again, properties(header), body)
+    except Exception:  # an error here would end the channel, and the message would come again and again
+        _log.warning("a message has a header that cannot be read; it arrives without attributes", exc_info=True)
+        return _delivery(token, is_again, {}, body)
+
+
+def _delivery(token: Token, is_again: bool, found: dict[str, Any], body: bytes) -> Delivery:
     attributes = found.get("headers", {})
-    # The first delivery has no such header, and quorum queues count from 1 then.  Classic queues do not count.
+    # Quorum queues count from 1, and write this header when a message comes again.  Before, it is the publisher's.
     failures = attributes.pop("x-delivery-count", 0)
     attributes.pop("x-acquired-count", None)
     key = attributes.pop(KEY_HEADER, None)
     if any(value.__class__ is not str for value in attributes.values()):
-        attributes = {name: _text(value) for name, value in attributes.items()}
+        attributes = {_RENAMED.get(name, name): _text(value) for name, value in attributes.items()}
     if found.get("app_id") != APP_ID:
         attributes = {**{name: _text(found[name]) for name in _PROPERTIES if name in found}, **attributes}
-    start = 5 + method[4]  # behind the class, the method and the consumer tag
+    key = _text(key)
+    if len(key) > 256:  # a character has 4 bytes at most
+        key = key.encode()[:_MAX_KEY_BYTES].decode(errors="ignore")
     return Delivery(
         _text(found.get("message_id")) or _digest(attributes, body),
         body,
         attributes,
-        _text(key) or None,
+        key or None,
         time_of(found["timestamp"]) if "timestamp" in found else None,
-        failures + 1 if isinstance(failures, int) else 1,
-        Token(consumer, int.from_bytes(method[start : start + 8], "big"), method, header),
+        failures + 1 if is_again and isinstance(failures, int) and failures > 0 else 1,
+        token,
     )
 
 

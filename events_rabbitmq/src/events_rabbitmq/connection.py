@@ -110,6 +110,11 @@ class Connection:
         return bool(self.native.is_open)
 
     @property
+    def frame_max(self) -> int:
+        """Bytes of the largest frame, as agreed with the server."""
+        return int(self.native.params.frame_max)
+
+    @property
     def version(self) -> tuple[int, ...]:
         """The version of the server, for example ``(3, 10)``."""
         found = str(self.native.server_properties.get("version", "3.10"))

@@ -86,16 +86,18 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
             raise
 
     def objection(self, message: EventMessage) -> str:
-        if not message.attributes:
+        if not message.attributes:  # a key alone always fits
             return ""
         reserved = limits.RESERVED_ATTRIBUTES.intersection(message.attributes)
         if reserved:
             return f"attribute key {min(reserved)!r} is a header with a meaning of its own for RabbitMQ"
-        size = sum(len(key) + len(value) + 6 for key, value in message.attributes.items())
+        headers = [*message.attributes.items(), (limits.KEY_HEADER, message.ordering_key or "")]
+        size = sum(len(name) + len(value) + 6 for name, value in headers)
         if size > limits.MAX_HEADER_BYTES // 4:  # a character has 4 bytes at most
-            size = sum(len(key.encode()) + len(value.encode()) + 6 for key, value in message.attributes.items())
+            size = sum(len(name.encode()) + len(value.encode()) + 6 for name, value in headers)
         if size > limits.MAX_HEADER_BYTES:
-            return f"its attributes have {size} bytes; RabbitMQ takes {limits.MAX_HEADER_BYTES} at most"
+            most = limits.MAX_HEADER_BYTES
+            return f"its attributes and ordering key have {size} bytes; RabbitMQ takes {most} at most"
         return ""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
@@ -114,11 +116,11 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         """
         topic = self.options.dead_letter_topic
         assert topic is not None
-        (result,) = await self._letters.publish([letter])
+        result = await self._letters.publish_letter(letter)
         if isinstance(result, BrokerError) and result.code is ErrorCode.NOT_FOUND:
             name = self.options.dead_letter_subscription or f"{topic}-letters"
             if await self.topology.add_letters(topic, name):
-                (result,) = await self._letters.publish([letter])
+                result = await self._letters.publish_letter(letter)
         if isinstance(result, BrokerError):
             raise BrokerError(str(result), result.code, retryable=True)
 

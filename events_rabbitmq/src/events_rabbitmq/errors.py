@@ -38,6 +38,7 @@ _CODES = {
     404: _Meaning(ErrorCode.NOT_FOUND, advice="create it, or set the option create"),
     405: _Meaning(ErrorCode.PERMISSION_DENIED, advice="another connection has the queue for itself"),
     406: _Meaning(ErrorCode.INVALID, advice="delete what exists, name another, or use it as it is with create=never"),
+    501: _Meaning(ErrorCode.INVALID, advice="send smaller attributes"),  # FRAME_ERROR: a frame beyond frame_max
     504: _BUSY,  # CHANNEL_ERROR: a frame has crossed the close of its channel
     506: _Meaning(ErrorCode.EXHAUSTED, True),
     530: _Meaning(ErrorCode.PERMISSION_DENIED, advice="check the option virtual_host and the user's permissions"),

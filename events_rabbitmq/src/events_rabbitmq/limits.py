@@ -11,6 +11,7 @@ from events_core import Capabilities, Limits
 
 __all__ = [
     "FULL_CAPABILITIES",
+    "KEY_HEADER",
     "MAX_BATCH_BYTES",
     "MAX_BATCH_MESSAGES",
     "MAX_HEADER_BYTES",
@@ -37,7 +38,10 @@ MAX_HEADER_BYTES = 130_000
 """Bytes of the attributes, the ordering key and their lengths.  All headers travel in one frame, and a frame has
 131,072 bytes at most (``frame_max``).  The rest is for the properties of the message."""
 
-RESERVED_ATTRIBUTES = frozenset({"CC", "BCC", "x-delivery-count", "x-acquired-count", "x-ordering-key"})
+KEY_HEADER = "x-ordering-key"
+"""The header that carries the ordering key."""
+
+RESERVED_ATTRIBUTES = frozenset({"CC", "BCC", "x-delivery-count", "x-acquired-count", KEY_HEADER})
 """Headers with a meaning of their own.  ``CC`` and ``BCC`` route the message to further queues, the next two are
 written by quorum queues, and the last one carries the ordering key."""
 

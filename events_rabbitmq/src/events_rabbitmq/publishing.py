@@ -31,6 +31,22 @@ __all__ = ["Publisher"]
 _log = logging.getLogger("events_rabbitmq")
 
 
+_OTHER_BYTES = 2048
+"""Bytes to leave for the ordering key and the properties in the header of a letter."""
+
+
+def _shortened(message: EventMessage, room: int) -> EventMessage:
+    """Return *message* with at most *room* bytes of attributes: the longest values are cut or left out."""
+    attributes: dict[str, str] = {}
+    for name, value in sorted(message.attributes.items(), key=lambda item: len(item[1])):
+        room -= len(name.encode()) + 6
+        data = value.encode()[: max(room, 0)]
+        room -= len(data)
+        if room >= 0:
+            attributes[name] = data.decode(errors="ignore")
+    return EventMessage(message.data, attributes, ordering_key=message.ordering_key)
+
+
 class _Batch:
     """Messages that were written together."""
 
@@ -44,6 +60,8 @@ class _Batch:
         """Ids of messages that the server refuses."""
         self.returned: set[str] = set()
         """Ids of messages that no queue gets."""
+        self.unfit: set[str] = set()
+        """Ids of messages that were not written, because their header needs more than one frame."""
 
 
 class _Confirms:
@@ -76,13 +94,16 @@ class _Confirms:
 
     async def send(self, ids: Sequence[str], messages: Sequence[EventMessage]) -> _Batch:
         """Publish *messages*, and return when the server has confirmed or refused each of them."""
-        frame_max = self.channel.connection.native.params.frame_max
-        data = publishing(self.channel.number, self._publish, ids, messages, int(time.time()), frame_max)
-        self.channel.emit(data)
-        numbers = [next(self._numbers) for _ in ids]
-        batch = _Batch(numbers[0], ids)
-        self._waiting.update(dict.fromkeys(numbers, batch))
-        await batch.done
+        frame_max = self.channel.connection.frame_max
+        data, written = publishing(self.channel.number, self._publish, ids, messages, int(time.time()), frame_max)
+        numbers = [next(self._numbers) for _ in written]
+        batch = _Batch(numbers[0] if numbers else 0, written)
+        if len(written) < len(ids):
+            batch.unfit.update(set(ids).difference(written))
+        if written:
+            self.channel.emit(data)
+            self._waiting.update(dict.fromkeys(numbers, batch))
+            await batch.done
         return batch
 
     def _on_confirm(self, found: Any) -> None:
@@ -133,12 +154,21 @@ class Publisher:
         """
         confirms = await self._open()
         await confirms.channel.connection.room()
-        batch = await confirms.send([next(self._ids) for _ in messages], messages)
+        ids = [next(self._ids) for _ in messages]
+        batch = await confirms.send(ids, messages)
         if batch.returned and not self._strict:
             self._warn()
-        if batch.refused or (batch.returned and self._strict):
-            return [self._result(batch, name) for name in batch.ids]
-        return batch.ids
+        if batch.refused or batch.unfit or (batch.returned and self._strict):
+            return [self._result(batch, name) for name in ids]
+        return ids
+
+    async def publish_letter(self, letter: EventMessage) -> str | BrokerError:
+        """Publish *letter* as :meth:`publish` does.  If its header is too large, attributes are cut."""
+        (result,) = await self.publish([letter])
+        if isinstance(result, BrokerError) and result.code is ErrorCode.INVALID:
+            frame_max = (await self._connect()).frame_max
+            (result,) = await self.publish([_shortened(letter, frame_max - _OTHER_BYTES)])
+        return result
 
     async def _open(self) -> _Confirms:
         confirms = self._confirms
@@ -150,6 +180,11 @@ class Publisher:
         return confirms
 
     def _result(self, batch: _Batch, name: str) -> str | BrokerError:
+        if name in batch.unfit:
+            text = (
+                "the attributes and the ordering key are too large: they travel in one frame (frame_max of the server)"
+            )
+            return BrokerError(text, ErrorCode.INVALID)
         if name in batch.refused:
             return BrokerError("RabbitMQ refuses the message: a queue of the topic is full", ErrorCode.EXHAUSTED)
         if name in batch.returned and self._strict:

@@ -21,12 +21,12 @@ from typing import Any
 from pika import frame, spec  # type: ignore[import-untyped]
 
 from events_core import EventMessage
+from events_rabbitmq.limits import KEY_HEADER
 
 __all__ = [
     "APP_ID",
     "FRAME",
     "FRAME_BYTES",
-    "KEY_HEADER",
     "method_frame",
     "properties",
     "publishing",
@@ -37,9 +37,6 @@ __all__ = [
 APP_ID = "events-core"
 """The property ``app-id`` of messages that this backend sends.  It says that ``message-id`` is unique, and that all
 headers are attributes."""
-
-KEY_HEADER = "x-ordering-key"
-"""The header that carries the ordering key."""
 
 _END = b"\xce"
 FRAME = struct.Struct(">BHI")
@@ -64,8 +61,10 @@ def method_frame(channel: int, method: Any) -> bytes:
 
 def publishing(
     channel: int, method: bytes, ids: Iterable[str], messages: Sequence[EventMessage], now: int, frame_max: int
-) -> bytes:
-    """Return the frames that publish *messages*.
+) -> tuple[bytes, list[str]]:
+    """Return the frames that publish *messages*, and the ids of these messages.
+
+    A message whose header needs more than one frame is left out: the server would end the connection.
 
     :param method: the frame of ``basic.publish``, the same for all.
     :param ids: the id of each message.
@@ -73,12 +72,17 @@ def publishing(
     :param frame_max: bytes of the largest frame.
     """
     pieces: list[bytes] = []
+    written: list[str] = []
+    longest = frame_max - FRAME_BYTES
     for name, message in zip(ids, messages, strict=True):
         table = _table_of(message)
         body, identity = message.data, name.encode()
         # After the table: delivery mode 2, which means persistent; the id; the time; the id of this library.
         tail = b"\x02%c%b%b%b" % (len(identity), identity, now.to_bytes(8, "big"), _APP_ID)
         size = _HEADER_BYTES + len(table) + len(tail)
+        if size > longest:
+            continue
+        written.append(name)
         pieces += (
             method,
             _HEADER.pack(spec.FRAME_HEADER, channel, size, 60, 0, len(body), _FLAGS, len(table)),
@@ -86,11 +90,10 @@ def publishing(
             tail,
             _END,
         )
-        longest = frame_max - FRAME_BYTES
         for start in range(0, len(body), longest):
             part = body if len(body) <= longest else body[start : start + longest]
             pieces += (FRAME.pack(spec.FRAME_BODY, channel, len(part)), part, _END)
-    return b"".join(pieces)
+    return b"".join(pieces), written
 
 
 def _table_of(message: EventMessage) -> bytes:
@@ -123,7 +126,7 @@ def properties(payload: bytes) -> dict[str, Any]:
     return found
 
 
-def _table(data: bytes, offset: int, end: int) -> dict[str, Any]:
+def _table(data: bytes, offset: int, end: int, depth: int) -> dict[str, Any]:
     """Return the table of fields in *data*.  Fields behind one of an unknown type are left out: its length is unknown.
 
     Texts that are not UTF-8 stay ``bytes``.
@@ -132,12 +135,18 @@ def _table(data: bytes, offset: int, end: int) -> dict[str, Any]:
     while offset < end:
         begin = offset + 1
         offset = begin + data[offset]
-        name = data[begin:offset].decode(errors="backslashreplace")
+        name = _name(data[begin:offset])
         try:
-            found[name], offset = _value(data[offset], data, offset + 1)
+            found[name], offset = _value(data[offset], data, offset + 1, depth)
         except _Unknown:
             break
     return found
+
+
+def _name(data: bytes) -> str:
+    """Return the name of a field.  Escapes make it longer, and it must stay one that can be sent on."""
+    name = _text(data)
+    return name if isinstance(name, str) else data.decode("ascii", "backslashreplace")[:255]
 
 
 class _Unknown(Exception):
@@ -146,6 +155,8 @@ class _Unknown(Exception):
 
 _TEXT, _BYTES, _ARRAY, _TABLE = _LONG_KINDS = b"SxAF"
 """Types of fields that begin with their size."""
+_MAX_DEPTH = 20
+"""Tables and arrays around a value.  What is nested deeper stays ``bytes``, because Python bounds recursion."""
 _TIME, _DECIMAL, _NOTHING, _SHORT = b"TDV\0"  # a short string is no type of a field, but of a property
 _FIXED = {ord(kind): struct.Struct(f">{code}") for kind, code in zip("tbBsUuIilLfdQ", "?bBhhHiIqqfdQ", strict=True)}
 _PROPERTIES = {"HEADERS": ord("F"), "DELIVERY_MODE": ord("B"), "PRIORITY": ord("B"), "TIMESTAMP": ord("Q")}
@@ -159,16 +170,19 @@ def _layout(flags: int) -> list[tuple[str, int]]:
     return [(name.lower(), _PROPERTIES.get(name, _SHORT)) for name, flag in order if flags & flag]
 
 
-def _value(kind: int, data: bytes, offset: int) -> tuple[Any, int]:
-    """Return the value of a field at *offset*, and the offset behind it."""
+def _value(kind: int, data: bytes, offset: int, depth: int = 0) -> tuple[Any, int]:
+    """Return the value of a field at *offset*, and the offset behind it.
+
+    :param depth: the number of tables and arrays around the field.
+    """
     if kind in _LONG_KINDS:
         begin = offset + 4
         end = begin + _LONG.unpack_from(data, offset)[0]
         if kind == _TEXT:  # by far the most frequent one
             return _text(data[begin:end]), end
-        if kind == _TABLE:
-            return _table(data, begin, end), end
-        return (_array(data, begin, end) if kind == _ARRAY else data[begin:end]), end
+        if kind == _BYTES or depth > _MAX_DEPTH:
+            return data[begin:end], end
+        return (_table if kind == _TABLE else _array)(data, begin, end, depth + 1), end
     if kind == _SHORT:
         end = offset + 1 + data[offset]
         return _text(data[offset + 1 : end]), end
@@ -186,10 +200,10 @@ def _value(kind: int, data: bytes, offset: int) -> tuple[Any, int]:
     raise _Unknown
 
 
-def _array(data: bytes, offset: int, end: int) -> list[Any]:
+def _array(data: bytes, offset: int, end: int, depth: int) -> list[Any]:
     found = []
     while offset < end:
-        value, offset = _value(data[offset], data, offset + 1)
+        value, offset = _value(data[offset], data, offset + 1, depth)
         found.append(value)
     return found
 
