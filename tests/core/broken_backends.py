@@ -324,9 +324,9 @@ class TellsNoResults(NetworkClient):
 class TellsTheDriversResults(NetworkClient):
     """Lets out what is not an error of this library."""
 
-    def _all(self, results: Sequence[str | BrokerError]) -> list[str]:
+    async def _all(self, results: Sequence[str | BrokerError]) -> list[str]:
         try:
-            return super()._all(results)
+            return await super()._all(results)
         except PublishError as error:
             error.results = results  # type: ignore[assignment]  # the mistake
             raise
