@@ -112,6 +112,11 @@ class Console:
         with self.channel() as channel:
             return int(channel.queue_declare(name or self.queue, passive=True).method.message_count)
 
+    def messages(self) -> int:
+        """Return the number of messages of the subscription, ready and out, as the server counts them."""
+        rows = self.server.command("list_queues", "--quiet", "name", "messages").splitlines()
+        return next(int(row.split()[1]) for row in rows if row.split()[:1] == [self.queue])
+
     def consumers(self, name: str = "") -> int:
         """Return the number of consumers of the queue."""
         with self.channel() as channel:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from pika import BasicProperties
 
 from .console import Console
 from .receiving import take
@@ -137,6 +138,54 @@ def test_two_messages_with_one_id_are_two_messages(console: Console) -> None:
             await receiver.acknowledge(first)
             await receiver.nack(second)
             assert (await take(receiver)).data == second.data
+
+    asyncio.run(scenario())
+
+
+def test_equal_messages_without_an_id_are_all_handed_out(console: Console) -> None:
+    """R7, R9: each comes while the acknowledgement of the one before is under way."""
+
+    async def scenario() -> None:
+        async with console.client(max_outstanding_messages="1") as both, both.subscribe() as receiver:
+            with console.channel() as channel:
+                for _ in range(20):
+                    channel.basic_publish(console.topic, "", b"tick")
+            for _ in range(20):
+                await receiver.acknowledge(await take(receiver))
+            assert receiver.stats.duplicates == 0
+
+    asyncio.run(scenario())
+
+
+def test_different_messages_with_one_id_are_all_handed_out(console: Console) -> None:
+    """R7: another program gives all its messages one id; each comes while the one before is being acknowledged."""
+
+    async def scenario() -> list[bytes]:
+        async with console.client(max_outstanding_messages="1") as both, both.subscribe() as receiver:
+            with console.channel() as channel:
+                for number in range(20):
+                    channel.basic_publish(console.topic, "", b"%d" % number, BasicProperties(message_id="order"))
+            came = []
+            for _ in range(20):
+                message = await take(receiver)
+                came.append(message.data)
+                await receiver.acknowledge(message)
+            return came
+
+    assert asyncio.run(scenario()) == [b"%d" % number for number in range(20)]
+
+
+def test_an_id_that_looks_like_a_changed_one_is_no_copy(console: Console) -> None:
+    """R7: the id of one message is the changed id of another one."""
+
+    async def scenario() -> None:
+        async with console.client() as both, both.subscribe() as receiver:
+            for body, name in ((b"1", "a#3"), (b"2", "a"), (b"3", "a")):
+                console.publish(body, message_id=name, app_id="events-core")
+            came = [await take(receiver) for _ in range(3)]
+            assert [message.data for message in came] == [b"1", b"2", b"3"]
+            assert len({message.message_id for message in came}) == 3
+            await receiver.acknowledge_messages(came)
 
     asyncio.run(scenario())
 

@@ -8,7 +8,8 @@ other program arrives as text by one rule:
   Arrays and tables, such as ``x-death``, become JSON.
 * The headers ``CC`` and ``BCC`` become ``cc`` and ``bcc``: sent on, they would go to further queues.
 * Each property in :data:`_PROPERTIES` becomes an attribute of that name, unless there is a header of the name.
-* Without ``message-id``, the id is a digest of the message, so it is the same at each delivery.
+* The id is that of the property ``message-id``, then ``#`` and a digest of the message.  So it is the same at each
+  delivery, and messages that differ have different ids although their program gives all of them one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from events_rabbitmq.wire import APP_ID, properties, time_of
 if TYPE_CHECKING:
     from events_rabbitmq.consuming import Consumer
 
-__all__ = ["NativeMessage", "Token", "decode", "native"]
+__all__ = ["NAMELESS", "NativeMessage", "Token", "decode", "native"]
 
 _log = logging.getLogger("events_rabbitmq")
 
@@ -48,6 +49,10 @@ _PROPERTIES = (
 
 _RENAMED = {"CC": "cc", "BCC": "bcc"}
 _MAX_KEY_BYTES = FULL_CAPABILITIES.limits.max_ordering_key_bytes
+
+
+NAMELESS = "#"
+"""The begin of the id of a message without ``message-id``.  Equal messages have equal ids then."""
 
 
 class Token(NamedTuple):
@@ -101,13 +106,16 @@ def _delivery(token: Token, is_again: bool, found: dict[str, Any], body: bytes) 
     key = attributes.pop(KEY_HEADER, None)
     if any(value.__class__ is not str for value in attributes.values()):
         attributes = {_RENAMED.get(name, name): _text(value) for name, value in attributes.items()}
-    if found.get("app_id") != APP_ID:
+    key, identity = _text(key), _text(found.get("message_id"))
+    is_foreign = found.get("app_id") != APP_ID
+    if is_foreign:
         attributes = {**{name: _text(found[name]) for name in _PROPERTIES if name in found}, **attributes}
-    key = _text(key)
+    if is_foreign or not identity:
+        identity = f"{identity}{NAMELESS}{_digest(key, attributes, body)}"
     if len(key) > 256:  # a character has 4 bytes at most
         key = key.encode()[:_MAX_KEY_BYTES].decode(errors="ignore")
     return Delivery(
-        _text(found.get("message_id")) or _digest(attributes, body),
+        identity,
         body,
         attributes,
         key or None,
@@ -117,8 +125,8 @@ def _delivery(token: Token, is_again: bool, found: dict[str, Any], body: bytes) 
     )
 
 
-def _digest(attributes: Mapping[str, str], body: bytes) -> str:
-    return blake2b(json.dumps(attributes).encode() + body, digest_size=12).hexdigest()
+def _digest(key: str, attributes: Mapping[str, str], body: bytes) -> str:
+    return blake2b(json.dumps([key, attributes]).encode() + body, digest_size=12).hexdigest()
 
 
 def _text(value: Any) -> str:

@@ -10,7 +10,7 @@ long.  Then this module closes the channel: whatever is out on it comes again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from itertools import takewhile
 from typing import Any
 
@@ -18,12 +18,15 @@ from pika import spec  # type: ignore[import-untyped]
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery
-from events_rabbitmq.codec import decode
+from events_rabbitmq.codec import NAMELESS, decode
 from events_rabbitmq.connection import Channel, Connection, resolve
 from events_rabbitmq.errors import broker_error
 from events_rabbitmq.wire import method_frame
 
 __all__ = ["Consumer"]
+
+_LOST = 0
+"""The tag of a delivery whose channel has ended.  Tags begin with 1."""
 
 _CLOSE_TIMEOUT = 1.0
 """Seconds to wait until the server has closed a channel.  Closing a receiver has 2 s."""
@@ -34,9 +37,12 @@ class Consumer:
 
     :param prefetch: the most deliveries that are out at once.
     :param ended: called when the channel has ended.
+    :param lost: the ids of what was out on the channel before, when that ended.
     """
 
-    def __init__(self, channel: Channel, queue: str, prefetch: int, ended: Callable[[Consumer], None]) -> None:
+    def __init__(
+        self, channel: Channel, queue: str, prefetch: int, ended: Callable[[Consumer], None], lost: Iterable[str]
+    ) -> None:
         self._channel = channel
         self._queue = queue
         self._prefetch = prefetch
@@ -48,10 +54,13 @@ class Consumer:
         self._wake: asyncio.Future[None] | None = None
         self._out: dict[int, Delivery] = {}
         """The unsettled deliveries, by tag.  Tags rise, so they are in order."""
-        self._ids: set[str] = set()
-        """The ids of what is out."""
-        self._is_unconfirmed = False
-        """True if settlements were written since the last answer."""
+        self._ids = dict.fromkeys(lost, _LOST)
+        """The tags of what is out, by id.  An id stays until :meth:`forget`: until then, the engine would take another
+        message with that id for a copy."""
+        self._written = 0
+        """The number of writes of settlements."""
+        self._confirmed = 0
+        """The number of those that the server has handled."""
         self._consumer_tag: str | None = None
         self._error: BrokerError | None = None
         # pika cancels consumers before it closes a channel.  The server would activate the next consumer while this
@@ -63,13 +72,18 @@ class Consumer:
 
     @classmethod
     async def open(
-        cls, connection: Connection, queue: str, prefetch: int, ended: Callable[[Consumer], None]
+        cls,
+        connection: Connection,
+        queue: str,
+        prefetch: int,
+        ended: Callable[[Consumer], None],
+        lost: Iterable[str] = (),
     ) -> Consumer:
         """Consume from *queue*, on a new channel.
 
         :raises BrokerError: if that failed.
         """
-        consumer = cls(await Channel.open(connection), queue, prefetch, ended)
+        consumer = cls(await Channel.open(connection), queue, prefetch, ended, lost)
         try:
             await consumer._set_prefetch()
             await consumer.resume()
@@ -105,16 +119,18 @@ class Consumer:
 
         :raises BrokerError: if the channel has ended.
         """
-        while not self._arrived:
-            if self._error is not None:
-                raise self._error
+        while self._error is None and not self._arrived:
             self._wake = self._loop.create_future()
             await self._wake
+        if self._error is not None:
+            raise self._error
         taken = self._arrived[:limit]
         del self._arrived[:limit]
         return taken
 
     def _on_delivery(self, method: bytes, header: bytes, body: bytes) -> None:
+        if self._error is not None:
+            return  # it was on its way when the channel ended, and comes again
         delivery = decode(self, method, header, body)
         if "x-stream-offset" in delivery.attributes:
             text = f"queue {self._queue!r} is a stream, which this backend does not read; name a quorum queue"
@@ -122,17 +138,40 @@ class Consumer:
             self._channel.close()
             return
         name, tag = delivery.message_id, delivery.token.tag
-        if name in self._ids:
+        while not self._is_free(name, delivery):
             # The server never delivers one message twice on a channel.  So it is another one, whose publisher has
             # chosen the same id (R7).
-            name = delivery.message_id = f"{name}#{tag}"
-        self._ids.add(name)
+            name = f"{name}#{tag}"
+        delivery.message_id = name
+        self._ids[name] = tag
         self._out[tag] = delivery
         self._arrived.append(delivery)
         if self._wake is not None:
             resolve(self._wake)
 
+    def _is_free(self, name: str, delivery: Delivery) -> bool:
+        """Return whether *delivery* may have the id *name*, because nothing else that is here has it."""
+        tag = self._ids.get(name)
+        if tag != _LOST:
+            return tag is None
+        # Only a message that was out before can be the one that was lost.  The flag is behind the tag.  Without an id
+        # of its own, it may also be an equal one: the server may have handled the acknowledgement of the lost one.
+        method = delivery.token.method
+        return bool(method[13 + method[4]]) and not name.startswith(NAMELESS)
+
+    def lost(self) -> list[str]:
+        """Return the ids of what was out."""
+        return [name for name, tag in self._ids.items() if tag != _LOST]
+
     # Settling
+
+    def find(self, message_id: str) -> Delivery | None:
+        """Remove a delivery that has arrived, as :meth:`take` does, and return it; ``None`` if it is not there."""
+        for delivery in self._arrived:
+            if delivery.message_id == message_id:
+                self._arrived.remove(delivery)
+                return delivery
+        return None
 
     def holds(self, tag: int) -> bool:
         """Return whether the delivery is out: neither settled nor lost."""
@@ -149,17 +188,27 @@ class Consumer:
 
     def reject(self, tag: int) -> None:
         """Let a message come again, and count the attempt."""
-        self._settle((tag,), spec.Basic.Reject(tag, requeue=True))
+        self._put_back(tag, spec.Basic.Reject(tag, requeue=True))
 
     def give_back(self, tag: int) -> None:
         """Let a message come again.  From 4.3 on that counts no attempt."""
-        self._settle((tag,), spec.Basic.Nack(tag, requeue=True))
+        self._put_back(tag, spec.Basic.Nack(tag, requeue=True))
+
+    def _put_back(self, tag: int, method: Any) -> None:
+        delivery = self._out[tag]
+        self._settle((tag,), method)
+        self.forget(delivery)  # at once, because the message may come again before the server has answered
 
     def _settle(self, tags: Collection[int], *methods: Any) -> None:
         self._channel.emit(b"".join(method_frame(self._channel.number, method) for method in methods))
-        self._is_unconfirmed = True
+        self._written += 1
         for tag in tags:
-            self._ids.discard(self._out.pop(tag).message_id)
+            del self._out[tag]
+
+    def forget(self, delivery: Delivery) -> None:
+        """Let another message have the id of *delivery*, which the engine does not wait for any more."""
+        if self._ids.get(delivery.message_id) == delivery.token.tag:
+            del self._ids[delivery.message_id]
 
     async def confirm(self) -> None:
         """Wait until the server has handled the settlements that were written before.
@@ -169,9 +218,10 @@ class Consumer:
 
         :raises BrokerError: if the channel has ended.
         """
-        if self._is_unconfirmed:
-            self._is_unconfirmed = False
+        written = self._written
+        if self._confirmed < written:
             await self._set_prefetch()
+            self._confirmed = written  # only now: whoever was cancelled before asks again
 
     async def _set_prefetch(self) -> None:
         await self._channel.call("set the prefetch", "basic_qos", prefetch_count=self._prefetch)

@@ -68,6 +68,8 @@ class RabbitMQSource(Source):
             last_attempt=self.local_attempts,
         )
         self._consumer: Consumer | None = None
+        self._starting = asyncio.Lock()
+        """Held while a consumer starts.  Both :meth:`fetch` and :meth:`settle` may find that it has ended."""
         self._is_fetching = False
         self._owes_returns = False
         """True if, with order, returned deliveries are still out: only closing the channel gives them back."""
@@ -80,7 +82,11 @@ class RabbitMQSource(Source):
         connection = await self._driver.links.receiving()
         prefetch = min(self._driver.options.max_outstanding_messages, MAX_PREFETCH)
         self._consumer = await Consumer.open(
-            connection, self.queue, prefetch, lambda ended: self.lost(lambda each: each.token.consumer is ended)
+            connection,
+            self.queue,
+            prefetch,
+            lambda ended: self.lost(lambda each: each.token.consumer is ended),
+            self._consumer.lost() if self._consumer is not None else (),
         )
         # From 4.3 on, RabbitMQ tells a failure from a message that was given back.
         self.capabilities = attrs.evolve(self.capabilities, handback_counts=connection.version < (4, 3))
@@ -88,17 +94,11 @@ class RabbitMQSource(Source):
     # Receiving
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
-        consumer = self._consumer
-        if consumer is None or not consumer.is_open or self._owes_returns:
-            limit_of_time = self._driver.options.connect_timeout
-            try:
-                async with asyncio.timeout(limit_of_time):
-                    await self._start_again()
-            except TimeoutError:  # for example, a quorum queue has no leader
-                raise BrokerError(
-                    f"queue {self.queue!r} gave no answer in {limit_of_time:g} s", ErrorCode.TIMEOUT, retryable=True
-                ) from None
+        if self._must_start:
+            await self._start_again()
             return ()  # the engine learns that the server answers
+        consumer = self._consumer
+        assert consumer is not None
         self._is_fetching = True
         try:
             await consumer.resume()
@@ -112,7 +112,30 @@ class RabbitMQSource(Source):
         finally:
             self._is_fetching = False
 
+    @property
+    def _is_open(self) -> bool:
+        return self._consumer is not None and self._consumer.is_open
+
+    @property
+    def _must_start(self) -> bool:
+        return self._owes_returns or not self._is_open
+
     async def _start_again(self) -> None:
+        """Consume on a new channel, unless the other caller has done so meanwhile.
+
+        :raises BrokerError: if that failed.
+        """
+        limit_of_time = self._driver.options.connect_timeout
+        try:
+            async with asyncio.timeout(limit_of_time), self._starting:
+                if self._must_start:
+                    await self._replace()
+        except TimeoutError:  # for example, a quorum queue has no leader
+            raise BrokerError(
+                f"queue {self.queue!r} gave no answer in {limit_of_time:g} s", ErrorCode.TIMEOUT, retryable=True
+            ) from None
+
+    async def _replace(self) -> None:
         """Consume on a new channel, and create the subscription again if it was deleted and the options allow it (F1).
 
         :raises BrokerError: if that failed.
@@ -132,6 +155,9 @@ class RabbitMQSource(Source):
     # Settling
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        if not self._is_open and any(each.outcome is _ACK or each.outcome is _REJECT for each in settlements):
+            # Not only fetch: there is no room to fetch while the application holds all that it may.
+            await self._start_again()
         consumer = self._consumer
         # What goes back would come to this receiver again, although it is full or closes.
         goes_back = any(settlement.outcome is _RETURN or settlement.outcome is _NACK for settlement in settlements)
@@ -145,17 +171,22 @@ class RabbitMQSource(Source):
             await consumer.confirm()
             if self._owes_returns and self._is_fetching:
                 consumer.abandon("messages of an ordering key go back together")
-        self._letters.forget(
-            settlement.delivery.message_id
-            for settlement, error in zip(settlements, results, strict=True)
-            if error is None
-        )
+        settled = [each.delivery for each, error in zip(settlements, results, strict=True) if error is None]
+        self._letters.forget(delivery.message_id for delivery in settled)
+        for delivery in settled:
+            delivery.token.consumer.forget(delivery)
         return results
 
     def _settle(self, settlement: Settlement, done: list[int]) -> BrokerError | None:
         """Settle, and return the result; add the tag to *done* if the message is to be acknowledged."""
-        token = settlement.delivery.token
+        delivery = settlement.delivery
         consumer = self._consumer
+        token = delivery.token
+        ends = settlement.outcome is _ACK or settlement.outcome is _REJECT
+        if ends and consumer is not None and token.consumer is not consumer:
+            again = consumer.find(delivery.message_id)
+            if again is not None:  # it came again, and fetch has not returned it, perhaps because there is no room
+                token = delivery.token = again.token
         if token.consumer is not consumer or not consumer.is_open:
             return self._lost(settlement)
         if not consumer.holds(token.tag):
