@@ -96,3 +96,22 @@ def test_a_client_closes_in_an_alarm(own: Console) -> None:
         assert caught.value.code is ErrorCode.CLOSED
 
     asyncio.run(scenario())
+
+
+def test_a_client_that_has_sent_can_subscribe_in_an_alarm(own: Console) -> None:
+    """P6: only a receiver can make room, so a client whose send waits can ping, subscribe and acknowledge."""
+
+    async def scenario() -> None:
+        async with own.client(connect_timeout="30") as both:
+            await both.send_message(EventMessage(b"0"))
+            await asyncio.to_thread(own.server.set_alarm)
+            sending = asyncio.create_task(both.send_message(EventMessage(b"1")))
+            await asyncio.wait([sending], timeout=1)
+            assert not sending.done()
+            await both.ping(timeout=30)
+            async with both.subscribe() as receiver:
+                await receiver.acknowledge(await take(receiver))
+            await asyncio.to_thread(own.server.clear_alarm)
+            await sending
+
+    asyncio.run(scenario())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from contextlib import suppress
 
 import pytest
 
@@ -73,3 +75,47 @@ def test_a_silent_host_does_not_hold_up_the_others(console: Console) -> None:
                     await both.send_message(EventMessage(b"1"))
 
     asyncio.run(scenario())
+
+
+def test_a_caller_that_gave_up_is_followed_by_the_next_host(console: Console) -> None:
+    """A host that was silent until a caller gave up is not the first one to be tried again."""
+
+    async def scenario() -> None:
+        with TcpProxy(console.server.address) as silent, silent.silence():
+            url = f"{console.server.url_for(address=silent.address)} {console.url}"
+            async with console.client(url=url, connect_timeout="600") as both:
+                with pytest.raises(EventConnectionError):
+                    await both.ping(timeout=0.5)
+                await both.ping(timeout=30)
+                assert silent.connections == 1
+
+    asyncio.run(scenario())
+
+
+def test_the_host_that_answered_is_tried_first(console: Console) -> None:
+    """The connection for sending goes to the host that the one for receiving has found."""
+
+    async def scenario() -> None:
+        with TcpProxy(console.server.address) as silent, silent.silence():
+            url = f"{console.server.url_for(address=silent.address)} {console.url}"
+            async with console.client(url=url, connect_timeout="600") as both, both.subscribe():
+                await both.send_message(EventMessage(b"1"))
+                assert silent.connections == 1
+
+    asyncio.run(scenario())
+
+
+# pika ends a socket in a later turn of the loop, and the loop may have stopped.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_connect_can_be_given_up_at_any_moment(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """C1: callers that stop waiting at each step of a connect leave no error in the log."""
+
+    async def scenario() -> None:
+        for step in range(40):
+            async with console.client() as both:
+                with suppress(EventConnectionError):
+                    await both.ping(timeout=0.0005 * (step + 1))
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(scenario())
+    assert not [record for record in caplog.records if record.name == "asyncio"]

@@ -59,6 +59,10 @@ class _Stack(AsyncioConnection):  # type: ignore[misc]
         if not self.is_closed:
             self._adapter_disconnect_stream()
 
+    def _on_connection_workflow_done(self, found: Any) -> None:
+        # pika 1.4 passes a class in place of an exception if a handshake was aborted, and then fails itself.
+        super()._on_connection_workflow_done(found() if isinstance(found, type) else found)
+
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = _READ_BYTES
         super()._proto_connection_made(transport)
@@ -198,8 +202,11 @@ async def connect(
     try:
         await opened
     except asyncio.CancelledError:
+        is_open = stack.is_open  # the answer may come in the same turn of the loop as the cancellation
         if not (stack.is_closed or stack.is_closing):
-            stack.close()  # ends the socket at once, because the connection is not open yet
+            stack.close()  # ends the socket at once if the connection is not open yet
+        if is_open:
+            stack.end()
         raise
     return Connection(stack, address)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pika.adapters.asyncio_connection import AsyncioConnection  # type: ignore[import-untyped]
 
     from events_rabbitmq.codec import NativeMessage
-    from events_rabbitmq.links import Links
+    from events_rabbitmq.links import Links, Servers
     from events_rabbitmq.publishing import Publisher
     from events_rabbitmq.source import RabbitMQSource
     from events_rabbitmq.topology import Topology
@@ -57,6 +57,8 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         self.address = ",".join(map(str, addresses(options)))
         self.capabilities = _capabilities(options)
         self._links: Links | None = None
+        self._servers: Servers | None = None
+        """The order in which to try servers.  It outlives an attempt to open the client that failed."""
 
     def _problems(self) -> Iterator[str]:
         if self.project_id:
@@ -68,12 +70,13 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
 
     async def open(self) -> None:
         await off_loop(_import_pika)
-        from events_rabbitmq.links import Links
+        from events_rabbitmq.links import Links, Servers
         from events_rabbitmq.publishing import Publisher
         from events_rabbitmq.topology import Topology, place_of
 
         options = self.options
-        self._links = links = Links(options, f"events-core {self.topic_name}", self.connection_restored)
+        self._servers = self._servers or Servers(options, f"events-core {self.topic_name}")
+        self._links = links = Links(self._servers, self.connection_restored)
         self.topology: Topology = Topology(links, self.topic_name, options)
         place, letters = place_of(self.topic_name, options), place_of(options.dead_letter_topic or "", options)
         self._publisher: Publisher = Publisher(links.sending, place, strict=options.unroutable == "fail")

@@ -48,9 +48,9 @@ async def declarations(options: RabbitMQOptions) -> AsyncGenerator[None, None]:
 
 async def _delete(options: RabbitMQOptions, record: Collection[Declared]) -> None:
     """Delete everything in *record*, and log what cannot be deleted.  Deleting what does not exist succeeds."""
-    from events_rabbitmq.links import Link  # imports pika, as every client that declared something has done
+    from events_rabbitmq.links import Link, Servers  # imports pika, as every client that declared something has done
 
-    link = Link(options, "events-core scratch", lambda: None)
+    link = Link(Servers(options, "events-core scratch"))
     try:
         connection = await link.get()
         for kind, name in record:
