@@ -45,13 +45,16 @@ def _address(text: str, options: RabbitMQOptions) -> Address:
         raise ValueError("it does not begin with amqp:// or amqps://")
     # All is split by hand after the last "@": a password may have characters that urlsplit takes for an end.
     account, _, place = rest.rpartition("@")
-    netloc, _, path = place.partition("?")[0].partition("/")
+    place, _, query = place.partition("?")
+    if query:
+        raise ValueError("it has a query; give the options of this backend instead")
+    netloc, _, path = place.partition("/")
     try:
         found = urlsplit(f"//{netloc}")
         host, port = found.hostname, found.port
     except ValueError:
         host = port = None
-    if not host:
+    if not host or port == 0:
         raise ValueError("its host is not a host or host:port, for example localhost:5672")
     username, _, password = account.partition(":")
     tls = scheme == "amqps" or options.tls

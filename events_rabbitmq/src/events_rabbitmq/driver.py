@@ -7,6 +7,7 @@ so that a program which only configures a client does not wait for it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -63,10 +64,16 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
     def _problems(self) -> Iterator[str]:
         if self.project_id:
             yield f"project_id is {self.project_id!r}; RabbitMQ has no projects, leave it out"
-        for what, name in (("topic", self.topic_name), ("dead_letter_topic", self.options.dead_letter_topic)):
-            objection = limits.name_objection(what, name or "")
-            if objection:
-                yield objection
+        options, dead = self.options, self.options.dead_letter_topic
+        names = [("topic", self.topic_name)]
+        if options.subscription:
+            names.append(("queue", options.queue_of(self.topic_name, options.subscription)))
+        if dead:
+            letters = options.dead_letter_subscription or f"{dead}-letters"
+            names += [("dead_letter_topic", dead), ("queue of dead letters", options.queue_of(dead, letters))]
+        yield from filter(None, itertools.starmap(limits.name_objection, names))
+        if dead == self.topic_name:
+            yield f"option 'dead_letter_topic' is the topic itself, {dead!r}; name another"
 
     async def open(self) -> None:
         await off_loop(_import_pika)

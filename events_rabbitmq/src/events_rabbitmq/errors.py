@@ -50,6 +50,9 @@ _CODES = {
 # names of queues, exchanges, virtual hosts and users, which may be any words.
 _TEXTS = {
     (403, "Login was refused"): _UNKNOWN_USER,
+    (403, "' in exclusive use"): _Meaning(
+        ErrorCode.PERMISSION_DENIED, advice="another consumer has the queue for itself"
+    ),
     (404, "is down or inaccessible"): _BUSY,  # the node of a classic queue is down
     (406, "larger than configured max"): _Meaning(
         ErrorCode.INVALID, advice="send less, or raise the server's max_message_size"

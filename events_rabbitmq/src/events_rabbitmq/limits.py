@@ -7,6 +7,9 @@ measured was measured on RabbitMQ 3.10.8.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 from events_core import Capabilities, Limits
 
 __all__ = [
@@ -18,6 +21,8 @@ __all__ = [
     "MAX_PREFETCH",
     "MAX_SETTLE_BATCH",
     "RESERVED_ATTRIBUTES",
+    "Behaviour",
+    "behaviour",
     "name_objection",
 ]
 
@@ -60,6 +65,28 @@ FULL_CAPABILITIES = Capabilities(
         max_ordering_key_bytes=1024,
     ),
 )
+
+
+class Behaviour(NamedTuple):
+    """The part of a server's behaviour that depends on its version."""
+
+    queue_arguments: Mapping[str, Any]
+    """Arguments of each new queue.  From 4.0 on a queue drops a message after 20 deliveries, unless told otherwise.
+    3.10 has no such limit of its own.  It takes -1, and then drops the message at the first reject (measured)."""
+    handback_counts: bool
+    """True if the server does not tell a failure from a message that was given back."""
+
+
+_BEHAVIOURS = {  # by the first version that has it, the newest first
+    (4, 3): Behaviour({"x-delivery-limit": -1}, handback_counts=False),
+    (4, 0): Behaviour({"x-delivery-limit": -1}, handback_counts=True),
+    (): Behaviour({}, handback_counts=True),
+}
+
+
+def behaviour(version: tuple[int, ...]) -> Behaviour:
+    """Return the behaviour of a server of this *version*, for example ``(3, 10)``."""
+    return next(found for since, found in _BEHAVIOURS.items() if version >= since)
 
 
 def name_objection(what: str, name: str) -> str:

@@ -9,6 +9,7 @@ import attrs
 
 from events_core.options import CommonOptions, option
 from events_rabbitmq.address import addresses
+from events_rabbitmq.limits import name_objection
 
 __all__ = ["RabbitMQOptions"]
 
@@ -106,10 +107,31 @@ class RabbitMQOptions(CommonOptions):
         """Yield contradictions between options."""
         yield from super().problems()
         yield from self._address_problems()
-        if self.topology == "queue" and self.exchange_type != "fanout":
-            yield "options 'topology=queue' and 'exchange_type' exclude each other; give one"
+        exclusive = {
+            "url": () if self.url is None else ("host", "virtual_host", "username", "password"),
+            "topology=queue": _OF_EXCHANGES if self.topology == "queue" else (),
+            "exchange_type=fanout": ("binding_keys",) if self.exchange_type == "fanout" else (),
+        }
+        for first, others in exclusive.items():
+            for name in others:
+                if getattr(self, name) != getattr(_DEFAULTS, name):
+                    yield f"options {first!r} and {name!r} exclude each other; give one"
+        for name in ("routing_key", "virtual_host"):
+            yield from _too_long(f"option {name!r}", getattr(self, name) or "")
+        for key in (self.binding_keys or "").split(","):
+            yield from _too_long("a key in option 'binding_keys'", key.strip())
         if "{subscription}" not in self.queue:
             yield f"option 'queue': {self.queue!r} lacks {{subscription}}, so all subscriptions would be one queue"
+
+    def queue_of(self, topic: str, subscription: str) -> str:
+        """Return the name of the queue of a subscription.
+
+        The first colon ends the topic: otherwise ``a:b`` of topic ``c`` and ``b`` of topic ``c:a`` would share a queue.
+        """
+        if self.topology == "queue":
+            return topic
+        escaped = topic.replace("%", "%25").replace(":", "%3A")
+        return self.queue.replace("{topic}", escaped).replace("{subscription}", subscription)
 
     def _address_problems(self) -> Iterable[str]:
         """Yield what is wrong with the options of the address, without a secret."""
@@ -120,8 +142,21 @@ class RabbitMQOptions(CommonOptions):
             return
         if not found:
             yield "option 'url' is empty"
+        for address in found:
+            if self.url is not None:
+                yield from _too_long("the virtual host in option 'url'", address.virtual_host)
         for name in ("tls_ca_file", "tls_cert_file", "tls_key_file"):
             if getattr(self, name) is not None and not any(each.tls for each in found):
                 yield f"option {name!r} needs tls=true, or an amqps:// URL"
         if self.tls_key_file is not None and self.tls_cert_file is None:
             yield "option 'tls_key_file' needs 'tls_cert_file'; give both"
+
+
+def _too_long(what: str, value: str) -> Iterable[str]:
+    """Yield the reason why *value* is too long for AMQP, without the value: it may be part of a secret."""
+    if name_objection(what, value):
+        yield f"{what} has {len(value.encode())} bytes; RabbitMQ takes 255 at most"
+
+
+_OF_EXCHANGES = ("exchange_type", "routing_key", "binding_keys", "queue")
+_DEFAULTS = RabbitMQOptions()

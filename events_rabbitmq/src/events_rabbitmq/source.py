@@ -27,7 +27,7 @@ import attrs
 from events_core import Capabilities, ErrorCode
 from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, Source
 from events_rabbitmq.consuming import Consumer
-from events_rabbitmq.limits import MAX_PREFETCH
+from events_rabbitmq.limits import MAX_PREFETCH, behaviour
 
 if TYPE_CHECKING:
     from events_rabbitmq.driver import RabbitMQDriver
@@ -88,8 +88,8 @@ class RabbitMQSource(Source):
             lambda ended: self.lost(lambda each: each.token.consumer is ended),
             self._consumer.lost() if self._consumer is not None else (),
         )
-        # From 4.3 on, RabbitMQ tells a failure from a message that was given back.
-        self.capabilities = attrs.evolve(self.capabilities, handback_counts=connection.version < (4, 3))
+        counts = behaviour(connection.version).handback_counts
+        self.capabilities = attrs.evolve(self.capabilities, handback_counts=counts)
 
     # Receiving
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError
+from events_rabbitmq.limits import behaviour
 from events_rabbitmq.links import Links
 from events_rabbitmq.options import RabbitMQOptions
 from events_rabbitmq.scratch import declared
@@ -39,11 +40,7 @@ def place_of(topic: str, options: RabbitMQOptions) -> Place:
 
 def _arguments(version: tuple[int, ...], options: RabbitMQOptions, *, ephemeral: bool) -> Mapping[str, Any]:
     """Return the arguments of a new queue on a server of this *version*."""
-    arguments: dict[str, Any] = {"x-queue-type": "quorum"}
-    # From 4.0 on a queue drops a message after 20 deliveries, unless told otherwise.  3.10 has no such limit of its
-    # own.  It takes -1, and then drops the message at the first reject (measured).
-    if version >= (4, 0):
-        arguments["x-delivery-limit"] = -1
+    arguments = {"x-queue-type": "quorum", **behaviour(version).queue_arguments}
     if options.ordering:
         arguments["x-single-active-consumer"] = True
     if ephemeral:
@@ -61,14 +58,8 @@ class Topology:
         self._create = options.create
 
     def queue(self, topic: str, subscription: str) -> str:
-        """Return the name of the queue of a subscription.
-
-        The first colon ends the topic: otherwise ``a:b`` of topic ``c`` and ``b`` of topic ``c:a`` would share a queue.
-        """
-        if self._options.topology == "queue":
-            return topic
-        escaped = topic.replace("%", "%25").replace(":", "%3A")
-        return self._options.queue.replace("{topic}", escaped).replace("{subscription}", subscription)
+        """Return the name of the queue of a subscription."""
+        return self._options.queue_of(topic, subscription)
 
     async def create(self) -> None:
         """Create the configured topics and subscription, if they are missing and the options allow it."""
