@@ -214,7 +214,8 @@ class Consumer:
         """Wait until the server has handled the settlements that were written before.
 
         A settlement has no answer (AMQP 0-9-1).  But a channel handles its requests in order, so the answer to the next
-        one tells that the settlements have arrived.  That request sets the prefetch of later consumers, to what it is.
+        one tells that the channel has passed the settlements on to the queue.  A quorum queue may store them later:
+        that has no answer.  That request sets the prefetch of later consumers, to what it is.
 
         :raises BrokerError: if the channel has ended.
         """
