@@ -11,7 +11,7 @@ import pytest
 from events_core import ErrorCode, EventError, EventMessage, PublishError
 
 from .console import Console, client
-from .receiving import gather, numbers, take
+from .receiving import PATIENCE, gather, numbers, take
 from .server import Server
 
 
@@ -140,3 +140,32 @@ def test_a_message_is_sent_as_documented(console: Console) -> None:
     assert properties.message_id == identity
     assert properties.headers["kind"] == "näw"
     assert properties.delivery_mode == 2
+
+
+def test_sends_go_on_while_subscriptions_are_deleted(console: Console) -> None:
+    """P3: the server refuses a message of which a queue is just being deleted; the other subscriptions get it."""
+
+    async def scenario() -> None:
+        passers_by = client(console.topic, url=console.url)
+        async with passers_by, console.client() as both, both.subscribe() as receiver:
+            is_over = False
+
+            async def come_and_go() -> None:
+                while not is_over:
+                    async with passers_by.subscribe():
+                        await asyncio.sleep(0.01)
+
+            leavers = [asyncio.create_task(come_and_go()) for _ in range(4)]
+            sent: list[str] = []
+            for first in range(0, 1200, 20):
+                sent += await both.send_messages([EventMessage(b"%d" % n) for n in range(first, first + 20)])
+            is_over = True
+            await asyncio.gather(*leavers)
+            came: set[int] = set()
+            while len(came) < len(sent):
+                some = await receiver.receive_messages(200, PATIENCE)
+                assert some, f"{len(came)} of {len(sent)} came"
+                came.update(numbers(some))
+                await receiver.acknowledge_messages(some)
+
+    asyncio.run(scenario())

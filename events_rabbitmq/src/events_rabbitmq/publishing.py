@@ -30,7 +30,8 @@ __all__ = ["Publisher"]
 
 _log = logging.getLogger("events_rabbitmq")
 
-
+_TRIES_AGAIN = 5
+"""Tries with which a message that the server refuses is published again."""
 _OTHER_BYTES = 2048
 """Bytes to leave for the ordering key and the properties in the header of a letter."""
 
@@ -128,6 +129,22 @@ class _Confirms:
                 batch.done.set_exception(broker_error(f"publish to {self._place}", reason))
 
 
+def _last_refused(messages: Sequence[EventMessage], results: Sequence[str | BrokerError]) -> list[int]:
+    """Return the places of the refused messages that no later message of their key has passed (P4)."""
+    places: list[int] = []
+    if all(result.__class__ is str for result in results):
+        return places
+    passed: set[str] = set()
+    for place in reversed(range(len(messages))):
+        key, result = messages[place].ordering_key, results[place]
+        if isinstance(result, BrokerError) and result.code is ErrorCode.EXHAUSTED:
+            if key not in passed:
+                places.append(place)
+        elif key is not None:
+            passed.add(key)
+    return places[::-1]
+
+
 class Publisher:
     """The way of messages to one place.  Calls may overlap.
 
@@ -152,6 +169,19 @@ class Publisher:
 
         :raises BrokerError: if it is unknown what was stored.
         """
+        results = [*await self._publish(messages)]
+        # The server also refuses a message if one of its queues is deleted at that moment.  So try again at once: the
+        # other queues may get it twice.  A queue that is full refuses it each time.
+        for _ in range(_TRIES_AGAIN):
+            refused = _last_refused(messages, results)
+            if not refused:
+                break
+            again = await self._publish([messages[place] for place in refused])
+            for place, result in zip(refused, again, strict=True):
+                results[place] = result
+        return results
+
+    async def _publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         confirms = await self._open()
         await confirms.channel.connection.room()
         ids = [next(self._ids) for _ in messages]
