@@ -48,7 +48,7 @@ class RabbitMQClient(EngineClient):
         """Call *work* with the client's ``pika.adapters.asyncio_connection.AsyncioConnection``.
 
         This is rule N1: native objects.  It runs on the engine's I/O loop.  Receivers of the client share the
-        connection, so *work* must not close it.  *work* opens channels of its own, because an error ends a channel.
+        connection, so *work* must not close it.  *work* opens its own channels, because an error ends a channel.
         """
         return await super().run_native(work, timeout)
 

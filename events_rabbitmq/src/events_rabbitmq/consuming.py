@@ -4,7 +4,7 @@ Deliveries belong to their channel.  When the channel ends, the server gives the
 any more.  So a consumer lives as long as its channel, and a :class:`~events_rabbitmq.codec.Token` names its consumer.
 
 The server cancels a consumer when its queue is deleted or moves, and from 4.3 on when it has held a message for too
-long.  Then this module closes the channel: whatever is out on it comes again.
+long.  Then this module closes the channel: all that is out on it comes again.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Consumer:
             self._consumer_tag = answer.consumer_tag
 
     def pause(self) -> None:
-        """Let the server push no more messages.  What is out, or on its way, stays so."""
+        """Let the server push no more messages.  Unsettled messages, and those on their way, stay here."""
         tag, self._consumer_tag = self._consumer_tag, None
         if tag is not None and self.is_open:
             # Not by pika, which would reject what is on its way.
@@ -154,8 +154,8 @@ class Consumer:
         tag = self._ids.get(name)
         if tag != _LOST:
             return tag is None
-        # Only a message that was out before can be the one that was lost.  The flag is behind the tag.  Without an id
-        # of its own, it may also be an equal one: the server may have handled the acknowledgement of the lost one.
+        # Only a message that was out before can be the one that was lost.  The flag is behind the tag.  If the message
+        # has no id, it may also be an equal one: the server may have handled the acknowledgement of the lost one.
         method = delivery.token.method
         return bool(method[13 + method[4]]) and not name.startswith(NAMELESS)
 
@@ -222,7 +222,7 @@ class Consumer:
         written = self._written
         if self._confirmed < written:
             await self._set_prefetch()
-            self._confirmed = written  # only now: whoever was cancelled before asks again
+            self._confirmed = written  # only now: a caller that was cancelled before asks again
 
     async def _set_prefetch(self) -> None:
         await self._channel.call("set the prefetch", "basic_qos", prefetch_count=self._prefetch)
@@ -230,7 +230,7 @@ class Consumer:
     # The end
 
     async def close(self) -> None:
-        """Close the channel, and wait until the server has: everything that is out is back then, in order."""
+        """Close the channel, and wait for the answer: the server then has all unsettled messages back, in order."""
         if not self.is_open:
             return
         closed = self._loop.create_future()

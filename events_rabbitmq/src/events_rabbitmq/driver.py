@@ -44,7 +44,7 @@ _CLEAN_UP_TIMEOUT = 2.0
 class RabbitMQDriver(Driver[RabbitMQOptions]):
     """One topic of a virtual host."""
 
-    mixed_keys = True  # the messages of a channel are stored in order, whatever their keys
+    mixed_keys = True  # the messages of a channel are stored in order, also if their keys differ
     max_batch_messages = limits.MAX_BATCH_MESSAGES
     max_batch_bytes = limits.MAX_BATCH_BYTES
     max_settle_batch = limits.MAX_SETTLE_BATCH
@@ -100,7 +100,7 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
             return ""
         reserved = limits.RESERVED_ATTRIBUTES.intersection(message.attributes)
         if reserved:
-            return f"attribute key {min(reserved)!r} is a header with a meaning of its own for RabbitMQ"
+            return f"attribute key {min(reserved)!r} is a header that means something to RabbitMQ; use another name"
         headers = [*message.attributes.items(), (limits.KEY_HEADER, message.ordering_key or "")]
         size = sum(len(name) + len(value) + 6 for name, value in headers)
         if size > limits.MAX_HEADER_BYTES // 4:  # a character has 4 bytes at most
@@ -154,7 +154,7 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         return source
 
     def _check_subscription(self, name: str | None) -> None:
-        """Refuse a subscription that cannot be.
+        """Refuse a subscription that this configuration cannot have.
 
         :raises BrokerError: ``UNSUPPORTED``, ``INVALID`` or ``NOT_FOUND``.
         """

@@ -72,7 +72,7 @@ class Behaviour(NamedTuple):
 
     queue_arguments: Mapping[str, Any]
     """Arguments of each new queue.  From 4.0 on a queue drops a message after 20 deliveries, unless told otherwise.
-    3.10 has no such limit of its own.  It takes -1, and then drops the message at the first reject (measured)."""
+    3.10 has no such limit.  It takes -1, and then drops the message at the first reject (measured)."""
     handback_counts: bool
     """True if the server does not tell a failure from a message that was given back."""
 

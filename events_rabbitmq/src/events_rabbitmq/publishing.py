@@ -146,7 +146,7 @@ def _last_refused(messages: Sequence[EventMessage], results: Sequence[str | Brok
 
 
 class Publisher:
-    """The way of messages to one place.  Calls may overlap.
+    """A sender of messages to one exchange or queue.  Calls may overlap.
 
     :param connect: returns the connection for messages.
     :param strict: fail a message that no queue gets.

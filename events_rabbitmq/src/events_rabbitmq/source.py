@@ -159,7 +159,7 @@ class RabbitMQSource(Source):
             # Not only fetch: there is no room to fetch while the application holds all that it may.
             await self._start_again()
         consumer = self._consumer
-        # What goes back would come to this receiver again, although it is full or closes.
+        # The server would push a returned message to this receiver again, although it is full or closes.
         goes_back = any(settlement.outcome is _RETURN or settlement.outcome is _NACK for settlement in settlements)
         if goes_back and consumer is not None and not self._is_fetching and not self._is_ordered:
             consumer.pause()

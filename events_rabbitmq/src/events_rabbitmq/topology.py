@@ -32,6 +32,9 @@ class Place(NamedTuple):
     exchange: str
     routing_key: str
 
+    def __str__(self) -> str:
+        return f"exchange {self.exchange!r}" if self.exchange else f"queue {self.routing_key!r}"
+
 
 def place_of(topic: str, options: RabbitMQOptions) -> Place:
     """Return the place of *topic*.  The exchange without a name brings a message to the queue of its routing key."""

@@ -150,7 +150,7 @@ def _name(data: bytes) -> str:
 
 
 class _Unknown(Exception):
-    """A field has a type that nobody has specified."""
+    """A field has a type that the specification does not know."""
 
 
 _TEXT, _BYTES, _ARRAY, _TABLE = _LONG_KINDS = b"SxAF"
