@@ -32,7 +32,7 @@ copybutton_line_continuation_character = "\\"
 nitpicky = True
 nitpick_ignore_regex = [
     # Annotations that Sphinx cannot resolve: type variables, and names of private or third-party modules.
-    ("py:class", r".*(_Sized|T|Unpack|ConfigOverrides|TracebackType|AbstractContextManager)$"),
+    ("py:class", r".*(_Sized|T|Unpack|ConfigOverrides|TracebackType|Abstract(Async)?ContextManager)$"),
     (
         "py:(class|data|attr|obj)",
         r"(collections\.abc|typing|asyncio|datetime|enum|attrs?|os|pathlib|types|_io|sqlite3)\b.*",
