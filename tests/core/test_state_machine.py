@@ -551,11 +551,9 @@ class Machine(RuleBasedStateMachine):
         """A receiver ends without a word: what it holds and buffers comes to others, later."""
         candidates = [receiver for receiver in self.receivers[1:] if self.can_die(receiver)]
         if candidates:
-            # On a busy machine, the lease of a hasty one is over before it dies.
-            steady = [receiver for receiver in candidates if not receiver.is_hasty]
-            receiver = (steady or candidates)[choice % len(steady or candidates)]
+            receiver = candidates[choice % len(candidates)]
             self._fill(receiver)
-            self.done["died holding"] += any(held.is_certain for held in receiver.held)
+            self.done["died holding"] += bool(receiver.held)
             self._dies(receiver)
             self.die(receiver)
 

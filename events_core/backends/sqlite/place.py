@@ -35,8 +35,9 @@ _log = logging.getLogger("events_core.sqlite")
 _Identity = tuple[int, int]
 _NONE: _Identity = (-1, -1)
 """The identity of no file."""
-_TICK = 0.1
-"""Seconds; more than the steps of a file system's clock, if it counts parts of a second (Linux: 10 ms at most)."""
+_TICK = 5.0
+"""Seconds; more than the steps of a file system's clock, if it counts parts of a second.  On Linux a step is 10 ms at
+most, but on a virtual machine it grows while the processor that keeps the time stands still."""
 
 # Each client's thread adds and removes its own place, each time in one step of the interpreter.  So a fork in another
 # thread finds the set whole, and needs no lock to read it.
