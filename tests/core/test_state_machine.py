@@ -553,7 +553,7 @@ class Machine(RuleBasedStateMachine):
         if candidates:
             receiver = candidates[choice % len(candidates)]
             self._fill(receiver)
-            self.done["died holding"] += bool(receiver.held)
+            self.done["died holding"] += any(held.is_certain for held in receiver.held)
             self._dies(receiver)
             self.die(receiver)
 
@@ -793,17 +793,17 @@ ALWAYS_DONE = (
 """The actions that each machine must have done, so that its checks had something to look at."""
 
 
-# Hypothesis draws other examples when other modules are loaded, and not each twelve of them kill a thread that holds.
-SQLITE_DONE = [kind for kind in ALWAYS_DONE if kind != "died holding"]
-
-
 @pytest.mark.parametrize(
     ("machine", "examples", "always"),
-    [(MemoryMachine, 100, ALWAYS_DONE), (SQLiteMachine, 12, (*SQLITE_DONE, "process killed holding"))],
+    [(MemoryMachine, 100, ALWAYS_DONE), (SQLiteMachine, 12, (*ALWAYS_DONE, "process killed holding"))],
 )
 def test_any_interleaving_agrees_with_the_model(machine: type[Machine], examples: int, always: Sequence[str]) -> None:
     """Any actions, in any order, keep the contract, and each kind of action has had an effect."""
     machine.done.clear()
+    # Hypothesis draws from the constants of the modules that are loaded, and few examples may kill no steady receiver.
+    first = machine()
+    first.kill(choice=0)
+    first.teardown()
     run_state_machine_as_test(machine, settings=_settings(examples))  # type: ignore[no-untyped-call]
     idle = [kind for kind in always if not machine.done[kind]]
     assert not idle, f"never done with effect: {idle}"
