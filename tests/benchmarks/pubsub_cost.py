@@ -32,6 +32,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from contenders import PAYLOAD, RESPONSE, attributes
 from contest import (
     Figures,
     Goal,
@@ -47,7 +48,7 @@ from contest import (
     start,
     take_turns,
 )
-from pubsub_peers import LEASE, PAYLOAD, PROJECT, RESPONSE, Task, attributes
+from pubsub_peers import LEASE, PROJECT, Task
 
 MESSAGES = 20_000
 ROUNDS = 3
@@ -148,10 +149,17 @@ def measure(emulator: Emulator, contender: str, work: str, messages: int) -> Fig
     messages //= SHARES.get((work, contender), SHARES.get((work, ""), 1))
     with emulator.topic() as topic:
         if work not in ("receive", "ordered"):
-            task = Task(contender, work, messages, topic)
+            task = Task(contender=contender, work=work, messages=messages, topic=topic)
             return run(emulator, task)
         with emulator.backlog(topic, messages + RESPONSE, ordered=work == "ordered") as subscription:
-            task = Task(contender, work, messages, topic, subscription, RESPONSE)
+            task = Task(
+                contender=contender,
+                work=work,
+                messages=messages,
+                topic=topic,
+                subscription=subscription,
+                warm_up=RESPONSE,
+            )
             return run(emulator, task)
 
 
@@ -187,7 +195,7 @@ def print_idle(rounds: Sequence[Round]) -> None:
 def hold(emulator: Emulator, work: str) -> str:
     """Return a line about messages held while the loop is blocked and a competitor asks for them."""
     with emulator.topic() as topic, emulator.backlog(topic, HELD, lease=LEASE) as subscription:
-        task = Task("ours", work, HELD, topic, subscription)
+        task = Task(contender="ours", work=work, messages=HELD, topic=topic, subscription=subscription)
         holder = start_contender(emulator, task)
         assert holder.stdout is not None
         holder.stdout.readline()

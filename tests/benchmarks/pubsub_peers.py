@@ -11,28 +11,31 @@ import asyncio
 import json
 import os
 import queue
-import statistics
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+import contenders
+from contenders import (
+    BATCH,
+    PAYLOAD,
+    RESPONSE,
+    SENDERS,
+    attributes,
+    read,
+    send_alone,
+    send_batches,
+    send_concurrently,
+)
 from contest import Figures, Meter
 
 if TYPE_CHECKING:
     from events_core import ReceivedMessage
 
 PROJECT = "events-benchmark"
-PAYLOAD = bytes(range(256))
-SENDERS = 2_000
-BATCH = 1_000
-RESPONSE = 100
-"""Messages that the emulator sends at most in one response."""
-FIRST_ALONE = 50
 SETTLED_IN = 0.2
 IDLE = 1.5
 """Seconds for which to measure the cost of waiting, after the work and everything that it left behind."""
@@ -42,17 +45,9 @@ LISTENED = 5.0
 """Seconds for which a holder of messages listens for their redelivery when its loop runs again."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """A work for a contender, and its place."""
-
-    contender: str
-    work: str
-    messages: int
-    topic: str
-    subscription: str = ""
-    warm_up: int = 0
-    """Messages to receive before the others count."""
+@dataclass(frozen=True, kw_only=True)
+class Task(contenders.Task):
+    """A work on the emulator."""
 
     @property
     def topic_path(self) -> str:
@@ -63,54 +58,12 @@ class Task:
         return f"projects/{PROJECT}/subscriptions/{self.subscription}"
 
 
-def attributes(number: int) -> dict[str, str]:
-    return {"kind": "order.placed", "number": str(number)}
-
-
-def read(data: bytes | None, attributes: Mapping[str, str] | None) -> None:
-    """Look at a message as an application does, because some clients decode only what is read."""
-    assert data is not None
-    assert attributes is not None
-    assert len(data) == len(PAYLOAD)
-    assert attributes["kind"] == "order.placed"
-
-
-class Contender(ABC):
+class Contender(contenders.Contender[Task]):
     """A client of one topic and, where the task names one, of a subscription."""
 
     def __init__(self, task: Task) -> None:
-        self.task = task
+        super().__init__(task)
         self.host = os.environ["PUBSUB_EMULATOR_HOST"]
-        self.stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stack.aclose()
-
-    @abstractmethod
-    async def open(self) -> None: ...
-
-    @abstractmethod
-    async def send(self, number: int) -> None: ...
-
-    @abstractmethod
-    async def send_batch(self, numbers: Iterable[int]) -> None: ...
-
-    @abstractmethod
-    async def take(self) -> int:
-        """Receive and acknowledge the messages that are there.  Return how many."""
-
-    async def send_concurrently(self, messages: int) -> None:
-        """Send from 2,000 tasks, each of which sends one message at a time."""
-
-        async def sender(numbers: Iterable[int]) -> None:
-            for number in numbers:
-                await self.send(number)
-
-        await asyncio.gather(*(sender(range(first, messages, SENDERS)) for first in range(SENDERS)))
 
 
 class Ours(Contender):
@@ -320,41 +273,9 @@ class Floor(Contender):
 # Works
 
 
-async def send_concurrently(contender: Contender) -> Figures:
-    await contender.send_concurrently(SENDERS)
-    meter = Meter()
-    await contender.send_concurrently(contender.task.messages)
-    return meter.read(contender.task.messages)
-
-
-async def send_batches(contender: Contender) -> Figures:
-    await contender.send_batch(range(BATCH))
-    meter = Meter()
-    for first in range(0, contender.task.messages, BATCH):
-        await contender.send_batch(range(first, min(first + BATCH, contender.task.messages)))
-    return meter.read(contender.task.messages)
-
-
-async def send_alone(contender: Contender) -> Figures:
-    """Send one message after the other."""
-    spent = []
-    for number in range(FIRST_ALONE + contender.task.messages):
-        began = time.perf_counter()
-        await contender.send(number)
-        spent.append(time.perf_counter() - began)
-    return {"median": statistics.median(spent[FIRST_ALONE:])}
-
-
 async def receive(contender: Contender) -> Figures:
     """Receive and acknowledge a backlog.  Then wait while nothing comes, to measure the cost of waiting."""
-    left = contender.task.warm_up
-    while left > 0:
-        left -= await contender.take()
-    meter = Meter()
-    counted = left = left + contender.task.messages
-    while left > 0:
-        left -= await contender.take()
-    figures = meter.read(counted - left)
+    figures = await contenders.receive(contender)
     await asyncio.sleep(SETTLED_IN)
     meter = Meter()
     await asyncio.sleep(IDLE)

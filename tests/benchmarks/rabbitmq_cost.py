@@ -102,7 +102,14 @@ class Server:
     @contextmanager
     def queue(self, contender: str, work: str, messages: int) -> Iterator[Task]:
         """Make an exchange and a quorum queue for a task; delete both afterwards."""
-        task = Task(contender, work, messages, self.url, f"bench-{uuid.uuid4().hex}", SUBSCRIPTION)
+        task = Task(
+            contender=contender,
+            work=work,
+            messages=messages,
+            url=self.url,
+            topic=f"bench-{uuid.uuid4().hex}",
+            subscription=SUBSCRIPTION,
+        )
         with self._channel() as channel:
             channel.exchange_declare(task.topic, "fanout", durable=True)
             channel.queue_declare(task.queue, durable=True, arguments={"x-queue-type": "quorum"})

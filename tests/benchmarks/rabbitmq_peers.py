@@ -11,42 +11,39 @@ from __future__ import annotations
 
 import asyncio
 import json
-import statistics
 import sys
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-from contest import Figures, Meter
+import contenders
+from contenders import (
+    BATCH,
+    PAYLOAD,
+    RESPONSE,
+    SENDERS,
+    attributes,
+    read,
+    receive,
+    send_alone,
+    send_batches,
+    send_concurrently,
+)
+from contest import Figures
 
-PAYLOAD = bytes(range(256))
-SENDERS = 2_000
-BATCH = 1_000
-RESPONSE = 100
-"""Messages that are acknowledged together, by the contenders that can."""
 PREFETCH = 1_000
-FIRST_ALONE = 50
 PERSISTENT = 2
 TIMEOUT = 120.0
 """Seconds after which a work has failed."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """A work for a contender, and its place."""
+@dataclass(frozen=True, kw_only=True)
+class Task(contenders.Task):
+    """A work on a server."""
 
-    contender: str
-    work: str
-    messages: int
     url: str
-    topic: str
-    subscription: str
-    warm_up: int = 0
-    """Messages to receive before the others count."""
 
     @property
     def queue(self) -> str:
@@ -54,54 +51,12 @@ class Task:
         return f"{self.topic}:{self.subscription}"
 
 
-def attributes(number: int) -> dict[str, str]:
-    return {"kind": "order.placed", "number": str(number)}
-
-
-def read(data: bytes | None, attributes: Mapping[str, Any] | None) -> None:
-    """Look at a message as an application does, because some clients decode only what is read."""
-    assert data is not None
-    assert attributes is not None
-    assert len(data) == len(PAYLOAD)
-    assert attributes["kind"] == "order.placed"
-
-
-class Contender(ABC):
+class Contender(contenders.Contender[Task]):
     """A client of one topic and one subscription."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.receives = task.work == "receive"
-        self.stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stack.aclose()
-
-    @abstractmethod
-    async def open(self) -> None: ...
-
-    @abstractmethod
-    async def send(self, number: int) -> None: ...
-
-    async def send_batch(self, numbers: Iterable[int]) -> None:
-        await asyncio.gather(*map(self.send, numbers))
-
-    @abstractmethod
-    async def take(self) -> int:
-        """Receive and acknowledge up to 100 messages that are there.  Return how many."""
-
-    async def send_concurrently(self, messages: int) -> None:
-        """Send from 2,000 tasks, each of which sends one message at a time."""
-
-        async def sender(numbers: Iterable[int]) -> None:
-            for number in numbers:
-                await self.send(number)
-
-        await asyncio.gather(*(sender(range(first, messages, SENDERS)) for first in range(SENDERS)))
+    @property
+    def receives(self) -> bool:
+        return self.task.work == "receive"
 
 
 class Ours(Contender):
@@ -478,46 +433,6 @@ class PyAmqp(Blocking):
             read(message.body, message.headers)
         self.channel.basic_ack(taken[-1].delivery_tag, multiple=True)
         return len(taken)
-
-
-# Works
-
-
-async def send_concurrently(contender: Contender) -> Figures:
-    await contender.send_concurrently(min(SENDERS, contender.task.messages))
-    meter = Meter()
-    await contender.send_concurrently(contender.task.messages)
-    return meter.read(contender.task.messages)
-
-
-async def send_batches(contender: Contender) -> Figures:
-    await contender.send_batch(range(BATCH))
-    meter = Meter()
-    for first in range(0, contender.task.messages, BATCH):
-        await contender.send_batch(range(first, min(first + BATCH, contender.task.messages)))
-    return meter.read(contender.task.messages)
-
-
-async def send_alone(contender: Contender) -> Figures:
-    """Send one message after the other."""
-    spent = []
-    for number in range(FIRST_ALONE + contender.task.messages):
-        began = time.perf_counter()
-        await contender.send(number)
-        spent.append(time.perf_counter() - began)
-    return {"median": statistics.median(spent[FIRST_ALONE:])}
-
-
-async def receive(contender: Contender) -> Figures:
-    """Receive and acknowledge a backlog."""
-    left = contender.task.warm_up
-    while left > 0:
-        left -= await contender.take()
-    meter = Meter()
-    counted = left = left + contender.task.messages
-    while left > 0:
-        left -= await contender.take()
-    return meter.read(counted - left)
 
 
 CONTENDERS: dict[str, type[Contender]] = {
