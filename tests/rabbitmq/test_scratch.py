@@ -52,8 +52,6 @@ def check(server: Server, vhost: str, folder: Path, rules: Sequence[str]) -> Ite
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Tests in the background ignore the signal, and the program would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     killer = threading.Timer(BOUND, process.kill)
     killer.start()
