@@ -107,6 +107,10 @@ class Console:
             method, properties, body = channel.basic_get(name or self.queue, auto_ack=True)
             return None if method is None else (body, properties)
 
+    def drain(self) -> list[bytes]:
+        """Take all messages out of the subscription's queue, and return their bodies."""
+        return [body for body, _ in iter(self.take, None)]
+
     def ready(self, name: str = "") -> int:
         """Return the number of messages that the queue would deliver."""
         with self.channel() as channel:
