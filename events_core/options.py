@@ -182,6 +182,11 @@ class CommonOptions:
         default="wait", help="Reaction of a send to a reached limit: wait for room, or fail at once."
     )
 
+    @property
+    def letters_subscription(self) -> str:
+        """The subscription that keeps the letters of ``dead_letter_topic``, if that has no other."""
+        return self.dead_letter_subscription or f"{self.dead_letter_topic}-letters"
+
     def problems(self) -> Iterable[str]:
         """Yield a sentence for each contradiction between several options; a backend's class extends it."""
         if (self.max_delivery_attempts is None) is not (self.dead_letter_topic is None):

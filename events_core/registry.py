@@ -26,8 +26,8 @@ __all__ = ["BackendInfo", "available_backends", "load_backend", "register_backen
 
 GROUP = "events_core.backends"
 
-_EXTRAS = {"gcp": "gcp", "rabbitmq": "rabbitmq"}
-"""Backends of other distributions that events-core knows: the name, and the extra that installs it."""
+_EXTRAS = {"gcp", "rabbitmq"}
+"""Backends of other distributions that events-core knows.  The extra that installs one has its name."""
 
 _registered: dict[str, type[EventClient]] = {}
 _loaded: dict[str, type[EventClient]] = {}
@@ -135,10 +135,10 @@ def _choose(name: str) -> EntryPoint:
 def _not_found(name: str) -> str:
     if name in _EXTRAS:
         return (
-            f"the backend {name!r} is not installed; install it with: pip install 'events-core[{_EXTRAS[name]}]' "
+            f"the backend {name!r} is not installed; install it with: pip install 'events-core[{name}]' "
             f"(available: {_names()})"
         )
-    known = {info.name for info in available_backends()} | _EXTRAS.keys()
+    known = {info.name for info in available_backends()} | _EXTRAS
     return f"no backend named {name!r}{did_you_mean(name, known)} (available: {_names()})"
 
 

@@ -31,7 +31,7 @@ class DeadLetterTopic:
         topic = options.dead_letter_topic
         if topic is None:
             return
-        subscription = options.dead_letter_subscription or f"{topic}-letters"
+        subscription = options.letters_subscription
         try:
             kept = await self._driver.keep_dead_letters(subscription)
         except UNFORESEEN as error:

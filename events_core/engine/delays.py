@@ -26,11 +26,11 @@ __all__ = ["Delays"]
 class Delays:
     """The nacked deliveries of one receiver whose delays are not over.
 
-    :param longest_hold: seconds after its arrival for which a delivery may stay here; ``None`` for no bound.
+    :param longest_hold: seconds after its arrival for which a delivery may stay here; infinite for no bound.
     """
 
-    def __init__(self, longest_hold: float | None) -> None:
-        self._longest = math.inf if longest_hold is None else longest_hold
+    def __init__(self, longest_hold: float) -> None:
+        self._longest = longest_hold
         self._kept: dict[str, Delivery] = {}
         """By message id."""
         # A heap.  The number breaks ties: deliveries cannot be compared.

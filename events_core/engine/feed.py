@@ -139,7 +139,6 @@ class PrefetchingFeed(Feed):
             settler,
             home=home,
             waiting=waiting,
-            max_lease=min(surroundings.options.max_lease_duration, source.longest_hold or math.inf),
             left=left,
         )
 

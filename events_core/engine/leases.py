@@ -35,20 +35,17 @@ class LeaseKeeper:
         *,
         home: Home,
         waiting: WaitingRoom,
-        max_lease: float,
         left: Callable[[], object],
     ) -> None:
         """Start the task; at home.
 
         :param waiting: the room of the receives, which wait for messages.
-        :param max_lease: seconds for which the application may hold a delivery.
         :param left: closes the receiver when :attr:`Inbox.is_left` is set.
         """
         self._source = source
         self._inbox = inbox
         self._settler = settler
         self._waiting = waiting
-        self._max_lease = max_lease
         self._left = left
         self._is_stopped = False
         self._now = asyncio.get_running_loop().time  # time.monotonic, unless a test simulates the clock
@@ -62,7 +59,7 @@ class LeaseKeeper:
 
     async def _run(self) -> None:
         lease = self._source.lease
-        pause = min(self._max_lease / 8, 5.0 if lease is None else lease / 6)
+        pause = min(self._inbox.ledger.max_lease / 8, 5.0 if lease is None else lease / 6)
         while not self._is_stopped:
             await asyncio.sleep(pause)
             # The receives of closed loops would stay in memory until the next message, and that may take long.

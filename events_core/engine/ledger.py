@@ -84,12 +84,13 @@ class Ledger:
         """
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        self._max_lease = max_lease_duration if longest_hold is None else min(max_lease_duration, longest_hold)
-        # A delivery may be buffered for one lease and held for another, if the broker leaves it here for both.
-        self._restarts = longest_hold is None or 2 * max_lease_duration <= longest_hold
         self._longest_hold = math.inf if longest_hold is None else longest_hold
+        self.max_lease = min(max_lease_duration, self._longest_hold)
+        """Seconds after which a delivery is given up."""
+        # A delivery may be buffered for one lease and held for another, if the broker leaves it here for both.
+        self._restarts = 2 * max_lease_duration <= self._longest_hold
         self._delays_here = not keeps_delays
-        self.delays = Delays(longest_hold)
+        self.delays = Delays(self._longest_hold)
         self._local = redelivers_locally
         self._attempts = LocalAttempts(redelivers_locally, local_attempts)
         self._eager = eager
@@ -198,7 +199,7 @@ class Ledger:
 
     def hold(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Hand out deliveries that were fetched for the running call, without buffering them."""
-        deadline = now + self._max_lease
+        deadline = now + self.max_lease
         live = self._live
         for delivery in deliveries:
             delivery._owner = self
@@ -213,7 +214,7 @@ class Ledger:
         if self.closing:
             return []
         taken = self._buffer.pop(limit, now)
-        deadline = now + self._max_lease
+        deadline = now + self.max_lease
         for delivery in taken:
             if self._restarts:
                 # The time of the application begins now; the time in the buffer does not count (R6).
@@ -232,7 +233,7 @@ class Ledger:
 
     def _admit(self, delivery: Delivery, now: float) -> None:
         delivery._owner = self
-        delivery._deadline = now + self._max_lease
+        delivery._deadline = now + self.max_lease
         if not delivery.size:
             delivery.size = message_size(delivery)
         self._bytes += delivery.size
@@ -371,7 +372,7 @@ class Ledger:
         elif delay is None:
             delay = 0.0
         due = now + (redelivery_delay(again[0]._nacks) if delay is None else delay)
-        again[0]._kept_until = due + self._max_lease
+        again[0]._kept_until = due + self.max_lease
         for old, new in zip(run, again, strict=True):
             self._retire(old, _final_state(outcome) if old is run[0] and not expired else RETURNED, release=False)
             self._admit(new, now)
@@ -475,7 +476,7 @@ class Ledger:
             first = self._buffer.first(key)
             if first is None or first._kept_until <= now:
                 return False
-            delivery._deadline = now + self._max_lease
+            delivery._deadline = now + self.max_lease
             self._live.move_to_end(delivery.message_id)
             return True
         if delivery._state is not HELD or self._attempts.are_used_up(delivery):

@@ -69,8 +69,8 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         if options.subscription:
             names.append(("queue", options.queue_of(self.topic_name, options.subscription)))
         if dead:
-            letters = options.dead_letter_subscription or f"{dead}-letters"
-            names += [("dead_letter_topic", dead), ("queue of dead letters", options.queue_of(dead, letters))]
+            letters = options.queue_of(dead, options.letters_subscription)
+            names += [("dead_letter_topic", dead), ("queue of dead letters", letters)]
         yield from filter(None, itertools.starmap(limits.name_objection, names))
         if dead == self.topic_name:
             yield f"option 'dead_letter_topic' is the topic itself, {dead!r}; name another"
@@ -127,10 +127,9 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         topic = self.options.dead_letter_topic
         assert topic is not None
         result = await self._letters.publish_letter(letter)
-        if isinstance(result, BrokerError) and result.code is ErrorCode.NOT_FOUND:
-            name = self.options.dead_letter_subscription or f"{topic}-letters"
-            if await self.topology.add_letters(topic, name):
-                result = await self._letters.publish_letter(letter)
+        is_unread = isinstance(result, BrokerError) and result.code is ErrorCode.NOT_FOUND
+        if is_unread and await self.topology.add_letters(topic, self.options.letters_subscription):
+            result = await self._letters.publish_letter(letter)
         if isinstance(result, BrokerError):
             raise BrokerError(str(result), result.code, retryable=True)
 
@@ -141,15 +140,14 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         ephemeral = subscription is None
         name = subscription or f"~{socket.gethostname()[:60]}-{os.getpid()}-{token_hex(8)}"
         source = RabbitMQSource(self, name, ephemeral=ephemeral)
-        queue = self.topology.queue(self.topic_name, name)
         try:
-            await self.topology.join(queue, ephemeral=ephemeral)
+            await self.topology.join(source.queue, ephemeral=ephemeral)
             await source.start()
         except BaseException:  # also when cancelled: the server may have created it
             if ephemeral:
                 with suppress(BrokerError, TimeoutError):
                     async with asyncio.timeout(_CLEAN_UP_TIMEOUT):
-                        await self.topology.delete(queue)
+                        await self.topology.delete(source.queue)
             raise
         return source
 
@@ -163,7 +161,7 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         if self.options.topology == "queue" and name != self.topic_name:
             code = ErrorCode.UNSUPPORTED if name is None else ErrorCode.NOT_FOUND
             raise BrokerError(f"with topology=queue the only subscription is {self.topic_name!r}, not {name!r}", code)
-        objection = limits.name_objection("queue", self.topology.queue(self.topic_name, name or ""))
+        objection = limits.name_objection("queue", self.options.queue_of(self.topic_name, name or ""))
         if objection:
             raise BrokerError(objection, ErrorCode.INVALID)
 
@@ -173,7 +171,7 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
 
     async def delete_subscription(self, subscription: str) -> None:
         self._check_subscription(subscription)
-        await self.topology.delete(self.topology.queue(self.topic_name, subscription))
+        await self.topology.delete(self.options.queue_of(self.topic_name, subscription))
 
     async def ping(self) -> None:
         await self.topology.find_topic(self.topic_name, passive=True)

@@ -54,7 +54,7 @@ class RabbitMQSource(Source):
         self.subscription = subscription
         self.capabilities: Capabilities = driver.capabilities
         self.local_attempts = options.max_delivery_attempts
-        self.queue = driver.topology.queue(driver.topic_name, subscription)
+        self.queue = options.queue_of(driver.topic_name, subscription)
         self.longest_hold: float = 0.9 * options.consumer_timeout
         self._driver = driver
         self._loop = asyncio.get_running_loop()

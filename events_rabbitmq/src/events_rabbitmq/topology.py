@@ -60,17 +60,13 @@ class Topology:
         self._options = options
         self._create = options.create
 
-    def queue(self, topic: str, subscription: str) -> str:
-        """Return the name of the queue of a subscription."""
-        return self._options.queue_of(topic, subscription)
-
     async def create(self) -> None:
         """Create the configured topics and subscription, if they are missing and the options allow it."""
         for topic in (self._topic, self._options.dead_letter_topic):
             if topic and self._create == "all":
                 await self.find_topic(topic)
         if self._options.subscription and self._create != "never":
-            await self.join(self.queue(self._topic, self._options.subscription))
+            await self.join(self._options.queue_of(self._topic, self._options.subscription))
 
     async def find_topic(self, topic: str, *, passive: bool = False) -> None:
         """Look for *topic*, or create it if the options allow that and not *passive*.
@@ -135,7 +131,7 @@ class Topology:
         AMQP cannot tell whether a queue is bound to an exchange.  If none is, the first letter comes back, and
         :meth:`add_letters` creates one then.
         """
-        queue = self.queue(topic, subscription)
+        queue = self._options.queue_of(topic, subscription)
         try:
             await self.find_topic(topic, passive=True)
         except BrokerError as error:
@@ -151,7 +147,7 @@ class Topology:
         """Create *subscription* of a dead-letter *topic* without one; return whether the options allow that."""
         if self._create == "never" or self._options.topology == "queue":
             return False
-        await self._create_queue(topic, self.queue(topic, subscription))
+        await self._create_queue(topic, self._options.queue_of(topic, subscription))
         return True
 
     async def delete(self, queue: str) -> None:
