@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, ReceivedMessage, ReceiveError
 
+from .waiting import until
+
 PATIENCE = 60.0
 """Seconds within which a message that must come does come, also on a busy machine."""
 
@@ -29,11 +31,10 @@ async def take(receiver: EventReceiver) -> ReceivedMessage:
 
 async def gather(receiver: EventReceiver, count: int) -> list[ReceivedMessage]:
     """Return *count* messages, in the order in which they come."""
-    received: list[ReceivedMessage] = []
-    while len(received) < count:
-        some = await receiver.receive_messages(count - len(received), PATIENCE)
-        assert some, f"{len(received)} of {count} came"
-        received += some
+    # All of them must be here first: a message waits while the one before it of its key is held.
+    await until(lambda: receiver.stats.buffered >= count, PATIENCE)
+    received = list(await receiver.receive_messages(count, PATIENCE))
+    assert len(received) == count, f"{len(received)} of {count} came"
     return received
 
 
