@@ -105,8 +105,6 @@ def test_the_host_that_answered_is_tried_first(console: Console) -> None:
     asyncio.run(scenario())
 
 
-# pika ends a socket in a later turn of the loop, and the loop may have stopped.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_connect_can_be_given_up_at_any_moment(console: Console, caplog: pytest.LogCaptureFixture) -> None:
     """C1: callers that stop waiting at each step of a connect leave no error in the log."""
 

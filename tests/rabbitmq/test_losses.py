@@ -145,7 +145,7 @@ def test_an_equal_message_is_no_copy_of_one_that_was_acknowledged(console: Conso
                     await until(lambda: console.messages() == 0)
                     console.publish(b"tick")
                     # The second one is on its way now, in the answers that are lost.
-                proxy.drop()
+                    proxy.drop()
                 await acknowledging
                 again = await take(receiver)
                 assert again.data == b"tick"

@@ -223,6 +223,7 @@ def test_confirms_that_are_lost_double_and_lose_nothing(console: Console) -> Non
                     with proxy.lose_answers():
                         sending = asyncio.create_task(sender.send_message(EventMessage(b"twice")))
                         first = await take(receiver)
+                        proxy.drop()  # here, so that the confirm cannot come after all
                     identity = await sending
                 second = await take(receiver)
                 assert first.data == second.data == b"twice"

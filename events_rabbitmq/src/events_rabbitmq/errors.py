@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from pika import exceptions  # type: ignore[import-untyped]
-from pika.adapters.utils import connection_workflow  # type: ignore[import-untyped]
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError
@@ -69,9 +68,10 @@ _KINDS = {
     exceptions.ProbableAccessDeniedError: (_CODES[530], "the server refuses the virtual host"),
     exceptions.AMQPHeartbeatTimeout: (_UNREACHABLE, "the server gave no sign of life"),
     ssl.SSLError: (_Meaning(ErrorCode.UNAUTHENTICATED, advice="check the options tls_…"), ""),
+    TimeoutError: (_UNREACHABLE, "no answer in time"),
+    ConnectionRefusedError: (_UNREACHABLE, "connection refused"),
     OSError: (_UNREACHABLE, ""),
     exceptions.AMQPError: (_UNREACHABLE, ""),
-    connection_workflow.AMQPConnectorException: (_UNREACHABLE, ""),
 }
 
 
@@ -80,7 +80,7 @@ def translated(asked: str) -> Iterator[None]:
     """Turn an exception of pika or of the network inside into a :class:`BrokerError` whose text begins with *asked*."""
     try:
         yield
-    except (exceptions.AMQPError, connection_workflow.AMQPConnectorException, OSError, ValueError) as error:
+    except (exceptions.AMQPError, OSError, ValueError) as error:
         raise broker_error(asked, error) from error
 
 
@@ -89,27 +89,11 @@ def broker_error(asked: str, error: BaseException) -> BrokerError:
 
     :param asked: the request, for the text.
     """
-    cause = _innermost(error)
-    meaning, found = _meaning(cause)
+    meaning, found = _meaning(error)
     advice = f"; {meaning.advice}" if meaning.advice else ""
     result = BrokerError(f"{asked}: {found}{advice}", meaning.code, retryable=meaning.retryable)
-    result.__cause__ = cause
+    result.__cause__ = error
     return result
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Return the reason inside pika's exceptions that wrap others."""
-    while True:
-        match error:
-            case connection_workflow.AMQPConnectionWorkflowFailed():
-                inner = error.exceptions[-1]
-            case connection_workflow.AMQPConnectorPhaseErrorBase():
-                inner = error.exception
-            case exceptions.AMQPConnectionError(args=(BaseException() as inner, *_)):
-                pass
-            case _:
-                return error
-        error = inner
 
 
 def _meaning(error: BaseException) -> tuple[_Meaning, str]:
