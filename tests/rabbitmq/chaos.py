@@ -43,6 +43,9 @@ class Delivered:
     confirmed: float | None = None
     received: list[float] = field(default_factory=list)
     acknowledged: list[float] = field(default_factory=list)
+    has_failed: bool = False
+    """True if an acknowledgement of it failed.  The server may have handled that one just before a kill, and then the
+    message does not come again."""
 
 
 class Kill(NamedTuple):
@@ -104,6 +107,7 @@ class Journal:
             case "a":
                 message.acknowledged.append(moment)
             case "x":
+                message.has_failed = True
                 self.failed += 1
             case _:
                 raise AssertionError(f"{process} wrote {event!r}")
@@ -122,8 +126,12 @@ class Journal:
 
     @property
     def missing(self) -> list[int]:
-        """The numbers of confirmed messages that were not acknowledged."""
-        return [number for number, one in self.messages.items() if one.confirmed and not one.acknowledged]
+        """The numbers of confirmed messages that no consumer has received and tried to acknowledge."""
+        return [
+            number
+            for number, one in self.messages.items()
+            if one.confirmed and not (one.acknowledged or one.has_failed)
+        ]
 
 
 @dataclass
