@@ -285,7 +285,9 @@ class BatchingPublisher(Publisher):
     async def _pause(self, batch: Batch, pauses: Pauses, entries: Sequence[Entry], error: BrokerError) -> None:
         """Wait before the next try, but no longer than anybody waits for its result."""
         for entry in entries:
-            entry.send.last_error = error
+            # A failure before a request without an answer says more than that there was no answer in time.
+            if entry.send.last_error is None or error.code is not ErrorCode.TIMEOUT:
+                entry.send.last_error = error
         with self._lock:
             self._outbox.batcher.pause(batch, time.monotonic(), timed_out=error.code is ErrorCode.TIMEOUT)
         self._pump()

@@ -421,14 +421,19 @@ class DeadLoop:
 
         return await asyncio.to_thread(self._loop.run_until_complete, begin())
 
-    def codes(self, sends: list[asyncio.Task[str]]) -> set[object]:
-        """Let the loop run again until *sends* have ended, and return the codes of their errors."""
+    def errors(self, sends: list[asyncio.Task[str]]) -> list[object]:
+        """Let the loop run again until *sends* have ended, and return their errors."""
 
         async def outcomes() -> list[object]:
             return await asyncio.gather(*sends, return_exceptions=True)
 
         results = self._loop.run_until_complete(outcomes())
         self._loop.close()
+        return results
+
+    def codes(self, sends: list[asyncio.Task[str]]) -> set[object]:
+        """Do what :meth:`errors` does, and return the codes only."""
+        results = self.errors(sends)
         codes = {result.code if isinstance(result, PublishError) else result for result in results}
         results.clear()  # Python 3.12 keeps the list, and with the errors all that their tracebacks refer to
         return codes
@@ -465,6 +470,32 @@ def test_a_request_without_an_answer_ends_with_the_time_of_its_sends() -> None:
         assert await asyncio.to_thread(dead.codes, sends) == {ErrorCode.TIMEOUT}
 
     run(test, send_timeout="0.5")
+
+
+def test_a_failure_is_named_although_the_next_request_has_no_answer() -> None:
+    """P7: the error of a send says why its first request failed, if its time ends during the second one."""
+
+    async def test(client: ScriptedClient) -> None:
+        tries = 0
+
+        async def publish(messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise UNAVAILABLE
+            while True:  # as a file waits for its lock
+                time.sleep(0.02)  # noqa: ASYNC251
+                await asyncio.sleep(0)
+
+        client.broker.publish = publish  # type: ignore[method-assign]
+        dead = DeadLoop()
+        sends = await dead.send(client, message("1"))
+        await until(lambda: not client._publisher.is_busy)
+        assert tries == 2
+        (error,) = await asyncio.to_thread(dead.errors, sends)
+        assert "last: the broker is away" in str(error)
+
+    run(test, send_timeout="5")
 
 
 def test_a_send_of_a_loop_that_stopped_ends_while_nothing_connects() -> None:
