@@ -34,7 +34,8 @@ def _run(folder: Path) -> str:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", *map(str, map(Path(__file__).with_name, BROKEN))),
-            *("-c", os.devnull, "--rootdir", str(folder), "-n", "2"),
+            # All tests of a suite in one process, because a suite that gives up does so in the process that has failed.
+            *("-c", os.devnull, "--rootdir", str(folder), "-n", "2", "--dist", "loadscope"),
             *("--noconftest", "-p", "no:cacheprovider", "-p", "events_core.testing.plugin", "--tb=short"),
         ],
         env={
@@ -47,7 +48,7 @@ def _run(folder: Path) -> str:
         },
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     return done.stdout
