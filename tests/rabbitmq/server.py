@@ -193,7 +193,9 @@ class Program(Server):
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_MNESIA_BASE": str(folder / "data"),
             "RABBITMQ_NODENAME": f"events-{port}@localhost",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            # No busy waiting: an idle server would take the time of tests that have work to do.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} "
+            "+sbwt none +sbwtdcpu none +sbwtdio none",
             # The script then replaces itself by the server, so that our signals go to the server.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
