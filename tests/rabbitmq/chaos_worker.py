@@ -48,6 +48,7 @@ def connect(url: str, topic: str) -> EventClient:
         "send_timeout": "300",
         "ack_timeout": "300",
         "connect_timeout": "120",
+        "heartbeat": "60",  # a busy machine is not taken for an outage, which would explain no duplicate
     }
     return create_client(EventConfig(topic, options=options, backend="rabbitmq"))
 

@@ -16,8 +16,12 @@ from events_rabbitmq import RabbitMQClient
 from .server import Server
 
 
+PATIENT = {name: "300" for name in ("send_timeout", "ack_timeout", "connect_timeout")}
+"""Options with which a call ends when it is done, however busy the machine is.  A server may take a minute to start."""
+
+
 def client(topic: str, **options: str) -> RabbitMQClient:
-    return RabbitMQClient(EventConfig(topic, options={"create": "all", **options}, backend="rabbitmq"))
+    return RabbitMQClient(EventConfig(topic, options={"create": "all", **PATIENT, **options}, backend="rabbitmq"))
 
 
 def exists(declare: Callable[[], object]) -> bool:

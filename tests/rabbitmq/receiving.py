@@ -49,6 +49,15 @@ async def settle_all(receiver: EventReceiver, count: int) -> list[int]:
     return came
 
 
+async def settle_data(receiver: EventReceiver, expected: set[bytes]) -> None:
+    """Receive until messages with all *expected* data are acknowledged; some may expire before, and come again."""
+    left = set(expected)
+    async with asyncio.timeout(PATIENCE):
+        while left:
+            some = await receiver.receive_messages(10, 1)
+            left -= {message.data for message in await acknowledge_what_is_left(receiver, some)}
+
+
 async def take_after(receiver: EventReceiver, code: ErrorCode) -> ReceivedMessage:
     """Return the next message.  A receive that fails with *code* is repeated."""
     async with asyncio.timeout(PATIENCE):

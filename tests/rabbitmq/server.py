@@ -27,9 +27,9 @@ from urllib.parse import quote, urlsplit
 
 START_TIMEOUT = 120.0
 """Seconds that a server may take to answer.  It takes 5 on a quiet machine."""
-STOP_TIMEOUT = 60.0
+STOP_TIMEOUT = 120.0
 """Seconds that an orderly stop may take."""
-COMMAND_TIMEOUT = 60.0
+COMMAND_TIMEOUT = 120.0
 """Seconds that a command of the administrator may take.  It takes less than one on a quiet machine."""
 IMAGE = os.environ.get("EVENTS_TEST_RABBITMQ_IMAGE", "rabbitmq:3")
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -49,8 +48,6 @@ class RabbitMQHarness(Harness):
         return self._behind_a_proxy().lose_answers()
 
     def restart(self) -> bool:
-        # A node saves the list of its quorum queues twice a second.  A queue that is younger is lost (3.10, measured).
-        time.sleep(1.5)
         return self._server.restart()
 
     def _behind_a_proxy(self) -> TcpProxy:

@@ -203,7 +203,7 @@ def test_a_consumer_that_has_ended_hands_out_nothing(console: Console) -> None:
         console.declare_exchange()
         console.declare_queue()
         address = addresses(RabbitMQOptions(url=console.url))[0]
-        connection = await connect(address, None, heartbeat=30, timeout=30, client_name="test")
+        connection = await connect(address, None, heartbeat=30, timeout=PATIENCE, client_name="test")
         try:
             ended = asyncio.Event()
             consumer = await Consumer.open(connection, console.queue, 100, lambda _: ended.set())

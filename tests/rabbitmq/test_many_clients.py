@@ -32,7 +32,7 @@ def test_fifty_clients_work_side_by_side(console: Console) -> None:
 
     async def scenario() -> None:
         go = asyncio.Barrier(COUNT)
-        async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(600), asyncio.TaskGroup() as group:
             for number in range(COUNT):
                 group.create_task(work(number, go))
 
@@ -44,7 +44,7 @@ def test_fifty_clients_outlive_an_outage_together(own: Console) -> None:
     """F1: the server is killed under fifty receivers; all of them come back."""
 
     async def scenario() -> None:
-        clients = [own.client(send_timeout="120", connect_timeout="60") for _ in range(COUNT)]
+        clients = [own.client() for _ in range(COUNT)]
         receivers = await asyncio.gather(*(each.subscribe(f"{own.subscription}-{n}") for n, each in enumerate(clients)))
         await asyncio.to_thread(own.server.kill)
         await asyncio.to_thread(own.server.start)

@@ -11,7 +11,7 @@ import pytest
 from events_core import EventMessage, EventReceiver, ReceivedMessage
 
 from .console import Console
-from .receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, numbers, settle_all, take
+from .receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, numbers, settle_all, settle_data, take
 from .server import Server
 from .waiting import until
 
@@ -77,15 +77,6 @@ def test_a_buffered_message_goes_back_before_the_consumer_timeout(console: Conso
                 assert slow.stats.reconnects == quick.stats.reconnects == 0
 
     asyncio.run(scenario())
-
-
-async def settle_data(receiver: EventReceiver, expected: set[bytes]) -> None:
-    """Receive until messages with all *expected* data are acknowledged; some may expire before, and come again."""
-    left = set(expected)
-    async with asyncio.timeout(PATIENCE):
-        while left:
-            some = await receiver.receive_messages(10, 1)
-            left -= {message.data for message in await acknowledge_what_is_left(receiver, some)}
 
 
 def test_attempts_are_counted(console: Console) -> None:

@@ -68,8 +68,8 @@ def test_an_ephemeral_subscription_in_use_does_not_expire(console: Console) -> N
     """Q1: a receiver that waits keeps its queue, although no message comes."""
 
     async def scenario() -> None:
-        async with client(console.topic, url=console.url, ephemeral_expires="1") as both, both.subscribe() as receiver:
-            assert await receiver.receive_message(4) is None
+        async with client(console.topic, url=console.url, ephemeral_expires="10") as both, both.subscribe() as receiver:
+            assert await receiver.receive_message(12) is None
             await both.send_message(EventMessage(b"1"))
             assert (await take(receiver)).data == b"1"
 
