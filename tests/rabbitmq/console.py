@@ -15,8 +15,7 @@ from events_rabbitmq import RabbitMQClient
 
 from .server import Server
 
-
-PATIENT = {name: "300" for name in ("send_timeout", "ack_timeout", "connect_timeout")}
+PATIENT = dict.fromkeys(("send_timeout", "ack_timeout", "connect_timeout"), "300")
 """Options with which a call ends when it is done, however busy the machine is.  A server may take a minute to start."""
 
 

@@ -22,9 +22,9 @@ def numbers(messages: Sequence[ReceivedMessage]) -> list[int]:
     return [int(message.data) for message in messages]
 
 
-async def take(receiver: EventReceiver) -> ReceivedMessage:
+async def take(receiver: EventReceiver, seconds: float = PATIENCE) -> ReceivedMessage:
     """Return the next message."""
-    message = await receiver.receive_message(PATIENCE)
+    message = await receiver.receive_message(seconds)
     assert message is not None, "no message came"
     return message
 

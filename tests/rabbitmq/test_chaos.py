@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from . import chaos
 from .server import Server
 
@@ -16,5 +14,3 @@ def test_nothing_confirmed_is_lost_when_the_server_is_killed(own_server: Server,
     print(report)
     assert report.lost == 0
     assert report.unexplained == 0
-    # A bound for a busy machine: the script of this module measures the true time.
-    assert max(max(seconds) for seconds in report.resumed) < 60, pytest.fail(str(report))

@@ -11,6 +11,7 @@ import pytest
 from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, ReceivedMessage, consume
 from events_core.engine import BrokerError
 from events_core.testing import TcpProxy
+from events_rabbitmq import source
 from events_rabbitmq.address import addresses
 from events_rabbitmq.connection import connect
 from events_rabbitmq.consuming import Consumer
@@ -48,8 +49,11 @@ async def acknowledges(receiver: EventReceiver, message: ReceivedMessage) -> boo
     return True
 
 
-def test_a_full_receiver_settles_what_it_held_when_its_connection_ended(console: Console) -> None:
+def test_a_full_receiver_settles_what_it_held_when_its_connection_ended(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """F1, F2, R7: the application holds all that it may; its acknowledgements succeed on the next connection."""
+    monkeypatch.setattr(source, "_REDELIVERY_TIME", PATIENCE)
 
     async def scenario() -> None:
         with through(console) as (proxy, url):
@@ -158,7 +162,7 @@ def test_an_acknowledgement_is_confirmed_only_by_the_server(own: Console) -> Non
     """S1, S5: an acknowledgement that got no answer is asked again; it succeeds only when the server answers."""
 
     async def scenario() -> None:
-        async with own.client(ack_timeout="1", heartbeat="60") as both, both.subscribe() as receiver:
+        async with own.client(ack_timeout="3", heartbeat="60") as both, both.subscribe() as receiver:
             await both.send_message(EventMessage(b"1"))
             message = await take(receiver)
             own.server.pause()

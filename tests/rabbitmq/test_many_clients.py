@@ -49,7 +49,7 @@ def test_fifty_clients_outlive_an_outage_together(own: Console) -> None:
         await asyncio.to_thread(own.server.kill)
         await asyncio.to_thread(own.server.start)
         await clients[0].send_message(EventMessage(b"all"))
-        for message in await asyncio.gather(*map(take, receivers)):
+        for message in await asyncio.gather(*(take(each, 300) for each in receivers)):
             assert message.data == b"all"
         await asyncio.gather(*map(RabbitMQClient.close, clients))
 

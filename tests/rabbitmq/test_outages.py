@@ -12,17 +12,21 @@ from events_core import ErrorCode, EventConnectionError, EventMessage, PublishEr
 from events_core.testing import TcpProxy
 
 from .console import Console, client
-from .receiving import acknowledge_what_is_left, gather, numbered, numbers, settle_all, take
+from .receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, numbers, settle_all, settle_data, take
 from .server import Server
 from .waiting import until
 
-PATIENT = {"send_timeout": "120", "connect_timeout": "60"}
+
+def warnings(caplog: pytest.LogCaptureFixture) -> int:
+    """Return the number of WARNINGs, without those of a close that took too long on a busy machine."""
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    return sum(not text.startswith("closing") for text in told)
 
 
 def test_client_and_receiver_outlive_a_stop(own: Console, caplog: pytest.LogCaptureFixture) -> None:
     """F1, V1: after an orderly stop and a start, both go on.  One WARNING tells of the outage."""
     asyncio.run(outlive(own, own.server.stop))
-    assert [record.levelname for record in caplog.records].count("WARNING") == 1, caplog.text
+    assert warnings(caplog) == 1, caplog.text
 
 
 def test_client_and_receiver_outlive_a_kill(own: Console) -> None:
@@ -31,7 +35,7 @@ def test_client_and_receiver_outlive_a_kill(own: Console) -> None:
 
 
 async def outlive(own: Console, end: Callable[[], None]) -> None:
-    async with own.client(**PATIENT) as both, both.subscribe() as receiver:
+    async with own.client() as both, both.subscribe() as receiver:
         await both.send_message(EventMessage(b"before"))
         await receiver.acknowledge(await take(receiver))
         waiting = asyncio.create_task(take(receiver))
@@ -50,7 +54,7 @@ def test_a_held_message_comes_again_after_a_kill(own: Console, caplog: pytest.Lo
     """F2, F3, R7: an acknowledgement during the outage ends when the message is there again; one WARNING is logged."""
 
     async def scenario() -> None:
-        async with own.client(**PATIENT) as both, both.subscribe() as receiver:
+        async with own.client() as both, both.subscribe() as receiver:
             identity = await both.send_message(EventMessage(b"held"))
             held = await take(receiver)
             await asyncio.to_thread(own.server.kill)
@@ -66,14 +70,14 @@ def test_a_held_message_comes_again_after_a_kill(own: Console, caplog: pytest.Lo
         assert own.ready() == 0
 
     asyncio.run(scenario())
-    assert [record.levelname for record in caplog.records if record.name == "events_core.engine"].count("WARNING") == 1
+    assert warnings(caplog) == 1, caplog.text
 
 
 def test_a_short_pause_of_the_server_is_no_outage(own: Console) -> None:
     """P7: a send waits for the server, and no connection is made anew."""
 
     async def scenario() -> None:
-        async with own.client() as both, both.subscribe() as receiver:
+        async with own.client(heartbeat="60") as both, both.subscribe() as receiver:
             await both.send_message(EventMessage(b"before"))
             own.server.pause()
             sending = asyncio.create_task(both.send_message(EventMessage(b"during")))
@@ -91,14 +95,15 @@ def test_a_server_that_falls_silent_is_left(own: Console) -> None:
     """F1: without a sign of life the connection is given up, and a new one is made when the server answers."""
 
     async def scenario() -> None:
-        async with own.client(heartbeat="1", **PATIENT) as both, both.subscribe() as receiver:
+        async with own.client(heartbeat="1") as both, both.subscribe() as receiver:
+            # A busy machine may be silent for too long as well.  Then what was received expires, and comes again.
             await both.send_message(EventMessage(b"before"))
-            await receiver.acknowledge(await take(receiver))
+            await settle_data(receiver, {b"before"})
             own.server.pause()
             await until(lambda: not both.is_connected)
             own.server.resume()
             await both.send_message(EventMessage(b"after"))
-            assert (await take(receiver)).data == b"after"
+            await settle_data(receiver, {b"after"})
 
     asyncio.run(scenario())
 
@@ -108,7 +113,7 @@ def test_a_send_ends_while_the_server_is_silent(own: Console) -> None:
 
     async def scenario() -> None:
         async with own.client(send_timeout="2") as sender:
-            await sender.send_message(EventMessage(b"before"))
+            await sender.ping()  # so that the time goes by in silence, and not while it connects
             own.server.pause()
             with pytest.raises(PublishError) as caught:
                 await sender.send_message(EventMessage(b"during"))
@@ -127,7 +132,7 @@ def test_closing_while_the_server_is_silent_ends(own: Console) -> None:
         await both.send_message(EventMessage(b"held"))
         await take(receiver)
         own.server.pause()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await both.close(timeout=2)
 
     asyncio.run(scenario())
@@ -138,12 +143,12 @@ def test_a_server_that_comes_late_is_found(own: Console, caplog: pytest.LogCaptu
 
     async def scenario() -> None:
         await asyncio.to_thread(own.server.stop)
-        async with own.client(url=own.server.url_for(password="s3cret"), connect_timeout="60") as both:
+        async with own.client(url=own.server.url_for(password="s3cret")) as both:
             subscribing = asyncio.create_task(both.subscribe())
             await until(lambda: bool(caplog.records))
             assert not subscribing.done()
             subscribing.cancel()
-        async with own.client(connect_timeout="60") as both:
+        async with own.client() as both:
             subscribing = asyncio.create_task(both.subscribe())
             await asyncio.wait([subscribing], timeout=0.5)
             await asyncio.to_thread(own.server.start)
@@ -177,7 +182,7 @@ def test_a_batch_is_cut_in_the_middle(console: Console) -> None:
         with TcpProxy(console.server.address) as proxy:
             through = console.server.url_for(address=proxy.address)
             async with console.client() as receiving, receiving.subscribe() as receiver:
-                async with console.client(url=through, **PATIENT) as sender:
+                async with console.client(url=through) as sender:
                     await sender.ping()
                     with proxy.limit(300_000):
                         sending = asyncio.create_task(sender.send_messages(messages))
@@ -197,7 +202,7 @@ def test_a_keyed_batch_that_is_cut_keeps_its_order(console: Console) -> None:
         with TcpProxy(console.server.address) as proxy:
             through = console.server.url_for(address=proxy.address)
             async with console.client(ordering="true") as receiving, receiving.subscribe() as receiver:
-                async with console.client(url=through, ordering="true", **PATIENT) as sender:
+                async with console.client(url=through, ordering="true") as sender:
                     await sender.ping()
                     with proxy.limit(300_000):
                         sending = asyncio.create_task(sender.send_messages(numbered(1000, key="k", size=1000)))
@@ -217,7 +222,7 @@ def test_confirms_that_are_lost_double_and_lose_nothing(console: Console) -> Non
         with TcpProxy(console.server.address) as proxy:
             through = console.server.url_for(address=proxy.address)
             async with console.client() as receiving, receiving.subscribe() as receiver:
-                async with console.client(url=through, **PATIENT) as sender:
+                async with console.client(url=through) as sender:
                     await sender.send_message(EventMessage(b"before"))
                     await receiver.acknowledge(await take(receiver))
                     with proxy.lose_answers():
@@ -262,7 +267,7 @@ def test_one_connection_that_an_administrator_closes_is_opened_again(own: Consol
     """F1: an administrator closes all connections; client and receiver go on."""
 
     async def scenario(server: Server) -> None:
-        async with own.client(**PATIENT) as both, both.subscribe() as receiver:
+        async with own.client() as both, both.subscribe() as receiver:
             await both.send_message(EventMessage(b"before"))
             await receiver.acknowledge(await take(receiver))
             await asyncio.to_thread(server.command, "close_all_connections", "maintenance")
