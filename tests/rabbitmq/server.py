@@ -257,6 +257,9 @@ class Program(Server):
         assert self._process is not None
         self._is_paused = True
         self._process.send_signal(signal.SIGSTOP)
+        # The threads of the server go on until one of them has got the signal: on a busy machine, for long enough to
+        # answer a request.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         assert self._process is not None
