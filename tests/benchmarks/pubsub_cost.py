@@ -27,7 +27,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -120,14 +120,16 @@ class Emulator:
 @contextmanager
 def find_emulator() -> Iterator[Emulator]:
     sys.path.append(str(Path(__file__).parents[1] / "gcp"))
-    from servers import find_or_start, free_address, program
+    from servers import find_or_start, program, reserved_address
 
     with tempfile.TemporaryDirectory() as folder:
 
-        def gcloud() -> AbstractContextManager[str]:
-            address = free_address()
-            command = f"gcloud beta emulators pubsub start --host-port={address} --data-dir={folder}"
-            return program(command.split(), address, Path(folder) / "log")
+        @contextmanager
+        def gcloud() -> Iterator[str]:
+            with reserved_address() as address:
+                command = f"gcloud beta emulators pubsub start --host-port={address} --data-dir={folder}"
+                with program(command.split(), address, Path(folder) / "log"):
+                    yield address
 
         with find_or_start(["EVENTS_TEST_PUBSUB", "PUBSUB_EMULATOR_HOST"], [gcloud]) as address:
             yield Emulator(address)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from .console import Console
-from .servers import Missing, container, find_or_start, free_address, program
+from .servers import Missing, container, find_or_start, program, reserved_address
 
 IMAGE = os.environ.get("EVENTS_TEST_PUBSUB_IMAGE", "google/cloud-sdk:emulators")
 COMMAND = "gcloud beta emulators pubsub start --host-port="
@@ -30,9 +30,13 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip(f"no Pub/Sub emulator: {reason}")
 
 
-def _gcloud(folder: Path) -> AbstractContextManager[str]:
-    address = free_address()
-    return program([*f"{COMMAND}{address} --data-dir={folder}".split()], address, folder / "log")
+@contextmanager
+def _gcloud(folder: Path) -> Iterator[str]:
+    with (
+        reserved_address() as address,
+        program([*f"{COMMAND}{address} --data-dir={folder}".split()], address, folder / "log"),
+    ):
+        yield address
 
 
 @pytest.fixture

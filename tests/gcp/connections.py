@@ -37,7 +37,7 @@ from .broker import Broker
 from .calls import told
 from .console import PROJECT
 from .faults import serving
-from .waiting import until
+from .waiting import PATIENCE, until
 
 NAME = "orders"
 FOREVER = float("inf")
@@ -58,7 +58,7 @@ class Authority:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         if self.does == "hang":
-            self._released.wait(60)
+            self._released.wait(120)
         self.issued += 1
         token = {"access_token": f"token-{self.issued}", "expires_in": self.lifetime, "token_type": "Bearer"}
         status, body = {
@@ -123,7 +123,7 @@ class World:
             "ack_deadline": "10",
             "create": "never",
         }
-        timeouts = dict.fromkeys(("send_timeout", "ack_timeout", "connect_timeout"), "20")
+        timeouts = dict.fromkeys(("send_timeout", "ack_timeout", "connect_timeout"), "60")
         return GcpPubSubClient(EventConfig(NAME, PROJECT, {**settings, **timeouts, **options}, "gcp"))
 
     def stored(self) -> list[bytes]:
@@ -205,7 +205,7 @@ async def _sent(sender: GcpPubSubClient, number: int) -> str:
 async def _publish_unanswered(world: World) -> str:
     with TcpProxy(world.broker.address) as proxy:
         async with world.client(proxy.address) as sender:
-            await sender.ping(20)
+            await sender.ping()
             with proxy.lose_answers():
                 sending = asyncio.create_task(sender.send_message(EventMessage(b"x")))
                 await until(lambda: world.broker.requests["Publish", NAME] > 0)
@@ -219,7 +219,7 @@ async def _acknowledge_unanswered(world: World) -> str:
     with TcpProxy(world.broker.address) as proxy:
         async with world.client(proxy.address) as both, await both.subscribe(NAME) as receiver:
             await both.send_message(EventMessage(b"x"))
-            message = await receiver.receive_message(30)
+            message = await receiver.receive_message(PATIENCE)
             assert message is not None
             with proxy.lose_answers():
                 settling = asyncio.create_task(receiver.acknowledge(message))
@@ -235,12 +235,12 @@ async def _truncated(world: World) -> str:
     with TcpProxy(world.broker.address) as proxy:
         async with world.client(proxy.address) as both, await both.subscribe(NAME) as receiver:
             await until(lambda: world.broker.requests["StreamingPull", NAME] > 0)
-            with proxy.limit(4_000_000):
+            with proxy.limit(1_000_000):
                 world.subscription.add(world.broker.message(bytes(4_000_000)))
                 before = proxy.received
                 await until(lambda: proxy.received > before + 500_000)
                 proxy.drop()
-            message = await receiver.receive_message(40)
+            message = await receiver.receive_message(PATIENCE)
             assert message is not None
             assert len(world.broker.expired) == 1
             return "the stream is opened again, and the message comes when its lease is over"
@@ -264,7 +264,7 @@ async def _stream_garbled(world: World) -> str:
     world.broker.fail("StreamingPull", NAME, answer=_CUT_SHORT)
     async with world.client() as both, await both.subscribe(NAME) as receiver:
         world.subscription.add(world.broker.message(b"x"))
-        outcome = await _attempt(receiver.receive_message(20))
+        outcome = await _attempt(receiver.receive_message(PATIENCE))
         assert world.broker.requests["StreamingPull", NAME] > 1
         return f"the stream is opened again, and receiving {outcome}"
 
@@ -272,7 +272,7 @@ async def _stream_garbled(world: World) -> str:
 async def _acknowledge_garbled(world: World) -> str:
     async with world.client() as both, await both.subscribe(NAME) as receiver:
         world.subscription.add(world.broker.message(b"x"))
-        message = await receiver.receive_message(30)
+        message = await receiver.receive_message(PATIENCE)
         assert message is not None
         world.broker.fail("Acknowledge", NAME, answer=_CUT_SHORT)
         outcome = await _attempt(receiver.acknowledge(message))
@@ -322,7 +322,7 @@ async def _hanging(world: World) -> str:
 async def _without_token(world: World, does: str) -> str:
     """Send while the authority gives no token, and again when it does."""
     world.authority.does = does
-    async with world.client(send_timeout="2") as sender:
+    async with world.client(send_timeout="15") as sender:  # the next send has no more either
         outcome = await _attempt(sender.send_message(EventMessage(b"x")))
         world.authority.recover()
         again = await _attempt(sender.send_message(EventMessage(b"y")))
@@ -366,7 +366,7 @@ async def _measured(case: Callable[[World], Awaitable[str]], identity: Any) -> s
     if case is _goaway:
         options += [("grpc.max_connection_age_ms", 500), ("grpc.max_connection_age_grace_ms", 500)]
     async with serving(Broker(), identity, options) as broker:
-        async with asyncio.timeout(80):
+        async with asyncio.timeout(240):
             return await case(World(broker))
 
 

@@ -15,10 +15,12 @@ from events_core import EventConfig
 from events_gcp import GcpPubSubClient
 
 PROJECT = "events-test"
+PATIENT = dict.fromkeys(("send_timeout", "ack_timeout", "connect_timeout"), "300")
+"""Options with which a call ends when it is done, however busy the machine is."""
 
 
 def client(topic: str = "orders", project: str = PROJECT, **options: str) -> GcpPubSubClient:
-    return GcpPubSubClient(EventConfig(topic, project, options, "gcp"))
+    return GcpPubSubClient(EventConfig(topic, project, {**PATIENT, **options}, "gcp"))
 
 
 class Console:
@@ -48,7 +50,7 @@ class Console:
     def create(self, name: str, **settings: object) -> None:
         self.subscriber.create_subscription({"name": self.path(name), "topic": self.topic, **settings})
 
-    def pull(self, subscription: str, limit: int = 100, seconds: float = 10) -> dict[str, PubsubMessage]:
+    def pull(self, subscription: str, limit: int = 100, seconds: float = 60) -> dict[str, PubsubMessage]:
         """Take messages away from all receivers, until the subscription's ack deadline; return them by ack id."""
         try:
             response = self.subscriber.pull(subscription=self.path(subscription), max_messages=limit, timeout=seconds)

@@ -49,7 +49,7 @@ async def main(folder: Path) -> None:
         account = folder / "account.json"
         options = {"credentials_file": str(account)} if account.exists() else {}
         async with client(endpoint=server.address, create="never", **options) as asking:
-            await asking.ping(30)
+            await asking.ping()
     json.dump(server.tokens, sys.stdout)
 
 

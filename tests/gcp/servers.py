@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer
 
-START_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
 """Seconds that a server may take until it answers."""
 
 
@@ -91,10 +91,18 @@ def program(
         _end_group(process, ends)
 
 
-def free_address() -> str:
-    """Return an unused loopback address."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
+@contextmanager
+def reserved_address() -> Iterator[str]:
+    """Yield a loopback address on which a server may listen, now or later, and which nothing else gets meanwhile.
+
+    Without a server it refuses connections.  A client that tries to reconnect then does not get the port for its own
+    end: it would connect to itself, and the server could not listen there any more.
+    """
+    with socket.socket() as keeper:
+        keeper.bind(("127.0.0.1", 0))
+        # Only now: with this option, a port that another program keeps in this way would count as free.
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield f"127.0.0.1:{keeper.getsockname()[1]}"
 
 
 def await_http(address: str, died: Callable[[], int | None]) -> None:

@@ -13,7 +13,7 @@ from events_core.testing import TcpProxy
 
 from .console import client
 from .faults import FaultyServer, serving
-from .waiting import until
+from .waiting import PATIENCE, until
 
 
 def test_what_grpc_learns_after_a_close_disturbs_no_other_loop(caplog: pytest.LogCaptureFixture) -> None:
@@ -26,13 +26,13 @@ def test_what_grpc_learns_after_a_close_disturbs_no_other_loop(caplog: pytest.Lo
                 await close_while_silent(proxy)
                 async with client(emulator_host=proxy.address, create="never") as later:
                     receiver = await later.subscribe("billing")
-                    await until(lambda: len(server.streams) == 2)
+                    await until(lambda: len(server.streams) >= 2)
                     await receiver.close()
 
     async def close_while_silent(proxy: TcpProxy) -> None:
         closing = client(emulator_host=proxy.address, create="never")
         receiver = await closing.subscribe("billing")
-        assert await receiver.receive_message(10)
+        assert await receiver.receive_message(PATIENCE)
         publish = closing._driver.publish
         asked: list[Sequence[EventMessage]] = []
 
@@ -51,5 +51,5 @@ def test_what_grpc_learns_after_a_close_disturbs_no_other_loop(caplog: pytest.Lo
                 with pytest.raises(EventRuntimeError):
                     await send
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 300))
     assert "Event loop is closed" not in caplog.text

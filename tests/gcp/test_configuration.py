@@ -358,7 +358,7 @@ def test_nobody_listening_is_a_connection_error() -> None:
                 await tried.subscribe("billing")
             assert not tried.is_connected
 
-    asyncio.run(asyncio.wait_for(subscribe(), 10))
+    asyncio.run(asyncio.wait_for(subscribe(), 60))
 
 
 def test_the_environment_names_the_emulator(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def tokens(folder: Path, **environment: str) -> list[str]:
     }
     configured.pop("PUBSUB_EMULATOR_HOST", None)
     command = [sys.executable, "-m", "tests.gcp.renewing", str(folder)]
-    ended = subprocess.run(command, env=configured, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, env=configured, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     shown: list[str] = json.loads(ended.stdout)
     return shown

@@ -42,7 +42,7 @@ RETRYABLE = {
 @cache
 def outcomes(call: str) -> calls.Outcomes:
     """Measure once for all tests of a process."""
-    return asyncio.run(asyncio.wait_for(calls.measure(call), 120))
+    return asyncio.run(asyncio.wait_for(calls.measure(call), 300))
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -30,8 +30,8 @@ from events_gcp import channels, stream
 from .broker import Broker, Subscription
 from .console import PROJECT, client
 from .faults import FaultyServer, never, serving
-from .servers import free_address
-from .waiting import until
+from .servers import reserved_address
+from .waiting import PATIENCE, until
 
 
 def play(server: FaultyServer, test: Callable[[EventReceiver], Awaitable[None]], **options: str) -> None:
@@ -45,28 +45,31 @@ def play(server: FaultyServer, test: Callable[[EventReceiver], Awaitable[None]],
         ):
             await test(receiver)
 
-    asyncio.run(asyncio.wait_for(scenario(), 30))
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "PING_INTERVAL", 0.1)
-    monkeypatch.setattr(stream, "PONG_TIMEOUT", 0.2)
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_server_that_falls_silent_is_left() -> None:
+def test_a_server_that_falls_silent_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """F1: if a server answers pings and then stops, the receiver opens another stream."""
+    monkeypatch.setattr(stream, "PONG_TIMEOUT", 1.0)
     server = FaultyServer()
     server.responses = [[b"0"], [b"1"]]
 
     async def test(receiver: EventReceiver) -> None:
-        first = await receiver.receive_message(10)
-        await until(lambda: len(server.streams[0]) > 2)
+        first = await receiver.receive_message(PATIENCE)
+        await until(lambda: any(len(requests) > 2 for requests in server.streams))
+        # A busy machine may have been silent for too long as well, so this need not be the first stream.
+        before = len(server.streams)
         server.on_ping = never
-        second = await receiver.receive_message(10)
+        await until(lambda: len(server.streams) > before)
+        second = await receiver.receive_message(PATIENCE)
         assert [message and message.data for message in (first, second)] == [b"0", b"1"]
-        assert receiver.stats.reconnects == 1
+        assert receiver.stats.reconnects >= 1
 
     play(server, test)
 
@@ -86,14 +89,15 @@ def test_a_server_that_never_answers_pings_is_kept() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_answered_pings_are_signs_of_life() -> None:
+def test_answered_pings_are_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     """V1: the age of the last sign of life stays small although no message comes."""
+    monkeypatch.setattr(stream, "PONG_TIMEOUT", 1.0)
     server = FaultyServer()
 
     async def test(receiver: EventReceiver) -> None:
-        assert await receiver.receive_message(10)
+        assert await receiver.receive_message(PATIENCE)
         before = receiver.stats
-        await until(lambda: len(server.streams[0]) > 5)
+        await until(lambda: any(len(requests) > 2 for requests in server.streams))
         await until(lambda: (receiver.stats.last_message_age or 0) > (receiver.stats.last_alive_age or 0))
         assert before.last_message_age is not None
 
@@ -118,8 +122,8 @@ def test_a_stream_that_ends_is_opened_again(status: grpc.StatusCode) -> None:
     server.ends = {0: status}
 
     async def test(receiver: EventReceiver) -> None:
-        first = await receiver.receive_message(10)
-        second = await receiver.receive_message(10)
+        first = await receiver.receive_message(PATIENCE)
+        second = await receiver.receive_message(PATIENCE)
         assert first is not None
         assert second is not None
         await receiver.acknowledge_messages([first, second])
@@ -136,9 +140,9 @@ def test_a_permission_that_was_withdrawn_surfaces() -> None:
 
     async def test(receiver: EventReceiver) -> None:
         with pytest.raises(ReceiveError, match=r"roles/pubsub\.subscriber") as caught:
-            await receiver.receive_message(10)
+            await receiver.receive_message(PATIENCE)
         assert caught.value.code is ErrorCode.PERMISSION_DENIED
-        message = await receiver.receive_message(10)
+        message = await receiver.receive_message(PATIENCE)
         assert message is not None
         assert message.data == b"1"
 
@@ -151,7 +155,7 @@ def test_who_may_not_look_may_receive() -> None:
     server.refusal = grpc.StatusCode.PERMISSION_DENIED
 
     async def test(receiver: EventReceiver) -> None:
-        assert await receiver.receive_message(10)
+        assert await receiver.receive_message(PATIENCE)
         assert receiver.capabilities.ordering == "receiver"
 
     play(server, test)
@@ -165,7 +169,7 @@ def test_who_may_not_look_learns_from_the_stream() -> None:
     server.subscription.enable_exactly_once_delivery = True
 
     async def test(receiver: EventReceiver) -> None:
-        assert await receiver.receive_message(10)
+        assert await receiver.receive_message(PATIENCE)
         assert receiver.capabilities.ordering == "none"
         assert receiver.capabilities.exactly_once
 
@@ -181,7 +185,7 @@ def test_who_may_not_look_is_told_by_the_stream_what_is_missing(option: str, tol
 
     async def test(receiver: EventReceiver) -> None:
         with pytest.raises(ReceiveError, match=told) as caught:
-            await receiver.receive_message(10)
+            await receiver.receive_message(PATIENCE)
         assert caught.value.code is ErrorCode.INVALID
         assert server.returned == ["ack-0-0"]
 
@@ -195,7 +199,7 @@ def test_an_acknowledgement_refused_for_a_while_is_repeated() -> None:
     server.transient = {"ack-0-1": 2}
 
     async def test(receiver: EventReceiver) -> None:
-        held = await receiver.receive_messages(3, 10)
+        held = await receiver.receive_messages(3, PATIENCE)
         await receiver.acknowledge_messages(held)
         assert server.acknowledged == ["ack-0-0", "ack-0-2", "ack-0-1"]
 
@@ -210,7 +214,7 @@ def test_what_comes_again_takes_its_successors_with_it() -> None:
     server.ended = {"ack-0-0"}
 
     async def test(receiver: EventReceiver) -> None:
-        first = await receiver.receive_message(10)
+        first = await receiver.receive_message(PATIENCE)
         assert first is not None
         with pytest.raises(AcknowledgeError) as caught:
             await receiver.acknowledge(first)
@@ -230,7 +234,7 @@ def test_a_missing_subscription_is_told_to_who_may_not_look() -> None:
 
     async def test(receiver: EventReceiver) -> None:
         with pytest.raises(ReceiveError) as caught:
-            await receiver.receive_message(10)
+            await receiver.receive_message(PATIENCE)
         assert caught.value.code is ErrorCode.NOT_FOUND
 
     play(server, test)
@@ -244,7 +248,7 @@ def test_a_stream_is_told_what_there_is_room_for() -> None:
     server.ends = {0: grpc.StatusCode.UNAVAILABLE}
 
     async def test(receiver: EventReceiver) -> None:
-        held = await receiver.receive_messages(3, 10)
+        held = await receiver.receive_messages(3, PATIENCE)
         await until(lambda: len(server.streams) == 2)
         await receiver.acknowledge_messages(held)
         await until(lambda: len(server.streams) == 3)
@@ -262,7 +266,7 @@ def test_a_token_that_is_refused_is_renewed_once(refusals: int, is_acknowledged:
     async def test(receiver: EventReceiver) -> None:
         (pool,) = (pool for pool in channels._pools.values() if pool.endpoint.target == server.address)
         pool._credentials = credentials = SimpleNamespace(token="old")
-        message = await receiver.receive_message(10)
+        message = await receiver.receive_message(PATIENCE)
         assert message is not None
         if is_acknowledged:
             await receiver.acknowledge(message)
@@ -284,11 +288,11 @@ def test_a_stream_whose_token_is_refused_is_opened_with_a_new_one() -> None:
     async def test(receiver: EventReceiver) -> None:
         (pool,) = (pool for pool in channels._pools.values() if pool.endpoint.target == server.address)
         pool._credentials = credentials = SimpleNamespace(token="old")
-        message = await receiver.receive_message(10)
+        message = await receiver.receive_message(PATIENCE)
         assert message is not None
         await receiver.acknowledge(message)
         with pytest.raises(ReceiveError) as caught:
-            await receiver.receive_message(10)
+            await receiver.receive_message(PATIENCE)
         assert caught.value.code is ErrorCode.UNAUTHENTICATED
         assert (len(server.streams), credentials.token) == (2, None)
 
@@ -300,7 +304,7 @@ def test_requests_say_where_they_belong_and_who_asks() -> None:
     server = FaultyServer()
 
     async def test(receiver: EventReceiver) -> None:
-        message = await receiver.receive_message(10)
+        message = await receiver.receive_message(PATIENCE)
         assert message is not None
         await receiver.acknowledge(message)
         subscription = "projects/events-test/subscriptions/billing"
@@ -312,18 +316,17 @@ def test_requests_say_where_they_belong_and_who_asks() -> None:
 
 def test_an_endpoint_that_refuses_is_named_at_once(caplog: pytest.LogCaptureFixture) -> None:
     """V1: without its emulator a receiver warns once, long before it gives up; both texts say where and why."""
-    address = free_address()
 
-    async def subscribe() -> None:
-        async with client(emulator_host=address, connect_timeout="3") as receiving:
+    async def subscribe(address: str) -> None:
+        async with client(emulator_host=address, connect_timeout="10") as receiving:
             subscribing = asyncio.ensure_future(receiving.subscribe("billing"))
             await until(lambda: bool(caplog.records))
             assert not subscribing.done()
             with pytest.raises(EventConnectionError, match=rf"{address}.*refused"):
                 await subscribing
 
-    with caplog.at_level(logging.WARNING):
-        asyncio.run(subscribe())
+    with caplog.at_level(logging.WARNING), reserved_address() as address:
+        asyncio.run(subscribe(address))
     (told,) = [record.getMessage() for record in caplog.records]
     assert f"cannot connect, trying again: connect to '{address}'" in told
     assert "refused" in told
@@ -334,17 +337,17 @@ def test_a_server_that_comes_late_is_found() -> None:
     server = FaultyServer()
 
     async def receive() -> None:
-        server.address = free_address()
         async with client(emulator_host=server.address, create="never") as receiving:
             subscribing = asyncio.ensure_future(receiving.subscribe("billing"))
             await asyncio.wait([subscribing], timeout=1)
             assert not subscribing.done()
             async with serving(server):
                 receiver = await subscribing
-                assert await receiver.receive_message(30)
+                assert await receiver.receive_message(PATIENCE)
                 await receiver.close(timeout=0)
 
-    asyncio.run(asyncio.wait_for(receive(), 60))
+    with reserved_address() as server.address:
+        asyncio.run(asyncio.wait_for(receive(), 300))
 
 
 def test_a_receiver_sees_its_server_return(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,17 +357,17 @@ def test_a_receiver_sees_its_server_return(monkeypatch: pytest.MonkeyPatch) -> N
     server.responses = [[b"0"], [b"1"]]
 
     async def receive() -> None:
-        server.address = free_address()
         async with client(emulator_host=server.address, create="never") as receiving:
             async with serving(server):
                 receiver = await receiving.subscribe("billing")
-                assert await receiver.receive_message(30)
+                assert await receiver.receive_message(PATIENCE)
             await until(lambda: not receiving.is_connected)
             async with serving(server):
-                assert await receiver.receive_message(30)
+                assert await receiver.receive_message(PATIENCE)
                 await receiver.close(timeout=0)
 
-    asyncio.run(asyncio.wait_for(receive(), 60))
+    with reserved_address() as server.address:
+        asyncio.run(asyncio.wait_for(receive(), 300))
 
 
 class Hasty(Broker):
@@ -378,7 +381,7 @@ class Hasty(Broker):
 def test_a_server_that_does_not_wait_for_messages_is_not_asked_in_a_hot_loop() -> None:
     """R5: the emulator answers a pull of less than a second at once; the receiver pauses between pulls."""
 
-    async def receive() -> int:
+    async def receive() -> float:
         async with serving(Hasty()) as broker:
             broker.subscription("billing", "orders")
             async with (
@@ -386,11 +389,11 @@ def test_a_server_that_does_not_wait_for_messages_is_not_asked_in_a_hot_loop() -
                 await receiving.subscribe("billing") as receiver,
             ):
                 await until(lambda: broker.requests["Pull", "billing"] > 2)
-                before = broker.requests["Pull", "billing"]
+                before, began = broker.requests["Pull", "billing"], time.monotonic()
                 assert await receiver.receive_message(1) is None
-                return broker.requests["Pull", "billing"] - before
+                return (broker.requests["Pull", "billing"] - before) / (time.monotonic() - began)
 
-    assert asyncio.run(asyncio.wait_for(receive(), 60)) < 40
+    assert asyncio.run(asyncio.wait_for(receive(), 300)) < 40
 
 
 LETTERS = {"ordering": "true", "dead_letter_topic": "dead", "max_delivery_attempts": "5"}
@@ -423,16 +426,16 @@ def test_a_silent_dead_letter_topic_holds_up_no_acknowledgement() -> None:
             ):
                 await both.send_message(EventMessage(b"poison", ordering_key="k"))
                 for _ in range(4):
-                    poison = await receiver.receive_message(30)
+                    poison = await receiver.receive_message(PATIENCE)
                     assert poison is not None
                     await receiver.nack(poison, delay=0)
-                last = await receiver.receive_message(30)
+                last = await receiver.receive_message(PATIENCE)
                 assert last is not None
                 nacking = asyncio.ensure_future(receiver.nack(last))
                 await until(lambda: broker.unanswered == 1)
                 for number in range(3):
                     await both.send_message(EventMessage(b"%d" % number))
-                    message = await receiver.receive_message(30)
+                    message = await receiver.receive_message(PATIENCE)
                     assert message is not None
                     await receiver.acknowledge(message)
                 assert broker.unanswered == 1
@@ -440,7 +443,7 @@ def test_a_silent_dead_letter_topic_holds_up_no_acknowledgement() -> None:
                 nacking.cancel()
                 await receiver.close(timeout=0)
 
-    asyncio.run(asyncio.wait_for(scenario(), 120))
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 def test_letters_of_a_key_keep_their_order_over_a_failure() -> None:
@@ -457,12 +460,12 @@ def test_letters_of_a_key_keep_their_order_over_a_failure() -> None:
                 await both.send_messages([EventMessage(b"%d" % number, ordering_key="k") for number in range(3)])
                 run: list[ReceivedMessage] = []
                 while len(run) < 3:
-                    run += await receiver.receive_messages(3, 30)
+                    run += await receiver.receive_messages(3, PATIENCE)
                 await asyncio.gather(*(receiver.reject(message) for message in run))
             letters = broker.topics[f"projects/{PROJECT}/topics/dead"]
             assert [letter.data for letter in letters] == [b"0", b"1", b"2"]
 
-    asyncio.run(asyncio.wait_for(scenario(), 120))
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 def test_a_letter_that_is_given_up_does_not_block_its_key() -> None:
@@ -473,13 +476,13 @@ def test_a_letter_that_is_given_up_does_not_block_its_key() -> None:
             broker.subscription("billing", "orders", enable_message_ordering=True)
             broker.fail("Publish", "dead", grpc.StatusCode.UNAVAILABLE, left=math.inf)
             async with (
-                client(emulator_host=broker.address, create="never", ack_timeout="2", **LETTERS) as both,
+                client(emulator_host=broker.address, create="never", ack_timeout="5", **LETTERS) as both,
                 await both.subscribe("billing") as receiver,
             ):
                 await both.send_messages([EventMessage(b"%d" % number, ordering_key="k") for number in range(2)])
                 run: list[ReceivedMessage] = []
                 while len(run) < 2:
-                    run += await receiver.receive_messages(2, 30)
+                    run += await receiver.receive_messages(2, PATIENCE)
                 with pytest.raises(AcknowledgeError) as caught:
                     await receiver.reject(run[0])
                 assert caught.value.code is ErrorCode.TIMEOUT
@@ -489,7 +492,7 @@ def test_a_letter_that_is_given_up_does_not_block_its_key() -> None:
             letters = broker.topics[f"projects/{PROJECT}/topics/dead"]
             assert [letter.data for letter in letters][-1] == b"1"
 
-    asyncio.run(asyncio.wait_for(scenario(), 120))
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 def test_a_rejection_without_the_permission_leaves_the_message_held() -> None:
@@ -504,7 +507,7 @@ def test_a_rejection_without_the_permission_leaves_the_message_held() -> None:
                 await both.subscribe("billing") as receiver,
             ):
                 await both.send_message(EventMessage(b"x"))
-                message = await receiver.receive_message(30)
+                message = await receiver.receive_message(PATIENCE)
                 assert message is not None
                 with pytest.raises(
                     AcknowledgeError, match=r"projects/.*/topics/dead.*roles/pubsub\.publisher"
@@ -516,7 +519,7 @@ def test_a_rejection_without_the_permission_leaves_the_message_held() -> None:
                 await receiver.reject(message)
             assert [letter.data for letter in broker.topics[f"projects/{PROJECT}/topics/dead"]] == [b"x"]
 
-    asyncio.run(asyncio.wait_for(scenario(), 120))
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 class Forgetful(Broker):
@@ -548,7 +551,7 @@ def test_what_was_acknowledged_too_late_is_acknowledged_again(mode: str) -> None
                 await both.subscribe("billing") as receiver,
             ):
                 sent = await both.send_message(EventMessage(b"x"))
-                message = await receiver.receive_message(30)
+                message = await receiver.receive_message(PATIENCE)
                 assert message is not None
                 delivery = message.delivery
                 assert isinstance(delivery, Delivery)
@@ -559,4 +562,4 @@ def test_what_was_acknowledged_too_late_is_acknowledged_again(mode: str) -> None
                 await until(lambda: broker.acknowledged == [sent])
                 assert await receiver.receive_message(0.2) is None
 
-    asyncio.run(asyncio.wait_for(scenario(), 120))
+    asyncio.run(asyncio.wait_for(scenario(), 300))

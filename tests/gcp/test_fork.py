@@ -38,7 +38,7 @@ def test_a_new_client_in_the_child_of_a_process_that_connected_is_refused(consol
         [sys.executable, "-c", FORK, console.topic_name, PROJECT, console.emulator],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env={**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"},  # else gRPC's own threads sometimes crash the child
     )
     assert ran.returncode == 0, ran.stderr

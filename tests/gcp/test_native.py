@@ -11,6 +11,7 @@ from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOT
 from events_core import EventMessage
 
 from .console import Console
+from .waiting import PATIENCE
 
 
 def test_googles_own_client_works_on_the_native_channel(console: Console) -> None:
@@ -35,7 +36,7 @@ def test_a_native_message_is_googles(console: Console) -> None:
     async def test() -> None:
         async with console.client() as client, client.subscribe(f"{console.topic_name}-s") as receiver:
             await client.send_message(sent)
-            message = await receiver.receive_message(30)
+            message = await receiver.receive_message(PATIENCE)
             assert message is not None
             native = client.native_message(message)
             assert isinstance(native, types.ReceivedMessage)

@@ -22,7 +22,7 @@ from events_gcp import GcpPubSubClient, reading
 from .broker import Broker
 from .console import client
 from .faults import FaultyServer, serving
-from .waiting import until
+from .waiting import PATIENCE, until
 
 NAME = "orders"
 
@@ -36,7 +36,7 @@ def play(test: Callable[[Broker, GcpPubSubClient], Awaitable[None]], topic: str 
             async with client(topic, emulator_host=broker.address, create="never", **options) as both:
                 await test(broker, both)
 
-    asyncio.run(asyncio.wait_for(scenario(), 90))
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 def messages(count: int, key: str | None = None) -> list[EventMessage]:
@@ -47,7 +47,7 @@ async def take(receiver: EventReceiver, count: int) -> list[bytes]:
     """Receive *count* messages, in the order in which they come; they stay held."""
     received: list[bytes] = []
     while len(received) < count:
-        some = await receiver.receive_messages(count - len(received), 30)
+        some = await receiver.receive_messages(count - len(received), PATIENCE)
         assert some, f"{len(received)} of {count} came"
         received += [message.data for message in some]
     return received
@@ -63,7 +63,7 @@ def test_a_settled_message_leaves_nothing_behind() -> None:
         async with await both.subscribe(NAME) as receiver:
             await both.send_messages([EventMessage(b"kept?")] * 1000)
             for _ in range(1000):
-                message = await receiver.receive_message(30)
+                message = await receiver.receive_message(PATIENCE)
                 assert message is not None
                 await receiver.acknowledge(message)
             message = None
@@ -81,7 +81,7 @@ def test_a_server_that_ignores_the_bound_fills_no_memory() -> None:
         await both.send_messages(messages(5000))
         async with await both.subscribe(NAME) as receiver:
             await until(lambda: receiver.stats.buffered >= 50)
-            assert await receiver.receive_message(30)
+            assert await receiver.receive_message(PATIENCE)
             assert receiver.stats.buffered + receiver.stats.held <= 50 + 100
 
     play(test, max_outstanding_messages="50")
@@ -117,7 +117,7 @@ def test_clients_that_were_closed_leave_no_descriptor_and_no_thread() -> None:
             await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
             assert threading.active_count() <= threads
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 def test_no_reconnection_starts_a_thread() -> None:
@@ -138,7 +138,7 @@ def test_no_reconnection_starts_a_thread() -> None:
             assert receiver.stats.reconnects == 20
             assert threading.active_count() <= before
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 # Sending
@@ -148,6 +148,7 @@ def test_a_send_ends_although_nobody_answers() -> None:
     """Problem 16, P7: without an answer, the send ends after send_timeout, and the error says so."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
+        await both.ping()
         broker.fail("Publish", NAME, left=float("inf"))
         with pytest.raises(PublishError, match="send_timeout=1 s") as caught:
             await both.send_message(EventMessage(b"x"))
@@ -189,7 +190,7 @@ def test_a_failed_acknowledgement_does_not_end_the_stream() -> None:
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         async with await both.subscribe(NAME) as receiver:
             await both.send_message(EventMessage(b"0"))
-            message = await receiver.receive_message(30)
+            message = await receiver.receive_message(PATIENCE)
             assert message is not None
             broker.fail("Acknowledge", NAME, grpc.StatusCode.UNAVAILABLE, left=float("inf"))
             with pytest.raises(AcknowledgeError) as caught:
@@ -220,7 +221,7 @@ def test_a_routine_end_of_a_stream_is_no_news(
             assert await take(receiver, 2) == [b"0", b"1"]
 
     with caplog.at_level(logging.INFO):
-        asyncio.run(asyncio.wait_for(scenario(), 60))
+        asyncio.run(asyncio.wait_for(scenario(), 300))
     assert len(server.streams) == 2
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
@@ -229,11 +230,11 @@ def test_what_waits_behind_a_long_handler_keeps_its_lease() -> None:
     """Problem 7, R6: leases of buffered messages are renewed too, so nothing comes twice."""
 
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
-        broker.subscription(NAME, NAME, ack_deadline_seconds=4)
+        broker.subscription(NAME, NAME, ack_deadline_seconds=10)
         sent = await both.send_messages(messages(3))
         async with await both.subscribe(NAME) as receiver:
-            assert await receiver.receive_message(30)
-            await until(lambda: all(broker.modified.count((each, 4)) >= 3 for each in sent))
+            assert await receiver.receive_message(PATIENCE)
+            await until(lambda: all(broker.modified.count((each, 10)) >= 2 for each in sent))
             assert not broker.expired
             assert receiver.stats.duplicates == 0
 
@@ -261,7 +262,7 @@ def test_a_closing_receiver_gives_back_a_whole_key() -> None:
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         sent = await both.send_messages(messages(5, "k"))
         async with await both.subscribe(NAME) as receiver:
-            assert await receiver.receive_message(30)
+            assert await receiver.receive_message(PATIENCE)
             await until(lambda: receiver.stats.buffered == 4)
         assert broker.modified == [(each, 0) for each in sent]
 
@@ -275,7 +276,7 @@ def test_a_key_needs_no_acknowledgement_to_go_on() -> None:
         await both.send_messages(messages(5, "k"))
         async with await both.subscribe(NAME) as receiver:
             await until(lambda: receiver.stats.buffered == 5)
-            run = await receiver.receive_messages(5, 30)
+            run = await receiver.receive_messages(5, PATIENCE)
             assert [message.data for message in run] == [b"0", b"1", b"2", b"3", b"4"]
         assert not broker.acknowledged
 
@@ -289,7 +290,7 @@ def test_nacks_without_a_policy_come_later_each_time() -> None:
         (sent,) = await both.send_messages(messages(1))
         async with await both.subscribe(NAME) as receiver:
             for _ in range(5):
-                message = await receiver.receive_message(30)
+                message = await receiver.receive_message(PATIENCE)
                 assert message is not None
                 await receiver.nack(message)
             assert broker.modified == [*[(sent, 0)] * 4, (sent, 2)]
@@ -313,7 +314,7 @@ def test_what_is_not_ours_any_more_is_not_handed_out() -> None:
             assert await take(receiver, 1) == [b"1"]
             assert await receiver.receive_message(0.2) is None
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 def test_a_request_to_settle_stays_below_the_limit_of_the_service() -> None:
@@ -322,10 +323,10 @@ def test_a_request_to_settle_stays_below_the_limit_of_the_service() -> None:
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         sent = await both.send_messages(messages(3000))
         async with await both.subscribe(NAME) as receiver:
-            held = await receiver.receive_messages(100, 30)
+            held = await receiver.receive_messages(100, PATIENCE)
             await until(lambda: receiver.stats.buffered > 2500)
             while len(held) < 3000:
-                held += await receiver.receive_messages(3000, 30)
+                held += await receiver.receive_messages(3000, PATIENCE)
             await receiver.acknowledge_messages(held)
         assert sorted(broker.acknowledged) == sorted(sent)
         assert 100_000 < broker.largest <= 512 * 1024
@@ -339,8 +340,8 @@ def test_a_pull_that_is_answered_late_gives_back_what_it_brings() -> None:
     async def test(broker: Broker, both: GcpPubSubClient) -> None:
         subscription = broker.subscription(NAME, NAME)
         receiver = await both.subscribe(NAME)
-        # The second begins now, and waits; the first must be over, or the message could go to it.
-        await until(lambda: broker.requests["Pull", NAME] == 2 and len(broker.pulling) == 1)
+        # A later one waits now.  The first must be over, or the message could go to it.
+        await until(lambda: broker.requests["Pull", NAME] >= 2 and len(broker.pulling) == 1)
         closing = asyncio.create_task(receiver.close(timeout=0))
         await asyncio.sleep(0)
         subscription.add(broker.message(b"late"))

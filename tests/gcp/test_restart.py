@@ -13,7 +13,7 @@ import pytest
 from events_core import EventMessage, EventReceiver
 
 from .console import client
-from .servers import Missing, free_address, program
+from .servers import Missing, program, reserved_address
 
 
 def gcloud(address: str, folder: Path) -> AbstractContextManager[str]:
@@ -22,7 +22,7 @@ def gcloud(address: str, folder: Path) -> AbstractContextManager[str]:
 
 
 async def take(receiver: EventReceiver) -> bytes:
-    message = await receiver.receive_message(60)
+    message = await receiver.receive_message(300)
     assert message is not None
     await receiver.acknowledge(message)
     return message.data
@@ -30,10 +30,9 @@ async def take(receiver: EventReceiver) -> bytes:
 
 def test_an_emulator_that_was_killed_is_used_again(tmp_path: Path) -> None:
     """F1, Q2: with create=all, a waiting receiver gets messages from the new emulator, and nothing raises."""
-    address = free_address()
 
-    async def survive() -> None:
-        options = {"emulator_host": address, "subscription": "billing", "send_timeout": "120", "create": "all"}
+    async def survive(address: str) -> None:
+        options = {"emulator_host": address, "subscription": "billing", "create": "all"}
         async with client(**options) as both:
             first = gcloud(address, tmp_path)
             await asyncio.to_thread(first.__enter__)
@@ -54,7 +53,8 @@ def test_an_emulator_that_was_killed_is_used_again(tmp_path: Path) -> None:
                 await asyncio.to_thread(second.__exit__, None, None, None)
 
     try:
-        asyncio.run(asyncio.wait_for(survive(), 200))
+        with reserved_address() as address:
+            asyncio.run(asyncio.wait_for(survive(address), 400))
     except Missing as reason:
         if "gcp" in os.environ.get("EVENTS_TEST_REQUIRE", "").split(","):
             raise

@@ -21,7 +21,7 @@ def test_a_trial_leaves_nothing_behind(console: Console) -> None:
         [sys.executable, "-m", "events_core.cli", "check", url, "--rule", "R12", "--rule", "P1"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert ran.returncode == 0, ran.stderr
     topics = [topic.name for topic in console.publisher.list_topics(project=f"projects/{PROJECT}")]

@@ -14,6 +14,7 @@ from events_core.testing import TcpProxy
 from events_gcp import channels
 
 from .console import Console
+from .waiting import PATIENCE, until
 
 
 def io_threads() -> Collection[threading.Thread]:
@@ -34,7 +35,7 @@ _others: set[channels.Pool] = set()
 
 
 async def settle_one(receiver: EventReceiver) -> bytes | None:
-    message = await receiver.receive_message(30)
+    message = await receiver.receive_message(PATIENCE)
     if message is None:
         return None
     await receiver.acknowledge(message)
@@ -102,7 +103,7 @@ def test_many_receivers_do_not_starve_each_other(console: Console) -> None:
             await client.send_message(EventMessage(b"x"))
             assert await asyncio.gather(*map(settle_one, receivers)) == [b"x"] * 90
             (pool,) = pools()
-            assert sorted(channel.streams for channel in pool._channels) == [10, 80]
+            await until(lambda: sorted(channel.streams for channel in pool._channels) == [10, 80])
 
     asyncio.run(use())
     assert not pools()

@@ -15,6 +15,7 @@ from events_core import (
 )
 
 from .console import Console, client
+from .waiting import PATIENCE
 
 
 def test_subscriptions_are_made_as_documented(console: Console) -> None:
@@ -120,13 +121,13 @@ def test_what_an_emulator_forgot_is_made_again(console: Console) -> None:
         async with console.client(subscription=name) as both:
             receiver = await both.subscribe()
             await both.send_message(EventMessage(b"before"))
-            message = await receiver.receive_message(10)
+            message = await receiver.receive_message(PATIENCE)
             assert message is not None
             await receiver.acknowledge(message)
             console.publisher.delete_topic(topic=console.topic)
             console.subscriber.delete_subscription(subscription=console.path(name))
             await both.send_message(EventMessage(b"after"))
-            message = await receiver.receive_message(10)
+            message = await receiver.receive_message(PATIENCE)
             assert message is not None
             assert message.data == b"after"
             await receiver.acknowledge(message)
@@ -141,7 +142,7 @@ def test_a_subscription_that_went_is_an_error_where_none_may_be_made(console: Co
     async def receive() -> None:
         async with console.client(create="never") as subscriber:
             receiver = await subscriber.subscribe(f"{console.topic_name}-s")
-            waiting = asyncio.create_task(receiver.receive_message(10))
+            waiting = asyncio.create_task(receiver.receive_message(PATIENCE))
             await asyncio.wait([waiting], timeout=0.2)
             console.subscriber.delete_subscription(subscription=console.path(f"{console.topic_name}-s"))
             await waiting
