@@ -103,7 +103,7 @@ async def _assert_with(stage: Stage, receiver: EventReceiver, message: ReceivedM
 async def _stop(stage: Stage, child: Child) -> None:
     """Stop *child* at a moment when others can subscribe: it may hold a lock, for example on a file."""
     # The lock of a file may be held for a moment only; so try again, each time for longer.
-    for seconds in (1, 2, 4, 8):
+    for seconds in (1, 2, 4, 8, 16, 32):
         child.stop()
         joining = asyncio.create_task(stage.client().subscribe())
         done, _ = await asyncio.wait([joining], timeout=seconds)

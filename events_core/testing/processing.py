@@ -81,7 +81,7 @@ class Processing:
         async with receiver.processing(message):
             again = await stage.receive(receiver)
         assert [record for record in caplog.records if message.message_id in record.getMessage()]
-        await receiver.acknowledge(again)
+        await stage.expired(receiver, [again])
 
     @rule("H2")
     async def test_consuming_acknowledges_what_was_handled(self, stage: Stage) -> None:

@@ -99,6 +99,9 @@ CLAIMS: Mapping[str, str] = {
 BEYOND_TESTS: Mapping[str, str] = {"durable=power_loss": "no test makes a power loss"}
 """The claims that no test can prove, and why."""
 
+_LAST_TURNS = 10.0
+"""Seconds that cancelled tasks have to end, after everything is closed."""
+
 RULE, CLAIM, STATE, SUBJECT = "rule", "claim", "state", "subject"
 """Names of the user properties of a test: a rule that it is about, a capability that it proves, its state with a detail
 if it ended without a verdict, and the facts about the backend for its record."""
@@ -279,7 +282,7 @@ async def _watch(scene: Coroutine[Any, Any, None], stage: Stage) -> None:
 async def _assert_no_task_left() -> None:
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     if tasks:
-        # A cancelled task needs a turn of the loop to end.
-        _, tasks = await asyncio.wait(tasks, timeout=1)
+        # A cancelled task needs a turn of the loop to end, and a busy machine may need a while for it.
+        _, tasks = await asyncio.wait(tasks, timeout=_LAST_TURNS)
     if tasks:
         raise AssertionError(f"tasks are left after closing (C3): {tasks}")

@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import pytest
 
 from events_core import (
+    AcknowledgeError,
     Capabilities,
     ErrorCode,
     EventClient,
@@ -191,6 +192,12 @@ class Stage:
         return 0.5 if longest is None else min(0.5, longest)
 
     @property
+    def long_delay(self) -> float:
+        """A delay for a nack, in seconds: within the backend's limit, and longer than a test waits for a message."""
+        longest = self.capabilities.limits.max_nack_delay
+        return self._bound if longest is None else min(self._bound, longest)
+
+    @property
     def dead_letters(self) -> dict[str, str]:
         """Options that dead-letter a message to a topic of this test, after the fewest attempts."""
         attempts = self.harness.dead_letter_attempts
@@ -245,6 +252,19 @@ class Stage:
         await asyncio.gather(*map(work, receivers, received))
         return received
 
+    async def expired(self, receiver: EventReceiver, messages: Sequence[ReceivedMessage]) -> set[str]:
+        """Acknowledge *messages*, and return the ids of those that expired before.  These come again.
+
+        For messages that are held for a short time only, which a busy machine may exceed.
+        """
+        try:
+            await receiver.acknowledge_messages(messages)
+        except AcknowledgeError as error:
+            if {each.code for each in error.failed.values()} != {ErrorCode.EXPIRED}:
+                raise
+            return set(error.failed)
+        return set()
+
     async def rest(self, receiver: EventReceiver) -> list[ReceivedMessage]:
         """Return all messages that still come, each acknowledged when it came."""
         self._waited_on = receiver
@@ -267,9 +287,9 @@ class Stage:
         """Give *receiver* time to buffer *count* messages, if it buffers any."""
         await self.until(lambda: receiver.stats.buffered >= count)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until *condition* holds, for the settle time at most."""
-        ends = time.monotonic() + self.harness.settle_time
+    async def until(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
+        """Wait until *condition* holds, for *seconds* at most; the default is the settle time."""
+        ends = time.monotonic() + (self.harness.settle_time if seconds is None else seconds)
         # Nothing reports that a buffer has filled, so look again and again.
         while not condition() and time.monotonic() < ends:
             await asyncio.sleep(0.01)

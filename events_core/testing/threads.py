@@ -124,5 +124,5 @@ class _Stopped:
 
     def _end(self) -> None:
         self._receiving.cancel()
-        self._loop.run_until_complete(asyncio.wait([self._receiving], timeout=1))
+        self._loop.run_until_complete(asyncio.wait([self._receiving]))
         self._loop.close()

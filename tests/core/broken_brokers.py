@@ -29,8 +29,10 @@ class FileHarness(Harness):
     """A broker in a file, as its author would try it."""
 
     settle_time = 0.3
-    lease = 1.0
-    lease_options = {"lease": "1"}
+    patience = 30.0
+    bound = 300.0
+    lease = 3.0  # so long that a busy machine extends it in time
+    lease_options = {"lease": "3"}
 
     def __init__(self, backend: str, path: Path) -> None:
         self._backend = backend
@@ -54,8 +56,8 @@ class FileHarness(Harness):
 class HastyHarness(FileHarness):
     """The same with little patience, because most messages here never come."""
 
-    patience = 3.0
-    bound = 15.0
+    patience = 10.0
+    bound = 20.0
 
 
 class SilentHarness(FileHarness):
