@@ -26,7 +26,7 @@ UNWRITTEN = 0.02
 """Seconds before an action is written down, at most, so that a kill may come in between."""
 HANDLING = 0.1
 """Seconds for which a consumer holds a batch, at most, so that a kill meets it with one."""
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 """Seconds that a send or a settlement may take."""
 HANG = 60.0
 """Seconds beyond its timeout after which a call counts as hanging.  The process then ends with an error."""

@@ -36,9 +36,11 @@ async def go_on(client):
         await client.send_message(EventMessage(str(number).encode()))
 
 async def main(path, durability, action):
-    config = EventConfig("orders", options={"path": path, "durability": durability, "subscription": "s"})
+    # The long session keeps the upkeep of the client from writing among the sends.
+    options = {"path": path, "durability": durability, "subscription": "s", "session_timeout": "3600"}
+    config = EventConfig("orders", options=options)
     async with SQLiteClient(config) as client:
-        await client.ping()
+        await client.ping(60)
         await globals()[action](client)
 
 asyncio.run(main(*sys.argv[1:]))
@@ -55,7 +57,7 @@ def traced(*options: str, file: Path, durability: str, action: str) -> list[str]
         [strace, "-f", "-y", *options, "-o", str(trace), sys.executable, "-c", PROGRAM, str(file), durability, action],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     if "ptrace" in done.stderr:
@@ -100,14 +102,14 @@ def test_confirmed_messages_survive_a_kill_right_after(
     file: Path, client: Callable[..., SQLiteClient], durability: str
 ) -> None:
     """The process is killed before it does anything else."""
-    died = subprocess.run([sys.executable, "-c", PROGRAM, str(file), durability, "die"], timeout=60, check=False)
+    died = subprocess.run([sys.executable, "-c", PROGRAM, str(file), durability, "die"], timeout=180, check=False)
     assert died.returncode == -signal.SIGKILL
 
     async def run() -> list[int]:
         async with client(subscription="s") as survivor, await survivor.subscribe() as receiver:
             received = []
             while len(received) < 100:
-                messages = await receiver.receive_messages(100, 10)
+                messages = await receiver.receive_messages(100, 60)
                 assert messages
                 received += [int(each.data) for each in messages]
             return received

@@ -53,18 +53,18 @@ def message(number: int) -> EventMessage:
     return EventMessage(number.to_bytes(2, "big") + b"x" * 50_000)
 
 
-async def received(client: SQLiteClient) -> list[int]:
-    """Receive and acknowledge everything in the subscription ``s``."""
+async def received(client: SQLiteClient, count: int) -> list[int]:
+    """Receive and acknowledge everything in the subscription ``s``, which has *count* messages at least."""
     async with await client.subscribe("s") as receiver:
-        numbers = []
-        while messages := await receiver.receive_messages(100, 0.5):
+        numbers: list[int] = []
+        while messages := await receiver.receive_messages(100, 60 if len(numbers) < count else 0.5):
             await receiver.acknowledge_messages(messages)
             numbers += [int.from_bytes(each.data[:2], "big") for each in messages]
         return numbers
 
 
 async def until_disconnected(client: SQLiteClient) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while client.is_connected:
             await asyncio.sleep(0.01)
 
@@ -80,13 +80,13 @@ def test_sends_wait_for_room_on_the_disk(client: Clients, file: Path, caplog: py
     async def run() -> list[int]:
         confirmed: list[int] = []
         async with client(subscription="s") as filling:
-            await filling.ping()
+            await filling.ping(60)
             waiting = asyncio.create_task(send(filling, confirmed))
             await until_disconnected(filling)
             assert 0 < len(confirmed) < 200
             mount("-o", f"remount,size={8 * SIZE}", str(file.parent))
-            await asyncio.wait_for(waiting, 10)
-            return await received(filling)
+            await asyncio.wait_for(waiting, 60)
+            return await received(filling, 200)
 
     assert asyncio.run(run()) == list(range(200))
     assert "the disk is full; make room" in caplog.text
@@ -96,15 +96,17 @@ def test_send_that_finds_no_room_in_time_says_so(client: Clients, file: Path) ->
     """It is not stored later either, and the next process finds everything that was confirmed."""
 
     async def run() -> list[int]:
-        async with client(subscription="s", send_timeout="0.5") as sending:
-            await sending.send_message(message(0))
+        async with client(subscription="s") as before:
+            await before.send_message(message(0))
+        async with client(subscription="s", send_timeout="3") as sending:
+            await sending.ping(60)
             filler = fill(file.parent)
             with pytest.raises(PublishError, match="the disk is full; make room") as caught:
                 await sending.send_message(message(1))
             assert caught.value.retryable
         filler.unlink()
         async with client() as later:
-            return await received(later)
+            return await received(later, 1)
 
     assert asyncio.run(run()) == [0]
 
@@ -120,11 +122,11 @@ def test_disk_that_is_full_already_is_named_while_connecting(client: Clients, fi
         filler = fill(file.parent)
         async with client(subscription="s") as working:
             with pytest.raises(EventConnectionError, match="the disk is full; make room") as caught:
-                await working.ping()
+                await working.ping(60)
             assert (caught.value.code, caught.value.retryable) == (ErrorCode.EXHAUSTED, True)
             filler.unlink()
             await working.send_message(message(1))
-            return await received(working)
+            return await received(working, 1 + exists)
 
     assert asyncio.run(run()) == ([0, 1] if exists else [1])
 
@@ -136,15 +138,15 @@ def test_acknowledgement_waits_for_room_on_the_disk(client: Clients, file: Path)
         async with client(subscription="s") as working:
             await working.send_messages([message(0), message(1)])
             async with await working.subscribe() as receiver:
-                messages = await receiver.receive_messages(2, 5)
+                messages = await receiver.receive_messages(2, 60)
                 filler = fill(file.parent)
                 waiting = asyncio.create_task(receiver.acknowledge_messages(messages))
                 await until_disconnected(working)
                 assert not waiting.done()
                 filler.unlink()
-                await asyncio.wait_for(waiting, 10)
+                await asyncio.wait_for(waiting, 60)
             await working.send_message(message(2))
-            return await received(working)
+            return await received(working, 1)
 
     assert asyncio.run(run()) == [2]
 
@@ -160,10 +162,10 @@ def test_read_only_directory_is_refused_until_it_can_be_written(client: Clients,
         mount("-o", "remount,ro", str(file.parent))
         async with client(subscription="s") as refused:
             with pytest.raises(EventConnectionError, match=r"let this user (read and )?write") as caught:
-                await refused.ping()
+                await refused.ping(60)
             assert caught.value.code is ErrorCode.PERMISSION_DENIED
             mount("-o", "remount,rw", str(file.parent))
             await refused.send_message(message(1))
-            return await received(refused)
+            return await received(refused, 1 + exists)
 
     assert asyncio.run(run()) == ([0, 1] if exists else [1])

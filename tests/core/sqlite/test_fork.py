@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform d
 PROGRAM = """
 import asyncio, json, os, sys
 from events_core import EventConfig, EventError, EventMessage
-from events_core.backends.sqlite import SQLiteClient
+from events_core.backends.sqlite import SQLiteClient, forks
 
 path, other = sys.argv[1:3]
 
@@ -49,7 +49,7 @@ def forked(*paths):
 
 def connected():
     client = made()
-    asyncio.run(client.ping())
+    asyncio.run(client.ping(60))
     return client
 """
 
@@ -60,7 +60,7 @@ def run(program: str, file: Path) -> object:
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + program, str(file), f"{file}.other"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -142,6 +142,7 @@ def test_fork_waits_for_calls_of_sqlite(file: Path) -> None:
     """Otherwise an internal lock of SQLite may stay locked in the child, which would hang when it opens any file."""
     program = """
 import time
+forks.PATIENCE = 60.0
 client = connected()
 seen = []
 def work(store):
@@ -183,7 +184,7 @@ async def use():
     ends.set()
     assert os.waitpid(child, 0)[1] == 0
     await working
-    assert await client.ping() >= 0
+    assert await client.ping(60) >= 0
 asyncio.run(use())
 """
     assert run(program, file) is True
@@ -193,7 +194,7 @@ def test_interrupted_fork_leaves_no_client_locked(file: Path) -> None:
     """If Ctrl-C ends the wait for one client's call, the locks of the others are released."""
     program = """
 import signal, threading
-from events_core.backends.sqlite import forks
+forks.PATIENCE = 60.0
 
 class Interrupted(Exception):
     pass
@@ -215,7 +216,7 @@ holder.start()
 held.wait(30)
 sys.unraisablehook = lambda unraisable: None
 signal.signal(signal.SIGALRM, interrupt)
-signal.setitimer(signal.ITIMER_REAL, 0.1)
+signal.setitimer(signal.ITIMER_REAL, 1.0)
 child = os.fork()
 if not child:
     os._exit(0)
@@ -230,11 +231,12 @@ def test_children_of_a_busy_parent_use_other_files(file: Path) -> None:
     """None of thirty children hangs."""
     program = """
 import threading
+forks.PATIENCE = 60.0
 busy, stopped, answers = made(), threading.Event(), []
 async def send():
     while not stopped.is_set():
         await asyncio.gather(*(busy.send_message(EventMessage(b"x")) for _ in range(50)))
-asyncio.run(busy.ping())
+asyncio.run(busy.ping(60))
 sending = threading.Thread(target=lambda: asyncio.run(send()))
 sending.start()
 try:

@@ -36,7 +36,7 @@ def go_on(client: Make, file: Path) -> Iterator[Callable[[], None]]:
 
     async def create() -> None:
         async with client() as first:
-            await first.ping()
+            await first.ping(60)
 
     asyncio.run(create())
     holder = subprocess.Popen(

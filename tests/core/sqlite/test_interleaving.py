@@ -104,7 +104,7 @@ class Broker:
 def test_any_interleaving_keeps_the_rules(store: Callable[..., Store], seed: int) -> None:
     """Four receivers of one subscription send, take, settle, die and leave at random."""
     choose = random.Random(seed)
-    broker = Broker([store(durability="normal"), store(durability="normal")], choose)
+    broker = Broker([store(durability="normal", session_timeout="3600") for _ in range(2)], choose)
     actions = [broker.publish, broker.take, broker.take, broker.settle, broker.settle, broker.settle]
     for _ in range(150):
         choose.choice([*actions, broker.die, broker.leave] if choose.random() < 0.2 else actions)()

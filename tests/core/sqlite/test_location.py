@@ -82,7 +82,7 @@ def test_two_slashes_before_a_path_change_nothing(client: Callable[..., SQLiteCl
 
     async def run() -> None:
         async with client(path=f"/{file}") as working:
-            await working.ping()
+            await working.ping(60)
 
     asyncio.run(run())
     assert file.exists()

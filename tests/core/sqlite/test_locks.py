@@ -12,11 +12,19 @@ import pytest
 
 from events_core import ErrorCode, EventError, EventMessage
 from events_core.backends.sqlite import SQLiteClient, connection
+from events_core.engine import client as client_module
+
+from ..patience import PATIENCE, succeeds
 
 Clients = Callable[..., SQLiteClient]
 SHORT = {"send_timeout": "4", "connect_timeout": "4"}
 """Times that end while the file is locked, but not before a busy machine has met the lock."""
-PATIENCE = 60.0
+
+
+@pytest.fixture(autouse=True)
+def patient_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let callers wait for the reason that the client's thread knows, however late it is."""
+    monkeypatch.setattr(client_module, "_HOMEWARD", PATIENCE)
 
 
 @contextmanager
@@ -41,19 +49,6 @@ async def told(operation: Awaitable[object]) -> None:
         await operation
     assert caught.value.code in (ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT)
     assert caught.value.retryable
-
-
-async def succeeds(operation: Callable[[], Awaitable[object]]) -> None:
-    """Do *operation* until it succeeds, because its time is short, and a busy disk may need longer for one write."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                await operation()
-            except EventError as error:
-                if not error.retryable:
-                    raise
-            else:
-                return
 
 
 OPERATIONS: dict[str, Callable[[SQLiteClient], Awaitable[object]]] = {
@@ -120,7 +115,7 @@ def test_a_receiver_closes_while_another_program_locks_the_file(
     async def run() -> None:
         async with client(subscription="s") as both, both.subscribe() as receiver:
             await both.send_messages([EventMessage(b"x")] * 5)
-            held = [await receiver.receive_message(30) for _ in range(2)]
+            held = [await receiver.receive_message(60) for _ in range(2)]
             with locked(file):
                 assert held[0] is not None
                 settling = asyncio.create_task(receiver.acknowledge(held[0]))

@@ -101,7 +101,7 @@ def test_removed_log_costs_nothing_that_was_confirmed(client: Clients, file: Pat
 
     async def run() -> None:
         async with client(subscription="s") as working, client() as idle:
-            await idle.ping()
+            await idle.ping(60)
             await send(working, "before")
             remove(file, *endings)
             await send(working, "after")
@@ -163,7 +163,7 @@ def test_log_removed_during_native_work_costs_nothing(client: Clients, file: Pat
                     await asyncio.sleep(0.001)
 
             await send(working, "before")
-            reading = asyncio.create_task(working.run_native(read, timeout=60))
+            reading = asyncio.create_task(working.run_native(read, timeout=300))
             await asyncio.to_thread(reads.wait, 60)
             remove(file, *endings)
             sending = asyncio.create_task(send(working, "after"))
@@ -181,7 +181,7 @@ def test_removed_log_damages_no_file_that_is_busy(client: Clients, file: Path) -
 
     async def run() -> None:
         async with client(subscription="s") as founder:
-            await founder.ping()
+            await founder.ping(60)
         command = sys.executable, "-c", WORKER, str(file)
         workers = [
             await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -222,7 +222,7 @@ def test_clients_of_one_process_let_go_of_the_removed_index_together(client: Cli
             client(session_timeout="1") as second,
             client(session_timeout="1") as third,
         ):
-            await asyncio.gather(first.ping(), third.ping())
+            await asyncio.gather(first.ping(60), third.ping(60))
             await send(second, "before")
             await send(first, "also-before")
             remove(file, "-shm")
@@ -241,14 +241,14 @@ def test_receiver_keeps_what_it_holds_when_the_index_was_removed(client: Clients
     async def run() -> list[str]:
         async with client() as working, await working.subscribe("s") as receiver:
             await send(working, "before", 1)
-            held = await receiver.receive_message(30)
+            held = await receiver.receive_message(60)
             assert held is not None
             remove(file, "-shm")
             await another_process_sends(file, "other")
             await receiver.acknowledge(held)
             received: list[str] = []
             while len(received) < 50:
-                messages = await receiver.receive_messages(50, 30)
+                messages = await receiver.receive_messages(50, 60)
                 assert messages
                 await receiver.acknowledge_messages(messages)
                 received += [each.data_as_string() for each in messages]

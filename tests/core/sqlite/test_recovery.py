@@ -123,7 +123,7 @@ async def received(client: SQLiteClient, count: int) -> list[str]:
     async with await client.subscribe("s") as receiver:
         texts: list[str] = []
         while len(texts) < count:
-            messages = await receiver.receive_messages(count, 10)
+            messages = await receiver.receive_messages(count, 60)
             assert messages
             await receiver.acknowledge_messages(messages)
             texts += [each.data.decode() for each in messages]
@@ -145,7 +145,7 @@ def test_refused_file_is_left_alone_and_used_when_put_right(
         async with client() as refused:
             for _ in range(2):
                 with pytest.raises(EventConnectionError, match=re.escape(str(file))) as caught:
-                    await refused.ping()
+                    await refused.ping(60)
                 assert not caught.value.retryable
             assert content(file) == bad
             restore_under(refused, file, good)
@@ -173,7 +173,7 @@ def test_damage_met_at_work_fails_what_meets_it(
             good = spoil_under(working, file, spoil)
             for _ in range(2):
                 with pytest.raises(PublishError, match=reason) as caught:
-                    await asyncio.wait_for(send(working, "lost?"), 10)
+                    await asyncio.wait_for(send(working, "lost?"), 60)
                 assert (caught.value.code, caught.value.retryable) == (code, False)
             restore_under(working, file, good)
             await send(working, "c")
@@ -189,16 +189,16 @@ def test_connection_that_cannot_read_or_write_is_replaced(client: Clients, file:
     async def run() -> str:
         async with client() as working, await working.subscribe("s") as receiver:
             await send(working, "a", "b")
-            first = await receiver.receive_message(10)
-            second = await receiver.receive_message(10)
+            first = await receiver.receive_message(60)
+            second = await receiver.receive_message(60)
             assert first is not None
             assert second is not None
             session = receiver._source._subscription._session
             break_log(file)
-            await asyncio.wait_for(send(working, "c"), 10)
+            await asyncio.wait_for(send(working, "c"), 60)
             await receiver.acknowledge(first)
             break_log(file)
-            await asyncio.wait_for(receiver.acknowledge(second), 10)
+            await asyncio.wait_for(receiver.acknowledge(second), 60)
             assert receiver._source._subscription._session == session
             return await next_text(receiver)
 
@@ -239,7 +239,7 @@ def test_acknowledgement_in_a_lapsed_session_that_was_applied_is_confirmed(clien
     async def run() -> None:
         async with client() as working, await working.subscribe("s") as receiver:
             await send(working, "a")
-            held = await receiver.receive_message(30)
+            held = await receiver.receive_message(60)
             assert held is not None
             source = receiver._source
             loop = asyncio.get_running_loop()
@@ -255,7 +255,7 @@ def test_acknowledgement_in_a_lapsed_session_that_was_applied_is_confirmed(clien
             await asked.wait()
             let_sessions_lapse(file)
             await send(working, "b")  # which wakes the receiver
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while not receiver.stats.duplicates:
                     await asyncio.sleep(0.01)
             working._home.wake(unlocked.set)
@@ -269,12 +269,12 @@ def test_acknowledgement_in_a_lapsed_session_that_was_applied_is_confirmed(clien
 async def meets(receiver: EventReceiver, reason: str) -> None:
     """Check that a receive raises an error with *reason*."""
     with pytest.raises(ReceiveError, match=reason):
-        await receiver.receive_message(10)
+        await receiver.receive_message(60)
 
 
 async def next_text(receiver: EventReceiver) -> str:
     """Return the text of the next message; errors from before the file was restored may come first."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 message = await receiver.receive_message()
@@ -319,7 +319,7 @@ def test_emptied_file_is_not_taken_into_use(client: Clients, file: Path) -> None
             os.truncate(file, 0)
             reason = "is empty, although it was not before; restore it, or remove it"
             with pytest.raises(EventConnectionError, match=reason) as caught:
-                await working.ping()
+                await working.ping(60)
             assert caught.value.retryable
             assert content(file) == b""
             restore_under(working, file, good)
@@ -337,7 +337,7 @@ def test_send_waits_until_a_file_emptied_at_work_is_restored(client: Clients, fi
             await send(working, "a")
             good = spoil_under(working, file, lambda file: os.truncate(file, 0))
             sending = asyncio.create_task(send(working, "b"))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while working.is_connected and not sending.done():
                     await asyncio.sleep(0.01)
                 restore_under(working, file, good)
@@ -386,19 +386,19 @@ def test_newer_version_met_at_work_stops_it(client: Clients, file: Path) -> None
     async def run() -> None:
         async with client(subscription="s", session_timeout="1") as working, await working.subscribe() as receiver:
             await send(working, "a", "b")
-            held = await receiver.receive_message(10)
-            fetched = await receiver.receive_message(10)
+            held = await receiver.receive_message(60)
+            fetched = await receiver.receive_message(60)
             assert held is not None
             assert fetched is not None
             set_version(file, VERSION + 1)
             before = snapshot()
             await refused(send(working, "lost?"))
             await refused(working.send_messages([EventMessage(b"lost?")] * 300))
-            await refused(working.ping())
+            await refused(working.ping(60))
             await refused(working.subscribe("t"))
             await refused(working.delete_subscription("s"))
             await refused(receiver.acknowledge(held))
-            await refused(receiver.receive_message(10))
+            await refused(receiver.receive_message(60))
             await asyncio.sleep(0.5)  # longer than the pause between two rounds of upkeep, which must not write either
             assert snapshot() == before
             set_version(file, VERSION)
@@ -439,7 +439,7 @@ def test_file_kept_locked_is_refused_until_it_is_let_go(
         other.execute("UPDATE topics SET name = name")
         async with client() as refused:
             with pytest.raises(EventConnectionError, match="locked by another program") as caught:
-                await refused.ping()
+                await refused.ping(60)
             assert (caught.value.code, caught.value.retryable) == (ErrorCode.UNAVAILABLE, True)
             other.close()
             await send(refused, "b")

@@ -15,6 +15,7 @@ import pytest
 
 from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, PublishError, ReceiveError
 from events_core.backends.sqlite import SQLiteClient
+from events_core.backends.sqlite import place as place_module
 from events_core.backends.sqlite.place import Place
 from events_core.backends.sqlite.store import Store
 from events_core.engine import BrokerError
@@ -63,7 +64,7 @@ def fresh(client: Clients, tmp_path: Path) -> Path:
 
     async def run() -> None:
         async with client(path=str(path)) as making:
-            await making.ping()
+            await making.ping(60)
 
     asyncio.run(run())
     return path
@@ -79,11 +80,11 @@ def stored(file: Path) -> list[bytes]:
 
 
 async def send(client: SQLiteClient, text: str) -> None:
-    await asyncio.wait_for(client.send_message(EventMessage.from_string(text)), 10)
+    await asyncio.wait_for(client.send_message(EventMessage.from_string(text)), 60)
 
 
 async def receive(receiver: EventReceiver) -> bytes:
-    message = await receiver.receive_message(10)
+    message = await receiver.receive_message(60)
     assert message is not None
     await receiver.acknowledge(message)
     return message.data
@@ -94,7 +95,7 @@ async def joined_again(client: SQLiteClient, file: Path, name: str) -> None:
 
     No other connection may open the file before that: it would find the old file's log, and SQLite would apply that.
     """
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while client._driver.file._store is None or not client._driver.file._store.place.is_current:
             await asyncio.sleep(0.01)
         while True:
@@ -160,7 +161,7 @@ def test_engine_sends_again_what_was_under_way(client: Clients, file: Path) -> N
 
     async def run() -> None:
         async with client(subscription="s") as sending:
-            await sending.ping()
+            await sending.ping(60)
             connection = sending._driver.file.store.connection
 
             def meddle(statement: str) -> None:
@@ -185,7 +186,7 @@ def test_receiver_joins_again_and_what_it_held_is_expired(client: Clients, file:
     async def run() -> None:
         async with client() as working, await working.subscribe("s") as receiver:
             await send(working, "old")
-            held = await receiver.receive_message(10)
+            held = await receiver.receive_message(60)
             assert held is not None
             way(file, fresh)
             for text in ("new", "newer"):
@@ -224,7 +225,7 @@ def test_missing_file_is_not_found_where_it_may_not_be_created(client: Clients, 
         async with client(subscription="s") as making:
             await send(making, "a")
         async with client(create="never") as working, await working.subscribe("s") as receiver:
-            held = await receiver.receive_message(10)
+            held = await receiver.receive_message(60)
             assert held is not None
             away = moved_away(file)
             for _ in range(2):
@@ -232,7 +233,7 @@ def test_missing_file_is_not_found_where_it_may_not_be_created(client: Clients, 
                     await send(working, "x")
                 assert sending.value.code is ErrorCode.NOT_FOUND
                 with pytest.raises(ReceiveError, match="does not exist") as receiving:
-                    await receiver.receive_message(10)
+                    await receiver.receive_message(60)
                 assert receiving.value.code is ErrorCode.NOT_FOUND
             away.rename(file)
             await receiver.acknowledge(held)
@@ -252,11 +253,11 @@ def test_missing_subscription_is_not_found_where_it_may_not_be_created(
 
     async def run() -> None:
         async with client(subscription="s") as making:
-            await making.ping()
+            await making.ping(60)
         async with client(create="never") as working, await working.subscribe("s") as receiver:
             replaced(file, fresh)
             with pytest.raises(ReceiveError, match="no subscription 's'") as caught:
-                await receiver.receive_message(10)
+                await receiver.receive_message(60)
             assert caught.value.code is ErrorCode.NOT_FOUND
             await send(working, "x")
 
@@ -397,8 +398,11 @@ def test_change_in_a_folder_that_was_unchanged_for_long_is_noticed(
     assert not place.is_current
 
 
-def test_folder_that_has_just_changed_is_not_trusted(settled: tuple[Path, Place]) -> None:
+def test_folder_that_has_just_changed_is_not_trusted(
+    settled: tuple[Path, Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two changes within one tick of the clock leave the same time: the second one is noticed all the same."""
+    monkeypatch.setattr(place_module, "_TICK", 1800.0)
     file, place = settled
     (file.parent / "first").touch()
     changed = file.parent.stat()

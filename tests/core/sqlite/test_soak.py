@@ -38,7 +38,7 @@ PAUSE = 2.0 if FULL else 0.5
 """Seconds between two faults."""
 LONGEST = 6.0 if FULL else 3.0
 """Seconds that a fault lasts at most, longer than a session."""
-DEADLINE = 3600.0 if FULL else 180.0
+DEADLINE = 3600.0 if FULL else 900.0
 
 
 class Line(NamedTuple):
@@ -154,7 +154,7 @@ def workers(file: Path, clock: Path) -> Iterator[list[Worker]]:
 
 
 def messages_left(file: Path) -> int:
-    connection = sqlite3.connect(file, timeout=10)
+    connection = sqlite3.connect(file, timeout=60)
     left: int = connection.execute("SELECT count(*) FROM messages").fetchone()[0]
     connection.close()
     return left

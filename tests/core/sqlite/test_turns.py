@@ -29,10 +29,10 @@ async def ping_while_sending(client: SQLiteClient) -> int:
             await client.send_message(EventMessage(b"x"))
             sent += 1
 
-    async with client, asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+    async with client, asyncio.timeout(120), asyncio.TaskGroup() as tasks:
         for _ in range(SENDERS):
             tasks.create_task(send())
         for _ in range(PINGS):
-            await client.ping()
+            await client.ping(60)
         is_over = True
     return sent

@@ -71,7 +71,7 @@ async def send(client: SQLiteClient, text: str = "x") -> None:
 async def received(client: SQLiteClient, count: int) -> dict[str, int | None]:
     """Return *count* messages, and at which attempt each of them came."""
     attempts: dict[str, int | None] = {}
-    async with client, await client.subscribe("s") as receiver, asyncio.timeout(30):
+    async with client, await client.subscribe("s") as receiver, asyncio.timeout(60):
         while len(attempts) < count:
             message = await receiver.receive_message()
             assert message is not None
@@ -142,7 +142,7 @@ def test_step_that_fails_leaves_the_file_to_older_programs(
 
 async def ping(client: SQLiteClient) -> None:
     async with client:
-        await client.ping()
+        await client.ping(60)
 
 
 def test_old_file_put_in_place_at_work_is_upgraded(
@@ -192,7 +192,7 @@ def test_processes_may_upgrade_a_file_at_once(old: Path) -> None:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-        assert [process.wait(60) for process in processes] == [0, 0, 0, 0]
+        assert [process.wait(180) for process in processes] == [0, 0, 0, 0]
     finally:
         for process in processes:
             process.kill()

@@ -36,7 +36,7 @@ def test_change_by_another_ends_the_wait() -> None:
         waiting = asyncio.create_task(watch.changed(60))
         await asyncio.sleep(0)
         file.current += 1
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 60)
         watch.stop()
 
     asyncio.run(run())
@@ -81,7 +81,7 @@ def test_another_connections_version_is_no_known_one() -> None:
         watch = Watch(file.version)
         await watch.changed(10)
         watch.restart()
-        await asyncio.wait_for(watch.changed(60), 10)
+        await asyncio.wait_for(watch.changed(60), 60)
         watch.stop()
 
     asyncio.run(run())
