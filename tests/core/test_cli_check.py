@@ -20,7 +20,7 @@ import pytest
 from events_core import ConfigurationError, EventConfig
 from events_core.testing.configured import ConfiguredHarness
 
-BOUND = 60.0
+BOUND = 180.0
 
 ACME = """
 import asyncio

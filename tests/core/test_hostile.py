@@ -344,7 +344,7 @@ def test_a_configuration_that_is_nested_too_deeply_is_named(shell: Shell) -> Non
 @pytest.mark.parametrize("limit", [5, 6])
 def test_too_few_descriptors_are_named(shell: Shell, limit: int) -> None:
     """A process that may open only a few files says how to raise the limit."""
-    code, text = in_shell(shell, f"ulimit -n {limit}; events send 'sqlite:e.db/orders?send_timeout=0.5' x")
+    code, text = in_shell(shell, f"ulimit -n {limit}; events send 'sqlite:e.db/orders?send_timeout=5' x")
     assert code == 1
     assert "Too many open files" in text
     assert "ulimit -n" in text

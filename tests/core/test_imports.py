@@ -12,7 +12,7 @@ import pytest
 def imported_by(statement: str) -> set[str]:
     """Return the names of the modules that *statement* imports in a new interpreter."""
     command = [sys.executable, "-X", "importtime", "-c", statement]
-    trace = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stderr
+    trace = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stderr
     return {line.rpartition("|")[2].strip() for line in trace.splitlines() if line.startswith("import time:")}
 
 

@@ -50,7 +50,7 @@ def test_a_subscription_that_comes_while_another_thread_closes_the_client_goes_w
             source = await super().subscribe(subscription, wake)
             closing = threading.Thread(target=lambda: asyncio.run(client.close(timeout=0)))
             closing.start()
-            closing.join(10)
+            closing.join(60)
             return source
 
     class Client(MemoryClient):
@@ -173,7 +173,7 @@ def test_a_letter_is_logged_by_the_receiver_that_moves_it(caplog: pytest.LogCapt
             held, other = await holding.subscribe("s"), await moving.subscribe("s")
             await holding.send_message(EventMessage(b"x"))
             assert await held.receive_message() is not None
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while "was moved to dead-letter topic 'failed'" not in caplog.text:
                     assert await other.receive_message(0.01) is None
 
@@ -207,5 +207,5 @@ def test_a_log_handler_may_ask_the_receiver_that_moves_a_letter() -> None:
     # In a thread, because a handler that waits for a lock of its own thread would never return.
     thread = threading.Thread(target=lambda: asyncio.run(scenario()), daemon=True)
     thread.start()
-    thread.join(30)
+    thread.join(60)
     assert asked == [0]

@@ -35,7 +35,7 @@ async def holding(client: EventClient, count: int = 1) -> AsyncIterator[tuple[Ev
         await client.send_messages([EventMessage(b"%d" % number) for number in range(count)])
         held: list[ReceivedMessage] = []
         while len(held) < count:
-            held += await receiver.receive_messages(count, 30)
+            held += await receiver.receive_messages(count, 60)
         yield receiver, held
 
 
@@ -146,7 +146,7 @@ def test_sqlite_rolls_back_what_native_work_did_not_commit(tmp_path: Path) -> No
 
             await client.run_native(delete)
             await receiver.nack(message)
-            assert (await receiver.receive_message(30)) == message
+            assert (await receiver.receive_message(60)) == message
 
     asyncio.run(test())
 
@@ -193,7 +193,7 @@ def test_native_work_of_sqlite_that_waits_delays_no_fork(tmp_path: Path) -> None
             await asyncio.to_thread(waits.wait, 60)
             assert isinstance(client._driver, SQLiteDriver)
             lock = client._driver.file._calling
-            assert lock.acquire(timeout=5)
+            assert lock.acquire(timeout=60)
             lock.release()
             ends.set()
             assert await waiting is False

@@ -80,7 +80,7 @@ def run(folder: Path, *arguments: str, suite: str = SUITE) -> subprocess.Complet
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

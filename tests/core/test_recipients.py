@@ -122,7 +122,7 @@ def test_a_passing_reader_keeps_no_letters(config: EventConfig) -> None:
             await passing.close()
             await client.send_message(EventMessage(b"letter"))
             async with await client.subscribe("dead-letters") as letters:
-                received.append(await letters.receive_message(30))
+                received.append(await letters.receive_message(60))
 
     asyncio.run(main())
     assert [message.data for message in received if message] == [b"letter"]

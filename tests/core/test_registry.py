@@ -125,7 +125,7 @@ def run(site: Path, code: str, *path: Path, **environ: str) -> Any:
         env={**os.environ, **environ, "PYTHONPATH": os.pathsep.join(map(str, [site, *path, *_inherited()]))},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
