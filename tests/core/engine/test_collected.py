@@ -88,7 +88,7 @@ def leave_behind(*coroutines: Coroutine[Any, Any, Any], until: Callable[[], bool
     async def wait() -> None:
         for _ in range(20):
             await asyncio.sleep(0)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not until():
                 await asyncio.sleep(0.001)
 
@@ -111,7 +111,7 @@ async def _receiver(client: EventClient, *messages: bytes) -> tuple[EventReceive
     await client.send_messages([EventMessage(data) for data in messages])
     held: list[ReceivedMessage] = []
     while len(held) < len(messages):
-        held += await receiver.receive_messages(10, 30)
+        held += await receiver.receive_messages(10, 60)
     return receiver, held
 
 
@@ -128,7 +128,7 @@ def test_a_collected_processing_hands_its_message_back(client: EventClient, capl
         CollectingLock.is_armed = True
 
         async def again() -> ReceivedMessage | None:
-            return await receiver.receive_message(30)
+            return await receiver.receive_message(60)
 
         came = asyncio.run(again())
     assert CollectingLock.taken_twice == 0
@@ -156,7 +156,7 @@ def test_a_collected_receive_hinders_no_other(
     CollectingLock.is_armed = True
 
     async def send_and_receive() -> bytes | None:
-        receiving = asyncio.create_task(receiver.receive_message(30))
+        receiving = asyncio.create_task(receiver.receive_message(60))
         await asyncio.sleep(0)
         await client.send_message(EventMessage(b"x"))
         message = await receiving
@@ -227,7 +227,7 @@ def test_a_close_does_not_wait_for_what_was_abandoned(client: EventClient) -> No
 
     async def close_and_receive() -> ReceivedMessage | None:
         await asyncio.wait_for(receiver.close(timeout=3600), 60)
-        return await (await client.subscribe("s")).receive_message(30)
+        return await (await client.subscribe("s")).receive_message(60)
 
     again = asyncio.run(close_and_receive())
     assert again is not None
@@ -272,7 +272,7 @@ def test_a_receiver_whose_block_was_collected_keeps_nothing(client: EventClient)
     async def receive() -> ReceivedMessage | None:
         other = await client.subscribe("s")
         await client.send_message(EventMessage(b"x"))
-        return await other.receive_message(30)
+        return await other.receive_message(60)
 
     assert asyncio.run(receive()) is not None
 
@@ -367,7 +367,7 @@ def test_a_waiter_that_was_collected_is_not_woken_in_place_of_another() -> None:
         waiting = asyncio.create_task(wait())
         await asyncio.sleep(0)
         room.wake()
-        await asyncio.wait_for(waiting, 30)
+        await asyncio.wait_for(waiting, 60)
 
     asyncio.run(test())
     assert CollectingLock.taken_twice == 0

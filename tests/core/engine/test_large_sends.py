@@ -27,7 +27,7 @@ both = pytest.mark.parametrize("kind", [MemoryClient, NetworkClient])
 
 def run(kind: type[EngineClient], test: Test, topic: str) -> None:
     async def main() -> None:
-        async with asyncio.timeout(60), kind(EventConfig(topic)) as client, await client.subscribe("s") as receiver:
+        async with asyncio.timeout(180), kind(EventConfig(topic)) as client, await client.subscribe("s") as receiver:
             await test(client, receiver)
 
     asyncio.run(main())

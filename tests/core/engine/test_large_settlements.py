@@ -27,7 +27,7 @@ def run(kind: type[EngineClient], test: Test, topic: str) -> None:
 
     async def main() -> None:
         config = EventConfig(topic, options={"max_outstanding_messages": str(LARGE)})
-        async with asyncio.timeout(60), kind(config) as client, await client.subscribe("s") as receiver:
+        async with asyncio.timeout(180), kind(config) as client, await client.subscribe("s") as receiver:
             assert isinstance(receiver, EngineReceiver)
             await client.send_messages([EventMessage(b"x")] * LARGE)
             held: list[ReceivedMessage] = []

@@ -30,12 +30,13 @@ _topics = itertools.count()
 
 def warned(use: Callable[[EngineClient], Awaitable[object]], kind: type[EngineClient] = MemoryClient) -> list[str]:
     """Use a client, let go of it, collect garbage; return the warnings of unclosed clients that this causes."""
+    gc.collect()  # what other tests have left
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         home = _use(use, kind)
         gc.collect()
     if isinstance(home, ThreadHome) and caught:
-        asyncio.run(home.stop(1))  # no client is left that could end its thread
+        asyncio.run(home.stop(60))  # no client is left that could end its thread
     return [str(each.message) for each in caught if issubclass(each.category, ResourceWarning)]
 
 
@@ -57,7 +58,7 @@ def run(script: str) -> str:
         [sys.executable, "-P", "-W", "always::ResourceWarning", "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         env={**os.environ, "PYTHONPATH": path},
     )

@@ -20,7 +20,7 @@ def test_a_waiter_is_woken_from_another_thread() -> None:
     async def main() -> Waiter:
         waiter = Waiter()
         threading.Thread(target=waiter.wake).start()
-        await asyncio.wait_for(waiter.wait(), 10)
+        await asyncio.wait_for(waiter.wait(), 60)
         waiter.wake()
         return waiter
 
@@ -36,7 +36,7 @@ def test_bounded_waits_end_when_their_time_is_up() -> None:
             waiter.wake()
             await waiter.wait_within(0.05)
         assert len(_mailbox()._queues[0.05]) == 1
-        await asyncio.wait_for(asyncio.gather(*(Waiter().wait_within(0.05) for _ in range(3))), 10)
+        await asyncio.wait_for(asyncio.gather(*(Waiter().wait_within(0.05) for _ in range(3))), 60)
 
     asyncio.run(main())
 
@@ -117,7 +117,7 @@ def test_an_operation_whose_caller_was_cancelled_before_it_began_runs_alone() ->
         second = asyncio.create_task(flight.run(operation, lambda: done, 60))
         await asyncio.wait([first])
         free.set()
-        await asyncio.wait_for(second, 10)
+        await asyncio.wait_for(second, 60)
         assert running == [0]
 
     asyncio.run(main())
@@ -136,8 +136,8 @@ def test_an_operation_that_a_stopping_home_had_started_is_over_for_all() -> None
             await asyncio.sleep(60)
 
         async def end() -> None:
-            await home.end_tasks(1)
-            await home.stop(1)
+            await home.end_tasks(60)
+            await home.stop(60)
             stopped.set()
 
         thread.post(busy.wait)
@@ -149,9 +149,9 @@ def test_an_operation_that_a_stopping_home_had_started_is_over_for_all() -> None
         await asyncio.wait([first])
         busy.set()
         with pytest.raises(BrokerError, match="closed"):
-            await flight.run(operation, lambda: False, 10)
+            await flight.run(operation, lambda: False, 60)
 
     asyncio.run(main())
-    assert stopped.wait(30)
-    asyncio.run(home.ended(30))
+    assert stopped.wait(60)
+    asyncio.run(home.ended(60))
     assert not thread.is_alive
