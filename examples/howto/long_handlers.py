@@ -16,7 +16,7 @@ from events_core import (
 FILMS = ["Brazil", "Kes", "Ran", "Stalker"]
 OPTIONS = {
     "subscription": "rendering",
-    "session_timeout": 1,  # the lease of SQLite, in seconds
+    "session_timeout": 5,  # the lease of SQLite, in seconds
     "max_outstanding_messages": 2,
     "max_lease_duration": 4 * 3600,
 }
@@ -24,7 +24,7 @@ left = set(FILMS)
 
 
 def render(film: str) -> None:
-    time.sleep(1.5)  # stands for an hour
+    time.sleep(7)  # stands for an hour
 
 
 async def serve(service: str, url: str, stop: asyncio.Event) -> None:

@@ -14,7 +14,7 @@ from events_core import ReceivedMessage, consume, create_client
 
 async def bill(message: ReceivedMessage) -> None:
     print("billing", message.data_as_string(), flush=True)
-    await asyncio.sleep(1)
+    await asyncio.sleep(5)
     print("billed", message.data_as_string(), flush=True)
 
 

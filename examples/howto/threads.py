@@ -22,7 +22,7 @@ def place_orders(client: EventClient) -> int:
 
 async def bill_orders(receiver: EventReceiver) -> int:
     billed = 0
-    while message := await receiver.receive_message(timeout=2):
+    while message := await receiver.receive_message(timeout=5):
         await receiver.acknowledge(message)
         billed += 1
     return billed

@@ -27,8 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-BOUND = 120.0
-"""Seconds that a command may take.  Installing takes longest."""
+BOUND = 600.0
+"""Seconds that a command may take, on a busy machine.  Installing takes longest."""
 
 PROMPT = re.compile(r"<ready (\d+)>\Z")
 """What the shell prints when it waits for a command, with the exit status of the last one."""

@@ -32,7 +32,7 @@ def run(file: str, folder: Path, **environ: str) -> None:
         env={**os.environ, **environ},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ def run(client: str, folder: Path, **environ: str) -> None:
         env={**os.environ, **environ},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import pytest
 
+from ..gcp.servers import reserved_address
 from ..rabbitmq.server import Server
 from .reader import Reader
 
@@ -27,7 +28,7 @@ HOWTO = Path(__file__).parents[2] / "examples" / "howto"
 
 @contextmanager
 def started(folder: Path, *command: object, **environ: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a Python program in *folder*, for a minute at most."""
+    """Run a Python program in *folder*, for five minutes at most."""
     program = subprocess.Popen(
         [sys.executable, *command],
         cwd=folder,
@@ -36,7 +37,7 @@ def started(folder: Path, *command: object, **environ: str) -> Iterator[subproce
         stderr=subprocess.PIPE,
         text=True,
     )
-    watchdog = threading.Timer(60, program.kill)
+    watchdog = threading.Timer(300, program.kill)
     watchdog.start()
     try:
         with program:
@@ -118,7 +119,7 @@ def test_shutdown(tmp_path: Path, grace: str, ending: list[str]) -> None:
         program.send_signal(signal.SIGTERM)
         output, complaints = finished(program)
     assert (output.splitlines(), complaints) == (ending, "")
-    left = run(tmp_path, "-m", "events_core.cli", "receive", url, "--timeout", "1")
+    left = run(tmp_path, "-m", "events_core.cli", "receive", url, "--timeout", "5")
     assert left == (["2"] if "billed 1" in ending else ["1", "2"])
 
 
@@ -135,10 +136,9 @@ def test_shutdown_before_it_is_connected(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("curl"), reason="the page sends its order with curl, which is not installed")
 def test_fastapi(tmp_path: Path) -> None:
     """An order that comes by HTTP is billed by a worker, and the test of both passes, as the page shows."""
-    with socket.create_server(("localhost", 0)) as unused:
-        port = str(unused.getsockname()[1])
     folder = shutil.copytree(HOWTO / "fastapi_shop", tmp_path / "shop")
-    with Reader(files=folder, terminals=folder) as reader:
+    with reserved_address() as address, Reader(files=folder, terminals=folder) as reader:
+        port = address.rpartition(":")[2]
         reader.follow((PAGES / "fastapi.rst").read_text().replace("8000", port))
 
 

@@ -18,7 +18,7 @@ def test_a_trial_leaves_nothing_behind(console: Console) -> None:
     """The topics and subscriptions of the kit are deleted; those of others stay."""
     url = f"gcp://{PROJECT}/{console.topic_name}?emulator_host={console.emulator}"
     ran = subprocess.run(
-        [sys.executable, "-m", "events_core.cli", "check", url, "--rule", "R12", "--rule", "P1"],
+        [sys.executable, "-m", "events_core.cli", "check", url, "--timeout", "30", "--rule", "R12", "--rule", "P1"],
         capture_output=True,
         text=True,
         timeout=300,

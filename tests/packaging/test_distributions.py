@@ -54,7 +54,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
     folder = tmp_path_factory.mktemp("dist")
     for source in SOURCES.values():
         build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source]
-        subprocess.run(build, check=True, timeout=120, stdout=subprocess.DEVNULL)
+        subprocess.run(build, check=True, timeout=600, stdout=subprocess.DEVNULL)
     return {package: _built(package, source, folder) for package, source in SOURCES.items()}
 
 
@@ -77,10 +77,10 @@ class Environment:
         venv.create(folder, with_pip=True)
         self.folder = folder
         pip = ("-m", "pip", "install", "--quiet", "--find-links", wheels, requirement)
-        done = self.run("python", *pip, timeout=300)
+        done = self.run("python", *pip, timeout=900)
         assert done.returncode == 0, done.stderr
 
-    def run(self, program: str, *arguments: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, program: str, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a program of the environment, away from the checkout."""
         command = [self.folder / "bin" / program, *arguments]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=timeout, check=False)

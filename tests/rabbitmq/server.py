@@ -172,7 +172,8 @@ class Program(Server):
 
     def __init__(self, folder: Path, settings: Sequence[str] = ()) -> None:
         self._programs = _programs()
-        port, distribution, mapper = free_ports(3)
+        self._keeping = ExitStack()
+        port, distribution, mapper = self._keeping.enter_context(reserved_ports(3))
         super().__init__(f"amqp://guest:guest@127.0.0.1:{port}/%2F")
         self._log = folder / "log"
         # The server must not refuse to work because the disk of this machine is nearly full.
@@ -279,6 +280,7 @@ class Program(Server):
         try:
             self._end()
         finally:
+            self._keeping.close()
             self._mapper.kill()
             self._mapper.wait(STOP_TIMEOUT)
 
@@ -409,20 +411,35 @@ def _succeeds(command: list[str]) -> bool:
         return False
 
 
-def free_ports(number: int) -> list[int]:
-    """Return unused ports of 127.0.0.1, below those that the system gives to outgoing connections.
+@contextmanager
+def reserved_ports(number: int) -> Iterator[list[int]]:
+    """Yield ports of 127.0.0.1 on which servers may listen, now or later, and which nothing else gets meanwhile.
 
     While a server is down, a client that tries to reconnect could get the server's own port for its end.  On loopback
     it would then connect to itself, and the server could not listen there any more.
+
+    The ports are below those that the system gives to outgoing connections.  rabbitmqctl adds 10,000 to one of them.
     """
-    found: list[int] = []
-    for _ in range(1000):
-        port = random.randrange(10_000, 32_768)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            found.append(port)
-        if len(set(found)) == number:
-            return list(set(found))
-    raise Missing(f"no {number} unused ports of 127.0.0.1 between 10000 and 32767")
+    with ExitStack() as keeping:
+        found: list[int] = []
+        for port in random.sample(range(10_000, 32_768), 1000):
+            if len(found) == number:
+                break
+            keeper = keeping.enter_context(socket.socket())
+            with suppress(OSError):
+                keeper.bind(("127.0.0.1", port))
+                # Only now: with this option, a port that another program keeps in this way would count as free.
+                keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                found.append(port)
+        else:
+            raise Missing(f"no {number} unused ports of 127.0.0.1 between 10000 and 32767")
+        yield found
+
+
+def free_ports(number: int) -> list[int]:
+    """Return ports of 127.0.0.1 that are unused now."""
+    with reserved_ports(number) as ports:
+        return ports
 
 
 def await_answer(address: str, died: Callable[[], int | None] = lambda: None) -> None:

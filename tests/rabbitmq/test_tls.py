@@ -14,7 +14,7 @@ from events_core import ErrorCode, EventConnectionError, EventError, EventMessag
 
 from .console import client
 from .receiving import take
-from .server import Missing, Program, Server, free_ports, program
+from .server import Missing, Program, Server, program, reserved_ports
 
 
 @dataclass
@@ -57,20 +57,20 @@ class Encrypted:
 @pytest.fixture(scope="module")
 def encrypted(server: Server, files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
     """Start a server of its own: another one at hand may not have TLS."""
-    (port,) = free_ports(1)
-    settings = [
-        f"listeners.ssl.1 = 127.0.0.1:{port}",
-        f"ssl_options.cacertfile = {files.ca}",
-        f"ssl_options.certfile = {files.server}",
-        f"ssl_options.keyfile = {files.server}",
-        "ssl_options.verify = verify_peer",
-        "ssl_options.fail_if_no_peer_cert = false",
-    ]
-    try:
-        with program(tmp_path_factory.mktemp("encrypted"), settings) as running:
-            yield Encrypted(running, port)
-    except Missing as reason:
-        pytest.skip(f"no RabbitMQ server with TLS: {reason}")
+    with reserved_ports(1) as (port,):
+        settings = [
+            f"listeners.ssl.1 = 127.0.0.1:{port}",
+            f"ssl_options.cacertfile = {files.ca}",
+            f"ssl_options.certfile = {files.server}",
+            f"ssl_options.keyfile = {files.server}",
+            "ssl_options.verify = verify_peer",
+            "ssl_options.fail_if_no_peer_cert = false",
+        ]
+        try:
+            with program(tmp_path_factory.mktemp("encrypted"), settings) as running:
+                yield Encrypted(running, port)
+        except Missing as reason:
+            pytest.skip(f"no RabbitMQ server with TLS: {reason}")
 
 
 def exchange(options: dict[str, str]) -> None:

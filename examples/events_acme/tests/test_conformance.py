@@ -14,9 +14,11 @@ from events_core.testing import ConformanceSuite, Harness
 class AcmeHarness(Harness):
     """A folder for each test."""
 
+    patience, bound = 30.0, 120.0  # for a machine that is busy
+
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.lease, self.lease_options = 1.0, {"lease": "1"}
+        self.lease, self.lease_options = 5.0, {"lease": "5"}
 
     def config(
         self,

@@ -24,7 +24,7 @@ async def send(path: Path, *texts: str) -> None:
 async def receive(path: Path, count: int) -> list[ReceivedMessage]:
     received: list[ReceivedMessage] = []
     async with client(path) as orders, await orders.subscribe() as receiver:
-        while len(received) < count and (some := await receiver.receive_messages(count, timeout=10)):
+        while len(received) < count and (some := await receiver.receive_messages(count, timeout=60)):
             received += some
             await receiver.acknowledge_messages(some)
     return received

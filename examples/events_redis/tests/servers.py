@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-START_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
 """Seconds that a server may take to answer."""
 PERSISTENT = ["--appendonly", "yes", "--appendfsync", "always"]
 
@@ -42,8 +42,12 @@ class Program(Server):
     def __init__(self, folder: Path) -> None:
         if shutil.which("redis-server") is None:
             raise Missing("EVENTS_TEST_REDIS is not set, and there is no program 'redis-server'")
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self._port = listener.getsockname()[1]
+        # The socket never listens.  It keeps the port for the server, which sets SO_REUSEADDR as well: while the server
+        # is down, a client that tries to reconnect would else get the port for its own end, and connect to itself.
+        self._keeper = socket.socket()
+        self._keeper.bind(("127.0.0.1", 0))
+        self._keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._port = self._keeper.getsockname()[1]
         super().__init__(f"127.0.0.1:{self._port}")
         self._folder = folder
         self._start()
@@ -69,6 +73,11 @@ class Program(Server):
         self._process.kill()
         self._process.wait()
 
+    def close(self) -> None:
+        """Kill the process, and let others have the port."""
+        self.kill()
+        self._keeper.close()
+
     def restart(self) -> bool:
         self.kill()
         self._start()
@@ -88,7 +97,7 @@ def find_or_start(folder: Path) -> Iterator[Server]:
     try:
         yield program
     finally:
-        program.kill()
+        program.close()
 
 
 def await_answer(address: str) -> None:

@@ -16,12 +16,13 @@ from .servers import Server
 class RedisHarness(Harness):
     """A server behind a proxy.  All tests share the server."""
 
+    patience, bound = 30.0, 120.0  # for a machine that is busy
     sdk_modules = ("redis",)
 
     def __init__(self, server: Server, proxy: TcpProxy) -> None:
         self._server = server
         self._proxy = proxy
-        self.lease, self.lease_options = 1.0, {"lease": "1"}
+        self.lease, self.lease_options = 5.0, {"lease": "5"}
 
     def config(
         self,
