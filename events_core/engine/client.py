@@ -69,9 +69,9 @@ _log = logging.getLogger("events_core.engine")
 _CONNECT_PAUSE = 2.0
 """Longest pause, in seconds, before the next try to connect.  It is short, because a caller waits for each try."""
 
-_HOMEWARD = 0.25
+_HOMEWARD = 1.0
 """Seconds that a caller waits for its home after the time for the broker is over.  The home knows the reason for the
-failure, so its answer is better than the caller's own."""
+failure, so its answer is better than the caller's own.  On a busy machine, the home's thread may be late."""
 
 _forks = 0
 """Number of forks between the first process and this one.  A client that started with another number is inherited."""
