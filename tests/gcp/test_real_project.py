@@ -18,7 +18,7 @@ def run(environ: dict[str, str], *arguments: str) -> str:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("EVENTS_TEST_", "PYTEST_"))}
     kept.pop("PUBSUB_EMULATOR_HOST", None)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *arguments, str(FOLDER)]
-    ran = subprocess.run(command, env={**kept, **environ}, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(command, env={**kept, **environ}, capture_output=True, text=True, timeout=900)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 

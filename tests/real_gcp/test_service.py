@@ -34,11 +34,12 @@ def run(test: Awaitable[None]) -> None:
 
 async def gather(receiver: EventReceiver, count: int) -> list[ReceivedMessage]:
     """Receive *count* messages; they stay held."""
-    received: list[ReceivedMessage] = []
-    while len(received) < count:
-        some = await receiver.receive_messages(count - len(received), 60)
-        assert some, f"{len(received)} of {count} came"
-        received += some
+    # All of them must be here first: a message waits while the one before it of its key is held.
+    async with asyncio.timeout(120):
+        while receiver.stats.buffered < count:
+            await asyncio.sleep(0.05)
+    received = list(await receiver.receive_messages(count, 60))
+    assert len(received) == count, f"{len(received)} of {count} came"
     return received
 
 
