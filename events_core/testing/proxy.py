@@ -16,7 +16,7 @@ from typing import Any, Self
 __all__ = ["TcpProxy"]
 
 _PROGRAM = Path(__file__).with_name("proxy_process.py")
-_PATIENCE = 30.0
+_PATIENCE = 60.0
 """Seconds within which the process must answer, even on a busy machine."""
 
 

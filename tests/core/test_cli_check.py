@@ -108,8 +108,10 @@ class Shell:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start the command; it runs during the test."""
+        # Twice the usual time for each message, because a busy machine may need it.
+        patience = [] if "--timeout" in arguments else ["--timeout", "20"]
         return subprocess.Popen(
-            [sys.executable, "-m", "events_core.cli", "check", *arguments],
+            [sys.executable, "-m", "events_core.cli", "check", *arguments, *patience],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
