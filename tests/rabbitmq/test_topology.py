@@ -103,6 +103,23 @@ def test_a_queue_with_other_arguments_is_refused(console: Console, argument: str
     assert "create=never" in str(error)
 
 
+def test_the_queue_of_another_connection_alone_is_refused(console: Console) -> None:
+    """Q2: the error is PERMISSION_DENIED, names the queue and says that another connection has it for itself."""
+    console.declare_exchange()
+
+    async def scenario() -> EventError:
+        async with client(console.topic, url=console.url, create="never") as both:
+            with pytest.raises(ReceiveError, match=console.queue) as caught:
+                await both.subscribe(console.subscription)
+            return caught.value
+
+    with console.channel() as channel:
+        channel.queue_declare(console.queue, exclusive=True)
+        error = asyncio.run(scenario())
+    assert error.code is ErrorCode.PERMISSION_DENIED
+    assert "another connection has the queue for itself" in str(error)
+
+
 @pytest.mark.parametrize(
     ("argument", "kind", "settings"),
     [
