@@ -383,7 +383,8 @@ def _container(folder: Path) -> Iterator[Server]:
     # Its class for RabbitMQ warns that it uses what is deprecated (4.15).
     from testcontainers.core.container import DockerContainer  # needs a Docker engine to talk to
 
-    (port,) = free_ports(1)  # Docker would choose another one after each start
+    with reserved_ports(1) as (port,):  # Docker would choose another one after each start
+        pass  # free again: whether Docker could listen on a port that is kept was never tried
     with DockerContainer(IMAGE).with_bind_ports(5672, port) as container:
         address = f"{container.get_container_host_ip()}:{port}"
         try:
@@ -434,12 +435,6 @@ def reserved_ports(number: int) -> Iterator[list[int]]:
         else:
             raise Missing(f"no {number} unused ports of 127.0.0.1 between 10000 and 32767")
         yield found
-
-
-def free_ports(number: int) -> list[int]:
-    """Return ports of 127.0.0.1 that are unused now."""
-    with reserved_ports(number) as ports:
-        return ports
 
 
 def await_answer(address: str, died: Callable[[], int | None] = lambda: None) -> None:

@@ -13,19 +13,20 @@ from events_core.testing import TcpProxy
 
 from .console import Console, client
 from .receiving import take
-from .server import free_ports
+from .server import reserved_ports
 
 
 def test_the_first_host_that_answers_is_used(console: Console) -> None:
     """Two hosts refuse the connection, and the third one answers."""
-    dead = [f"amqp://guest:guest@127.0.0.1:{port}/" for port in free_ports(2)]
 
-    async def scenario() -> None:
+    async def scenario(ports: list[int]) -> None:
+        dead = [f"amqp://guest:guest@127.0.0.1:{port}/" for port in ports]
         async with console.client(url=" ".join([*dead, console.url])) as both, both.subscribe() as receiver:
             await both.send_message(EventMessage(b"1"))
             await receiver.acknowledge(await take(receiver))
 
-    asyncio.run(scenario())
+    with reserved_ports(2) as ports:
+        asyncio.run(scenario(ports))
 
 
 def test_another_host_takes_over(console: Console) -> None:
@@ -50,16 +51,16 @@ def test_another_host_takes_over(console: Console) -> None:
 
 def test_all_hosts_that_failed_are_named() -> None:
     """The error names each host and its reason, without the password."""
-    ports = free_ports(2)
-    url = " ".join(f"amqp://guest:s3cret@127.0.0.1:{port}/" for port in ports)
 
-    async def scenario() -> str:
+    async def scenario(ports: list[int]) -> str:
+        url = " ".join(f"amqp://guest:s3cret@127.0.0.1:{port}/" for port in ports)
         async with client("orders", url=url, connect_timeout="2") as sender:
             with pytest.raises(EventConnectionError) as caught:
                 await sender.ping(timeout=10)
             return str(caught.value)
 
-    text = asyncio.run(scenario())
+    with reserved_ports(2) as ports:
+        text = asyncio.run(scenario(ports))
     assert all(str(port) in text for port in ports)
     assert "s3cret" not in text
 
