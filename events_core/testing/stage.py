@@ -188,14 +188,16 @@ class Stage:
     @property
     def short_delay(self) -> float:
         """A delay for a nack, in seconds: within the backend's limit, and short enough for a test to wait for."""
-        longest = self.capabilities.limits.max_nack_delay
-        return 0.5 if longest is None else min(0.5, longest)
+        return self._permitted(0.5)
 
     @property
     def long_delay(self) -> float:
         """A delay for a nack, in seconds: within the backend's limit, and longer than a test waits for a message."""
+        return self._permitted(self._bound)
+
+    def _permitted(self, delay: float) -> float:
         longest = self.capabilities.limits.max_nack_delay
-        return self._bound if longest is None else min(self._bound, longest)
+        return delay if longest is None else min(delay, longest)
 
     @property
     def dead_letters(self) -> dict[str, str]:
