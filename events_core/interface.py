@@ -29,7 +29,7 @@ from events_core.errors import AcknowledgeError, ConfigurationError, ErrorCode, 
 from events_core.handling import Reject, RetryAfter
 from events_core.joining import Joining, joins
 from events_core.message import EventMessage, ReceivedMessage
-from events_core.observing import Observer
+from events_core.observing import UNOBSERVED, Observer
 from events_core.options import CommonOptions
 from events_core.requirements import Requirements
 
@@ -117,6 +117,14 @@ class EventClient(ABC):
     observer: Observer | None = None
     """The observer of each operation of this client and its receivers (rule V1: observation); you may set it at any
     time."""
+
+    messaging_system: ClassVar[str] = ""
+    """The broker's name in the semantic conventions of OpenTelemetry, such as ``gcp_pubsub``.  If it is ``""``, traces
+    and metrics have the name of the backend."""
+
+    trace_prefix: ClassVar[str] = ""
+    """The prefix of attributes in which the broker's own clients keep the context of a trace, such as ``googclient_``;
+    ``""`` if they add none.  Such attributes are then written and read in addition to those of W3C."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make the result of ``subscribe`` work with ``async with``, also if the class defines it as ``async def``."""
@@ -486,6 +494,14 @@ class EventReceiver(ABC):
         This default does nothing: the message comes again when its lease is over.
         """
 
+    def observe_processing(self, message: ReceivedMessage) -> AbstractContextManager[object]:
+        """Return a context manager for the body of :meth:`processing` (rule V1: observation).
+
+        It tells the client's observer of one operation ``process``.  A backend that does not use the engine, and has an
+        observer, returns :func:`events_core.observing.observed` here.  This default tells nobody.
+        """
+        return UNOBSERVED
+
     @asynccontextmanager
     async def processing(self, message: ReceivedMessage) -> AsyncIterator[ReceivedMessage]:
         """Settle *message* when the body of ``async with`` ends (rule H1: processing).
@@ -503,7 +519,9 @@ class EventReceiver(ABC):
         :raises AcknowledgeError: if acknowledging failed for another reason than expiry.
         """
         try:
-            yield message
+            # The operation ends with the body: it tells how long the handler took, without the broker's answer.
+            with self.observe_processing(message):
+                yield message
         except asyncio.CancelledError:
             # The handler did not fail, so the message goes back without counting an attempt.
             with _logged(message):

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Literal, Protocol
 
 import attrs
 
-__all__ = ["UNOBSERVED", "Observer", "Operation", "observed"]
+from events_core.message import EventMessage, ReceivedMessage
+
+__all__ = ["UNOBSERVED", "Observer", "Operation", "OperationName", "OutcomeName", "observed"]
 
 _log = logging.getLogger("events_core.observing")
 
 
-OperationName = Literal["publish", "receive", "settle", "reconnect"]
+OperationName = Literal["publish", "receive", "process", "settle", "reconnect"]
+OutcomeName = Literal["", "ack", "nack", "reject", "return"]
 
 
 @attrs.define(kw_only=True, eq=False)
 class Operation:
-    """One operation of a client.  The observer gets the same object at the start and at the end."""
+    """One operation of a client.  The observer gets the same object at the start and at the end.
+
+    A backend that does not use the engine may leave out :attr:`outgoing`, :attr:`received` and what follows them.
+    """
 
     name: OperationName
-    """The kind of operation."""
+    """The kind of operation.  ``process`` is the body of :meth:`~events_core.EventReceiver.processing`, which is also
+    the handler of :func:`~events_core.consume`.  It ends before the message is settled."""
     backend: str
     """The backend's name in the configuration, ``""`` if it has none."""
     topic_name: str
@@ -30,9 +38,42 @@ class Operation:
     subscription: str = ""
     """``""`` for ``publish``."""
     messages: int = 0
-    """Number of messages that are sent or settled.  For ``receive``, it is known at the end."""
+    """Number of messages that are sent, processed or settled.  For ``receive``, it is known at the end."""
+    outgoing: Sequence[EventMessage] = ()
+    """The messages of ``publish``, as the application passed them; empty if one of them is no message."""
+    received: Sequence[ReceivedMessage] = ()
+    """The messages of ``receive``, known at the end; the one of ``process``; those of ``settle``, except messages that
+    the application named by their id."""
+    message_ids: Sequence[str] = ()
+    """The ids of the messages of ``publish``, known at the end if it has succeeded."""
+    outcome: OutcomeName = ""
+    """The outcome that ``settle`` reports; ``return`` hands a message back."""
+    ephemeral: bool = False
+    """True if the subscription has a generated name."""
+    address: str = ""
+    """The broker's address, such as ``localhost:5672``.  Several are separated by commas.  ``""`` if there is none."""
     context: object = None
     """An object of the observer, such as a span, that it wants to find again at the end."""
+    extended: dict[int, EventMessage] = attrs.field(factory=dict, init=False, repr=False)
+    """For the backend: the messages to which :meth:`add_attributes` added something, by their place in
+    :attr:`outgoing`."""
+
+    def add_attributes(self, index: int, attributes: Mapping[str, str]) -> None:
+        """Add *attributes* to a message before it is checked and sent; call it in :meth:`Observer.start` only.
+
+        An attribute that the message has already stays as it is.  What is added counts for the limits of the broker.
+        But it never fails a send: if the message is beyond a limit with it, the message is sent without it.
+
+        :param index: the place of the message in :attr:`outgoing`.
+        :raises IndexError: if there is no such message.
+        :raises TypeError: if *attributes* do not map ``str`` to ``str``.
+        """
+        if not 0 <= index < len(self.outgoing):
+            raise IndexError(f"there is no outgoing message {index}; this operation has {len(self.outgoing)}")
+        message = self.extended.get(index, self.outgoing[index])
+        self.extended[index] = EventMessage(
+            message.data, {**attributes, **message.attributes}, ordering_key=message.ordering_key
+        )
 
 
 class Observer(Protocol):
@@ -43,7 +84,7 @@ class Observer(Protocol):
     """
 
     def start(self, operation: Operation) -> None:
-        """Note that *operation* begins."""
+        """Note that *operation* begins; to the messages of a ``publish``, attributes may be added here."""
 
     def end(self, operation: Operation, error: BaseException | None) -> None:
         """Note that *operation* has ended; *error* is the exception that it raised, perhaps a cancellation.
@@ -95,9 +136,23 @@ def observed(
     topic_name: str,
     subscription: str = "",
     messages: int = 0,
-) -> AbstractContextManager[Operation | None]:
+    outgoing: Sequence[EventMessage] = (),
+    received: Sequence[ReceivedMessage] = (),
+    outcome: OutcomeName = "",
+    ephemeral: bool = False,
+    address: str = "",
+) -> AbstractContextManager[Operation]:
     """Return a context manager that tells *observer* the start and the end of its body."""
     operation = Operation(
-        name=name, backend=backend, topic_name=topic_name, subscription=subscription, messages=messages
+        name=name,
+        backend=backend,
+        topic_name=topic_name,
+        subscription=subscription,
+        messages=messages,
+        outgoing=outgoing,
+        received=received,
+        outcome=outcome,
+        ephemeral=ephemeral,
+        address=address,
     )
     return _Observed(observer, operation)

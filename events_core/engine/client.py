@@ -21,8 +21,9 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from events_core.arguments import checked_name, checked_seconds
@@ -31,7 +32,7 @@ from events_core.engine.backoff import Backoff
 from events_core.engine.batching_publisher import BatchingPublisher
 from events_core.engine.closing import SHORTEST_CLOSE, CloseTime
 from events_core.engine.dead_letter_topic import DeadLetterTopic
-from events_core.engine.driver import BrokerError, Delivery, Driver
+from events_core.engine.driver import BrokerError, Delivery, Driver, Outcome
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home, InlineHome
 from events_core.engine.inline_publisher import InlinePublisher
@@ -55,7 +56,7 @@ from events_core.errors import (
 from events_core.interface import EventClient, EventReceiver
 from events_core.joining import joins
 from events_core.message import EventMessage, ReceivedMessage
-from events_core.observing import UNOBSERVED, Operation, OperationName, observed
+from events_core.observing import UNOBSERVED, Operation, OperationName, OutcomeName, observed
 from events_core.options import read_options
 
 if TYPE_CHECKING:
@@ -72,6 +73,15 @@ _CONNECT_PAUSE = 2.0
 _HOMEWARD = 1.0
 """Seconds that a caller waits for its home after the time for the broker is over.  The home knows the reason for the
 failure, so its answer is better than the caller's own.  On a busy machine, the home's thread may be late."""
+
+_OUTCOMES: Mapping[Outcome | None, OutcomeName] = {
+    None: "",
+    Outcome.ACK: "ack",
+    Outcome.NACK: "nack",
+    Outcome.REJECT: "reject",
+    Outcome.RETURN: "return",
+}
+"""The names of outcomes for an observer."""
 
 _forks = 0
 """Number of forks between the first process and this one.  A client that started with another number is inherited."""
@@ -179,9 +189,13 @@ class EngineClient(EventClient):
             if self.observer is None:  # observing costs as much as checking the message
                 self._check()
                 return self._only(await self._publisher.send([message], self._open))
-            with self._observed("publish", messages=1):
+            with self._observed_publish([message]) as operation:
                 self._check()
-                return self._only(await self._publisher.send([message], self._open))
+                sending = self._extended([message], operation)
+                message_id = self._only(await self._publisher.send(sending, self._open))
+                if operation is not None:
+                    operation.message_ids = [message_id]
+                return message_id
         except EventError as error:
             raise error.located(self._backend, self._topic_name) from error.__cause__
 
@@ -191,11 +205,28 @@ class EngineClient(EventClient):
             self._check()
             return []
         try:
-            with self._observed("publish", messages=len(batch)):
+            with self._observed_publish(batch) as operation:
                 self._check()
-                return await self._all(await self._publisher.send(batch, self._open))
+                sending = self._extended(batch, operation)
+                message_ids = await self._all(await self._publisher.send(sending, self._open))
+                if operation is not None:
+                    operation.message_ids = message_ids
+                return message_ids
         except EventError as error:
             raise error.located(self._backend, self._topic_name) from error.__cause__
+
+    def _observed_publish(self, messages: Sequence[EventMessage]) -> AbstractContextManager[Operation | None]:
+        if self.observer is None:
+            return UNOBSERVED
+        # The check refuses what is no message, so that an observer need not expect it.
+        outgoing = tuple(messages) if all(isinstance(message, EventMessage) for message in messages) else ()
+        return self._observed("publish", messages=len(messages), outgoing=outgoing)
+
+    def _extended(self, messages: Sequence[EventMessage], operation: Operation | None) -> Sequence[EventMessage]:
+        """Return *messages* with the attributes that the observer has added (V1)."""
+        if operation is None or not operation.extended:
+            return messages
+        return self._publisher.extended(messages, operation.extended)
 
     def _only(self, results: Sequence[str | BrokerError]) -> str:
         (result,) = results
@@ -244,7 +275,7 @@ class EngineClient(EventClient):
         receiver = self._receiver_class(
             await self._bounded(lambda: self._driver.subscribe(name, waiting.wake), ends, "subscribe"),
             waiting,
-            self._surroundings(),
+            self._surroundings(ephemeral=name is None),
         )
         self._receivers.add(receiver)
         # Look after adding.  A close that did not find the receiver has set the flag before, so it is seen here.
@@ -254,7 +285,7 @@ class EngineClient(EventClient):
             raise BrokerError("the client was closed meanwhile", ErrorCode.CLOSED)
         return receiver
 
-    def _surroundings(self) -> Surroundings:
+    def _surroundings(self, *, ephemeral: bool) -> Surroundings:
         # Made for each receiver.  If the client kept it, the two would be a reference cycle.
         return Surroundings(
             home=self._home,
@@ -262,7 +293,7 @@ class EngineClient(EventClient):
             options=self._options,
             settle_limit=self._driver.max_settle_batch,
             check_process=self._check_process,
-            observed=self._observed,
+            observed=partial(self._observed, ephemeral=True) if ephemeral else self._observed,
             located=lambda error: error.located(self._backend, self._topic_name),
             forget=self._receivers.discard,
         )
@@ -447,17 +478,31 @@ class EngineClient(EventClient):
             raise internal(error, f"{what}: ") from error
 
     def _observed(
-        self, name: OperationName, *, subscription: str = "", messages: int = 0
+        self,
+        name: OperationName,
+        *,
+        subscription: str = "",
+        messages: int = 0,
+        outgoing: Sequence[EventMessage] = (),
+        received: Sequence[ReceivedMessage | str] = (),
+        outcome: Outcome | None = None,
+        ephemeral: bool = False,
     ) -> AbstractContextManager[Operation | None]:
-        if self.observer is None:
+        observer = self.observer  # another thread may change it
+        if observer is None:
             return UNOBSERVED
         return observed(
-            self.observer,
+            observer,
             name,
             backend=self._backend,
             topic_name=self._topic_name,
             subscription=subscription,
             messages=messages,
+            outgoing=outgoing,
+            received=[message for message in received if not isinstance(message, str)],
+            outcome=_OUTCOMES[outcome],
+            ephemeral=ephemeral,
+            address=self._driver.address,
         )
 
     def _translated(self, error: BrokerError, kind: type[EventError], *, connecting: bool = False) -> EventError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from events_core.engine.driver import Driver
@@ -10,6 +11,8 @@ from events_core.errors import ErrorCode, EventRuntimeError, PublishError
 from events_core.message import EventMessage
 
 __all__ = ["MessageCheck"]
+
+_log = logging.getLogger("events_core.observing")
 
 
 class MessageCheck:
@@ -47,3 +50,15 @@ class MessageCheck:
         if objection:
             raise PublishError(f"message {index} cannot be sent: {objection}", code=ErrorCode.INVALID)
         return size
+
+    def fits(self, message: EventMessage) -> bool:
+        """Return whether *message*, with attributes of an observer, keeps the limits and the driver takes it."""
+        try:
+            measure(message, self._limits)
+        except ValueError as error:
+            _log.debug("a message is sent without the attributes of the observer: with them, %s", error)
+            return False
+        objection = self._driver.objection(message)
+        if objection:
+            _log.debug("a message is sent without the attributes of the observer: with them, %s", objection)
+        return not objection

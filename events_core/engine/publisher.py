@@ -15,7 +15,7 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from events_core.engine.bounds import Bounds
@@ -92,6 +92,19 @@ class Publisher(ABC):
         if len(messages) > AT_ONCE or (self.order.lines and self._must_wait(messages)):
             return self._send_gently(messages, connect)
         return self._send(messages, connect)
+
+    def extended(
+        self, messages: Sequence[EventMessage], extended: Mapping[int, EventMessage]
+    ) -> Sequence[EventMessage]:
+        """Return *messages*, replaced by those in *extended*, as far as these can be sent (V1).
+
+        :param extended: messages to which an observer has added attributes, by their place.
+        """
+        sending = list(messages)
+        for index, message in extended.items():
+            if self._check.fits(message):
+                sending[index] = message
+        return sending
 
     def _must_wait(self, messages: Sequence[EventMessage]) -> bool:
         """Return whether *messages* would overtake a large send that is being queued in the running loop (P4)."""

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType, TracebackType
 from typing import ClassVar
 
@@ -146,7 +147,7 @@ class EngineReceiver(EventReceiver):
         with self._observed("receive", subscription=self.subscription) as operation:
             received = await self._receive(limit, timeout)
             if operation is not None:
-                operation.messages = len(received)
+                operation.messages, operation.received = len(received), tuple(received)
             return received
 
     async def _receive(self, limit: int, timeout: float | None) -> list[ReceivedMessage]:
@@ -267,6 +268,9 @@ class EngineReceiver(EventReceiver):
     async def hand_back(self, message: ReceivedMessage) -> None:
         await self._settle([message], Outcome.RETURN, None, single=True)
 
+    def observe_processing(self, message: ReceivedMessage) -> AbstractContextManager[object]:
+        return self._observed("process", subscription=self.subscription, messages=1, received=(message,))
+
     def abandon(self, message: ReceivedMessage) -> None:
         self._inbox.abandoned.append(message)
 
@@ -298,7 +302,9 @@ class EngineReceiver(EventReceiver):
         for target in targets:
             if not isinstance(target, (ReceivedMessage, str)):
                 raise TypeError(f"settle a ReceivedMessage or a message id, not a {type(target).__name__}")
-        with self._observed("settle", subscription=self.subscription, messages=len(targets)):
+        with self._observed(
+            "settle", subscription=self.subscription, messages=len(targets), received=targets, outcome=outcome
+        ):
             if len(targets) <= AT_ONCE:
                 ticket = self._begin(targets, outcome, delay, reason)
             else:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
+from events_core.engine.driver import Outcome
 from events_core.engine.home import Home
 from events_core.engine.link import Link
 from events_core.errors import EventError
+from events_core.message import ReceivedMessage
 from events_core.observing import Operation, OperationName
 from events_core.options import CommonOptions
 
@@ -24,9 +26,18 @@ class Observed(Protocol):
     """A function that makes contexts; each tells the client's observer of one operation."""
 
     def __call__(
-        self, name: OperationName, *, subscription: str = "", messages: int = 0
+        self,
+        name: OperationName,
+        *,
+        subscription: str = "",
+        messages: int = 0,
+        received: Sequence[ReceivedMessage | str] = (),
+        outcome: Outcome | None = None,
     ) -> AbstractContextManager[Operation | None]:
-        """Return a context to enter for the time of the operation."""
+        """Return a context to enter for the time of the operation.
+
+        :param received: the messages that it is about, or their ids.
+        """
 
 
 @attrs.frozen(kw_only=True, eq=False)

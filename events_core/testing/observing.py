@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import pytest
 
 from events_core import AcknowledgeError, EventMessage, Operation
 from events_core.testing.rules import rule
+from events_core.testing.skipping import not_shown
 from events_core.testing.stage import Stage, numbered
 
 __all__ = ["Observing", "Recorder"]
@@ -34,6 +36,19 @@ class Recorder:
     def messages(self, name: str) -> int:
         """Return the number of messages in the operations called *name* that succeeded."""
         return sum(operation.messages for operation, error in self.ended if operation.name == name and error is None)
+
+
+class _Adding(Recorder):
+    """An observer that adds attributes to what is sent."""
+
+    def __init__(self, attributes: Mapping[str, str]) -> None:
+        super().__init__()
+        self._attributes = attributes
+
+    def start(self, operation: Operation) -> None:
+        super().start(operation)
+        for index in range(len(operation.outgoing)):
+            operation.add_attributes(index, self._attributes)
 
 
 class _Failing:
@@ -74,6 +89,72 @@ class Observing:
         for operation in recorder.begun:
             subscription = "" if operation.name == "publish" else stage.subscription
             assert (operation.topic_name, operation.subscription) == (stage.topic_name, subscription)
+
+    @rule("V1")
+    async def test_an_observer_sees_the_messages(self, stage: Stage) -> None:
+        """It sees what is sent, with the ids, what is received, and what is settled, with the outcome."""
+        client, receiver = await stage.open()
+        recorder = client.observer = Recorder()
+        sent = numbered(2)
+        ids = await client.send_messages(sent)
+        if not recorder.begun[0].outgoing:
+            not_shown("the messages of an operation, which this backend does not tell an observer")
+        received = await stage.drain(receiver, 2)
+        publishing, *others = recorder.begun
+        assert (list(publishing.outgoing), list(publishing.message_ids)) == (sent, ids)
+        for name in ("receive", "settle"):
+            seen = [message for operation in others if operation.name == name for message in operation.received]
+            assert [message.message_id for message in seen] == [message.message_id for message in received]
+        assert {operation.outcome for operation in others if operation.name == "settle"} == {"ack"}
+
+    @rule("V1")
+    async def test_an_observer_is_told_of_processing(self, stage: Stage) -> None:
+        """The operation lasts as long as the handler, has its exception, and ends before the message is settled."""
+        client, receiver = await stage.open()
+        await client.send_message(EventMessage(b"x"))
+        message = await stage.receive(receiver)
+        recorder = client.observer = Recorder()
+        failure = ArithmeticError()
+
+        async def process() -> None:
+            async with receiver.processing(message):
+                if not recorder.begun:
+                    not_shown("the processing of a message, which this backend does not tell an observer")
+                assert recorder.ended == []
+                raise failure
+
+        with pytest.raises(ArithmeticError):
+            await process()
+        assert [(each.name, each.outcome, error) for each, error in recorder.ended] == [
+            ("process", "", failure),
+            ("settle", "nack", None),
+        ]
+        assert [list(operation.received) for operation in recorder.begun] == [[message], [message]]
+        await stage.drain(receiver, 1)
+
+    @rule("V1")
+    async def test_an_observer_adds_attributes(self, stage: Stage) -> None:
+        """What it adds arrives with each message, and an attribute of the application stays."""
+        client, receiver = await stage.open()
+        recorder = client.observer = _Adding({"traceparent": "added", "own": "added"})
+        await client.send_message(EventMessage(b"x", {"own": "sent"}))
+        if not recorder.begun[0].outgoing:
+            not_shown("attributes that an observer adds, because this backend does not tell it the messages")
+        await client.send_messages([EventMessage(b"y", {"own": "sent"})])
+        for message in await stage.drain(receiver, 2):
+            assert message.attributes == {"traceparent": "added", "own": "sent"}
+
+    @rule("V1")
+    async def test_attributes_of_an_observer_never_fail_a_send(self, stage: Stage) -> None:
+        """A message that could not be sent with them is sent without them."""
+        client, receiver = await stage.open()
+        # No broker takes half of a surrogate pair, and not every broker limits the number or size of attributes.
+        recorder = client.observer = _Adding({"traceparent": "\udc80"})
+        await client.send_message(EventMessage(b"x", {"own": "sent"}))
+        if not recorder.begun[0].outgoing:
+            not_shown("attributes that an observer adds, because this backend does not tell it the messages")
+        (message,) = await stage.drain(receiver, 1)
+        assert message.attributes == {"own": "sent"}
 
     @rule("V1")
     async def test_an_observer_is_told_of_failures(self, stage: Stage) -> None:

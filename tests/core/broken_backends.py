@@ -38,6 +38,7 @@ from events_core.backends import memory
 from events_core.backends.memory import MemoryClient, MemoryDriver, MemoryOptions, MemorySource
 from events_core.engine import BrokerError, Delivery, EngineClient, Outcome, Settlement, Source
 from events_core.engine.batching_publisher import BatchingPublisher
+from events_core.engine.inline_receiver import InlineReceiver
 from events_core.engine.ledger import Ledger
 from events_core.engine.receiver import EngineReceiver
 from events_core.interface import API_VERSION, Joining, ReceiverStats
@@ -1407,6 +1408,39 @@ class TellsNobody(MemoryClient):
 
     def _observed(self, *_: object, **__: object) -> AbstractContextManager[Operation | None]:
         return UNOBSERVED
+
+
+class SecretiveReceiver(InlineReceiver):
+    """Tells the observer of the processing of a message when it is over."""
+
+    def observe_processing(self, message: ReceivedMessage) -> AbstractContextManager[object]:
+        with super().observe_processing(message):
+            return UNOBSERVED
+
+
+@breaks(
+    "V1",
+    by=[
+        "test_an_observer_sees_the_messages",
+        "test_an_observer_is_told_of_processing",
+        "test_an_observer_adds_attributes",
+        "test_attributes_of_an_observer_never_fail_a_send",
+    ],
+)
+class TellsTooLittle(MemoryClient):
+    """Keeps ids from the observer, tells it too early, and lets it overwrite attributes."""
+
+    def __init__(self, config: EventConfig) -> None:
+        super().__init__(config)
+        self._receiver_class = SecretiveReceiver
+
+    def _extended(self, messages: Sequence[EventMessage], operation: Operation | None) -> Sequence[EventMessage]:
+        assert operation is not None
+        operation.outgoing = operation.outgoing[:1]
+        added = [operation.extended.get(index, message) for index, message in enumerate(messages)]
+        return [
+            message.with_attributes({"own": "added"}) if "own" in message.attributes else message for message in added
+        ]
 
 
 @breaks("V1", by=["test_nothing_is_printed"])

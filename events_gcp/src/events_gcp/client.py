@@ -12,7 +12,7 @@ from events_core.engine import EngineClient
 from events_core.options import read_options
 from events_gcp.driver import GcpDriver
 from events_gcp.endpoint import Endpoint, check_emulator
-from events_gcp.limits import FULL_CAPABILITIES
+from events_gcp.limits import FULL_CAPABILITIES, TRACE_PREFIX
 from events_gcp.options import GcpOptions
 from events_gcp.scratch import creations, delete_topics
 
@@ -32,6 +32,8 @@ class GcpPubSubClient(EngineClient):
     options_class = GcpOptions
     full_capabilities = FULL_CAPABILITIES
     driver_class = GcpDriver
+    messaging_system = "gcp_pubsub"
+    trace_prefix = TRACE_PREFIX
 
     def __init__(self, config: EventConfig) -> None:
         super().__init__(config)

@@ -24,6 +24,7 @@ from events_gcp.limits import (
     MAX_BATCH_BYTES,
     MAX_BATCH_MESSAGES,
     PUBLISH_MAX_KEYS,
+    attribute_objection,
     name_objection,
 )
 from events_gcp.options import GcpOptions, shown
@@ -91,8 +92,8 @@ class GcpDriver(Driver[GcpOptions]):
         if not message.data and not message.attributes:
             return "it has neither data nor attributes; Pub/Sub needs one of them"
         for key in message.attributes:
-            if not key or key.startswith("goog"):
-                return f"attribute key {key!r} is empty or begins with 'goog', which Pub/Sub reserves"
+            if objection := attribute_objection(key):
+                return objection
         return ""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:

@@ -18,6 +18,8 @@ __all__ = [
     "MAX_BATCH_BYTES",
     "MAX_BATCH_MESSAGES",
     "PUBLISH_MAX_KEYS",
+    "TRACE_PREFIX",
+    "attribute_objection",
     "name_objection",
 ]
 
@@ -34,6 +36,10 @@ PUBLISH_MAX_KEYS = 128
 
 MAX_ATTRIBUTES = 100
 """Attributes of one message (quotas)."""
+
+TRACE_PREFIX = "googclient_"
+"""The prefix of attributes that belong to Google's client libraries, which keep the context of traces in them
+(``open_telemetry/context_propagation.py``).  They count like all others.  Every other ``goog…`` key is reserved."""
 
 MAX_ACK_IDS = 1000
 """Ack ids in one request to settle.  It may have 512 KiB (quotas), and an id has over 210 bytes
@@ -71,3 +77,10 @@ def name_objection(what: str, name: str) -> str:
         f"{what} {name!r} is not a valid Pub/Sub name: 3 to 255 letters, digits and -_.~+%, beginning with a letter "
         "and not with 'goog'; give the name alone, without projects/…"
     )
+
+
+def attribute_objection(key: str) -> str:
+    """Return the reason why no attribute can have *key*, or ``""`` if one can."""
+    if not key or (key.startswith("goog") and not key.startswith(TRACE_PREFIX)):
+        return f"attribute key {key!r} is empty or begins with 'goog', which Pub/Sub reserves"
+    return ""

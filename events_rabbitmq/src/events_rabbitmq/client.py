@@ -32,6 +32,7 @@ class RabbitMQClient(EngineClient):
     options_class = RabbitMQOptions
     full_capabilities = FULL_CAPABILITIES
     driver_class = RabbitMQDriver
+    messaging_system = "rabbitmq"
 
     @classmethod
     def parse_location(cls, authority: str, path: str) -> Location:
