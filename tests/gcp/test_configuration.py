@@ -327,7 +327,7 @@ def test_an_emulator_without_credentials_is_not_told(
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("attributes", [{}, {"google": "y"}, {"": "y"}])
+@pytest.mark.parametrize("attributes", [{}, {"google": "y"}, {"googclient": "y"}, {"": "y"}])
 def test_what_pubsub_refuses_is_not_sent(attributes: dict[str, str]) -> None:
     """An empty message and reserved attributes are INVALID without a request."""
     with pytest.raises(PublishError) as caught:
