@@ -331,11 +331,15 @@ class ThreadHome(Home):
         return errand.result()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str = "") -> asyncio.Task[None]:
-        return self._start_task(coroutine, name)
+        # Without the context variables of a caller.  The task works for many callers, and may outlive the one that woke
+        # this loop: a library below would take that caller's trace for the trace of all.
+        return self._start_task(coroutine, name, Context())
 
-    def _start_task(self, coroutine: Coroutine[Any, Any, T], name: str = "") -> asyncio.Task[T]:
+    def _start_task(
+        self, coroutine: Coroutine[Any, Any, T], name: str = "", context: Context | None = None
+    ) -> asyncio.Task[T]:
         loop = asyncio.get_running_loop()
-        task = loop.create_task(coroutine, name=name or None)
+        task = loop.create_task(coroutine, name=name or None, context=context)
         self._tasks.add(task)  # a loop keeps only weak references to its tasks
         task.add_done_callback(self._tasks.discard)
         if self._stopped:
