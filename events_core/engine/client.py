@@ -205,6 +205,9 @@ class EngineClient(EventClient):
             self._check()
             return []
         try:
+            if self.observer is None:
+                self._check()
+                return await self._all(await self._publisher.send(batch, self._open))
             with self._observed_publish(batch) as operation:
                 self._check()
                 sending = self._extended(batch, operation)
@@ -216,8 +219,6 @@ class EngineClient(EventClient):
             raise error.located(self._backend, self._topic_name) from error.__cause__
 
     def _observed_publish(self, messages: Sequence[EventMessage]) -> AbstractContextManager[Operation | None]:
-        if self.observer is None:
-            return UNOBSERVED
         # The check refuses what is no message, so that an observer need not expect it.
         outgoing = tuple(messages) if all(isinstance(message, EventMessage) for message in messages) else ()
         return self._observed("publish", messages=len(messages), outgoing=outgoing)
@@ -293,6 +294,7 @@ class EngineClient(EventClient):
             options=self._options,
             settle_limit=self._driver.max_settle_batch,
             check_process=self._check_process,
+            is_observed=lambda: self.observer is not None,
             observed=partial(self._observed, ephemeral=True) if ephemeral else self._observed,
             located=lambda error: error.located(self._backend, self._topic_name),
             forget=self._receivers.discard,

@@ -30,6 +30,7 @@ from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom
 from events_core.errors import AcknowledgeError, ErrorCode, EventError, EventRuntimeError, ReceiveError
 from events_core.interface import EventReceiver, ReceiverStats
 from events_core.message import ReceivedMessage
+from events_core.observing import UNOBSERVED
 
 __all__ = ["EngineReceiver"]
 
@@ -62,6 +63,7 @@ class EngineReceiver(EventReceiver):
         self._waiting = waiting
         self._home = surroundings.home
         self._check = surroundings.check_process
+        self._is_observed = surroundings.is_observed
         self._observed = surroundings.observed
         self._located = surroundings.located
         self._forget = surroundings.forget
@@ -144,6 +146,8 @@ class EngineReceiver(EventReceiver):
             raise TypeError(f"limit must be an int, not {described(limit)}")
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {described(limit)}")
+        if not self._is_observed():
+            return await self._receive(limit, timeout)
         with self._observed("receive", subscription=self.subscription) as operation:
             received = await self._receive(limit, timeout)
             if operation is not None:
@@ -269,6 +273,8 @@ class EngineReceiver(EventReceiver):
         await self._settle([message], Outcome.RETURN, None, single=True)
 
     def observe_processing(self, message: ReceivedMessage) -> AbstractContextManager[object]:
+        if not self._is_observed():
+            return UNOBSERVED
         return self._observed("process", subscription=self.subscription, messages=1, received=(message,))
 
     def abandon(self, message: ReceivedMessage) -> None:
@@ -302,16 +308,29 @@ class EngineReceiver(EventReceiver):
         for target in targets:
             if not isinstance(target, (ReceivedMessage, str)):
                 raise TypeError(f"settle a ReceivedMessage or a message id, not a {type(target).__name__}")
+        if not self._is_observed():
+            await self._settle_checked(targets, outcome, delay, single, reason)
+            return
         with self._observed(
             "settle", subscription=self.subscription, messages=len(targets), received=targets, outcome=outcome
         ):
-            if len(targets) <= AT_ONCE:
-                ticket = self._begin(targets, outcome, delay, reason)
-            else:
-                ticket = await self._begin_gently(targets, outcome, delay, reason)
-            await self._settler.finished(ticket)
-            if ticket.failed:
-                raise await self._failed(dict(ticket.failed), single)
+            await self._settle_checked(targets, outcome, delay, single, reason)
+
+    async def _settle_checked(
+        self,
+        targets: Sequence[ReceivedMessage | str],
+        outcome: Outcome,
+        delay: float | None,
+        single: bool,
+        reason: str,
+    ) -> None:
+        if len(targets) <= AT_ONCE:
+            ticket = self._begin(targets, outcome, delay, reason)
+        else:
+            ticket = await self._begin_gently(targets, outcome, delay, reason)
+        await self._settler.finished(ticket)
+        if ticket.failed:
+            raise await self._failed(dict(ticket.failed), single)
 
     def _begin(
         self,

@@ -51,6 +51,8 @@ class Surroundings:
     """The largest number of settlements in one request."""
     check_process: Callable[[], None]
     """Raises if this process is a forked child."""
+    is_observed: Callable[[], bool]
+    """Returns whether there is an observer.  Asking first is quicker than a context manager that does nothing."""
     observed: Observed
     located: Callable[[EventError], EventError]
     """Returns the error with the backend and the topic filled in."""

@@ -26,6 +26,7 @@ def prefetching(source: Source, ledger: Ledger, link: Link, max_lease: float) ->
         options=CommonOptions(max_lease_duration=max_lease),
         settle_limit=1000,
         check_process=lambda: None,
+        is_observed=lambda: False,
         observed=lambda *_, **__: contextlib.nullcontext(),
         located=lambda error: error,
         forget=lambda _: None,
