@@ -498,7 +498,7 @@ class EventReceiver(ABC):
         """Return a context manager for the body of :meth:`processing` (rule V1: observation).
 
         It tells the client's observer of one operation ``process``.  A backend that does not use the engine, and has an
-        observer, returns :func:`events_core.observing.observed` here.  This default tells nobody.
+        observer, returns ``events_core.observing.observed(…)`` here.  This default tells nobody.
         """
         return UNOBSERVED
 

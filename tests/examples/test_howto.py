@@ -180,6 +180,41 @@ def test_observing(tmp_path: Path) -> None:
     ]
 
 
+def test_tracing(tmp_path: Path) -> None:
+    """It prints one trace from the request to the handler, and the receive next to it, as the page shows."""
+    lines = run(tmp_path, HOWTO / "tracing.py")
+    assert lines == TRACE
+    assert "\n".join(f"   {line}" for line in TRACE) in (PAGES / "tracing.rst").read_text()
+
+
+TRACE = [
+    "POST /orders",
+    "  send orders",
+    "    process orders (links to the sender)",
+    "      charge the card",
+    "      ack orders (links to the sender)",
+    "receive orders (links to the sender)",
+]
+
+
+def test_prometheus(tmp_path: Path) -> None:
+    """It serves the metrics, and prints the counts that the page shows."""
+    lines = run(tmp_path, HOWTO / "prometheus.py")
+    assert sorted(lines) == sorted(COUNTS)
+    page = (PAGES / "tracing.rst").read_text()
+    assert all(f"   {line}\n" in page for line in COUNTS)
+
+
+COUNTS = [
+    "messaging_client_operation_duration_seconds_count send: 1",
+    "messaging_client_operation_duration_seconds_count receive: 1",
+    "messaging_client_operation_duration_seconds_count ack: 2",
+    "messaging_client_sent_messages_total send: 2",
+    "messaging_client_consumed_messages_total receive: 2",
+    "messaging_process_duration_seconds_count process: 2",
+]
+
+
 PULLED_AND_BILLED = ["pulled", *(f"order-1 {step}" for step in ("placed", "paid", "shipped"))]
 
 

@@ -35,6 +35,7 @@ from events_core import (
     register_backend,
 )
 from events_core.backends.sqlite import SQLiteClient, SQLiteOptions
+from events_core.integrations.opentelemetry import instrument
 from events_core.interface import joins
 
 
@@ -176,6 +177,8 @@ class Timing:
     def start(self, operation: Operation) -> None:
         """Begin."""
         operation.context = operation.name
+        for index, message in enumerate(operation.outgoing):
+            operation.add_attributes(index, {"size": str(len(message.data))})
 
     def end(self, operation: Operation, error: BaseException | None) -> None:
         """End."""
@@ -185,6 +188,11 @@ class Timing:
 def observe(client: EventClient) -> None:
     """Set the observer of a client."""
     client.observer = Timing()
+
+
+def trace(config: EventConfig) -> SQLiteClient:
+    """Switch on OpenTelemetry; the type of the client stays."""
+    return instrument(SQLiteClient(config))
 
 
 async def join(client: EventClient) -> list[EventReceiver]:
