@@ -134,7 +134,7 @@ class Observing:
 
     @rule("V1")
     async def test_an_observer_adds_attributes(self, stage: Stage) -> None:
-        """What it adds arrives with each message, and an attribute of the application stays."""
+        """The attributes that it adds arrive with each message, and an attribute of the application stays."""
         client, receiver = await stage.open()
         recorder = client.observer = _Adding({"traceparent": "added", "own": "added"})
         await client.send_message(EventMessage(b"x", {"own": "sent"}))
