@@ -42,7 +42,7 @@ from events_core.engine.inline_receiver import InlineReceiver
 from events_core.engine.ledger import Ledger
 from events_core.engine.receiver import EngineReceiver
 from events_core.interface import API_VERSION, Joining, ReceiverStats
-from events_core.observing import UNOBSERVED, Operation
+from events_core.observing import UNOBSERVED, Operation, observed
 from events_core.testing import ConformanceSuite, Harness, Stage, rule
 
 
@@ -1408,6 +1408,26 @@ class TellsNobody(MemoryClient):
 
     def _observed(self, *_: object, **__: object) -> AbstractContextManager[Operation | None]:
         return UNOBSERVED
+
+
+class ReceiverAsBefore(InlineReceiver):
+    """Does not tell the observer of the processing of a message."""
+
+    observe_processing = EventReceiver.observe_processing
+
+
+@breaks("V1")
+class TellsAsBefore(MemoryClient):
+    """Breaks nothing: its observer learns what the first version of the contract asked for."""
+
+    def __init__(self, config: EventConfig) -> None:
+        super().__init__(config)
+        self._receiver_class = ReceiverAsBefore
+
+    def _observed(self, name: Any, *, subscription: str = "", messages: int = 0, **_: object) -> Any:
+        assert self.observer is not None
+        place = {"backend": self._backend, "topic_name": self._topic_name, "subscription": subscription}
+        return observed(self.observer, name, **place, messages=messages)
 
 
 class SecretiveReceiver(InlineReceiver):

@@ -235,6 +235,11 @@ def test_only_what_was_shown_is_called_kept(output: str) -> None:
     }
 
 
+def test_a_backend_of_the_first_version_passes(output: str) -> None:
+    """What the contract has gained since is not shown for it, and nothing is broken."""
+    assert states(output, "TestTellsAsBefore") == {"F1": "not shown", "V1": "partly"}
+
+
 def test_an_exception_is_reported_with_its_reason(output: str) -> None:
     """A fault of the environment is reported with its reason, and not as broken."""
     assert "TestExcepted R9 excepted: the emulator loses nacks" in output

@@ -34,6 +34,7 @@ from events_core import (
 )
 from events_core.engine import BrokerError
 from events_core.integrations.opentelemetry import SCHEMA_URL, conventions, instrument
+from events_core.observing import observed
 
 from .telemetry import Telemetry, each, ids, links
 
@@ -498,6 +499,19 @@ def test_without_an_sdk_nothing_is_added() -> None:
                 assert message.attributes == {}
 
     run(test())
+
+
+def test_a_backend_that_shows_no_messages_has_spans_all_the_same(telemetry: Telemetry) -> None:
+    """A backend of the first version of the contract tells a name, places and a count."""
+    client = create_client("memory:///orders")
+    telemetry.instrument(client)
+    assert client.observer is not None
+    with observed(client.observer, "publish", backend="old", topic_name="orders", messages=2):
+        pass
+    span = telemetry.span("send orders")
+    assert span.kind == SpanKind.PRODUCER
+    assert span.attributes is not None
+    assert (span.attributes["messaging.system"], span.attributes["messaging.batch.message_count"]) == ("old", 2)
 
 
 def test_the_names_are_those_of_the_conventions() -> None:
