@@ -133,8 +133,8 @@ class EventConfig:
         """
         file = _file(path)
         environ = _environ(environ)
-        upper = cls.from_env(name, environ) if environ.get(_variable(name)) else None
-        clients = _clients(file)
+        upper = cls.from_env(name, environ) if environ.get(variable_of(name)) else None
+        clients = clients_of(file)
         if name not in clients:
             if upper is None:
                 raise ConfigurationError(_nowhere(name, environ, file, clients))
@@ -167,7 +167,7 @@ class EventConfig:
 
         :raises ConfigurationError: if the variable is not set, or malformed.
         """
-        variable = _variable(name)
+        variable = variable_of(name)
         environ = _environ(environ)
         if not environ.get(variable):
             raise ConfigurationError(_nowhere(name, environ))
@@ -237,7 +237,8 @@ def _environ(given: Mapping[str, str] | None) -> Mapping[str, str]:
     return os.environ if given is None else given
 
 
-def _variable(name: str) -> str:
+def variable_of(name: str) -> str:
+    """Return the name of the environment variable that configures the client *name*."""
     if not isinstance(name, str):
         raise ConfigurationError(f"the name of a client must be a str, not {described(name)}")
     return f"EVENTS_{_middle(name)}_URL"
@@ -248,7 +249,7 @@ def _middle(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]", "_", name).upper()
 
 
-def _clients(path: str) -> Mapping[str, Mapping[str, Any]]:
+def clients_of(path: str) -> Mapping[str, Mapping[str, Any]]:
     """Return the table of each client in the file at *path*."""
     import tomllib  # only programs that read a file need it, and importing events_core must stay cheap
 
@@ -270,7 +271,7 @@ def _clients(path: str) -> Mapping[str, Mapping[str, Any]]:
 
 def _nowhere(name: str, environ: Mapping[str, str], file: str = "", clients: Collection[str] = ()) -> str:
     """Return the message of an error: which places were searched for the client *name*, and similar names there."""
-    variable = _variable(name)
+    variable = variable_of(name)
     if not file:
         found = "no file is given, as in file='events.toml'"
     elif clients:

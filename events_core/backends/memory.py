@@ -154,6 +154,13 @@ class _Topic:
         """Return the names of the subscriptions that outlive their receivers."""
         return [name for name, subscription in self.subscriptions.items() if not subscription.ephemeral]
 
+    def unsettled(self) -> dict[str, int]:
+        """Return the number of messages that each subscription has not settled."""
+        return {
+            name: len(each.queue) + sum(len(source._held) for source in each.sources)
+            for name, each in self.subscriptions.items()
+        }
+
     def sources(self) -> list[MemorySource]:
         return [source for subscription in self.subscriptions.values() for source in subscription.sources]
 
@@ -162,6 +169,20 @@ class _Topic:
 _ids = itertools.count(1)
 _topics: dict[tuple[str, str], _Topic] = {}
 _lock = threading.Lock()
+
+
+def unsettled(project_id: str, topic_name: str) -> dict[str, int]:
+    """Return the number of messages that each subscription of a topic has not settled, with those that are held."""
+    with _lock:
+        topic = _topics.get((project_id, topic_name))
+        return topic.unsettled() if topic is not None else {}
+
+
+def forget(project_id: str) -> None:
+    """Forget all topics of *project_id* with their messages.  Clients that are connected keep theirs."""
+    with _lock:
+        for key in [key for key in _topics if key[0] == project_id]:
+            del _topics[key]
 
 
 def _start_empty() -> None:
@@ -224,12 +245,16 @@ class MemoryDriver(Driver[MemoryOptions]):
         # Before the lock is taken, because all topics of the process share it.
         stored = [_Stored(each.data, each.attributes, each.ordering_key, now, when) for each in messages]
         with _lock:
-            self._topic.store(stored)
+            sources = self.store(self._topic, stored)
             self._topic.prune(now)
-            sources = self._topic.sources()
         for source in sources:
             source.wake()
         return [each.message_id for each in stored]
+
+    def store(self, topic: _Topic, messages: Sequence[_Stored]) -> list[MemorySource]:
+        """Put *messages*, which may be dead letters, into *topic*; under the lock.  Return the sources to wake."""
+        topic.store(messages)
+        return topic.sources()
 
     def bury(self, item: _Item, subscription: str, reason: str | None = None) -> list[MemorySource]:
         """Move a dead letter to its topic; under the lock.  Return the sources to wake."""
@@ -243,8 +268,8 @@ class MemoryDriver(Driver[MemoryOptions]):
             attempts=item.attempts,
             reason=reason,
         )
-        topic.store([_Stored(stored.data, attributes, stored.ordering_key, time.monotonic(), datetime.now(UTC))])
-        return topic.sources()
+        letter = _Stored(stored.data, attributes, stored.ordering_key, time.monotonic(), datetime.now(UTC))
+        return self.store(topic, [letter])
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> MemorySource:
         with _lock:
@@ -266,11 +291,8 @@ class MemoryDriver(Driver[MemoryOptions]):
 
     async def run_native(self, work: Callable[[MemoryTopic], Awaitable[T]]) -> T:
         with _lock:
-            unsettled = {
-                name: len(each.queue) + sum(len(source._held) for source in each.sources)
-                for name, each in self._topic.subscriptions.items()
-            }
-        return await work(MemoryTopic(name=self.topic_name, project_id=self.project_id, unsettled=unsettled))
+            topic = MemoryTopic(name=self.topic_name, project_id=self.project_id, unsettled=self._topic.unsettled())
+        return await work(topic)
 
     async def delete_subscription(self, subscription: str) -> None:
         with _lock:
