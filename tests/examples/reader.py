@@ -169,7 +169,7 @@ class Reader:
                 terminal.end(_typed(terminal, part))
         output = _typed(terminal, last)
         if "^C" in output.splitlines():
-            before, _, output = output.partition("^C\n")
+            before, _, output = f"{output}\n".partition("^C\n")
             terminal.print(before)
             terminal.interrupt()
             terminal.end(output)
