@@ -64,9 +64,9 @@ def run(folder: Path, *command: object, log: str = "", **environ: str) -> list[s
 
 
 def test_testing(tmp_path: Path) -> None:
-    """The application's test passes without a broker, quickly."""
+    """The application's tests pass without a broker, quickly."""
     options = ("-p", "no:cacheprovider", "--rootdir", tmp_path, "-q")
-    assert "1 passed" in run(tmp_path, "-m", "pytest", *options, HOWTO / "testing.py")[-1]
+    assert "3 passed" in run(tmp_path, "-m", "pytest", *options, HOWTO / "testing.py")[-1]
 
 
 def test_ordering(tmp_path: Path) -> None:
@@ -140,6 +140,17 @@ def test_fastapi(tmp_path: Path) -> None:
     with reserved_address() as address, Reader(files=folder, terminals=folder) as reader:
         port = address.rpartition(":")[2]
         reader.follow((PAGES / "fastapi.rst").read_text().replace("8000", port))
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="the page sends its orders with curl, which is not installed")
+def test_without_an_event_loop(tmp_path: Path) -> None:
+    """A script, a worker, and applications of Flask and Django do what the page shows."""
+    with socket.create_server(("localhost", 0)) as one, socket.create_server(("localhost", 0)) as two:
+        ports = [str(unused.getsockname()[1]) for unused in (one, two)]
+    folder = shutil.copytree(HOWTO / "blocking_shop", tmp_path / "shop")
+    page = (PAGES / "without-an-event-loop.rst").read_text().replace("8000", ports[0]).replace("8001", ports[1])
+    with Reader(files=folder, terminals=folder) as reader:
+        reader.follow(page)
 
 
 def test_fastapi_takes_few_lines() -> None:

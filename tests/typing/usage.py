@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+import threading
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import assert_type
@@ -33,10 +34,12 @@ from events_core import (
     create_client,
     load_backend,
     register_backend,
+    sync,
 )
 from events_core.backends.sqlite import SQLiteClient, SQLiteOptions
 from events_core.integrations.opentelemetry import instrument
 from events_core.interface import joins
+from events_core.testing.fixtures import MemoryBroker
 
 
 def configurations() -> list[EventConfig]:
@@ -273,3 +276,30 @@ async def join_own(client: OwnClient) -> None:
     assert_type(await client.subscribe("billing"), EventReceiver)
     async with client.subscribe() as receiver:
         assert_type(receiver, EventReceiver)
+
+
+def without_an_event_loop() -> None:
+    """The blocking clients have the same types, without coroutines."""
+    with sync.create_client("orders", file="events.toml", options={"ordering": True}) as client:
+        assert_type(client, sync.EventClient)
+        assert_type(client.send_message(EventMessage(b"x")), str)
+        assert_type(client.send_messages([EventMessage(b"x")]), list[str])
+        assert_type(client.ping(), float)
+        with client.subscribe("billing") as receiver:
+            assert_type(receiver, sync.EventReceiver)
+            assert_type(receiver.stats, ReceiverStats)
+            assert_type(receiver.receive_message(timeout=1), ReceivedMessage | None)
+            assert_type(receiver.receive_messages(10), list[ReceivedMessage])
+            for message in receiver:
+                assert_type(message, ReceivedMessage)
+                with receiver.processing(message) as processed:
+                    assert_type(processed, ReceivedMessage)
+            sync.consume(receiver, print, concurrency=4, stop=threading.Event())
+
+
+def test_of_an_application(memory_broker: MemoryBroker) -> None:
+    """The fixture's broker says what was sent."""
+    assert_type(memory_broker.client("orders", file="events.toml", options={"send_timeout": 1}), EventClient)
+    with memory_broker.failing(ErrorCode.UNAVAILABLE), memory_broker.stalling():
+        assert_type(memory_broker.sent("orders"), list[EventMessage])
+    memory_broker.wait_until_handled("orders", timeout=10)
