@@ -23,12 +23,12 @@ from urllib.parse import quote, urlencode
 import attrs
 import pytest
 
-from events_core import ErrorCode, EventClient, EventConfig, EventMessage, create_client, registry
+from events_core import ConfigurationError, ErrorCode, EventClient, EventConfig, EventMessage, create_client, registry
 from events_core.backends import memory
 from events_core.backends.memory import MemoryClient, MemoryDriver, MemoryOptions
 from events_core.config import clients_of, variable_of
 from events_core.engine import BrokerError, Delivery, Settlement, Source
-from events_core.options import CommonOptions, OptionValue
+from events_core.options import CommonOptions, OptionValue, did_you_mean
 
 __all__ = ["MemoryBroker"]
 
@@ -41,8 +41,10 @@ _PAUSE = 0.005
 _RETRYABLE = (ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT, ErrorCode.EXHAUSTED)
 """Codes of failures that a real broker recovers from, so that clients try again."""
 
-_PORTABLE = frozenset(field.name for field in attrs.fields(CommonOptions))
-"""The options that mean the same to every backend."""
+_TAKEN = frozenset(field.name for field in attrs.fields(CommonOptions)) - {"create"}
+"""The options that are taken from the application's file, because they mean the same to every backend.
+
+Not ``create``: nothing exists on a new broker, so everything must be created."""
 
 _brokers: dict[str, MemoryBroker] = {}
 """The brokers of the tests that run now, by the project of their topics."""
@@ -102,15 +104,15 @@ class MemoryBroker:
         :param file: the configuration of the application.  The topic and the options that all backends have, such as
             ``subscription`` and ``max_delivery_attempts``, are taken from there.  Other options, and secrets, are not
             read.
-        :param topic_name: the topic, if it is not the one of *file*; without both, it is *name*.
+        :param topic_name: the topic of a client that *file* does not have.  Without both, it is *name*.
         :param options: more options that all backends have, in place of those of *file*.  Shorten ``send_timeout``
             if the test makes the broker fail.
-        :raises ConfigurationError: if *file* cannot be read.
+        :raises ConfigurationError: if *file* cannot be read or has no such client, or if an option is unknown.
         """
-        table = clients_of(os.fspath(file)).get(name, {}) if file is not None else {}
-        portable = {key: value for key, value in table.get("options", {}).items() if key in _PORTABLE}
+        table = _table(name, os.fspath(file)) if file is not None and not topic_name else {}
+        taken = {key: value for key, value in table.get("options", {}).items() if key in _TAKEN}
         given = EventConfig.from_mapping(
-            {"topic_name": topic_name or table.get("topic_name") or name, "options": {**portable, **options}}
+            {"topic_name": topic_name or table.get("topic_name", name), "options": {**taken, **options}}
         )
         query = f"?{urlencode(dict(given.options))}" if given.options else ""
         url = f"{BACKEND}://{self._project}/{quote(given.topic_name, safe='')}{query}"
@@ -221,6 +223,16 @@ class _Fault:
 
     error: BrokerError | None
     """The answer to each request; ``None`` for no answer."""
+
+
+def _table(name: str, file: str) -> Mapping[str, Any]:
+    clients = clients_of(file)
+    if name not in clients:
+        raise ConfigurationError(
+            f"client {name!r} was asked for, and '{file}' has no table [clients.{name}]"
+            f"{did_you_mean(name, clients) or '; give its topic_name, or add the table'}"
+        )
+    return clients[name]
 
 
 def _refuse_if_over(ends: float, timeout: float, left: Mapping[str, int]) -> None:

@@ -36,6 +36,7 @@ require = ["durable:power_loss"]
 [clients.orders.options]
 path = { file = "/nowhere" }
 subscription = "billing"
+create = "never"
 max_delivery_attempts = 3
 dead_letter_topic = "shop-orders-dead"
 """
@@ -89,6 +90,12 @@ def test_a_client_may_be_configured_by_the_test_alone(memory_broker: MemoryBroke
     memory_broker.client("orders", options={"subscription": "billing"})
     with sync.create_client("orders") as client, client.subscribe() as receiver:
         assert (client.topic_name, receiver.subscription) == ("orders", "billing")
+
+
+def test_a_client_that_the_file_does_not_have_is_named(memory_broker: MemoryBroker, file: Path) -> None:
+    """A misspelt name is an error, and not a new topic."""
+    with pytest.raises(ConfigurationError, match=r"no table \[clients.order\]; did you mean 'orders'"):
+        memory_broker.client("order", file=file)
 
 
 def test_an_option_that_the_broker_does_not_have_is_named(memory_broker: MemoryBroker) -> None:
