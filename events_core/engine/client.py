@@ -103,7 +103,9 @@ def _warn_unclosed(name: str, process: int) -> None:
     """
     if process == _forks:  # a forked child can neither use nor close what it has inherited
         warnings.warn(
-            f"unclosed client {name}: use it with 'async with', or await its close()", ResourceWarning, stacklevel=1
+            f"unclosed client {name}: use it with 'async with' or 'with', or call its close()",
+            ResourceWarning,
+            stacklevel=1,
         )
 
 

@@ -3,8 +3,9 @@
 The loop stands still between two calls of its thread.  That harms nothing, because an asyncio client belongs to no
 loop: its engine works in threads of its own, and serves the callers of any thread and any loop (rule T1: threads).
 
-A loop belongs to who has taken it out of ``Calls._idle``: a thread for one call, or :meth:`Calls.close`, which closes
-it.  Taking it out is one atomic step of a ``dict``, so no lock is needed, and none can stay locked in a forked child.
+Who may touch a loop: the thread that has taken it out of ``Calls._idle``.  It does so for one call, or in
+:meth:`Calls.close`, to close the loop.  Taking a loop out is one atomic step of a ``dict``.  So no lock is needed, and
+none can stay locked in a forked child.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _complete(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+    # A task copies the context variables of this thread.  So an observer finds the caller's span there.
     task = loop.create_task(coroutine)
     try:
         return loop.run_until_complete(task)

@@ -140,6 +140,7 @@ class EventClient:
         :raises ValueError: if *timeout* is NaN, or more than a float can hold; nothing is closed then.
         """
         self._calls.run(self._client.close(timeout))
+        # Last, and only if the client has closed: a timeout that is no number closes nothing.
         self._calls.close()
 
     def __enter__(self) -> Self:
@@ -148,6 +149,7 @@ class EventClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # It knows how long to wait after an error.
         self._calls.run(self._client.__aexit__(kind, error, trace))
         self._calls.close()
 

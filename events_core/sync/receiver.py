@@ -159,6 +159,7 @@ class _Messages(Iterator[ReceivedMessage]):
 
     def __next__(self) -> ReceivedMessage:
         try:
+            # A backend's iterator may return an awaitable that is no coroutine, of which no task can be made.
             return self._calls.run(_next(self._messages))
         except StopAsyncIteration:
             raise StopIteration from None
@@ -174,6 +175,7 @@ async def _ended(receiver: interface.EventReceiver, message: ReceivedMessage, er
     The end of a program is the cancellation of a program without an event loop.
     """
     trace = error.__traceback__ if error is not None else None
+    # Also because a task that raises one of the two would end the loop that runs it.
     ending = asyncio.CancelledError() if isinstance(error, (KeyboardInterrupt, SystemExit)) else error
     try:
         async with receiver.processing(message):

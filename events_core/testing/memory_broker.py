@@ -140,6 +140,7 @@ class MemoryBroker:
         ]
 
     def _record(self, topic_name: str, messages: Sequence[memory._Stored]) -> None:
+        # In the engine's thread, while a test may copy the list: both are single steps of the interpreter.
         self._sent += [(topic_name, stored) for stored in messages]
 
     # Waiting
