@@ -2,14 +2,18 @@
 
 Each asynchronous method runs the blocking method of the same name in a new thread.  A thread cannot be interrupted: if
 the caller is cancelled, the call goes on.
+
+A test may begin a call and expect that it waits, or that it is the first of several.  A coroutine runs to its first
+wait at once.  So :func:`in_thread` lets the test go on when the blocking call has come that far, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from network_memory import NetworkClient
@@ -17,14 +21,47 @@ from network_memory import NetworkClient
 from events_core import Capabilities, EventConfig, EventMessage, Observer, ReceivedMessage, ReceiverStats, sync
 from events_core.backends.memory import MemoryClient, MemoryOptions
 from events_core.interface import EventClient, EventReceiver, joins
+from events_core.sync.calls import Calls
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
+_begun: ContextVar[threading.Event] = ContextVar("begun")
+"""The event of this thread that is set when its call waits for the first time."""
+
+
+class _Announcing(Coroutine[Any, Any, T]):
+    """A coroutine that says when it waits for the first time."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+        self._begun = _begun.get()
+
+    def send(self, value: Any) -> Any:
+        waits_for = self._coroutine.send(value)
+        self._begun.set()
+        return waits_for
+
+    def throw(self, *error: Any) -> Any:
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._coroutine.__await__()
+
+
+class _AnnouncingCalls(Calls):
+    """Blocking calls that say when they wait for the first time."""
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return super().run(_Announcing(coroutine))
+
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run *call* in a thread that ends with it, so that the kit finds no thread left."""
-    loop = asyncio.get_running_loop()
+    loop, begun = asyncio.get_running_loop(), threading.Event()
     done: asyncio.Future[T] = loop.create_future()
 
     def resolve(result: T | None, error: BaseException | None) -> None:
@@ -36,15 +73,18 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
             done.set_result(result)  # type: ignore[arg-type]
 
     def run() -> None:
+        _begun.set(begun)
         try:
             outcome = (call(*args, **kwargs), None)
         except BaseException as error:
             outcome = (None, error)  # type: ignore[assignment]
+        begun.set()
         if not loop.is_closed():
             loop.call_soon_threadsafe(resolve, *outcome)
 
     thread = threading.Thread(target=run, name="a blocking call")
     thread.start()
+    begun.wait(60)
     try:
         return await done
     finally:
@@ -124,6 +164,7 @@ class BlockingClient(EventClient):
 
     def __init__(self, config: EventConfig) -> None:
         self.blocking = sync.EventClient(self.wrapped(config))
+        self.blocking._calls = _AnnouncingCalls()
 
     @property
     def observer(self) -> Observer | None:  # type: ignore[override]

@@ -69,8 +69,6 @@ class Rules(
     # These cancel a receive, or stop its loop, and go on at once.  A blocking receive goes on too, in its thread.
     test_cancelled_receives_lose_nothing = None
     test_a_stopped_loop_hinders_nobody = None
-    # The order in which calls begin is promised for the calls of one thread; here each call has a thread of its own.
-    test_concurrent_sends_keep_order_per_key = None
 
 
 class TestBlocking(Rules):
