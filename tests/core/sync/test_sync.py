@@ -368,7 +368,7 @@ def test_closing_leaves_no_file_open(url: str) -> None:
     assert codes == [ErrorCode.CLOSED] * 3
     with pytest.raises(EventRuntimeError, match="closed"):
         client.send_message(ORDER)
-    assert descriptors() == before
+    assert descriptors() <= before  # fewer if something else of this process has ended
 
 
 def test_a_client_that_was_never_closed_warns_once(url: str) -> None:
