@@ -19,6 +19,7 @@ from events_core.engine import BrokerError, Delivery, Outcome, Settlement, Sourc
 
 _cut = threading.Event()
 _deaf = threading.Event()
+_stalled = threading.Event()
 
 
 def outage() -> AbstractContextManager[None]:
@@ -29,6 +30,11 @@ def outage() -> AbstractContextManager[None]:
 def lost_answers() -> AbstractContextManager[None]:
     """Lose all answers of the broker while the block runs."""
     return _while(_deaf)
+
+
+def stall() -> AbstractContextManager[None]:
+    """Let the broker answer nothing while the block runs; its answers come afterwards."""
+    return _while(_stalled)
 
 
 @contextlib.contextmanager
@@ -42,6 +48,8 @@ def _while(fault: threading.Event) -> Iterator[None]:
 
 async def _travel(seconds: float = 0.001) -> None:
     await asyncio.sleep(seconds)
+    while _stalled.is_set():
+        await asyncio.sleep(0.005)
     if _cut.is_set():
         raise BrokerError("the network is down", ErrorCode.UNAVAILABLE, retryable=True)
 

@@ -1,0 +1,307 @@
+"""An outbox keeps order, loses nothing but what its policy says, and counts each message once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import attrs
+import pytest
+
+from events_core import EventMessage
+from events_core.integrations.outbox import Outbox, OutboxStats
+from tests.core.network_memory import outage, stall
+
+from .outboxes import Broker, broker, numbered, occupied, until
+
+NONE = OutboxStats(waiting=0, sending=0, sent=0, dropped=0, refused=0, unsent=0, unconfirmed=0)
+
+
+def run(test: Callable[[Broker], Awaitable[None]], **options: object) -> None:
+    async def main() -> None:
+        async with broker(**options) as place:
+            await test(place)
+
+    asyncio.run(main())
+
+
+def test_everything_is_sent_in_order() -> None:
+    """The end of the block waits until the broker has stored every message."""
+
+    async def test(place: Broker) -> None:
+        async with Outbox(place.client) as outbox:
+            for message in numbered(*range(3000)):
+                assert outbox.put_nowait(message)
+        assert outbox.stats == attrs.evolve(NONE, sent=3000)
+        assert await place.numbers() == list(range(3000))
+
+    run(test)
+
+
+def test_a_failure_that_passes_ends_no_message() -> None:
+    """When the client has given up, the outbox sends the messages again, in order."""
+
+    async def test(place: Broker) -> None:
+        async with Outbox(place.client) as outbox:
+            with outage():
+                for message in numbered(*range(20)):
+                    outbox.put_nowait(message)
+                with pytest.raises(Exception, match="network"):
+                    await place.client.send_message(EventMessage(b"-1"))
+            for message in numbered(*range(20, 40)):
+                outbox.put_nowait(message)
+        assert outbox.stats == attrs.evolve(NONE, sent=40)
+        assert await place.numbers() == list(range(40))
+
+    run(test, send_timeout=0.2)
+
+
+def test_drop_newest() -> None:
+    """A full outbox drops what comes, and the broker gets exactly the rest."""
+
+    async def test(place: Broker) -> None:
+        async with Outbox(place.client, policy="drop_newest", max_messages=10) as outbox:
+            with stall():
+                await occupied(outbox)
+                taken = [outbox.put_nowait(message) for message in numbered(*range(1, 31))]
+        assert taken == [True] * 10 + [False] * 20
+        assert outbox.stats == attrs.evolve(NONE, sent=11, dropped=20)
+        assert await place.numbers() == list(range(11))
+
+    run(test)
+
+
+def test_drop_oldest() -> None:
+    """A full outbox drops what waits longest, and never what is on its way."""
+
+    async def test(place: Broker) -> None:
+        async with Outbox(place.client, policy="drop_oldest", max_messages=10) as outbox:
+            with stall():
+                await occupied(outbox)
+                taken = [outbox.put_nowait(message) for message in numbered(*range(1, 31))]
+        assert all(taken)
+        assert outbox.stats == attrs.evolve(NONE, sent=11, dropped=20)
+        assert await place.numbers() == [0, *range(21, 31)]
+
+    run(test)
+
+
+def test_bytes_are_bounded_too() -> None:
+    """Large messages fill the outbox before there are many; one that exceeds the bound is taken alone."""
+
+    async def test(place: Broker) -> None:
+        async with Outbox(place.client, max_bytes=1000) as outbox:
+            with stall():
+                await occupied(outbox)
+                assert outbox.put_nowait(EventMessage(bytes(5000)))
+                assert not outbox.put_nowait(EventMessage(bytes(1)))
+        assert outbox.stats == attrs.evolve(NONE, sent=2, dropped=1)
+
+    run(test)
+
+
+def test_wait() -> None:
+    """A full outbox lets its callers wait until there is room, and loses nothing."""
+
+    async def test(place: Broker) -> None:
+        async with Outbox(place.client, policy="wait", max_messages=10) as outbox:
+
+            async def caller(first: int) -> None:
+                for message in numbered(*range(first, first + 50), key=str(first)):
+                    assert await outbox.put(message)
+
+            async with asyncio.TaskGroup() as callers:
+                with stall():
+                    await occupied(outbox)
+                    for first in (100, 200, 300):
+                        callers.create_task(caller(first))
+                    await until(lambda: outbox.stats.waiting >= 10)
+                    assert outbox.stats.waiting <= 12  # the limit, and one message for each caller beyond it
+        assert outbox.stats == attrs.evolve(NONE, sent=151)
+        numbers = await place.numbers()
+        for first in (100, 200, 300):
+            assert [number for number in numbers if first <= number < first + 50] == list(range(first, first + 50))
+
+    run(test)
+
+
+def test_a_cancelled_put() -> None:
+    """A caller that is cancelled while it waits for room has put nothing in."""
+
+    async def test(place: Broker) -> None:
+        async with Outbox(place.client, policy="wait", max_messages=1) as outbox:
+            with stall():
+                await occupied(outbox)
+                outbox.put_nowait(*numbered(1))
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await outbox.put(*numbered(2))
+        assert outbox.stats == attrs.evolve(NONE, sent=2)
+        assert await place.numbers() == [0, 1]
+
+    run(test)
+
+
+def test_nobody_waits_forever(caplog: pytest.LogCaptureFixture) -> None:
+    """After a wait in vain the outbox drops what comes, logs it once, and waits again when it has been empty."""
+
+    async def test(place: Broker) -> None:
+        async with Outbox(place.client, policy="wait", max_messages=1, max_wait=0.05) as outbox:
+            with stall():
+                await occupied(outbox)
+                outbox.put_nowait(*numbered(1))
+                assert [await outbox.put(message) for message in numbered(2, 3, 4)] == [False] * 3
+            await until(lambda: outbox.stats.sent == 2)
+            assert await outbox.put(*numbered(5))
+        assert outbox.stats == attrs.evolve(NONE, sent=3, dropped=3)
+        assert await place.numbers() == [0, 1, 5]
+
+    run(test)
+    assert len([record for record in caplog.records if "nobody waits" in record.message]) == 1
+
+
+def test_full_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One warning tells that messages are dropped, and one record that the outbox is empty again."""
+
+    async def test(place: Broker) -> None:
+        async with Outbox(place.client, max_messages=1) as outbox:
+            with stall():
+                await occupied(outbox)
+                for message in numbered(*range(1, 100)):
+                    outbox.put_nowait(message)
+
+    with caplog.at_level(logging.INFO, "events_core.outbox"):
+        run(test)
+    levels = [record.levelname for record in caplog.records if record.name == "events_core.outbox"]
+    assert levels == ["WARNING", "INFO"]
+    assert "98 messages" in caplog.text
+
+
+def test_a_bad_message_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """A message that the client refuses is counted, and the others of its batch are sent in order."""
+
+    async def test(place: Broker) -> None:
+        messages = numbered(*range(20))
+        messages[7] = EventMessage(b"7", {"k" * 10_000: ""}, ordering_key="k")
+        messages[13] = EventMessage(b"13", {"refused": ""}, ordering_key="k")
+        async with Outbox(place.client) as outbox:
+            for message in messages:
+                outbox.put_nowait(message)
+        assert outbox.stats == attrs.evolve(NONE, sent=18, refused=2)
+        assert await place.numbers() == [number for number in range(20) if number not in (7, 13)]
+
+    run(test)
+    assert caplog.text.count("was refused") == 1
+
+
+def test_close_reports_what_it_could_not_send(caplog: pytest.LogCaptureFixture) -> None:
+    """When the time is over, each message that is left is unsent, or unconfirmed if it was on its way."""
+
+    async def test(place: Broker) -> None:
+        outbox = Outbox(place.client)
+        with stall():
+            await occupied(outbox)
+            for message in numbered(*range(1, 6)):
+                outbox.put_nowait(message)
+            stats = await outbox.close(timeout=0.05)
+        assert stats == attrs.evolve(NONE, unsent=5, unconfirmed=1)
+        assert stats.offered == 6
+        assert not outbox.put_nowait(*numbered(6))
+        assert (await outbox.close()).unsent == 6
+
+    run(test)
+    assert "5 messages that were not sent, and 1 that were not confirmed" in caplog.text
+
+
+def test_the_shortest_close_counts() -> None:
+    """A second caller with less patience ends the wait of the first."""
+
+    async def test(place: Broker) -> None:
+        outbox = Outbox(place.client)
+        with stall():
+            await occupied(outbox)
+            patient = asyncio.create_task(outbox.close(timeout=3600))
+            await asyncio.sleep(0)
+            hasty = await outbox.close(timeout=0.05)
+            assert await patient == hasty == attrs.evolve(NONE, unconfirmed=1)
+
+    run(test)
+
+
+def test_a_cancelled_close_closes_at_once() -> None:
+    """Cancelling a close ends it, and everything is counted."""
+
+    async def test(place: Broker) -> None:
+        outbox = Outbox(place.client)
+        with stall():
+            await occupied(outbox)
+            closing = asyncio.create_task(outbox.close(timeout=3600))
+            await asyncio.sleep(0)
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+            assert outbox.stats == attrs.evolve(NONE, unconfirmed=1)
+
+    run(test)
+
+
+def test_a_close_ends_the_wait_for_room() -> None:
+    """A caller that waits for room goes on when the outbox closes, and its message is unsent."""
+
+    async def test(place: Broker) -> None:
+        outbox = Outbox(place.client, policy="wait", max_messages=1, max_wait=3600)
+        with stall():
+            await occupied(outbox)
+            outbox.put_nowait(*numbered(1))
+            putting = asyncio.create_task(outbox.put(*numbered(2)))
+            await asyncio.sleep(0)
+            await outbox.close(timeout=0.05)
+            assert await putting is False
+        assert outbox.stats == attrs.evolve(NONE, unsent=2, unconfirmed=1)
+
+    run(test)
+
+
+def test_an_idle_outbox_has_no_task() -> None:
+    """Nothing runs before the first message, and nothing after the last one was sent."""
+
+    async def test(place: Broker) -> None:
+        before = asyncio.all_tasks()
+        outbox = Outbox(place.client)
+        assert asyncio.all_tasks() == before
+        outbox.put_nowait(*numbered(0))
+        assert asyncio.all_tasks() != before
+        await until(lambda: outbox.stats.sent == 1)
+        await until(lambda: asyncio.all_tasks() == before)
+
+    run(test)
+
+
+def test_messages_survive_their_event_loop() -> None:
+    """What one event loop left over is sent by the next one that puts something in."""
+
+    async def put(place: Broker, outbox: Outbox, number: int) -> None:
+        outbox.put_nowait(*numbered(number))
+
+    async def test(place: Broker) -> None:
+        outbox = Outbox(place.client)
+        await asyncio.to_thread(asyncio.run, put(place, outbox, 0))
+        assert outbox.stats.sent == 0
+        outbox.put_nowait(*numbered(1))
+        await outbox.close()
+        # The first loop ended while number 0 was on its way, so it may be stored twice.
+        assert list(dict.fromkeys(await place.numbers())) == [0, 1]
+
+    run(test)
+
+
+@pytest.mark.parametrize("wrong", [{"policy": "drop"}, {"max_messages": 0}, {"max_bytes": 0}])
+def test_wrong_arguments(wrong: dict[str, object]) -> None:
+    """An unknown policy and a limit below 1 are refused."""
+
+    async def test(place: Broker) -> None:
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Outbox(place.client, **wrong)  # type: ignore[arg-type]
+
+    run(test)
