@@ -42,6 +42,10 @@ _BATCH_MESSAGES = 500
 _BATCH_BYTES = 4 * 2**20
 """Largest number of bytes of one send, unless a single message has more."""
 
+_GATHERING = 0.002
+"""Seconds for which the first message waits for others.  Nobody waits for it, and sending many together takes less than
+half of the CPU."""
+
 _PAUSE = 0.5
 """Seconds before a batch is sent again.  The client has tried for ``send_timeout`` already, with growing pauses."""
 
@@ -253,6 +257,7 @@ class Outbox:
 
     async def _run(self) -> None:
         """Send until nothing is left."""
+        await asyncio.sleep(_GATHERING)
         while self._sending or self._waiting:
             if not self._sending:
                 self._take()

@@ -95,7 +95,7 @@ class ConnectionEvents(Generic[ConnectionT]):
     published before :meth:`connected` or after :meth:`disconnected`.
     """
 
-    __slots__ = ("_attributes", "_began", "_choice", "_id", "_key", "_outbox", "_state", "received_count", "sent_count")
+    __slots__ = ("_began", "_choice", "_id", "_key", "_outbox", "_received", "_sent", "_state")
 
     def __init__(self, choice: WebSocketEvents[ConnectionT], outbox: Outbox) -> None:
         self._choice = choice
@@ -104,8 +104,8 @@ class ConnectionEvents(Generic[ConnectionT]):
         self._id = ""
         self._key: str | None = None
         self._began = 0.0
-        self.received_count = 0
-        self.sent_count = 0
+        self._received = 0
+        self._sent = 0
 
     async def room(self) -> None:
         """Wait until the outbox is not full, if its policy is ``wait``.
@@ -136,13 +136,13 @@ class ConnectionEvents(Generic[ConnectionT]):
         """Publish that the client has sent *data*."""
         if self._state != "open":
             return
-        self.received_count += 1
+        self._received += 1
         if MESSAGE in self._choice.publish:
             self._publish(MESSAGE, lambda: self._described(data))
 
     def sent(self) -> None:
         """Count a message to the client."""
-        self.sent_count += 1
+        self._sent += 1
 
     def disconnected(self, close_code: int | None) -> None:
         """Publish that the connection has ended; the second call does nothing.
@@ -158,8 +158,8 @@ class ConnectionEvents(Generic[ConnectionT]):
                 lambda: {
                     "close_code": close_code,
                     "duration": round(time.monotonic() - self._began, 6),
-                    "messages_received": self.received_count,
-                    "messages_sent": self.sent_count,
+                    "messages_received": self._received,
+                    "messages_sent": self._sent,
                 },
             )
 
