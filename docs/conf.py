@@ -35,7 +35,7 @@ nitpick_ignore_regex = [
     ("py:class", r".*(_Sized|T|Unpack|ConfigOverrides|TracebackType|Abstract(Async)?ContextManager)$"),
     (
         "py:(class|data|attr|obj)",
-        r"(collections\.abc|typing|asyncio|datetime|enum|attrs?|os|pathlib|threading|types|_io|sqlite3|opentelemetry)\b.*",
+        r"(collections\.abc|typing|asyncio|datetime|enum|attrs?|os|pathlib|threading|types|websockets|_io|sqlite3|opentelemetry)\b.*",
     ),
     ("py:class", r"(Mapping|Sequence|Iterable|AsyncIterator|Callable|Collection|Any|Literal|Self|State)\b.*"),
     ("py:(class|exc)", r"(ValueError|RuntimeError|ConnectionError|Exception|TypeError|UnicodeDecodeError)"),
