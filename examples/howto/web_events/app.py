@@ -1,4 +1,4 @@
-"""A web application: handlers send orders, and WebSockets publish events."""
+"""A web application: it sends orders, and its WebSockets publish events."""
 
 from typing import Annotated
 
