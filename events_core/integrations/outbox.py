@@ -19,7 +19,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from types import TracebackType
 from typing import Literal, Self, TypeAlias, get_args
@@ -97,6 +97,9 @@ class Outbox:
     :param max_messages: number of messages that may wait, in addition to the at most 500 on their way.
     :param max_bytes: number of bytes of their data that may wait.  A larger message is taken if no other waits.
     :param max_wait: longest wait for room, in seconds; only the policy ``wait`` uses it.
+    :param prepare: is called with each message that is put in, and returns the message to send in its place.  It runs in
+        the context of the caller, so it can add what belongs to the caller, such as its trace.  It must return soon.  If
+        it raises, the log has the exception, and the message is sent as it was.
     :raises ValueError: for an unknown policy, or a limit that is less than 1.
     """
 
@@ -108,6 +111,7 @@ class Outbox:
         max_messages: int = 10_000,
         max_bytes: int = 64 * 2**20,
         max_wait: float = 30.0,
+        prepare: Callable[[EventMessage], EventMessage] | None = None,
     ) -> None:
         if policy not in get_args(Policy):
             raise ValueError(f"policy must be one of {', '.join(get_args(Policy))}, not {policy!r}")
@@ -118,6 +122,7 @@ class Outbox:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._max_wait = max_wait
+        self._prepare = prepare
         self._waiting: deque[EventMessage] = deque()
         self._waiting_bytes = 0
         # What the broker may have seen.  It stays here between two tries, where no policy drops it: so each message in
@@ -167,6 +172,8 @@ class Outbox:
         if self._is_closing:
             self._unsent += 1
             return False
+        if self._prepare is not None:
+            message = self._prepared(message, self._prepare)
         if not self._has_room_for(len(message.data)):
             if self._policy == "drop_oldest":
                 self._make_room(len(message.data))
@@ -177,6 +184,13 @@ class Outbox:
         self._waiting_bytes += len(message.data)
         self._ensure_running()
         return True
+
+    def _prepared(self, message: EventMessage, prepare: Callable[[EventMessage], EventMessage]) -> EventMessage:
+        try:
+            return prepare(message)
+        except Exception:
+            _log.exception("%r: a message could not be prepared, so it is sent as it is", self)
+            return message
 
     async def put(self, message: EventMessage) -> bool:
         """Wait for room if the policy says so, then put *message* in.

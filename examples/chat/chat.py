@@ -19,7 +19,7 @@ from starlette.responses import FileResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from events_core import EventReceiver, create_client
+from events_core import ReceivedMessage, consume, create_client
 from events_core.integrations.asgi import EventsMiddleware, WebSocketEvents
 from events_core.integrations.outbox import Outbox
 
@@ -54,23 +54,23 @@ async def show(websocket: WebSocket, events: asyncio.Queue[str]) -> None:
         await websocket.send_text(await events.get())
 
 
-async def forward(receiver: EventReceiver) -> None:
-    """Give each event that comes back from the broker to all pages."""
-    async for message in receiver:
-        async with receiver.processing(message):
-            for events in present:
-                if events.full():
-                    events.get_nowait()
-                events.put_nowait(message.data_as_string())
+async def forward(message: ReceivedMessage) -> None:
+    """Give an event that comes back from the broker to all pages."""
+    for events in present:
+        if events.full():
+            events.get_nowait()
+        events.put_nowait(message.data_as_string())
 
 
 @asynccontextmanager
 async def receiving(app: Starlette, file: Path) -> AsyncIterator[None]:
+    stop = asyncio.Event()
     # Without a name, the subscription is of this server alone: each server gets every event.
     async with create_client("websocket-events", file=file) as client, client.subscribe() as receiver:
-        forwarding = asyncio.create_task(forward(receiver))
+        forwarding = asyncio.create_task(consume(receiver, forward, stop=stop))
         yield
-        forwarding.cancel()
+        stop.set()
+        await forwarding
 
 
 def application(file: Path) -> EventsMiddleware:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 
 import attrs
 import pytest
@@ -294,6 +295,39 @@ def test_messages_survive_their_event_loop() -> None:
         assert list(dict.fromkeys(await place.numbers())) == [0, 1]
 
     run(test)
+
+
+def test_a_message_is_prepared_in_the_context_of_its_caller() -> None:
+    """A function adds what belongs to the caller, which the task that sends does not know."""
+    trace = ContextVar("trace", default="")
+
+    async def caller(outbox: Outbox, name: str) -> None:
+        trace.set(name)
+        outbox.put_nowait(*numbered(0))
+
+    async def test(place: Broker) -> None:
+        outbox = Outbox(place.client, prepare=lambda message: message.with_attribute("trace", trace.get()))
+        for name in ("a", "b"):
+            await asyncio.create_task(caller(outbox, name))
+        await outbox.close()
+        assert [message.attributes["trace"] for message in await place.stored()] == ["a", "b"]
+
+    run(test)
+
+
+def test_a_message_that_cannot_be_prepared(caplog: pytest.LogCaptureFixture) -> None:
+    """It is sent as it was, and the log has the exception."""
+
+    def fail(message: EventMessage) -> EventMessage:
+        raise LookupError("a defect")
+
+    async def test(place: Broker) -> None:
+        async with Outbox(place.client, prepare=fail) as outbox:
+            assert outbox.put_nowait(*numbered(0))
+        assert await place.numbers() == [0]
+
+    run(test)
+    assert "LookupError: a defect" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", [{"policy": "drop"}, {"max_messages": 0}, {"max_bytes": 0}])
