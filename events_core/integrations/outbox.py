@@ -97,9 +97,9 @@ class Outbox:
     :param max_messages: number of messages that may wait, in addition to the at most 500 on their way.
     :param max_bytes: number of bytes of their data that may wait.  A larger message is taken if no other waits.
     :param max_wait: longest wait for room, in seconds; only the policy ``wait`` uses it.
-    :param prepare: is called with each message that is put in, and returns the message to send in its place.  It runs in
-        the context of the caller, so it can add what belongs to the caller, such as its trace.  It must return soon.  If
-        it raises, the log has the exception, and the message is sent as it was.
+    :param prepare: is called with each message that is put in, and returns the message to send in its place.  It runs
+        in the context of the caller, so it can add what belongs to the caller, such as its trace.  It must return soon.
+        If it raises, the log has the exception, and the message is sent as it was.
     :raises ValueError: for an unknown policy, or a limit that is less than 1.
     """
 

@@ -6,9 +6,13 @@ import asyncio
 import sqlite3
 import sys
 import threading
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import assert_type
+
+from websockets.asyncio.server import ServerConnection
 
 from events_core import (
     AcknowledgeError,
@@ -37,7 +41,11 @@ from events_core import (
     sync,
 )
 from events_core.backends.sqlite import SQLiteClient, SQLiteOptions
+from events_core.integrations.asgi import ASGIApp, EventsMiddleware
 from events_core.integrations.opentelemetry import instrument
+from events_core.integrations.outbox import Outbox
+from events_core.integrations.websocket_events import WebSocketEvents
+from events_core.integrations.websockets import WebSocketServerWithEvents
 from events_core.interface import joins
 from events_core.testing.fixtures import MemoryBroker
 
@@ -303,3 +311,30 @@ def test_of_an_application(memory_broker: MemoryBroker) -> None:
     with memory_broker.failing(ErrorCode.UNAVAILABLE), memory_broker.stalling():
         assert_type(memory_broker.sent("orders"), list[EventMessage])
     memory_broker.wait_until_handled("orders", timeout=10)
+
+
+def web_application(app: ASGIApp) -> EventsMiddleware:
+    """The functions of a choice know the type of the connection."""
+    return EventsMiddleware(
+        app,
+        clients={"orders": "memory:///orders"},
+        websocket_events=WebSocketEvents(
+            publish=["client_connected", "client_message"],
+            payload=lambda data: len(data),
+            client_id=lambda scope: str(scope["path_params"]["user"]),
+            details=lambda scope: {"path": scope["path"]},
+        ),
+        outbox=partial(Outbox, policy="drop_oldest", max_messages=100),
+    )
+
+
+async def web_socket_server(handler: Callable[[ServerConnection], Awaitable[None]], client: EventClient) -> int:
+    """The connection of the library websockets has its own type."""
+    async with WebSocketServerWithEvents(
+        handler,
+        client,
+        "localhost",
+        8001,
+        events=WebSocketEvents(client_id=lambda connection: str(connection.id)),
+    ) as server:
+        return server.outbox.stats.dropped

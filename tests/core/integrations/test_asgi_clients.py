@@ -305,14 +305,18 @@ def test_the_state_of_the_application_is_kept() -> None:
 def test_a_server_without_lifespan() -> None:
     """The clients are created at the first connection, and close() closes them."""
 
+    async def place_order(request: Request) -> PlainTextResponse:
+        await request.state.events.clients["orders"].send_message(EventMessage(b"1"))
+        return PlainTextResponse("placed")
+
     async def main() -> None:
         url = unused_url()
-        app = EventsMiddleware(shop(unused_url()), clients={"orders": url}, websocket_events=None)
-        with uvicorn_serving(shop(url), lifespan="off") as address:
+        app = EventsMiddleware(Starlette(routes=[Route("/", place_order)]), clients={"orders": url})
+        with uvicorn_serving(app, lifespan="off") as address:
             async with asyncio.timeout(60), AsyncClient() as http:
-                assert (await http.post(address.http("/orders/1"))).status_code == 200
+                assert (await http.get(address.http("/"))).text == "placed"
+        await app.close()
         assert len(await everything(url)) == 1
-        await app.close()  # it has opened nothing
 
     asyncio.run(main())
 

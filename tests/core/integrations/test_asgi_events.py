@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -13,13 +14,15 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from events_core import EventMessage
+from events_core import EventConfig, EventMessage, create_client
 from events_core.integrations.asgi import EventsMiddleware, WebSocketEvents
 from events_core.integrations.outbox import Outbox
+from tests.core.network_memory import NetworkClient, stall
 
 from . import apps
 from .serving import bodies, everything, published, unused_url, uvicorn_serving
 
+NETWORK = f"{NetworkClient.__module__}:{NetworkClient.__name__}"
 MOZART = {"client_id": lambda scope: "mozart"}
 
 
@@ -272,6 +275,72 @@ def test_the_code_of_the_application() -> None:
             await send({"type": "websocket.close", "code": 4002})
 
     assert closing(farewell)["close_code"] == 4002
+
+
+def test_a_message_that_overtakes_the_accept() -> None:
+    """An application that receives while it accepts has its client connected before the client says anything."""
+
+    async def hasty(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        receiving = asyncio.create_task(receive())
+        await send({"type": "websocket.accept"})
+        await receiving
+
+    async def main() -> None:
+        url = unused_url()
+        app = wrapped(hasty, url, **MOZART)
+        coming = iter([{"type": "websocket.connect"}, {"type": "websocket.receive", "text": "a"}])
+        said = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            message = next(coming)
+            if message["type"] == "websocket.receive":
+                asyncio.get_running_loop().call_later(0.01, said.set)
+            return message
+
+        async def send(message: Any) -> None:
+            await said.wait()  # the accept takes longer than the first message
+
+        await app({"type": "websocket"}, receive, send)
+        await app.close()
+        kinds = [body["event_type"] for body in bodies(await everything(url))]
+        assert kinds == ["client_connected", "client_message", "client_disconnected"]
+
+    asyncio.run(main())
+
+
+def test_with_the_policy_wait_a_connection_waits() -> None:
+    """While the outbox is full, the application gets no further message; afterwards it gets all of them."""
+
+    async def main() -> None:
+        url = unused_url()
+        config = EventConfig(EventConfig.from_url(url).topic_name, backend=NETWORK)
+        app = EventsMiddleware(
+            echo,
+            clients={"websocket-events": config},
+            websocket_events=WebSocketEvents(),
+            outbox=partial(Outbox, policy="wait", max_messages=1),
+        )
+        async with create_client(url) as client, client.subscribe():
+            pass
+        with uvicorn_serving(app) as address:
+            async with asyncio.timeout(60), connect(address.ws()) as websocket:
+                with stall():
+                    for number in range(10):
+                        await websocket.send(str(number))
+                    answers = 0
+                    with suppress(TimeoutError):
+                        while True:
+                            async with asyncio.timeout(0.5):
+                                assert await websocket.recv() == str(answers)
+                            answers += 1
+                    assert answers < 10
+                while answers < 10:
+                    assert await websocket.recv() == str(answers)
+                    answers += 1
+        assert len(await everything(url)) == 12
+
+    asyncio.run(main())
 
 
 def test_an_application_that_fails() -> None:

@@ -10,9 +10,9 @@ from contextvars import ContextVar
 import attrs
 import pytest
 
-from events_core import EventMessage
+from events_core import EventConfig, EventMessage
 from events_core.integrations.outbox import Outbox, OutboxStats
-from tests.core.network_memory import outage, stall
+from tests.core.network_memory import NetworkClient, outage, stall
 
 from .outboxes import Broker, broker, numbered, occupied, until
 
@@ -102,6 +102,21 @@ def test_bytes_are_bounded_too() -> None:
     run(test)
 
 
+def test_large_messages_travel_apart() -> None:
+    """A send has a bounded number of bytes, so a second large message waits for the first."""
+
+    async def test(place: Broker) -> None:
+        async with Outbox(place.client) as outbox:
+            with stall():
+                for _ in range(2):
+                    outbox.put_nowait(EventMessage(bytes(3_000_000)))
+                await until(lambda: outbox.stats.sending > 0)
+                assert (outbox.stats.sending, outbox.stats.waiting) == (1, 1)
+        assert outbox.stats == attrs.evolve(NONE, sent=2)
+
+    run(test)
+
+
 def test_wait() -> None:
     """A full outbox lets its callers wait until there is room, and loses nothing."""
 
@@ -145,21 +160,22 @@ def test_a_cancelled_put() -> None:
 
 
 def test_nobody_waits_forever(caplog: pytest.LogCaptureFixture) -> None:
-    """After a wait in vain the outbox drops what comes, logs it once, and waits again when it has been empty."""
+    """After a wait in vain the outbox drops what comes, and logs that once; it waits again when it has been empty."""
 
     async def test(place: Broker) -> None:
         async with Outbox(place.client, policy="wait", max_messages=1, max_wait=0.05) as outbox:
-            with stall():
-                await occupied(outbox)
-                outbox.put_nowait(*numbered(1))
-                assert [await outbox.put(message) for message in numbered(2, 3, 4)] == [False] * 3
-            await until(lambda: outbox.stats.sent == 2)
-            assert await outbox.put(*numbered(5))
-        assert outbox.stats == attrs.evolve(NONE, sent=3, dropped=3)
-        assert await place.numbers() == [0, 1, 5]
+            for first in (0, 10):
+                with stall():
+                    await occupied(outbox)
+                    outbox.put_nowait(*numbered(first + 1))
+                    late = numbered(first + 2, first + 3, first + 4)
+                    assert [await outbox.put(message) for message in late] == [False] * 3
+                await until(lambda: outbox.stats.waiting == outbox.stats.sending == 0)
+        assert outbox.stats == attrs.evolve(NONE, sent=4, dropped=6)
+        assert await place.numbers() == [0, 1, 0, 11]
 
     run(test)
-    assert len([record for record in caplog.records if "nobody waits" in record.message]) == 1
+    assert len([record for record in caplog.records if "nobody waits" in record.message]) == 2
 
 
 def test_full_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -328,6 +344,51 @@ def test_a_message_that_cannot_be_prepared(caplog: pytest.LogCaptureFixture) -> 
 
     run(test)
     assert "LookupError: a defect" in caplog.text
+
+
+def test_messages_survive_a_loop_that_was_abandoned() -> None:
+    """A loop that is closed without cancelling its tasks keeps the outbox from nothing."""
+
+    def abandon(outbox: Outbox) -> None:
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)  # it complains about the task that it leaves
+        loop.run_until_complete(occupied(outbox))
+        loop.close()
+
+    async def test(place: Broker) -> None:
+        outbox = Outbox(place.client)
+        with stall():
+            await asyncio.to_thread(abandon, outbox)
+        outbox.put_nowait(*numbered(1))
+        await outbox.close()
+        assert list(dict.fromkeys(await place.numbers())) == [0, 1]
+
+    run(test)
+
+
+def test_a_send_that_ends_after_the_close_is_not_counted_twice() -> None:
+    """A client that swallows its cancellation changes no counter afterwards."""
+    released = asyncio.Event()
+
+    class Stubborn(NetworkClient):
+        async def send_message(self, message: EventMessage) -> str:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await released.wait()
+            return "17"
+
+    async def main() -> None:
+        outbox = Outbox(Stubborn(EventConfig("stubborn")))
+        await occupied(outbox)
+        others = asyncio.all_tasks()
+        assert await outbox.close(timeout=0) == attrs.evolve(NONE, unconfirmed=1)
+        released.set()
+        ended, _ = await asyncio.wait(others - {asyncio.current_task()})
+        assert [task.exception() for task in ended] == [None]
+        assert outbox.stats == attrs.evolve(NONE, unconfirmed=1)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("wrong", [{"policy": "drop"}, {"max_messages": 0}, {"max_bytes": 0}])
