@@ -270,6 +270,46 @@ def test_the_application_may_fail_to_start() -> None:
     asyncio.run(main())
 
 
+def test_two_servers_of_one_application() -> None:
+    """Each has clients of its own, so the end of one leaves the other alone."""
+
+    async def main() -> None:
+        url = unused_url()
+        app = shop(url)
+        async with asyncio.timeout(60), AsyncClient() as http:
+            with uvicorn_serving(app) as first:
+                with uvicorn_serving(app) as second:
+                    assert (await http.post(second.http("/orders/2"))).status_code == 200
+                assert (await http.post(first.http("/orders/1"))).status_code == 200
+        assert [message.data for message in await everything(url)] == [b"2", b"1"]
+
+    asyncio.run(main())
+
+
+def test_a_lifespan_that_fails_in_the_middle() -> None:
+    """If the lifespan of the application fails while it runs, the server goes on, and its handlers get new clients."""
+    url = unused_url()
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await scope["state"]["events"].clients["orders"].send_message(EventMessage(b"1"))
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        raise LookupError("a defect")
+
+    async def main() -> None:
+        server = Server()
+        app = EventsMiddleware(inner, clients={"orders": url})
+        with pytest.raises(LookupError):
+            await server.run(app)
+        await app({"type": "http", "state": dict(server.state)}, None, None)  # type: ignore[arg-type]
+        await app.close()
+        assert len(await everything(url)) == 1
+
+    asyncio.run(main())
+
+
 def test_the_clients_live_longer_than_the_application() -> None:
     """The application's own lifespan may use them, at its start and at its end."""
     url = unused_url()
