@@ -165,6 +165,9 @@ class Server:
         self._events.put_nowait({"type": "lifespan.startup"})
         async with asyncio.timeout(60):
             await self._answer(task)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert len(self.sent) == 1, "it answered a shutdown that has not come"
             if not task.done():
                 self._events.put_nowait({"type": "lifespan.shutdown"})
                 await task
