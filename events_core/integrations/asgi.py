@@ -113,6 +113,7 @@ class EventsMiddleware:
             return
         # A server with lifespan state gives each connection the state of its own lifespan.
         events: AppEvents = scope.get("state", {}).get(_STATE) or self._open()
+        # A copy: the specification lets a middleware change only its own.
         inner = {**scope, "state": {**scope.get("state", {}), _STATE: events}}
         if scope["type"] == "websocket" and self._websocket_events is not None and events.outbox is not None:
             told = ConnectionEvents(self._websocket_events, events.outbox)
@@ -205,6 +206,7 @@ class _Connection:
     async def _send_for_app(self, message: Message) -> None:
         match message["type"]:
             case "websocket.accept":
+                # First the accept: a client that is gone by now was never connected.
                 await self._send(message)
                 self._events.connected(self._scope)
             case "websocket.close":

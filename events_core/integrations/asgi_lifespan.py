@@ -49,6 +49,7 @@ class Lifespan:
 
         :raises Exception: the exception of *app* if it answered the startup before it raised.
         """
+        # Before the application runs, so that it finds the clients also while it starts.
         startup = await self._receive()
         try:
             self._start()

@@ -43,8 +43,8 @@ _BATCH_BYTES = 4 * 2**20
 """Largest number of bytes of one send, unless a single message has more."""
 
 _GATHERING = 0.002
-"""Seconds for which the first message waits for others.  Nobody waits for it, and sending many together takes less than
-half of the CPU."""
+"""Seconds for which the first message waits for others.  No caller waits for it, and sending many together takes less
+than half of the CPU."""
 
 _PAUSE = 0.5
 """Seconds before a batch is sent again.  The client has tried for ``send_timeout`` already, with growing pauses."""
@@ -74,7 +74,7 @@ class OutboxStats:
     refused: int
     """Number of messages that the broker, or the client's own check, refused for good."""
     unsent: int
-    """Number of messages that nobody tried to send: left over when the outbox closed, or put in later."""
+    """Number of messages that were never tried: left over when the outbox closed, or put in later."""
     unconfirmed: int
     """Number of messages that were on their way when the time of :meth:`Outbox.close` was over; stored or not."""
 
@@ -92,8 +92,8 @@ class Outbox:
 
     :param client: sends the messages.  Its options decide how long it tries; the outbox tries again after that.
     :param policy: for a full outbox.  ``drop_newest`` and ``drop_oldest`` never make a caller wait.  With ``wait``,
-        callers wait for room.  After a wait of *max_wait* seconds without room, nobody waits any more and the newest
-        message is dropped, until the outbox is empty again.
+        callers wait for room.  After a wait of *max_wait* seconds without room, no caller waits any more and the
+        newest message is dropped, until the outbox is empty again.
     :param max_messages: number of messages that may wait, in addition to the at most 500 on their way.
     :param max_bytes: number of bytes of their data that may wait.  A larger message is taken if no other waits.
     :param max_wait: longest wait for room, in seconds; only the policy ``wait`` uses it.
@@ -230,13 +230,14 @@ class Outbox:
         if not self._has_waited_in_vain:
             self._has_waited_in_vain = self._is_dropping = True
             _log.warning(
-                "%r: there was no room for %g s, so nobody waits now, and new messages are dropped until it is empty",
+                "%r: there was no room for %g s, so no caller waits now; it drops new messages until it is empty",
                 self,
                 self._max_wait,
             )
             self._let_in()
 
     def _has_room_for(self, size: int) -> bool:
+        # Otherwise a message that is larger than the bound would find no room in an empty outbox.
         if not self._waiting:
             return True
         return len(self._waiting) < self._max_messages and self._waiting_bytes + size <= self._max_bytes
@@ -254,6 +255,7 @@ class Outbox:
 
     def _let_in(self) -> None:
         """Wake the callers that wait for room."""
+        # All of them: each looks again, and waits again if others have taken the room.
         while self._room_waiters:
             waiter = self._room_waiters.popleft()
             if not waiter.done():
@@ -302,6 +304,7 @@ class Outbox:
         :returns: True if the broker could not be reached, so that the next try must wait.
         """
         number = len(self._sending)
+        # Nothing of a refused batch was sent.  So its first half can be tried alone, and the order is kept.
         while (outcomes := await self._outcomes(self._sending[:number])) is None:
             number //= 2
         if self._is_closed:
@@ -323,7 +326,7 @@ class Outbox:
         Return ``None`` if the batch was refused as a whole, perhaps for one of its messages, and nothing was sent.
         """
         try:
-            if len(batch) == 1:
+            if len(batch) == 1:  # costs less than a batch of one
                 return [await self._client.send_message(batch[0])]
             return await self._client.send_messages(batch)
         except PublishError as error:

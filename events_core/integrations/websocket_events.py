@@ -122,6 +122,7 @@ class ConnectionEvents(Generic[ConnectionT]):
         self._state = "open"
         self._began = time.monotonic()
         self._id = self._identified(connection)
+        # Without order, a send with a key would be refused.
         if self._outbox.client.capabilities.ordering != "none":
             self._key = self._id
         if CONNECTED in self._choice.publish:
@@ -151,7 +152,7 @@ class ConnectionEvents(Generic[ConnectionT]):
         """
         if self._state != "open":
             return
-        self._state = "over"
+        self._state = "over"  # before publishing, so that no message of this client can follow
         if DISCONNECTED in self._choice.publish:
             self._publish(
                 DISCONNECTED,
@@ -178,6 +179,7 @@ class ConnectionEvents(Generic[ConnectionT]):
         if payload == "none":
             return {}
         if payload == "size":
+            # The size on the wire; text that is ASCII has as many bytes as characters, which is known without encoding.
             return {"size": len(data) if isinstance(data, bytes) or data.isascii() else len(data.encode())}
         if callable(payload):
             return {"payload": payload(data)}

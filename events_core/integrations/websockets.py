@@ -56,6 +56,7 @@ class ConnectionWithEvents(ServerConnection):
         """
         if self.events is None:
             return await super().recv(decode)
+        # Before receiving: if the handler cancels this while it waits for room, no message of the client is lost.
         await self.events.room()
         data = await super().recv(decode)
         self.events.received(data)
@@ -174,6 +175,7 @@ class WebSocketServerWithEvents:
         ends = time.monotonic() + self._close_timeout
         if self._server is not None:
             await self._close_server(self._server, self._close_timeout / 2)
+        # After the handlers, because their last events are among those that wait.
         left = max(0.0, ends - time.monotonic())
         await self._outbox.close(left - min(2.0, left / 4))
         await self._client.close(max(0.0, ends - time.monotonic()))

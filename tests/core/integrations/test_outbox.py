@@ -175,7 +175,7 @@ def test_nobody_waits_forever(caplog: pytest.LogCaptureFixture) -> None:
         assert await place.numbers() == [0, 1, 0, 11]
 
     run(test)
-    assert len([record for record in caplog.records if "nobody waits" in record.message]) == 2
+    assert len([record for record in caplog.records if "no caller waits" in record.message]) == 2
 
 
 def test_full_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
