@@ -1,17 +1,21 @@
 """A worker that bills the orders."""
 
+import logging
 import signal
 import threading
 
 from events_core import ReceivedMessage
 from events_core.sync import consume, create_client
 
+log = logging.getLogger(__name__)
+
 
 def bill(message: ReceivedMessage) -> None:
-    print("billed order", message.data_as_json()["order"], flush=True)
+    log.info("billed order %s", message.data_as_json()["order"])
 
 
 def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
