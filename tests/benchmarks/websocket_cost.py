@@ -1,16 +1,19 @@
 """CPU per event that the middleware adds to a WebSocket server, on memory and without payload.
 
 Run ``python -m tests.benchmarks.websocket_cost`` in a checkout.  uvicorn serves an echo, once bare and once in the
-middleware, in turns.  The clock is the CPU time of the server's thread, in which memory stores the events, too.
+middleware, in turns.  The clients run in another process.  The clock is the CPU time of the server's thread,
+in which memory stores the events, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import statistics
 import threading
 import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -18,6 +21,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from events_core import create_client
 from events_core.integrations.asgi import EventsMiddleware, WebSocketEvents
 from tests.core.integrations.serving import everything, unused_url, uvicorn_serving
+
+WARM_UP = 20
+"""Messages of each connection before the clock starts."""
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -34,24 +40,50 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 clocks: list[int] = []
 
 
-async def talk(websocket: ClientConnection, messages: int) -> None:
-    for _ in range(messages):
-        await websocket.send("x" * 100)
-        await websocket.recv()
+def clients(url: str, connections: int, messages: int, server: Connection) -> None:
+    """Talk to *url* when *server* says so; in a process of its own, so that the server waits for no GIL of theirs."""
 
+    async def talk(websocket: ClientConnection, number: int) -> None:
+        for _ in range(number):
+            await websocket.send("x" * 100)
+            await websocket.recv()
 
-async def measured(app: Any, connections: int, messages: int) -> float:
-    """Return the CPU seconds of the server for all messages, after a round that warms it up."""
-    clocks.clear()
-    with uvicorn_serving(app) as address:
-        websockets = [await connect(address.ws(), compression=None) for _ in range(connections)]
-        await asyncio.gather(*(talk(websocket, 20) for websocket in websockets))
-        began = time.clock_gettime(clocks[0])
-        await asyncio.gather(*(talk(websocket, messages // connections) for websocket in websockets))
-        cost = time.clock_gettime(clocks[0]) - began
+    async def run() -> None:
+        websockets = [await connect(url, compression=None) for _ in range(connections)]
+        for number in (WARM_UP, messages // connections):
+            await asyncio.gather(*(talk(websocket, number) for websocket in websockets))
+            server.send("done")
+            server.recv()
         for websocket in websockets:
             await websocket.close()
+
+    asyncio.run(run())
+
+
+def measured(app: Any, connections: int, messages: int) -> float:
+    """Return the CPU seconds of the server for all messages, after a round that warms it up."""
+    clocks.clear()
+    here, there = multiprocessing.Pipe()
+    with uvicorn_serving(app) as address:
+        process = SPAWN.Process(target=clients, args=(address.ws(), connections, messages, there), daemon=True)
+        process.start()
+        told(here)
+        began = time.clock_gettime(clocks[0])
+        here.send("go")
+        told(here)
+        cost = time.clock_gettime(clocks[0]) - began
+        here.send("end")
+        process.join(60)
     return cost
+
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def told(clients: Connection) -> None:
+    if not clients.poll(120):
+        raise TimeoutError("the clients did not end within 120 s")
+    clients.recv()
 
 
 async def pair(connections: int, messages: int) -> tuple[float, float]:
@@ -59,11 +91,11 @@ async def pair(connections: int, messages: int) -> tuple[float, float]:
     url = unused_url()
     async with create_client(url) as client, client.subscribe():
         pass  # the subscription keeps the events, as a real one does
-    bare = await measured(echo, connections, messages)
+    bare = await asyncio.to_thread(measured, echo, connections, messages)
     app = EventsMiddleware(echo, clients={"websocket-events": url}, websocket_events=WebSocketEvents())
-    told = await measured(app, connections, messages)
-    assert len(await everything(url)) == connections * (2 + 20 + messages // connections)
-    return bare / messages * 1e6, told / messages * 1e6
+    with_events = await asyncio.to_thread(measured, app, connections, messages)
+    assert len(await everything(url)) == connections * (2 + WARM_UP + messages // connections)
+    return bare / messages * 1e6, with_events / messages * 1e6
 
 
 def main() -> None:
@@ -74,9 +106,9 @@ def main() -> None:
     arguments = parser.parse_args()
     added = []
     for _ in range(arguments.rounds):
-        bare, told = asyncio.run(pair(arguments.connections, arguments.messages))
-        added.append(told - bare)
-        print(f"bare {bare:6.1f} µs  with events {told:6.1f} µs  added {told - bare:5.1f} µs", flush=True)
+        bare, with_events = asyncio.run(pair(arguments.connections, arguments.messages))
+        added.append(with_events - bare)
+        print(f"bare {bare:6.1f} µs  with events {with_events:6.1f} µs  added {with_events - bare:5.1f} µs", flush=True)
     print(f"median added: {statistics.median(added):.1f} µs of CPU for each event (at most 30)")
 
 
