@@ -13,6 +13,7 @@ pytest.importorskip("opentelemetry.sdk")
 
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.propagate import inject
 from opentelemetry.sdk.metrics.export import HistogramDataPoint
 from opentelemetry.semconv import schemas
 from opentelemetry.semconv._incubating.attributes import messaging_attributes
@@ -34,6 +35,7 @@ from events_core import (
 )
 from events_core.engine import BrokerError
 from events_core.integrations.opentelemetry import SCHEMA_URL, conventions, instrument
+from events_core.integrations.outbox import Outbox
 from events_core.observing import observed
 
 from .telemetry import Telemetry, each, ids, links
@@ -154,6 +156,28 @@ def test_a_context_of_the_application_stays(client: EventClient, telemetry: Tele
         assert links(sent) == [(int("a" * 32, 16), int("b" * 16, 16))] * 2
         assert sent.kind == SpanKind.CLIENT
         assert not telemetry.spans("create orders")
+
+    run(test())
+
+
+def test_an_event_of_an_outbox_belongs_to_the_trace_of_its_caller(client: EventClient, telemetry: Telemetry) -> None:
+    """A task sends it later, in no trace; ``prepare`` has added the caller's context, and the send keeps it."""
+
+    def traced(message: EventMessage) -> EventMessage:
+        carrier: dict[str, str] = {}
+        inject(carrier)
+        return message.with_attributes(carrier)
+
+    async def test() -> None:
+        async with client, client.subscribe() as receiver:
+            async with Outbox(client, prepare=traced) as outbox:
+                with telemetry.tracer.start_as_current_span("connection") as connection:
+                    outbox.put_nowait(EventMessage(b"x"))
+            async with receiver.processing(message := await receive(receiver)):
+                pass
+        assert carried(message) == ids(connection.get_span_context())
+        assert links(telemetry.span("process orders")) == [carried(message)]
+        assert telemetry.span("send orders").parent is None
 
     run(test())
 
