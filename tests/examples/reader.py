@@ -73,6 +73,8 @@ class Terminal:
                     **os.environ,
                     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                     "PS1": "<ready $?>",
+                    # tox sets it; a reader's programs import the files next to them.
+                    "PYTHONSAFEPATH": "",
                     "TERM": "dumb",
                     "VIRTUAL_ENV_DISABLE_PROMPT": "1",
                 },
