@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from events_core.errors import ErrorCode, EventRuntimeError
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "refuse_in_loop"]
 
 T = TypeVar("T")
 _Idle = dict[tuple[int, int], asyncio.AbstractEventLoop]
@@ -48,14 +48,11 @@ class Calls:
         :raises EventRuntimeError: ``UNSUPPORTED`` if an event loop runs in this thread, because it would stand still.
         :raises BaseException: the exception of *coroutine*.
         """
-        if asyncio._get_running_loop() is not None:
-            name = getattr(coroutine, "__name__", "this call")
+        try:
+            refuse_in_loop(getattr(coroutine, "__name__", "this call"))
+        except EventRuntimeError:
             coroutine.close()  # otherwise Python warns that it was never awaited
-            raise EventRuntimeError(
-                f"{name} would block the event loop that runs in this thread; use a client of events_core there and "
-                "await it, or make this call in a thread with asyncio.to_thread",
-                code=ErrorCode.UNSUPPORTED,
-            )
+            raise
         caller = (os.getpid(), threading.get_ident())  # a loop that a forked child has inherited is not used there
         loop = self._idle.pop(caller, None) or _new_loop()
         try:
@@ -74,6 +71,16 @@ class Calls:
         """
         self._closed = True
         _close_all(self._idle)
+
+
+def refuse_in_loop(name: str) -> None:
+    """Raise ``EventRuntimeError`` (``UNSUPPORTED``) if an event loop runs in this thread: *name* would block it."""
+    if asyncio._get_running_loop() is not None:
+        raise EventRuntimeError(
+            f"{name} would block the event loop that runs in this thread; use a client of events_core there and "
+            "await it, or make this call in a thread with asyncio.to_thread",
+            code=ErrorCode.UNSUPPORTED,
+        )
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

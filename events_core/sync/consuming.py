@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import suppress
 
 from events_core import consuming
 from events_core.arguments import described
 from events_core.message import ReceivedMessage
+from events_core.sync.calls import refuse_in_loop
 from events_core.sync.receiver import EventReceiver
 
 __all__ = ["consume"]
@@ -48,22 +52,73 @@ def consume(
         )
     if stop is not None and not isinstance(stop, threading.Event):
         raise TypeError(f"stop must be a threading.Event, not a {type(stop).__module__}.{type(stop).__qualname__}")
-    receiver._calls.run(_consume(receiver, handler, concurrency, stop))
+    refuse_in_loop("consume")
+    _Consuming(receiver, handler, concurrency, stop).run()
 
 
-async def _consume(
-    receiver: EventReceiver,
-    handler: Callable[[ReceivedMessage], object],
-    concurrency: int,
-    stop: threading.Event | None,
-) -> None:
-    ending = asyncio.Event()
-    watching = asyncio.create_task(_pass_on(stop, ending)) if stop is not None else None
-    try:
-        await consuming.consume(receiver._receiver, handler, concurrency=concurrency, stop=ending, threads=True)
-    finally:
-        if watching is not None:
-            watching.cancel()
+class _Consuming:
+    """One call of :func:`consume`, whose event loop runs in a thread of its own.
+
+    The handler of a signal may raise at any point of the caller's thread.  Inside the loop, it could end the task that
+    waits for a running handler.  In the thread that only waits for the loop, it can end nothing else.
+    """
+
+    def __init__(
+        self,
+        receiver: EventReceiver,
+        handler: Callable[[ReceivedMessage], object],
+        concurrency: int,
+        stop: threading.Event | None,
+    ) -> None:
+        self._receiver = receiver
+        self._handler = handler
+        self._concurrency = concurrency
+        self._stop = stop
+        self._cancel: Future[Callable[[], object]] = Future()
+        """Cancels the task, from any thread; cancelled itself if there never was a task."""
+        self._done: Future[None] = Future()
+
+    def run(self) -> None:
+        """Consume, and return when all running handlers have ended."""
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(self._run_loop,), name="events consume", daemon=True)
+        try:
+            thread.start()
+            self._done.result()
+        except BaseException:
+            if thread.ident is not None and not self._done.done():
+                self._interrupt()
+            raise
+
+    def _interrupt(self) -> None:
+        """Cancel the task and wait for its end; a second signal ends the wait."""
+        with suppress(CancelledError, RuntimeError):  # there never was a task, or its loop is closed already
+            self._cancel.result()()
+        wait([self._done])  # its own exception, if any, gives way to that of the signal's handler
+
+    def _run_loop(self) -> None:
+        try:
+            self._receiver._calls.run(self._consume())
+        except BaseException as error:
+            self._done.set_exception(error)
+        else:
+            self._done.set_result(None)
+        finally:
+            self._cancel.cancel()
+
+    async def _consume(self) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._cancel.set_result(lambda: loop.call_soon_threadsafe(task.cancel))
+        ending = asyncio.Event()
+        watching = asyncio.create_task(_pass_on(self._stop, ending)) if self._stop is not None else None
+        try:
+            await consuming.consume(
+                self._receiver._receiver, self._handler, concurrency=self._concurrency, stop=ending, threads=True
+            )
+        finally:
+            if watching is not None:
+                watching.cancel()
 
 
 async def _pass_on(stop: threading.Event, ending: asyncio.Event) -> None:

@@ -236,6 +236,41 @@ def test_consume_waits_for_its_handlers_when_it_is_interrupted(client: EventClie
     assert receiver.receive_message(timeout=0.2) is None
 
 
+def test_consume_is_interrupted_while_it_calls_its_handler(client: EventClient, receiver: EventReceiver) -> None:
+    """Ctrl-C in the moment in which the thread of a handler starts ends the call as at any other moment."""
+    interrupted, finished = threading.Event(), threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def bill(message: ReceivedMessage) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert interrupted.wait(PATIENCE)
+        finished.set()
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        client.send_message(ORDER)
+        with pytest.raises(KeyboardInterrupt):
+            consume(receiver, bill)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert finished.is_set()
+    assert receiver.stats.held == 0
+    assert receiver.receive_message(timeout=0.2) is None
+
+
+def test_consume_in_an_event_loop_is_refused(receiver: EventReceiver) -> None:
+    """It would block the loop."""
+
+    async def main() -> None:
+        with pytest.raises(EventRuntimeError, match="consume would block"):
+            consume(receiver, print)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
