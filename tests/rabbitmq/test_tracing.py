@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pika
 import pytest
@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanContext, SpanKind
 
-from events_core import EventMessage, ReceivedMessage, consume
+from events_core import EventClient, EventMessage, ReceivedMessage, consume
 from events_core.integrations.opentelemetry import instrument
 
 from .console import Console
@@ -61,8 +61,8 @@ def ids(context: SpanContext | None) -> tuple[int, int]:
     return context.trace_id, context.span_id
 
 
-def test_there_is_one_producer_and_its_context_arrives(console: Console, spans: Spans) -> None:
-    """The instrumentation of pika makes no span of what this library sends and receives, and changes no context."""
+def consumed(console: Console, spans: Spans, send: Callable[[EventClient], Awaitable[object]]) -> ReceivedMessage:
+    """Let *send* send one message, and consume it with this library; return it."""
     seen: list[ReceivedMessage] = []
     stop = asyncio.Event()
 
@@ -73,16 +73,22 @@ def test_there_is_one_producer_and_its_context_arrives(console: Console, spans: 
     async def test() -> None:
         client = instrument(console.client(), tracer_provider=spans.provider)
         async with asyncio.timeout(PATIENCE), client, client.subscribe(console.subscription) as receiver:
-            await client.send_message(EventMessage(b"x"))
+            await send(client)
             await consume(receiver, handle, stop=stop)
 
     asyncio.run(test())
+    return seen[0]
+
+
+def test_there_is_one_producer_and_its_context_arrives(console: Console, spans: Spans) -> None:
+    """The instrumentation of pika makes no span of what this library sends and receives, and changes no context."""
+    message = consumed(console, spans, lambda client: client.send_message(EventMessage(b"x")))
     assert spans.of(PIKA) == []
     (producer,) = spans.producers()
     assert producer.name == f"send {console.topic}"
     assert producer.attributes is not None
     assert producer.attributes["messaging.system"] == "rabbitmq"
-    assert seen[0].attributes["traceparent"].split("-")[1:3] == [
+    assert message.attributes["traceparent"].split("-")[1:3] == [
         format(number, form) for number, form in zip(ids(producer.context), ("032x", "016x"), strict=True)
     ]
     assert ids(spans.named(f"process {console.topic}").parent) == ids(producer.context)
@@ -90,25 +96,13 @@ def test_there_is_one_producer_and_its_context_arrives(console: Console, spans: 
 
 def test_a_trace_of_another_program_goes_on_here(console: Console, spans: Spans) -> None:
     """The instrumentation puts its context into the headers of a message of pika's own client, and it is found."""
-    seen: list[ReceivedMessage] = []
-    stop = asyncio.Event()
-
-    async def handle(message: ReceivedMessage) -> None:
-        seen.append(message)
-        stop.set()
-
-    async def test() -> None:
-        client = instrument(console.client(), tracer_provider=spans.provider)
-        async with asyncio.timeout(PATIENCE), client, client.subscribe(console.subscription) as receiver:
-            await asyncio.to_thread(send)
-            await consume(receiver, handle, stop=stop)
 
     def send() -> None:
         connection = pika.BlockingConnection(pika.URLParameters(console.url))
         connection.channel().basic_publish(console.topic, "", b"x")
         connection.close()
 
-    asyncio.run(test())
+    consumed(console, spans, lambda _: asyncio.to_thread(send))
     # It wraps pika's blocking channel and the channel inside it, so one message has two spans.
     sent = spans.of(PIKA)
     assert {span.kind for span in sent} == {SpanKind.PRODUCER}
