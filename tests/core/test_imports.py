@@ -26,7 +26,14 @@ def test_importing_the_core_is_light() -> None:
     modules = imported_by("import events_core")
     assert "events_core.registry" in modules
     heavy = ("stevedore", "importlib.metadata", "sqlite3", "click", "rich", "pytest")
-    ours = ("events_core.backends", "events_core.cli", "events_core.testing", "events_gcp", "events_rabbitmq")
+    ours = (
+        "events_core.backends",
+        "events_core.cli",
+        "events_core.testing",
+        "events_gcp",
+        "events_kafka",
+        "events_rabbitmq",
+    )
     assert not below(modules, *heavy, *ours)
 
 
@@ -42,7 +49,10 @@ def test_importing_the_doors_for_authors_imports_no_backend() -> None:
     assert not below(modules, "stevedore", "importlib.metadata", "sqlite3", "events_core.backends")
 
 
-@pytest.mark.parametrize(("package", "sdk"), [("events_gcp", ("google", "grpc")), ("events_rabbitmq", ("pika",))])
+@pytest.mark.parametrize(
+    ("package", "sdk"),
+    [("events_gcp", ("google", "grpc")), ("events_kafka", ("confluent_kafka",)), ("events_rabbitmq", ("pika",))],
+)
 def test_importing_a_backend_does_not_import_its_sdk(package: str, sdk: tuple[str, ...]) -> None:
     """An SDK takes up to half a second and is imported when a connection opens."""
     name = package.replace("_", "-")
