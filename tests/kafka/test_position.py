@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from events_kafka.position import MAX_METADATA, Position
 from hypothesis import given
 from hypothesis import strategies as st
+
+from events_kafka.position import MAX_METADATA, Position
 
 
 def seen(*offsets: int, start: int = 0, metadata: str = "") -> Position:
@@ -89,7 +90,16 @@ def test_the_position_passes_what_was_acknowledged_before() -> None:
 
 @pytest.mark.parametrize(
     "metadata",
-    ["consumer-7", "events 1", "events 1 5", "events 1 5 ", "events 1 6 1+1", "events 1 5 1+", "events 1 5 1+0 x", "events 2"],
+    [
+        "consumer-7",
+        "events 1",
+        "events 1 5",
+        "events 1 5 ",
+        "events 1 6 1+1",
+        "events 1 5 1+",
+        "events 1 5 1+0 x",
+        "events 2",
+    ],
 )
 def test_foreign_metadata_is_ignored(metadata: str) -> None:
     """Metadata of another program, or of another offset, says nothing about records."""
