@@ -74,6 +74,17 @@ class Position:
         """Return whether the record was seen, and is not done."""
         return offset in self._unsettled
 
+    def skip(self, offset: int) -> None:
+        """Note that the records below *offset* that have not come are gone: the broker has deleted them."""
+        self._next = max(self._next, offset)
+        while self._done and self._done[0][1] <= self._next:
+            self._done.popleft()
+
+    @property
+    def next(self) -> int:
+        """The lowest offset that may still come."""
+        return self._next
+
     @property
     def offset(self) -> int:
         """The offset to commit: the lowest one that is not done."""

@@ -1,17 +1,44 @@
-"""The receiver's side: the engine's source on a consumer of librdkafka."""
+"""The source of one receiver: what the engine fetches from and settles with.
+
+:mod:`~events_kafka.consumer` is the thread in which librdkafka works, and :mod:`~events_kafka.claims` keeps what is
+settled.  An acknowledgement is a note there; the next commit tells the broker.
+
+**Deliveries that come back.**  Kafka cannot take back a single record, so this receiver keeps it.  While the partition
+is here, the next :meth:`KafkaSource.fetch` returns it again, with a new token, before all that has come since.  So the
+position stays at it, and the order of its key holds.
+
+**A partition that moves.**  What was not settled comes to its next receiver, and is ``EXPIRED`` here.
+
+All of it runs on the engine's I/O loop.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import attrs
 
-from events_core import Capabilities, EventMessage
-from events_core.engine import BrokerError, Delivery, Settlement, Source
+from events_core import Capabilities, ErrorCode, EventMessage
+from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, Source, uptime
+from events_kafka.codec import Token
+from events_kafka.consumer import Consumer, Listener, Room
 from events_kafka.options import KafkaOptions
+from events_kafka.settings import settings
 from events_kafka.topology import Topology
 
 __all__ = ["Context", "KafkaSource", "join"]
+
+_ACK, _NACK, _RETURN, _REJECT = Outcome  # reading a member from its class takes ten times as long (CPython 3.11)
+
+_BUFFER_MESSAGES = 1000
+"""Deliveries between the consumer's thread and the engine."""
+
+_BUFFER_BYTES = 16 * 2**20
+"""Bytes of those."""
+
+_HEARTBEAT = 1.0
+"""Seconds between two signs of life.  A receiver that joins waits for one of each other member."""
 
 
 @attrs.frozen
@@ -29,17 +56,248 @@ class Context:
     """The ``wake`` of :meth:`events_core.engine.Driver.subscribe`."""
 
 
-class KafkaSource(Source):
+class KafkaSource(Source, Listener):
     """One receiver."""
 
+    redelivers_locally = True
+    keeps_delays = False
+
+    def __init__(
+        self, options: KafkaOptions, topic: str, group: str | None, begin: dict[int, int] | None, context: Context
+    ) -> None:
+        self.subscription = context.subscription
+        self.capabilities: Capabilities = context.capabilities
+        self.local_attempts = options.max_delivery_attempts
+        self._is_ordered = context.capabilities.ordering != "none"
+        self._wake = context.wake
+        self._letters = Letters(
+            context.store_letter,
+            topic_name=topic,
+            subscription=context.subscription,
+            dead_letter_topic=options.dead_letter_topic,
+            last_attempt=self.local_attempts,
+        )
+        self._ready: list[Delivery] = []
+        """What has come and was not fetched, in order."""
+        self._again: list[Delivery] = []
+        """What came back, in the order of its offsets."""
+        self._failure: BrokerError | None = None
+        self._has_recovered = False
+        self._waiting: asyncio.Future[None] | None = None
+        messages = min(_BUFFER_MESSAGES, options.max_outstanding_messages)
+        self._room = Room(messages, min(_BUFFER_BYTES, options.max_outstanding_bytes))
+        heartbeat = min(_HEARTBEAT, options.session_timeout / 4)
+        self._consumer = Consumer(
+            _settings(options, group or context.subscription, heartbeat),
+            topic,
+            begin,
+            self,
+            room=self._room,
+            # The last sign of life may be older than the last turn of the thread.
+            safe_time=options.session_timeout - 2 * heartbeat,
+            max_gap=options.max_gap,
+        )
+        self._claims = self._consumer.claims
+
+    async def start(self) -> None:
+        """Begin to receive.
+
+        :raises BrokerError: if that failed.
+        """
+        await self._consumer.start()
+
+    # Receiving
+
     async def fetch(self, limit: int) -> Sequence[Delivery]:
-        raise NotImplementedError
+        while not self._again and not self._ready and self._failure is None and not self._has_recovered:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        taken = self._take_again(limit)
+        new = self._ready[: limit - len(taken)]
+        if new:
+            del self._ready[: len(new)]
+            self._room.took(new)
+            taken += new
+        if not taken and self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        self._has_recovered = False
+        return taken
+
+    def _take_again(self, limit: int) -> list[Delivery]:
+        """Take what came back and is not settled meanwhile."""
+        if not self._again:
+            return []
+        with self._claims.lock:
+            self._again = [each for each in self._again if self._claims.is_unsettled(each.token)]
+        taken = self._again[:limit]
+        del self._again[:limit]
+        return taken
+
+    def _stir(self) -> None:
+        """Let :meth:`fetch` look again."""
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def arrived(self, deliveries: Sequence[Delivery]) -> None:
+        self._ready += deliveries
+        self._failure = None
+        self._stir()
+
+    def revoked(self, claims: frozenset[int]) -> None:
+        dropped = [each for each in self._ready if each.token.claim in claims]
+        if dropped:
+            self._ready = [each for each in self._ready if each.token.claim not in claims]
+            self._room.took(dropped)
+        self._again = [each for each in self._again if each.token.claim not in claims]
+        self.lost(lambda delivery: delivery.token.claim in claims)
+
+    def failed(self, error: BrokerError) -> None:
+        self._failure = error
+        self._stir()
+
+    def recovered(self) -> None:
+        self._failure = None
+        self._has_recovered = True
+        self._stir()
+
+    def safe(self, until: float) -> None:
+        before, self.safe_until = self.safe_until, until
+        if before is not None and uptime() >= before:
+            self._wake()
+
+    # Settling
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-        raise NotImplementedError
+        returned: list[Delivery] = []
+        with self._claims.lock:
+            results = [self._settle(settlement, returned) for settlement in settlements]
+        if returned:
+            self._deliver_again(returned)
+        self._letters.forget(
+            settlement.delivery.message_id
+            for settlement, error in zip(settlements, results, strict=True)
+            if error is None
+        )
+        return results
+
+    def _settle(self, settlement: Settlement, returned: list[Delivery]) -> BrokerError | None:
+        """Settle; add what comes again to *returned*."""
+        delivery = settlement.delivery
+        token: Token = delivery.token
+        if settlement.outcome is _ACK:
+            return None if self._claims.settle(token) else _expired(delivery)
+        if not self._claims.has(token):
+            return _expired(delivery)
+        if not self._claims.is_unsettled(token):
+            return None  # the engine asks again after a cancellation
+        if self._letters.takes(settlement):
+            error = self._letters.move(settlement)
+            if error is None:
+                self._claims.settle(token)
+            return error
+        returned.append(_again(delivery, settlement.outcome is _NACK))
+        return None
+
+    def _deliver_again(self, returned: list[Delivery]) -> None:
+        """Deliver again what came back, in order."""
+        if self._is_ordered:
+            returned += self._successors(returned)
+        self._again = sorted([*self._again, *returned], key=_offset)
+        self._stir()
+
+    def _successors(self, returned: Iterable[Delivery]) -> list[Delivery]:
+        """Take back what the engine has buffered of the keys of *returned*, behind them.
+
+        A record that came meanwhile would otherwise be handed out before those.
+        """
+        first: dict[tuple[int, str], int] = {}
+        for delivery in returned:
+            if delivery.ordering_key:
+                first.setdefault((delivery.token.claim, delivery.ordering_key), delivery.token.offset)
+        taken: list[Delivery] = []
+
+        def is_behind(delivery: Delivery) -> bool:
+            key = (delivery.token.claim, delivery.ordering_key or "")
+            if key not in first or delivery.token.offset <= first[key]:
+                return False
+            taken.append(_again(delivery, failed=False))
+            return True
+
+        if first:
+            self.lost(is_behind)
+        return taken
 
     async def close(self) -> None:
-        raise NotImplementedError
+        await self._letters.close()
+        await self._consumer.close()
+
+
+def _again(delivery: Delivery, failed: bool) -> Delivery:
+    """Return a new delivery of the same message."""
+    attempt = delivery.delivery_attempt
+    return Delivery(
+        delivery.message_id,
+        delivery.data,
+        delivery.attributes,
+        delivery.ordering_key,
+        delivery.publish_time,
+        attempt + 1 if failed and attempt is not None else attempt,
+        Token(*delivery.token),
+        delivery.size,
+    )
+
+
+def _offset(delivery: Delivery) -> int:
+    offset: int = delivery.token.offset
+    return offset
+
+
+def _expired(delivery: Delivery) -> BrokerError:
+    return BrokerError(
+        f"partition {delivery.token.partition} went to another receiver of the subscription, and message "
+        f"{delivery.message_id!r} with it; settle the new delivery",
+        ErrorCode.EXPIRED,
+    )
+
+
+def _settings(options: KafkaOptions, group: str, heartbeat: float) -> dict[str, object]:
+    """Return the settings of the consumer.  Those above the options may be changed by the option ``librdkafka``."""
+    milliseconds = 1000
+    classic: dict[str, object] = {}
+    if options.group_protocol == "classic":
+        classic = {
+            "heartbeat.interval.ms": int(heartbeat * milliseconds),
+            # A member keeps what it has while another one joins.
+            "partition.assignment.strategy": "cooperative-sticky",
+        }
+    session = int(options.session_timeout * milliseconds)
+    required: dict[str, object] = {
+        "group.id": group,
+        "group.protocol": options.group_protocol,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        "isolation.level": options.isolation,
+        "allow.auto.create.topics": False,
+        # The thread asks for records all the time, so this bounds only how long others wait for one that hangs.
+        "max.poll.interval.ms": max(300_000, session),
+    }
+    if options.group_protocol == "classic":
+        required["session.timeout.ms"] = session
+    if options.static_member is not None:
+        required["group.instance.id"] = options.static_member
+    return {
+        **classic,
+        # A topic that got partitions is noticed after this time.
+        "topic.metadata.refresh.interval.ms": 30_000,
+        # librdkafka fetches so much ahead, besides what the engine bounds.
+        "queued.max.messages.kbytes": max(1024, min(65_536, options.max_outstanding_bytes // 1024)),
+        # After its queue was full, librdkafka waits so long before it fetches again.
+        "fetch.queue.backoff.ms": 100,
+        **settings(options, "consumer"),
+        **required,
+    }
 
 
 async def join(options: KafkaOptions, topic: str, group: str | None, context: Context) -> KafkaSource:
@@ -49,4 +307,11 @@ async def join(options: KafkaOptions, topic: str, group: str | None, context: Co
 
     :raises BrokerError: if that failed.  Nothing is left behind.
     """
-    raise NotImplementedError
+    begin = None if group is not None else dict(await context.topology.ends(topic))
+    source = KafkaSource(options, topic, group, begin, context)
+    try:
+        await source.start()
+    except BaseException:
+        await source.close()
+        raise
+    return source
