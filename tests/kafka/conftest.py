@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from .console import Console
 from .finding import find_or_start
 from .program import Program, cluster
 from .server import Missing, Server
@@ -51,3 +52,15 @@ def start_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
                 raise
 
         yield start
+
+
+@pytest.fixture
+def console(server: Server) -> Console:
+    """Return a new topic and subscription on the server; neither exists there yet."""
+    return Console(server)
+
+
+@pytest.fixture
+def own(own_server: Server) -> Console:
+    """Return a new topic and subscription on a server that the test may stop, kill and pause."""
+    return Console(own_server)
