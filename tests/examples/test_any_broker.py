@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ..kafka.server import Server as KafkaServer
 from ..rabbitmq.server import Server
 
 FOLDER = Path(__file__).parents[2] / "examples" / "any_broker"
@@ -54,6 +55,11 @@ def test_on_pubsub(emulator: str, tmp_path: Path) -> None:
 def test_on_rabbitmq(server: Server, tmp_path: Path) -> None:
     """On a server of RabbitMQ, the same happens."""
     run("rabbitmq.toml", tmp_path, RABBITMQ_URL=server.url)
+
+
+def test_on_kafka(kafka_server: KafkaServer, tmp_path: Path) -> None:
+    """On a broker of Kafka, the same happens."""
+    run("kafka.toml", tmp_path, KAFKA_SERVERS=kafka_server.address)
 
 
 def test_a_second_run_finds_nothing_of_the_first(tmp_path: Path) -> None:

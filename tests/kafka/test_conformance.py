@@ -1,0 +1,70 @@
+"""Kafka keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from events_core import EventConfig
+from events_core.testing import ConformanceSuite, Harness
+
+from .server import Server
+
+RECORDS = Path(__file__).parents[2] / "docs" / "backends" / "proof"
+
+
+class KafkaHarness(Harness):
+    """A broker of the tests.  An outage cuts the proxy that its clients come through."""
+
+    patience = 20.0
+    bound = 60.0
+    sdk_modules = ("confluent_kafka",)
+    not_applicable = {"lease": "a delivery belongs to the receiver's session in its group, and has no lease"}
+
+    def __init__(self, server: Server, **options: str) -> None:
+        self._server = server
+        self._options = {"session_timeout": "6", **options}
+        self._address = server.address
+
+    def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
+        given = {"bootstrap_servers": self._address, "create": "all", **self._options, **options}
+        return EventConfig(topic_name, options=given, backend="kafka")
+
+    def versions(self) -> Mapping[str, str]:
+        return {"Kafka": self._server.version, "confluent-kafka": version("confluent-kafka")}
+
+    def outage(self) -> AbstractContextManager[None] | None:
+        if self._server.proxy is None:
+            return None
+        self._address = self._server.proxy.address
+        return self._server.proxy.cut()
+
+    def lost_answers(self) -> AbstractContextManager[None] | None:
+        if self._server.proxy is None:
+            return None
+        self._address = self._server.proxy.address
+        return self._server.proxy.lose_answers()
+
+    def restart(self) -> bool:
+        return self._server.restart()
+
+
+class TestKafka(ConformanceSuite):
+    """The kit with the defaults: a topic has one partition, which one receiver of a subscription gets."""
+
+    record = "kafka"
+    options: Mapping[str, str] = {}
+    exceptions: Mapping[str, str] = {}
+
+    @pytest.fixture
+    def harness(self, server: Server) -> Harness:
+        harness = KafkaHarness(server, **self.options)
+        harness.exceptions = self.exceptions
+        # A broker of somebody else is not restarted, so less is shown on it than the record says.
+        harness.proof = RECORDS / f"{self.record}.json" if server.is_ours else None
+        harness.give_up_after = 300.0
+        return harness
