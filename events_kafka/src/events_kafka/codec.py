@@ -1,8 +1,21 @@
-"""From records to deliveries, and from messages to records."""
+r"""From records to deliveries, and from messages to records.
+
+A message is a record.  Its ordering key is the key, its attributes are the headers, and its data is the value, so any
+program of Kafka can read it.  A record of any other program arrives by these rules:
+
+* The key is read as UTF-8; other bytes in it are escaped, as in ``\xff``.  An empty key is none.
+* Each header becomes an attribute.  Its value is read as the key is, and a null becomes ``""``.  If a name occurs
+  several times, the last header counts.
+* A null value, which is a *tombstone*, becomes empty data and the attribute :data:`TOMBSTONE`.  A message that is sent
+  with empty data and this attribute becomes a tombstone.
+* The data are the bytes of the value.  Those of a schema registry begin with the id of their schema.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from events_core import EventMessage
 from events_core.engine import Delivery
@@ -10,7 +23,12 @@ from events_core.engine import Delivery
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
-__all__ = ["Token", "decode", "headers_of", "identity"]
+__all__ = ["TOMBSTONE", "Token", "decode", "headers_of", "identity", "record_size", "value_of"]
+
+_log = logging.getLogger("events_kafka")
+
+TOMBSTONE = "kafka_tombstone"
+"""The attribute of a record whose value is null."""
 
 
 class Token(NamedTuple):
@@ -30,9 +48,76 @@ def identity(topic: str, partition: int, offset: int) -> str:
 
 def decode(record: Message, claim: int) -> Delivery:
     """Return the delivery of *record*, at attempt 1.  It never raises, whatever program has sent the record."""
-    raise NotImplementedError
+    partition, offset = record.partition(), record.offset()
+    value, key = record.value(), record.key()
+    attributes = _attributes(record)
+    if value is None:
+        attributes[TOMBSTONE] = "true"
+    # Positional, because this is done for every message.
+    return Delivery(
+        f"{record.topic()}/{partition}/{offset}",
+        value or b"",
+        attributes,
+        _text(key) if key else None,
+        _time(record),
+        1,
+        Token(partition, offset, claim, record),  # type: ignore[arg-type]
+    )
 
 
-def headers_of(message: EventMessage) -> list[tuple[str, bytes]]:
+def _attributes(record: Message) -> dict[str, str]:
+    try:
+        headers: Any = record.headers()
+    except Exception:
+        # The name of a header is not UTF-8.  confluent-kafka then leaves a list behind that must not be read.
+        record.set_headers([])
+        _log.warning(
+            "message %r has a header whose name is not UTF-8; it arrives without attributes",
+            f"{record.topic()}/{record.partition()}/{record.offset()}",
+        )
+        return {}
+    return {name: _text(value) if value else "" for name, value in headers} if headers else {}
+
+
+def _text(data: bytes | str) -> str:
+    return data if isinstance(data, str) else data.decode(errors="backslashreplace")
+
+
+def _time(record: Message) -> datetime | None:
+    kind, milliseconds = record.timestamp()
+    if not kind:  # TIMESTAMP_NOT_AVAILABLE
+        return None
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OverflowError, ValueError, OSError):  # a program may write any time
+        return None
+
+
+def headers_of(message: EventMessage) -> list[tuple[str, str | bytes | None]]:
     """Return the headers of the record that carries *message*."""
-    raise NotImplementedError
+    # As bytes: confluent-kafka ends a text at its first NUL.
+    return [(name, value.encode()) for name, value in message.attributes.items() if name != TOMBSTONE or message.data]
+
+
+def value_of(message: EventMessage) -> bytes | None:
+    """Return the value of the record that carries *message*; ``None`` for a tombstone."""
+    return None if not message.data and TOMBSTONE in message.attributes else message.data
+
+
+def record_size(message: EventMessage, limit: int) -> int:
+    """Return the bytes of a request's batch with only the record of *message*, or less if it is far below *limit*.
+
+    The figure is at most some 40 bytes too large: numbers are counted with the most bytes that they may take.
+    """
+    size = len(message.data) + _OVERHEAD
+    key, attributes = message.ordering_key or "", message.attributes
+    # A character has 4 bytes at most, and measuring all texts exactly would cost more than sending a small message.
+    texts = len(key) + sum(len(name) + len(value) for name, value in attributes.items())
+    if size + 4 * texts + 10 * len(attributes) <= limit:
+        return size
+    headers = sum(len(name.encode()) + len(value.encode()) + 10 for name, value in attributes.items())
+    return size + len(key.encode()) + headers
+
+
+_OVERHEAD = 61 + 36
+"""The bytes of a batch, and of a record, next to their data (Kafka's protocol guide, "Record Batch" and "Record")."""

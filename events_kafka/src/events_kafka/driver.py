@@ -7,13 +7,16 @@ The engine calls everything here on its I/O loop.  Modules that import confluent
 from __future__ import annotations
 
 import itertools
+import os
+import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from secrets import token_hex
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
 from events_core import Capabilities, ConfigurationError, EventMessage
-from events_core.engine import BrokerError, Delivery, Driver
+from events_core.engine import BrokerError, Delivery, Driver, off_loop
 from events_kafka import limits
 from events_kafka.options import KafkaOptions
 
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
     from confluent_kafka.admin import AdminClient
 
+    from events_kafka.admin import Administrator
+    from events_kafka.producing import Publisher
     from events_kafka.source import KafkaSource
+    from events_kafka.topology import Topology
 
 __all__ = ["KafkaDriver"]
 
@@ -44,6 +50,7 @@ class KafkaDriver(Driver[KafkaOptions]):
             raise ConfigurationError("; ".join(problems))
         self.address = options.bootstrap_servers
         self.capabilities = _capabilities(options)
+        self._admin: Administrator | None = None
 
     def _problems(self) -> Iterator[str]:
         if self.project_id:
@@ -57,32 +64,101 @@ class KafkaDriver(Driver[KafkaOptions]):
             yield f"option 'dead_letter_topic' is the topic itself, {dead!r}; name another"
 
     async def open(self) -> None:
-        raise NotImplementedError
+        await off_loop(_import_kafka)
+        from events_kafka.admin import Administrator
+        from events_kafka.topology import Topology
+
+        options = self.options
+        self._admin = admin = Administrator(options)
+        self.topology: Topology = Topology(admin, self.topic_name, options)
+        self._publisher: Publisher = self._publisher_of(self.topic_name)
+        self._letters: Publisher | None = None
+        try:
+            await admin.open()
+            await self.topology.create()
+            await self._read_limit(self._publisher, self.topic_name)
+        except BaseException:
+            await self.close()
+            raise
+
+    def _publisher_of(self, topic: str) -> Publisher:
+        from events_kafka.producing import Publisher
+
+        return Publisher(topic, self.options, lambda: self.topology.partitions(topic))
+
+    async def _read_limit(self, publisher: Publisher, topic: str) -> None:
+        limit = await self.topology.max_message_bytes(topic)
+        if limit is not None:
+            publisher.max_message_bytes = limit
+
+    def objection(self, message: EventMessage) -> str:
+        for name in message.attributes:
+            if "\0" in name:
+                return f"attribute key {name!r:.80} has a NUL character, which librdkafka cannot send"
+        return ""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        raise NotImplementedError
+        return await self._publisher.publish(messages)
+
+    async def store_letter(self, letter: EventMessage) -> None:
+        """Publish *letter* to the dead-letter topic, and return when Kafka has stored it.
+
+        :raises BrokerError: if it may not be stored.
+        """
+        topic = self.options.dead_letter_topic
+        assert topic is not None
+        if self._letters is None:
+            self._letters = self._publisher_of(topic)
+        (result,) = await self._letters.publish([letter])
+        if isinstance(result, BrokerError):
+            raise BrokerError(str(result), result.code, retryable=True)
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> KafkaSource:
-        raise NotImplementedError
+        from events_kafka.source import Context, join
+
+        name = subscription or f"~{socket.gethostname()[:60]}-{os.getpid()}-{token_hex(8)}"
+        group = None if subscription is None else self.options.group_of(self.topic_name, subscription)
+        await self.topology.find_topic(self.topic_name)
+        if group is not None:
+            await self.topology.find_group(self.topic_name, group)
+        context = Context(name, self.capabilities, self.topology, self.store_letter, wake)
+        return await join(self.options, self.topic_name, group, context)
 
     async def keep_dead_letters(self, subscription: str) -> bool | None:
-        raise NotImplementedError
+        topic = self.options.dead_letter_topic
+        assert topic is not None
+        return await self.topology.keep_letters(topic, subscription)
 
     async def delete_subscription(self, subscription: str) -> None:
-        raise NotImplementedError
+        await self.topology.delete_group(self.topic_name, self.options.group_of(self.topic_name, subscription))
 
     async def ping(self) -> None:
-        raise NotImplementedError
+        await self.topology.partitions(self.topic_name)
 
     async def run_native(self, work: Callable[[AdminClient], Awaitable[T]]) -> T:
-        raise NotImplementedError
+        assert self._admin is not None
+        return await work(self._admin.native)
 
     def native_message(self, delivery: Delivery) -> Message:
         record: Message = delivery.token.record
         return record
 
     async def close(self) -> None:
-        raise NotImplementedError
+        admin, self._admin = self._admin, None
+        if admin is None:
+            return
+        await self._publisher.close()
+        if self._letters is not None:
+            await self._letters.close()
+        await admin.close()
+
+
+def _import_kafka() -> None:
+    """Import confluent-kafka.  That takes a while, so a thread does it."""
+    import events_kafka.admin
+    import events_kafka.producing
+    import events_kafka.source
+    import events_kafka.topology  # noqa: F401
 
 
 def _capabilities(options: KafkaOptions) -> Capabilities:

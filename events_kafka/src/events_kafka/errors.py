@@ -1,15 +1,175 @@
-"""The translation of Kafka's errors into :class:`~events_core.engine.BrokerError`: one table."""
+"""The translation of Kafka's errors into :class:`~events_core.engine.BrokerError`: one table.
+
+The names are those of ``confluent_kafka.KafkaError``.  Names with an underscore are librdkafka's own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.cimpl import KafkaError, KafkaException
 
+from events_core import ErrorCode
 from events_core.engine import BrokerError
 
-__all__ = ["broker_error", "translated"]
+__all__ = ["broker_error", "refused_settings", "translated"]
+
+
+class _Meaning(NamedTuple):
+    code: ErrorCode
+    retryable: bool = False
+    advice: str = ""
+
+
+_UNREACHABLE = _Meaning(ErrorCode.UNAVAILABLE, True, "check the network and the option bootstrap_servers")
+_BUSY = _Meaning(ErrorCode.UNAVAILABLE, True)
+_FINAL = _Meaning(ErrorCode.UNAVAILABLE)
+_UNKNOWN_USER = _Meaning(
+    ErrorCode.UNAUTHENTICATED, advice="check the options sasl_mechanism, username and password, and tls"
+)
+_FORBIDDEN = _Meaning(ErrorCode.PERMISSION_DENIED, advice="grant the user the operation by an access control list")
+_MISSING = _Meaning(ErrorCode.NOT_FOUND, advice="create it, or set the option create")
+_TOO_LARGE = _Meaning(ErrorCode.INVALID, advice="send less, or raise the topic's max.message.bytes")
+_INVALID = _Meaning(ErrorCode.INVALID)
+_INTERNAL = _Meaning(ErrorCode.INTERNAL)
+
+_MEANINGS: dict[str, _Meaning] = {
+    # The network, and brokers that start, stop or hand over
+    "BROKER_NOT_AVAILABLE": _UNREACHABLE,
+    "COORDINATOR_LOAD_IN_PROGRESS": _BUSY,
+    "COORDINATOR_NOT_AVAILABLE": _BUSY,
+    "ELIGIBLE_LEADERS_NOT_AVAILABLE": _BUSY,
+    "FENCED_LEADER_EPOCH": _BUSY,
+    "FETCH_SESSION_ID_NOT_FOUND": _BUSY,
+    "INCONSISTENT_TOPIC_ID": _BUSY,
+    "INVALID_FETCH_SESSION_EPOCH": _BUSY,
+    "KAFKA_STORAGE_ERROR": _BUSY,
+    "LEADER_NOT_AVAILABLE": _BUSY,
+    "LISTENER_NOT_FOUND": _BUSY,
+    "NETWORK_EXCEPTION": _UNREACHABLE,
+    "NOT_CONTROLLER": _BUSY,
+    "NOT_COORDINATOR": _BUSY,
+    "NOT_ENOUGH_REPLICAS": _BUSY,
+    "NOT_ENOUGH_REPLICAS_AFTER_APPEND": _BUSY,
+    "NOT_LEADER_FOR_PARTITION": _BUSY,
+    "OFFSET_NOT_AVAILABLE": _BUSY,
+    "PREFERRED_LEADER_NOT_AVAILABLE": _BUSY,
+    "REASSIGNMENT_IN_PROGRESS": _BUSY,
+    "REBOOTSTRAP_REQUIRED": _BUSY,
+    "REPLICA_NOT_AVAILABLE": _BUSY,
+    "REQUEST_TIMED_OUT": _UNREACHABLE,
+    "STALE_BROKER_EPOCH": _BUSY,
+    "STALE_CTRL_EPOCH": _BUSY,
+    "UNKNOWN_LEADER_EPOCH": _BUSY,
+    "UNSTABLE_OFFSET_COMMIT": _BUSY,
+    "_ALL_BROKERS_DOWN": _UNREACHABLE,
+    "_DESTROY": _BUSY,
+    "_DESTROY_BROKER": _BUSY,
+    "_FAIL": _UNREACHABLE,
+    "_INTR": _BUSY,
+    "_IN_PROGRESS": _BUSY,
+    "_ISR_INSUFF": _BUSY,
+    "_NODE_UPDATE": _BUSY,
+    "_OUTDATED": _BUSY,
+    "_PREV_IN_PROGRESS": _BUSY,
+    "_RESOLVE": _UNREACHABLE,
+    "_RETRY": _BUSY,
+    "_TIMED_OUT": _UNREACHABLE,
+    "_TIMED_OUT_QUEUE": _UNREACHABLE,
+    "_TRANSPORT": _UNREACHABLE,
+    "_UNKNOWN_BROKER": _BUSY,
+    "_WAIT_CACHE": _BUSY,
+    "_WAIT_COORD": _BUSY,
+    # Consumer groups: the engine joins again
+    "FENCED_INSTANCE_ID": _Meaning(
+        ErrorCode.UNAVAILABLE, True, "another receiver uses the same static_member; give each its own name"
+    ),
+    "FENCED_MEMBER_EPOCH": _BUSY,
+    "ILLEGAL_GENERATION": _BUSY,
+    "MEMBER_ID_REQUIRED": _BUSY,
+    "REBALANCE_IN_PROGRESS": _BUSY,
+    "STALE_MEMBER_EPOCH": _BUSY,
+    "UNKNOWN_MEMBER_ID": _BUSY,
+    "UNRELEASED_INSTANCE_ID": _BUSY,
+    "_ASSIGNMENT_LOST": _BUSY,
+    "_MAX_POLL_EXCEEDED": _BUSY,
+    "GROUP_MAX_SIZE_REACHED": _Meaning(ErrorCode.EXHAUSTED, True, "raise the broker's group.max.size"),
+    "GROUP_SUBSCRIBED_TO_TOPIC": _Meaning(ErrorCode.INVALID, advice="close its receivers first"),
+    "INCONSISTENT_GROUP_PROTOCOL": _Meaning(
+        ErrorCode.INVALID, advice="its members use another group_protocol or partition.assignment.strategy"
+    ),
+    "NON_EMPTY_GROUP": _Meaning(ErrorCode.INVALID, advice="close its receivers first"),
+    "UNSUPPORTED_ASSIGNOR": _Meaning(ErrorCode.INVALID, advice="check group.remote.assignor in the option librdkafka"),
+    "INVALID_SESSION_TIMEOUT": _Meaning(
+        ErrorCode.INVALID, advice="set session_timeout within the broker's group.min and group.max.session.timeout.ms"
+    ),
+    # The user and its permissions
+    "DELEGATION_TOKEN_EXPIRED": _UNKNOWN_USER,
+    "DELEGATION_TOKEN_NOT_FOUND": _UNKNOWN_USER,
+    "ILLEGAL_SASL_STATE": _UNKNOWN_USER,
+    "SASL_AUTHENTICATION_FAILED": _UNKNOWN_USER,
+    "UNSUPPORTED_SASL_MECHANISM": _UNKNOWN_USER,
+    "_AUTHENTICATION": _UNKNOWN_USER,
+    "_SSL": _Meaning(ErrorCode.UNAUTHENTICATED, advice="check the options tls_…"),
+    "CLUSTER_AUTHORIZATION_FAILED": _FORBIDDEN,
+    "DELEGATION_TOKEN_AUTHORIZATION_FAILED": _FORBIDDEN,
+    "GROUP_AUTHORIZATION_FAILED": _FORBIDDEN,
+    "POLICY_VIOLATION": _Meaning(ErrorCode.PERMISSION_DENIED, advice="a policy of the cluster refuses it"),
+    "TOPIC_AUTHORIZATION_FAILED": _FORBIDDEN,
+    "TRANSACTIONAL_ID_AUTHORIZATION_FAILED": _FORBIDDEN,
+    # Missing
+    "GROUP_ID_NOT_FOUND": _MISSING,
+    "RESOURCE_NOT_FOUND": _MISSING,
+    "UNKNOWN_TOPIC_ID": _MISSING,
+    "UNKNOWN_TOPIC_OR_PART": _MISSING,
+    "_NOENT": _MISSING,
+    "_UNKNOWN_GROUP": _MISSING,
+    "_UNKNOWN_PARTITION": _MISSING,
+    "_UNKNOWN_TOPIC": _MISSING,
+    # Wrong requests and messages
+    "INVALID_COMMIT_OFFSET_SIZE": _INVALID,
+    "INVALID_CONFIG": _INVALID,
+    "INVALID_GROUP_ID": _INVALID,
+    "INVALID_PARTITIONS": _INVALID,
+    "INVALID_RECORD": _Meaning(ErrorCode.INVALID, advice="a compacted topic takes only messages with an ordering key"),
+    "INVALID_REPLICATION_FACTOR": _Meaning(
+        ErrorCode.INVALID, advice="set replication_factor to the number of brokers at most"
+    ),
+    "INVALID_REPLICA_ASSIGNMENT": _INVALID,
+    "INVALID_TIMESTAMP": _INVALID,
+    "MSG_SIZE_TOO_LARGE": _TOO_LARGE,
+    "OFFSET_METADATA_TOO_LARGE": _INVALID,
+    "RECORD_LIST_TOO_LARGE": _TOO_LARGE,
+    "TOPIC_EXCEPTION": _INVALID,
+    "_INVALID_ARG": _INVALID,
+    "_INVALID_DIFFERENT_RECORD": _INVALID,
+    # Beyond the means of the client, the broker or its version
+    "SECURITY_DISABLED": _Meaning(ErrorCode.UNSUPPORTED),
+    "THROTTLING_QUOTA_EXCEEDED": _Meaning(ErrorCode.EXHAUSTED, True),
+    "TOPIC_DELETION_DISABLED": _Meaning(ErrorCode.UNSUPPORTED),
+    "UNSUPPORTED_COMPRESSION_TYPE": _Meaning(ErrorCode.UNSUPPORTED, advice="set another compression"),
+    "UNSUPPORTED_FOR_MESSAGE_FORMAT": _Meaning(ErrorCode.UNSUPPORTED),
+    "UNSUPPORTED_VERSION": _Meaning(ErrorCode.UNSUPPORTED, advice="the broker is too old for it"),
+    "_CRIT_SYS_RESOURCE": _Meaning(ErrorCode.EXHAUSTED, True),
+    "_NOT_CONFIGURED": _Meaning(ErrorCode.UNSUPPORTED),
+    "_NOT_IMPLEMENTED": _Meaning(ErrorCode.UNSUPPORTED),
+    "_QUEUE_FULL": _Meaning(ErrorCode.EXHAUSTED, True),
+    "_UNSUPPORTED_FEATURE": _Meaning(ErrorCode.UNSUPPORTED, advice="the broker is too old for it"),
+    # The idempotent producer.  A retry by the engine would be another message to Kafka, so these are final.
+    "DUPLICATE_SEQUENCE_NUMBER": _FINAL,
+    "INVALID_PRODUCER_EPOCH": _FINAL,
+    "OUT_OF_ORDER_SEQUENCE_NUMBER": _FINAL,
+    "UNKNOWN_PRODUCER_ID": _FINAL,
+    "_FATAL": _FINAL,
+    "_FENCED": _FINAL,
+    "_GAPLESS_GUARANTEE": _FINAL,
+    "_MSG_TIMED_OUT": _Meaning(ErrorCode.TIMEOUT),
+    "_PURGE_INFLIGHT": _Meaning(ErrorCode.TIMEOUT),
+    "_PURGE_QUEUE": _BUSY,
+}
+"""The meaning of an error.  All others are bugs, of this backend or of another program, and become ``INTERNAL``."""
 
 
 @contextmanager
@@ -26,4 +186,18 @@ def broker_error(asked: str, error: KafkaError) -> BrokerError:
 
     :param asked: the request, for the text.
     """
-    raise NotImplementedError
+    meaning = _MEANINGS.get(error.name(), _INTERNAL)
+    found = f"{error.str()} ({error.name()})"
+    advice = f"; {meaning.advice}" if meaning.advice else ""
+    result = BrokerError(f"{asked}: {found}{advice}", meaning.code, retryable=meaning.retryable)
+    result.__cause__ = KafkaException(error)
+    return result
+
+
+def refused_settings(error: Exception) -> BrokerError:
+    """Return the error for settings that librdkafka refuses."""
+    found = error.args[0] if error.args else error
+    text = found.str() if isinstance(found, KafkaError) else str(found)
+    return BrokerError(
+        f"librdkafka refuses the settings: {text}; check the options librdkafka and tls_…", ErrorCode.INVALID
+    )

@@ -1,26 +1,322 @@
-"""Publishing: one idempotent producer of librdkafka, and its delivery reports."""
+"""Publishing: one idempotent producer of librdkafka, and its delivery reports.
+
+Who does what, and where:
+
+* Home hands the messages of a batch to the producer, which does not block, and waits for the batch.
+* One thread polls the producer while messages are out.  There librdkafka calls the reports of a batch, one for each
+  message.  When a turn of the thread has finished batches, it wakes home once.
+
+librdkafka alone retries, because a retry by anyone else would be another message to Kafka.  So messages have no time
+limit inside it.  If a batch is given up, because its time is over or the client closes, the whole producer is thrown
+away.  Then nothing of it is sent later.  The next batch gets a new producer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from typing import Any
 
-from events_core import EventMessage
-from events_core.engine import BrokerError
+from confluent_kafka.cimpl import KafkaError, KafkaException, Message, Producer
+
+from events_core import ErrorCode, EventMessage
+from events_core.engine import BrokerError, off_loop
+from events_kafka.codec import headers_of, identity, record_size, value_of
+from events_kafka.errors import broker_error, refused_settings
 from events_kafka.options import KafkaOptions
+from events_kafka.settings import settings
 
 __all__ = ["Publisher"]
 
+_TURN = 0.1
+"""Seconds of one turn of the thread.  ``Producer.poll`` returns after the first event only if this is below 0.2."""
+_IDLE_TURN = 5.0
+"""Seconds between two turns while nothing is out.  librdkafka keeps its reports until they are fetched."""
+_PURGES = 50
+"""Turns in which the thread of an ended producer waits for the last reports."""
+
+
+class _Batch:
+    """Messages that were handed to the producer together."""
+
+    def __init__(self, topic: str, size: int) -> None:
+        self.results: list[Any] = [None] * size
+        """The id of each message, or its ``KafkaError`` or ``BrokerError``."""
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._topic = topic
+        self._last = size
+        # Home reports what cannot be sent, and the thread all others.  Counting is one step of the interpreter.
+        self._reported = count(1)
+
+    def report(self, place: int, result: str | KafkaError | BrokerError) -> bool:
+        """Take the result of one message; return whether it is the last one."""
+        self.results[place] = result
+        return next(self._reported) == self._last
+
+
+class _Sender:
+    """A producer and its thread, until a batch is given up."""
+
+    def __init__(self, config: dict[str, Any], topic: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._producer = Producer({**config, "error_cb": self._on_error})
+        self._topic = topic
+        self._loop = loop
+        self._work = threading.Condition()
+        """Guards the next two fields."""
+        self._out: set[_Batch] = set()
+        self._has_ended = False
+        self._finished: list[_Batch] = []
+        """Batches that the present turn has finished; only the thread uses it."""
+        self.is_down = False
+        """True after librdkafka has lost all brokers.  The thread sets it, home resets it."""
+        self.failure: KafkaError | None = None
+        """The error after which the producer sends nothing more; only the thread sets it."""
+        self.ended: asyncio.Future[None] = loop.create_future()
+        threading.Thread(target=self._run, name="events kafka producer", daemon=True).start()
+
+    # At home
+
+    async def send(self, messages: Sequence[EventMessage], refuse: Callable[[EventMessage], str]) -> _Batch:
+        """Hand *messages* to the producer, except those that *refuse* has a reason against and their successors."""
+        batch = _Batch(self._topic, len(messages))
+        with self._work:
+            self._out.add(batch)
+            self._work.notify()
+        failed: set[str] = set()
+        is_over = False
+        for place, message in enumerate(messages):
+            key = message.ordering_key
+            error: KafkaError | BrokerError | None
+            if key is not None and key in failed:
+                text = f"not attempted, because an earlier message of ordering key {key!r} failed"
+                error = BrokerError(text, ErrorCode.NOT_ATTEMPTED, retryable=True)
+            elif reason := refuse(message):
+                error = BrokerError(reason, ErrorCode.INVALID)
+            else:
+                error = await self._produce(message, partial(self._on_report, batch, place))
+            if error is not None:
+                if key is not None:
+                    failed.add(key)
+                is_over = batch.report(place, error)
+        if is_over:
+            self._finish([batch])
+            _resolve([batch])
+        return batch
+
+    async def _produce(
+        self, message: EventMessage, on_report: Callable[[KafkaError | None, Message], None]
+    ) -> KafkaError | None:
+        """Hand *message* to the producer; return the reason why it does not take it."""
+        headers = headers_of(message) if message.attributes else None
+        while True:
+            try:
+                self._producer.produce(
+                    self._topic, value_of(message), message.ordering_key, on_delivery=on_report, headers=headers
+                )
+            except BufferError:  # its queue is full, which takes smaller bounds of it than the client's own
+                await asyncio.sleep(_TURN / 10)
+            except KafkaException as error:
+                found: KafkaError = error.args[0]
+                return found
+            else:
+                return None
+
+    def end(self) -> None:
+        """Throw away what is out.  The producer ends soon after."""
+        with self._work:
+            self._has_ended = True
+            is_busy = bool(self._out)
+            self._work.notify()
+        if is_busy:
+            # At once, so that nothing leaves after its time.  The reports of this wake the thread.
+            self._producer.purge(blocking=False)
+
+    # In the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._work:
+                if not self._out and not self._has_ended:
+                    self._work.wait(_IDLE_TURN)
+                if self._has_ended:
+                    break
+                turn = _TURN if self._out else 0.0
+            self._producer.poll(turn)
+            if self._finished:
+                finished, self._finished = self._finished, []
+                self._finish(finished)
+                self._tell(_resolve, finished)
+        for _ in range(_PURGES):
+            self._producer.purge()
+            if not self._producer.flush(_TURN):
+                # Otherwise its destructor ends it.  This call would wait for the messages.
+                self._producer.close()
+                break
+        self._tell(_resolve_one, self.ended)
+
+    def _finish(self, batches: Sequence[_Batch]) -> None:
+        with self._work:
+            self._out.difference_update(batches)
+
+    def _on_report(self, batch: _Batch, place: int, error: KafkaError | None, record: Message) -> None:
+        if error is None:
+            self.is_down = False
+            result: Any = identity(self._topic, record.partition(), record.offset())  # type: ignore[arg-type]
+        else:
+            result = error
+        if batch.report(place, result):
+            self._finished.append(batch)
+
+    def _on_error(self, error: KafkaError) -> None:
+        code = error.code()
+        if code == KafkaError._ALL_BROKERS_DOWN:
+            self.is_down = True
+        elif error.fatal() or code in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            # librdkafka goes on trying to connect, but the brokers refuse this client.
+            self.failure = error
+            self._tell(self._fail)
+
+    def _fail(self) -> None:
+        """Fail what is out; at home."""
+        with self._work:
+            batches = [*self._out]
+        failure = self.failure
+        assert failure is not None
+        for batch in batches:
+            if not batch.done.done():
+                batch.done.set_exception(broker_error(f"send to topic {self._topic!r}", failure))
+
+    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _resolve(batches: Sequence[_Batch]) -> None:
+    for batch in batches:
+        _resolve_one(batch.done)
+
+
+def _resolve_one(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
 
 class Publisher:
-    """A sender of messages to any topic.  Calls may overlap."""
+    """A sender of messages to one topic.  Calls may overlap.
 
-    def __init__(self, options: KafkaOptions) -> None:
+    :param probe: asks the brokers for the topic.  It raises ``BrokerError`` if that fails.
+    """
+
+    def __init__(self, topic: str, options: KafkaOptions, probe: Callable[[], Awaitable[object]]) -> None:
+        self.max_message_bytes = options.max_message_bytes
+        """The largest record; the driver sets it to that of the topic."""
+        self._topic = topic
         self._options = options
+        self._probe = probe
+        self._current: _Sender | None = None
+        self._ending: set[asyncio.Future[None]] = set()
+        self._opening = asyncio.Lock()
 
-    async def publish(self, topic: str, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        """Publish *messages* in order; return the id of each, or the reason why it was not stored."""
-        raise NotImplementedError
+    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        """Publish *messages* in order; return the id of each, or the reason why it was not stored.
+
+        :raises BrokerError: if none was stored, or that is unknown.
+        """
+        results = [*await self._publish(messages)]
+        for places in iter(lambda: [*_innocent(messages, results)], []):
+            again = await self._publish([messages[place] for place in places])
+            for place, result in zip(places, again, strict=True):
+                results[place] = result
+        return [self._result(found) for found in results]
+
+    async def _publish(self, messages: Sequence[EventMessage]) -> Sequence[Any]:
+        sender = await self._open()
+        if sender.is_down:
+            # Ask before messages are handed over: until then the engine may give them up, and knows of the outage.
+            await self._probe()
+            sender.is_down = False
+        try:
+            batch = await sender.send(messages, self._objection)
+            await batch.done
+        except BaseException:  # cancelled, or the brokers refuse this client
+            self._abandon(sender)
+            raise
+        if sender.failure is not None:
+            self._abandon(sender)
+        return batch.results
+
+    async def _open(self) -> _Sender:
+        async with self._opening:
+            if self._current is None:
+                loop = asyncio.get_running_loop()
+                config = await off_loop(self._config)
+                try:
+                    self._current = _Sender(config, self._topic, loop)
+                except (KafkaException, TypeError, ValueError) as error:
+                    raise refused_settings(error) from error
+            return self._current
+
+    def _config(self) -> dict[str, Any]:
+        options = self._options
+        return {
+            # A message leaves at once.  Those that come while a request is out make the next one.
+            "linger.ms": 0,
+            # The engine bounds what is out.  A message that was given up counts until the producer has ended.
+            "queue.buffering.max.messages": 2 * options.publish_max_messages + 100_000,
+            "queue.buffering.max.kbytes": min(2 * options.publish_max_bytes // 1000 + 1_000_000, 2**31 - 1),
+            **settings(options, "producer"),
+            "enable.idempotence": True,
+            "partitioner": "murmur2_random",  # that of Kafka's client for Java
+            "message.timeout.ms": 0,  # see the top of this module
+            "message.max.bytes": min(max(self.max_message_bytes, 1000), 1_000_000_000),
+            "compression.type": options.compression,
+            "topic.metadata.propagation.max.ms": 5000,  # the driver has looked for the topic before
+        }
+
+    def _objection(self, message: EventMessage) -> str:
+        size = record_size(message, self.max_message_bytes)
+        if size > self.max_message_bytes:
+            return (
+                f"its record has {size} bytes, and topic {self._topic!r} takes {self.max_message_bytes}; send less, or "
+                "raise the topic's max.message.bytes"
+            )
+        return ""
+
+    def _result(self, found: Any) -> str | BrokerError:
+        return broker_error(f"send to topic {self._topic!r}", found) if isinstance(found, KafkaError) else found
+
+    def _abandon(self, sender: _Sender) -> None:
+        """End *sender*; the next batch gets another one."""
+        if self._current is sender:
+            self._current = None
+            self._ending.add(sender.ended)
+            sender.ended.add_done_callback(self._ending.discard)
+            sender.end()
 
     async def close(self) -> None:
-        """Throw away what was not sent, and end the thread."""
-        raise NotImplementedError
+        """Throw away what was not sent, and wait until the threads have ended."""
+        if self._current is not None:
+            self._abandon(self._current)
+        if self._ending:
+            await asyncio.wait([*self._ending])
+
+
+def _innocent(messages: Sequence[EventMessage], results: Sequence[Any]) -> Iterator[int]:
+    """Yield the places of messages that failed because of another one in their request, and that may be sent again.
+
+    A message may not be sent again after a later one of its key was stored (P4).
+    """
+    if all(result.__class__ is str for result in results):
+        return
+    stored = {
+        message.ordering_key for message, result in zip(messages, results, strict=True) if isinstance(result, str)
+    }
+    stored.discard(None)
+    for place, (message, result) in enumerate(zip(messages, results, strict=True)):
+        is_innocent = isinstance(result, KafkaError) and result.code() == KafkaError._INVALID_DIFFERENT_RECORD
+        if is_innocent and message.ordering_key not in stored:
+            yield place
