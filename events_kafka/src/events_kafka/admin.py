@@ -7,6 +7,8 @@ take a while, and a thread does that.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -14,11 +16,10 @@ from typing import Any, TypeVar
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import KafkaError, KafkaException
 
-from events_core import ErrorCode
-from events_core.engine import BrokerError, off_loop
-from events_kafka.errors import broker_error, refused_settings, translated
+from events_core.engine import off_loop
+from events_kafka.errors import broker_error, not_made, translated
 from events_kafka.options import KafkaOptions
-from events_kafka.settings import settings
+from events_kafka.settings import given, settings
 
 __all__ = ["Administrator"]
 
@@ -27,6 +28,8 @@ ResultT = TypeVar("ResultT")
 
 _TURN = 0.05
 """Seconds between two looks at what librdkafka reports while a request is out."""
+_RECONNECT_TIMEOUT = 3.0
+"""Seconds for a request while all brokers are lost: longer than the pauses between librdkafka's tries."""
 
 
 class Administrator:
@@ -35,21 +38,27 @@ class Administrator:
     def __init__(self, options: KafkaOptions) -> None:
         self._options = options
         self._native: AdminClient | None = None
-        self._refusal: BrokerError | None = None
-        """The last report that the brokers refuse this client, until a request has failed with it."""
+        self._refusal: KafkaError | None = None
+        """The last report that the brokers refuse this client."""
         self._last: KafkaError | None = None
         """The last report of a broken connection."""
+        self._down_since = math.inf
+        """The ``time.monotonic()`` at which all brokers were reported as lost; infinite if they answer."""
 
     async def open(self) -> None:
         """Make the administrator.  It connects when it is first asked.
 
         :raises BrokerError: ``INVALID`` if librdkafka refuses a setting.
         """
-        config = {**await off_loop(lambda: settings(self._options, "admin")), "error_cb": self._on_error}
         try:
-            self._native = await off_loop(lambda: AdminClient(config))
+            self._native = await off_loop(self._make)
         except (KafkaException, TypeError, ValueError) as error:
-            raise refused_settings(error) from error
+            raise not_made(error, given(self._options).values()) from error
+
+    def _make(self) -> AdminClient:
+        config = settings(self._options, "admin")
+        config["error_cb"] = self._on_error
+        return AdminClient(config)
 
     @property
     def native(self) -> AdminClient:
@@ -87,36 +96,36 @@ class Administrator:
     async def _result(self, asked: str, answer: Future[ResultT]) -> ResultT:
         future = asyncio.wrap_future(answer)
         await self._until(asked, future)
-        try:
-            return future.result()
-        except KafkaException as error:
-            raise self._error(asked, error.args[0]) from error
+        with translated(asked):
+            result = future.result()
+        self._down_since = math.inf
+        return result
 
     async def _until(self, asked: str, future: asyncio.Future[Any]) -> None:
-        """Wait for *future*, unless the brokers refuse this client."""
-        while not future.done():
-            await asyncio.wait([future], timeout=_TURN)
-            self.native.poll(0)  # calls _on_error
-            if self._refusal is not None and not future.done():
-                refusal, self._refusal = self._refusal, None
-                future.add_done_callback(_ignore)  # it fails when its time is up, and nobody waits for it
-                raise BrokerError(f"{asked}: {refusal}", refusal.code) from refusal.__cause__
+        """Wait for *future*, unless the brokers refuse this client or cannot be reached."""
+        began = time.monotonic()
+        self._refusal = None  # it may have been reported long ago
+        try:
+            while not future.done():
+                await asyncio.wait([future], timeout=_TURN)
+                self.native.poll(0)  # calls _on_error
+                error = self._refusal
+                if error is None and time.monotonic() - max(began, self._down_since) > _RECONNECT_TIMEOUT:
+                    error = self._last
+                if error is not None and not future.done():
+                    raise broker_error(asked, error)
+        finally:
+            future.add_done_callback(_ignore)  # nobody may wait for it any more when its time is up
 
     def _on_error(self, error: KafkaError) -> None:
         """Take note of what librdkafka reports; at home, inside ``poll``."""
-        found = broker_error("connect", error)
-        if found.code is ErrorCode.UNAUTHENTICATED:  # librdkafka goes on trying
-            self._refusal = found
-        elif error.code() != KafkaError._ALL_BROKERS_DOWN:  # that follows a report which says more
+        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            self._refusal = error  # librdkafka goes on trying
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._down_since = min(self._down_since, time.monotonic())
+            self._last = self._last or error
+        else:
             self._last = error
-
-    def _error(self, asked: str, error: KafkaError) -> BrokerError:
-        """Return the error of a request.  If there was no answer, the last broken connection says why."""
-        found = broker_error(asked, error)
-        last, self._last = self._last, None
-        if last is not None and error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
-            return BrokerError(f"{found}; last: {last.str()}", found.code, retryable=found.retryable)
-        return found
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:

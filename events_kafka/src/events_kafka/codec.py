@@ -14,6 +14,7 @@ program of Kafka can read it.  A record of any other program arrives by these ru
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,12 +112,15 @@ def record_size(message: EventMessage, limit: int) -> int:
     """
     size = len(message.data) + _OVERHEAD
     key, attributes = message.ordering_key or "", message.attributes
-    # A character has 4 bytes at most, and measuring all texts exactly would cost more than sending a small message.
-    texts = len(key) + sum(len(name) + len(value) for name, value in attributes.items())
-    if size + 4 * texts + 10 * len(attributes) <= limit:
+    # A character has 4 bytes at most, and measuring each text would cost more than sending a small message.
+    if size + 4 * len(key) <= limit and (not attributes or _at_most(attributes) + size + 4 * len(key) <= limit):
         return size
     headers = sum(len(name.encode()) + len(value.encode()) + 10 for name, value in attributes.items())
     return size + len(key.encode()) + headers
+
+
+def _at_most(attributes: Mapping[str, str]) -> int:
+    return sum(4 * (len(name) + len(value)) + 10 for name, value in attributes.items())
 
 
 _OVERHEAD = 61 + 36

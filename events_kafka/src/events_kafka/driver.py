@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
-from events_core import Capabilities, ConfigurationError, EventMessage
+from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessage
 from events_core.engine import BrokerError, Delivery, Driver, off_loop
 from events_kafka import limits
 from events_kafka.options import KafkaOptions
@@ -98,7 +98,14 @@ class KafkaDriver(Driver[KafkaOptions]):
         return ""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        return await self._publisher.publish(messages)
+        results = [*await self._publisher.publish(messages)]
+        missing = [place for place, result in enumerate(results) if _is_missing(result)]
+        if missing and self.options.create == "all":  # the topic was deleted
+            await self.topology.create()
+            again = await self._publisher.publish([messages[place] for place in missing])
+            for place, result in zip(missing, again, strict=True):
+                results[place] = result
+        return results
 
     async def store_letter(self, letter: EventMessage) -> None:
         """Publish *letter* to the dead-letter topic, and return when Kafka has stored it.
@@ -159,6 +166,10 @@ def _import_kafka() -> None:
     import events_kafka.producing
     import events_kafka.source
     import events_kafka.topology  # noqa: F401
+
+
+def _is_missing(result: str | BrokerError) -> bool:
+    return isinstance(result, BrokerError) and result.code is ErrorCode.NOT_FOUND
 
 
 def _capabilities(options: KafkaOptions) -> Capabilities:

@@ -5,7 +5,7 @@ The names are those of ``confluent_kafka.KafkaError``.  Names with an underscore
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from confluent_kafka.cimpl import KafkaError, KafkaException
 from events_core import ErrorCode
 from events_core.engine import BrokerError
 
-__all__ = ["broker_error", "refused_settings", "translated"]
+__all__ = ["broker_error", "not_made", "translated"]
 
 
 class _Meaning(NamedTuple):
@@ -194,10 +194,18 @@ def broker_error(asked: str, error: KafkaError) -> BrokerError:
     return result
 
 
-def refused_settings(error: Exception) -> BrokerError:
-    """Return the error for settings that librdkafka refuses."""
+def not_made(error: Exception, secrets: Iterable[str]) -> BrokerError:
+    """Return the error for a client of librdkafka that cannot be made.
+
+    :param secrets: the values of settings, which librdkafka would quote.
+    """
     found = error.args[0] if error.args else error
+    if isinstance(found, KafkaError) and found.code() == KafkaError.SASL_AUTHENTICATION_FAILED:
+        return broker_error("get a token", found)
     text = found.str() if isinstance(found, KafkaError) else str(found)
+    for secret in secrets:
+        text = text.replace(f'"{secret}"', "its value")
     return BrokerError(
-        f"librdkafka refuses the settings: {text}; check the options librdkafka and tls_…", ErrorCode.INVALID
+        f"these settings cannot be used: {text}; check the options librdkafka, oauth_callback and tls_…",
+        ErrorCode.INVALID,
     )

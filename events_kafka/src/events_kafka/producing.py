@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,10 +26,10 @@ from confluent_kafka.cimpl import KafkaError, KafkaException, Message, Producer
 
 from events_core import ErrorCode, EventMessage
 from events_core.engine import BrokerError, off_loop
-from events_kafka.codec import headers_of, identity, record_size, value_of
-from events_kafka.errors import broker_error, refused_settings
+from events_kafka.codec import headers_of, record_size, value_of
+from events_kafka.errors import broker_error, not_made
 from events_kafka.options import KafkaOptions
-from events_kafka.settings import settings
+from events_kafka.settings import given, settings
 
 __all__ = ["Publisher"]
 
@@ -40,90 +41,117 @@ _PURGES = 50
 """Turns in which the thread of an ended producer waits for the last reports."""
 
 
-class _Batch:
-    """Messages that were handed to the producer together."""
+Report = Callable[[KafkaError | None, Message], None]
+"""The function that librdkafka calls with the outcome of one message."""
 
-    def __init__(self, topic: str, size: int) -> None:
+
+class _Batch:
+    """Messages that were handed to the producer together.
+
+    :param on_done: is called in the thread that reports the last message.
+    """
+
+    def __init__(self, topic: str, size: int, on_done: Callable[[_Batch], None]) -> None:
         self.results: list[Any] = [None] * size
         """The id of each message, or its ``KafkaError`` or ``BrokerError``."""
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._topic = topic
-        self._last = size
+        self._prefix = f"{topic}/"
+        self._size = size
+        self._on_done = on_done
         # Home reports what cannot be sent, and the thread all others.  Counting is one step of the interpreter.
         self._reported = count(1)
 
-    def report(self, place: int, result: str | KafkaError | BrokerError) -> bool:
-        """Take the result of one message; return whether it is the last one."""
-        self.results[place] = result
-        return next(self._reported) == self._last
+    def report(self, place: int, error: KafkaError | None, record: Message) -> None:
+        """Take the report of one message.  This runs for each, so it does little."""
+        self.results[place] = error or f"{self._prefix}{record.partition()}/{record.offset()}"
+        if next(self._reported) == self._size:
+            self._on_done(self)
+
+    def refuse(self, place: int, error: KafkaError | BrokerError) -> None:
+        """Take the reason why a message was not handed over."""
+        self.results[place] = error
+        if next(self._reported) == self._size:
+            self._on_done(self)
 
 
 class _Sender:
     """A producer and its thread, until a batch is given up."""
 
-    def __init__(self, config: dict[str, Any], topic: str, loop: asyncio.AbstractEventLoop) -> None:
-        self._producer = Producer({**config, "error_cb": self._on_error})
+    _producer: Producer
+
+    def __init__(self, topic: str) -> None:
         self._topic = topic
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         self._work = threading.Condition()
         """Guards the next two fields."""
         self._out: set[_Batch] = set()
         self._has_ended = False
-        self._finished: list[_Batch] = []
-        """Batches that the present turn has finished; only the thread uses it."""
+        self._finished: deque[_Batch] = deque()
+        """Batches that are done.  Home may add one, and only the thread takes them."""
         self.is_down = False
-        """True after librdkafka has lost all brokers.  The thread sets it, home resets it."""
+        """True since librdkafka has lost all brokers.  The thread sets it; home resets it when the brokers answer."""
         self.failure: KafkaError | None = None
         """The error after which the producer sends nothing more; only the thread sets it."""
-        self.ended: asyncio.Future[None] = loop.create_future()
-        threading.Thread(target=self._run, name="events kafka producer", daemon=True).start()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
 
     # At home
 
-    async def send(self, messages: Sequence[EventMessage], refuse: Callable[[EventMessage], str]) -> _Batch:
-        """Hand *messages* to the producer, except those that *refuse* has a reason against and their successors."""
-        batch = _Batch(self._topic, len(messages))
+    def start(self, producer: Producer) -> None:
+        """Begin to send with *producer*, whose ``error_cb`` is :meth:`on_error`."""
+        self._producer = producer
+        threading.Thread(target=self._run, name="events kafka producer", daemon=True).start()
+
+    async def send(self, messages: Sequence[EventMessage], objection: Callable[[EventMessage], str]) -> _Batch:
+        """Hand *messages* to the producer, except those that there is an *objection* to, and their successors."""
+        batch = _Batch(self._topic, len(messages), self._finished.append)
+        failed: set[str] = set()
         with self._work:
             self._out.add(batch)
             self._work.notify()
-        failed: set[str] = set()
-        is_over = False
         for place, message in enumerate(messages):
             key = message.ordering_key
-            error: KafkaError | BrokerError | None
             if key is not None and key in failed:
                 text = f"not attempted, because an earlier message of ordering key {key!r} failed"
-                error = BrokerError(text, ErrorCode.NOT_ATTEMPTED, retryable=True)
-            elif reason := refuse(message):
-                error = BrokerError(reason, ErrorCode.INVALID)
-            else:
-                error = await self._produce(message, partial(self._on_report, batch, place))
+                batch.refuse(place, BrokerError(text, ErrorCode.NOT_ATTEMPTED, retryable=True))
+                continue
+            reason = objection(message)
+            error = BrokerError(reason, ErrorCode.INVALID) if reason else None
+            if error is None:
+                report = partial(batch.report, place)
+                try:
+                    if not self._produce(message, report):
+                        await self._produce_later(message, report)
+                except KafkaException as found:
+                    error = found.args[0]
             if error is not None:
+                batch.refuse(place, error)
                 if key is not None:
                     failed.add(key)
-                is_over = batch.report(place, error)
-        if is_over:
-            self._finish([batch])
-            _resolve([batch])
         return batch
 
-    async def _produce(
-        self, message: EventMessage, on_report: Callable[[KafkaError | None, Message], None]
-    ) -> KafkaError | None:
-        """Hand *message* to the producer; return the reason why it does not take it."""
-        headers = headers_of(message) if message.attributes else None
-        while True:
-            try:
+    def _produce(self, message: EventMessage, report: Report) -> bool:
+        """Hand *message* to the producer; return False if its queue is full."""
+        try:
+            if message.attributes:
+                headers = headers_of(message)
                 self._producer.produce(
-                    self._topic, value_of(message), message.ordering_key, on_delivery=on_report, headers=headers
+                    self._topic, value_of(message), message.ordering_key, -1, report, headers=headers
                 )
-            except BufferError:  # its queue is full, which takes smaller bounds of it than the client's own
-                await asyncio.sleep(_TURN / 10)
-            except KafkaException as error:
-                found: KafkaError = error.args[0]
-                return found
             else:
-                return None
+                self._producer.produce(self._topic, message.data, message.ordering_key, -1, report)
+        except BufferError:
+            return False
+        return True
+
+    async def _produce_later(self, message: EventMessage, report: Report) -> None:
+        """Hand *message* to the producer when there is room.
+
+        The option ``librdkafka`` may bound the queue below the bounds of the client.  Nobody is told of room.
+        """
+        is_full = True
+        while is_full:
+            await asyncio.sleep(_TURN / 10)
+            is_full = not self._produce(message, report)
 
     def end(self) -> None:
         """Throw away what is out.  The producer ends soon after."""
@@ -147,9 +175,7 @@ class _Sender:
                 turn = _TURN if self._out else 0.0
             self._producer.poll(turn)
             if self._finished:
-                finished, self._finished = self._finished, []
-                self._finish(finished)
-                self._tell(_resolve, finished)
+                self._finish()
         for _ in range(_PURGES):
             self._producer.purge()
             if not self._producer.flush(_TURN):
@@ -158,20 +184,14 @@ class _Sender:
                 break
         self._tell(_resolve_one, self.ended)
 
-    def _finish(self, batches: Sequence[_Batch]) -> None:
+    def _finish(self) -> None:
+        """Tell home of the batches that are done."""
+        finished = [self._finished.popleft() for _ in range(len(self._finished))]
         with self._work:
-            self._out.difference_update(batches)
+            self._out.difference_update(finished)
+        self._tell(_resolve, finished)
 
-    def _on_report(self, batch: _Batch, place: int, error: KafkaError | None, record: Message) -> None:
-        if error is None:
-            self.is_down = False
-            result: Any = identity(self._topic, record.partition(), record.offset())  # type: ignore[arg-type]
-        else:
-            result = error
-        if batch.report(place, result):
-            self._finished.append(batch)
-
-    def _on_error(self, error: KafkaError) -> None:
+    def on_error(self, error: KafkaError) -> None:
         code = error.code()
         if code == KafkaError._ALL_BROKERS_DOWN:
             self.is_down = True
@@ -252,15 +272,16 @@ class Publisher:
     async def _open(self) -> _Sender:
         async with self._opening:
             if self._current is None:
-                loop = asyncio.get_running_loop()
-                config = await off_loop(self._config)
+                sender = _Sender(self._topic)
                 try:
-                    self._current = _Sender(config, self._topic, loop)
+                    producer = await off_loop(lambda: Producer(self._config(sender.on_error)))
                 except (KafkaException, TypeError, ValueError) as error:
-                    raise refused_settings(error) from error
+                    raise not_made(error, given(self._options).values()) from error
+                sender.start(producer)
+                self._current = sender
             return self._current
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self, on_error: Callable[[KafkaError], None]) -> dict[str, Any]:
         options = self._options
         return {
             # A message leaves at once.  Those that come while a request is out make the next one.
@@ -269,6 +290,7 @@ class Publisher:
             "queue.buffering.max.messages": 2 * options.publish_max_messages + 100_000,
             "queue.buffering.max.kbytes": min(2 * options.publish_max_bytes // 1000 + 1_000_000, 2**31 - 1),
             **settings(options, "producer"),
+            "error_cb": on_error,
             "enable.idempotence": True,
             "partitioner": "murmur2_random",  # that of Kafka's client for Java
             "message.timeout.ms": 0,  # see the top of this module

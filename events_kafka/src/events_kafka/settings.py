@@ -96,7 +96,9 @@ def problems(options: KafkaOptions) -> Iterable[str]:
 def settings(options: KafkaOptions, role: Role) -> dict[str, Any]:
     """Return the settings of every client with this *role*: where and how to connect, and what the user gave.
 
-    Pass them to the constructor of a client of confluent-kafka.  Its callbacks run in the threads that poll it.
+    Pass them to the constructor of a client of confluent-kafka, not at home: with OAUTHBEARER it waits for a token.
+
+    :raises ValueError: if there is no function ``oauth_callback``.
     """
     found: dict[str, Any] = {
         "bootstrap.servers": options.bootstrap_servers,
@@ -134,10 +136,26 @@ def _account(options: KafkaOptions) -> dict[str, str | None]:
 
 
 def _token_callback(target: str) -> Callable[[str], tuple[str, float]]:
-    """Return the function that *target* names.  Importing its module may take a while: not at home."""
+    """Return the function that *target* names, which librdkafka calls in a thread of its own.
+
+    :raises ValueError: if there is no such function.
+    """
     module, _, name = target.partition(":")
-    callback: Callable[[str], tuple[str, float]] = getattr(importlib.import_module(module), name)
-    return callback
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"option 'oauth_callback': {error}") from error
+
+    def new_token(config: str) -> tuple[str, float]:
+        try:
+            token: tuple[str, float] = function(config)
+        except Exception:
+            # confluent-kafka tells only that there is no token.
+            _log.warning("%s, the option 'oauth_callback', has failed", target, exc_info=True)
+            raise
+        return token
+
+    return new_token
 
 
 def _log_of_librdkafka() -> logging.Logger:
