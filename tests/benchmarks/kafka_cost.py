@@ -97,8 +97,9 @@ def find_broker() -> Iterator[str]:
     if address := os.environ.get("EVENTS_TEST_KAFKA"):
         yield address
         return
-    sys.path.append(str(Path(__file__).parents[1] / "kafka"))
-    from server import find_or_start
+    # By its full name, because kafka-python has a package of the name kafka.
+    sys.path.append(str(Path(__file__).parents[2]))
+    from tests.kafka.finding import find_or_start
 
     with tempfile.TemporaryDirectory() as folder, find_or_start(Path(folder)) as server:
         yield server.address

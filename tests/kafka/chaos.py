@@ -35,6 +35,7 @@ from events_kafka.position import Position
 
 from .chaos_worker import KEYS, SUBSCRIPTION, key_of
 
+WORKER = Path(__file__).with_name("chaos_worker.py")
 PARTITIONS = 12
 MEMBERS = 3
 SESSION = 6.0
@@ -304,12 +305,11 @@ class Members:
         self.disturbances: list[Disturbance] = []
 
     def spawn(self, name: str, *arguments: object) -> subprocess.Popen[bytes]:
-        here = Path(__file__).parent
-        command = [sys.executable, "-m", f"{here.name}.chaos_worker", *map(str, arguments)]
+        # By its path, because kafka-python has a package of the name kafka.
+        command = [sys.executable, "-P", str(WORKER), *map(str, arguments)]
         with (self._folder / f"{name}.journal").open("wb") as journal, (self._folder / f"{name}.log").open("wb") as log:
             return subprocess.Popen(
                 command,
-                env={**os.environ, "PYTHONPATH": str(here.parent)},
                 stdin=subprocess.PIPE,
                 stdout=journal,
                 stderr=log,

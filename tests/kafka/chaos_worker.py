@@ -2,8 +2,8 @@
 
 ::
 
-    python -m kafka.chaos_worker producer ADDRESS TOPIC MESSAGES SECONDS
-    python -m kafka.chaos_worker consumer ADDRESS TOPIC SESSION_TIMEOUT
+    python chaos_worker.py producer ADDRESS TOPIC MESSAGES SECONDS
+    python chaos_worker.py consumer ADDRESS TOPIC SESSION_TIMEOUT
 
 Each line of the output is an event, the time (``time.monotonic()``, which all processes of a machine share) and the
 number of a message:
