@@ -117,6 +117,7 @@ class Console:
         key: bytes | None = None,
         headers: Sequence[tuple[str, bytes | None]] | None = None,
         partition: int = -1,
+        timestamp: int = 0,
         **settings: Any,
     ) -> Message:
         """Store a record as another program, and return it with its place."""
@@ -128,7 +129,9 @@ class Console:
             stored.append(message)
 
         producer = Producer({"bootstrap.servers": self.address, "acks": "all", **QUIET, **settings})
-        more: dict[str, Any] = {} if headers is None else {"headers": list(headers)}
+        more: dict[str, Any] = {"timestamp": timestamp}  # 0 stands for now
+        if headers is not None:
+            more["headers"] = list(headers)
         producer.produce(self.topic, value, key, partition, on_delivery=delivered, **more)
         assert producer.flush(PATIENCE) == 0
         return stored[0]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -246,14 +246,18 @@ class Publisher:
 
         :raises BrokerError: if none was stored, or that is unknown.
         """
-        results = [*await self._publish(messages)]
-        for places in iter(lambda: [*_innocent(messages, results)], []):
-            again = await self._publish([messages[place] for place in places])
-            for place, result in zip(places, again, strict=True):
-                results[place] = result
+        results = await self._publish(messages)
+        suspects = _suspects(messages, results)
+        if len(suspects) > 1:
+            # One caller's bad message must not fail another's.  So halve until only the offenders fail (P3).
+            middle = len(suspects) // 2
+            for places in (suspects[:middle], suspects[middle:]):
+                again = await self.publish([messages[place] for place in places])
+                for place, result in zip(places, again, strict=True):
+                    results[place] = result
         return [self._result(found) for found in results]
 
-    async def _publish(self, messages: Sequence[EventMessage]) -> Sequence[Any]:
+    async def _publish(self, messages: Sequence[EventMessage]) -> list[Any]:
         sender = await self._open()
         if sender.is_down:
             # Ask before messages are handed over: until then the engine may give them up, and knows of the outage.
@@ -265,7 +269,8 @@ class Publisher:
         except BaseException:  # cancelled, or the brokers refuse this client
             self._abandon(sender)
             raise
-        if sender.failure is not None:
+        if sender.failure is not None or any(map(_is_missing, batch.results)):
+            # A producer that misses a topic does so until its next look at the cluster, some minutes later.
             self._abandon(sender)
         return batch.results
 
@@ -327,18 +332,25 @@ class Publisher:
             await asyncio.wait([*self._ending])
 
 
-def _innocent(messages: Sequence[EventMessage], results: Sequence[Any]) -> Iterator[int]:
-    """Yield the places of messages that failed because of another one in their request, and that may be sent again.
+def _is_missing(result: Any) -> bool:
+    return isinstance(result, KafkaError) and broker_error("", result).code is ErrorCode.NOT_FOUND
 
-    A message may not be sent again after a later one of its key was stored (P4).
+
+def _suspects(messages: Sequence[EventMessage], results: Sequence[Any]) -> Sequence[int]:
+    """Return the places of messages of which the broker refuses some, for example because a schema does not fit.
+
+    It refuses all records of a partition that came together, and does not say which one is bad.  A message is none of
+    them if a later one of its key was stored, because it must not be sent again (P4).
     """
     if all(result.__class__ is str for result in results):
-        return
-    stored = {
-        message.ordering_key for message, result in zip(messages, results, strict=True) if isinstance(result, str)
-    }
-    stored.discard(None)
-    for place, (message, result) in enumerate(zip(messages, results, strict=True)):
-        is_innocent = isinstance(result, KafkaError) and result.code() == KafkaError._INVALID_DIFFERENT_RECORD
-        if is_innocent and message.ordering_key not in stored:
-            yield place
+        return ()
+    pairs = [*zip(messages, results, strict=True)]
+    stored = {message.ordering_key for message, result in pairs if isinstance(result, str)} - {None}
+    return [
+        place
+        for place, (message, result) in enumerate(pairs)
+        if isinstance(result, KafkaError) and result.code() in _UNCLEAR and message.ordering_key not in stored
+    ]
+
+
+_UNCLEAR = (KafkaError.INVALID_RECORD, KafkaError._INVALID_DIFFERENT_RECORD)
