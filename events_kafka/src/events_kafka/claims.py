@@ -143,6 +143,11 @@ class Claims:
         self._claims[token.partition].position.settle(token.offset)
         return True
 
+    def gaps(self) -> Sequence[tuple[Claim, int]]:
+        """Return each present claim with its gap (:attr:`Position.gap`)."""
+        with self.lock:
+            return [(claim, claim.position.gap) for claim in self._claims.values()]
+
     def commits(self, claims: Iterable[Claim], limit: int, *, unchanged: bool = False) -> list[Commit]:
         """Return the positions to commit.
 

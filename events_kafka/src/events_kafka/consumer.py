@@ -18,9 +18,6 @@ Who calls whom::
 **A revocation.**  First home ends the claim, so that what is settled from then on is ``EXPIRED``.  Then the position is
 committed, and only then another member of the group may get the partition.
 
-**Commits.**  At most one is under way, without waiting for it.  At a revocation the thread waits for it, because later
-it may not commit any more.
-
 **A full buffer.**  While home takes nothing, the thread waits for a moment.  Then it takes a record now and then,
 because the callbacks of librdkafka run only while it is asked for records.  They come before records (2.16, measured).
 In the end the thread pauses all partitions.  It does so late, because librdkafka then throws away what it has fetched
@@ -34,20 +31,24 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import Consumer as Native
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
+from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery, uptime
-from events_kafka.claims import Claim, Claims, Commit, Start
+from events_kafka.assignment import Assignment
+from events_kafka.claims import Claim, Claims, Start
 from events_kafka.codec import decode
+from events_kafka.commits import Commits, Group
 from events_kafka.errors import broker_error
-from events_kafka.position import MAX_METADATA
+from events_kafka.room import Room
+from events_kafka.starts import committed_starts, new_starts
 
-__all__ = ["Consumer", "Listener", "Room"]
+__all__ = ["Consumer", "Listener"]
 
 _log = logging.getLogger("events_kafka")
 
@@ -57,8 +58,8 @@ _IDLE = 0.1
 _COMMIT_PAUSE = 1.0
 """Seconds between two commits."""
 
-_ANSWER = 0.5
-"""Seconds to wait for an answer of the broker, with a close in mind."""
+_PROBE_ANSWER = 1.0
+"""Seconds to wait for an answer of a broker that did not answer.  A close waits as long."""
 
 _PROBE_PAUSE = 0.5
 """Seconds between two questions to a broker that did not answer."""
@@ -77,17 +78,6 @@ _HOME_ANSWER = 5.0
 
 _LAST_COMMIT = 0.6
 """Seconds to wait for the last commit.  The engine gives a source about one second to close."""
-
-_FENCED = frozenset(
-    {
-        KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.FENCED_INSTANCE_ID,
-        KafkaError.FENCED_MEMBER_EPOCH,
-        KafkaError.STALE_MEMBER_EPOCH,
-    }
-)
-"""The answers to a commit that say: the group goes on without this member."""
 
 _OUT_OF_RANGE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 
@@ -134,6 +124,10 @@ class Listener(ABC):
         """Note that nothing can be received."""
 
     @abstractmethod
+    def ended(self, error: BrokerError) -> None:
+        """Note that nothing will be received any more."""
+
+    @abstractmethod
     def recovered(self) -> None:
         """Note that records come again."""
 
@@ -142,50 +136,7 @@ class Listener(ABC):
         """Note until when no other member has the partitions, by ``uptime``.  Called in the consumer's thread."""
 
 
-class Room:
-    """The room for deliveries between the thread and the engine."""
-
-    def __init__(self, messages: int, size: int) -> None:
-        self._limits = (messages, size)
-        self._messages = 0
-        self._bytes = 0
-        self._changed = threading.Condition()
-
-    def took(self, deliveries: Iterable[Delivery]) -> None:
-        """Note that *deliveries* have left the buffer."""
-        with self._changed:
-            for delivery in deliveries:
-                self._messages -= 1
-                self._bytes -= len(delivery.data)
-            self._changed.notify()
-
-    def fill(self, deliveries: Sequence[Delivery]) -> None:
-        """Note that *deliveries* have come into the buffer."""
-        with self._changed:
-            self._messages += len(deliveries)
-            self._bytes += sum([len(delivery.data) for delivery in deliveries])
-
-    def wait(self, seconds: float) -> int:
-        """Return the number of messages for which there is room; if there is none, wait a while for it."""
-        with self._changed:
-            if self._left() <= 0:
-                self._changed.wait(seconds)
-            return self._left()
-
-    def is_half_empty(self) -> bool:
-        """Return whether it is worth to fetch again after a pause."""
-        return 2 * self._messages <= self._limits[0] and 2 * self._bytes <= self._limits[1]
-
-    def wake(self) -> None:
-        """End :meth:`wait`."""
-        with self._changed:
-            self._changed.notify()
-
-    def _left(self) -> int:
-        return 0 if self._bytes >= self._limits[1] else self._limits[0] - self._messages
-
-
-class Consumer:
+class Consumer(Group):
     """One consumer, and its thread.
 
     :param settings: those of librdkafka, with those that this module depends on.
@@ -206,13 +157,13 @@ class Consumer:
         max_gap: int,
     ) -> None:
         self.claims = Claims()
+        self._commits = Commits(self.claims, topic, self)
         self._topic = topic
         self._begin = begin
         self._listener = listener
         self._room = room
         self._safe_time = safe_time
         self._max_gap = max_gap
-        self._is_eager = not str(settings.get("partition.assignment.strategy", "cooperative")).startswith("cooperative")
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._closing = threading.Event()
@@ -221,12 +172,8 @@ class Consumer:
 
         # From here on: the thread's.
         self._native: Native
-        self._member = ""
-        """The id of this member when it was given partitions."""
-        self._asked: tuple[float, Sequence[Commit]] | None = None
-        """The commit that is under way, and when it began."""
+        self._assignment: Assignment
         self._next_commit = 0.0
-        self._metadata_limit = MAX_METADATA
         self._safe_until = 0.0
         self._suspicion: KafkaError | None = None
         """The error because of which the broker is asked whether it answers."""
@@ -234,11 +181,8 @@ class Consumer:
         """True once it did not answer, until it does."""
         self._next_probe = 0.0
         self._next_discovery = 0.0
-        self._to_reset: set[int] = set()
-        """Partitions whose position the broker does not have."""
         self._full_since: float | None = None
-        self._is_paused = False
-        """True while all partitions are paused, because the buffer is full."""
+        self._full_turn = 0.0
 
     # At home
 
@@ -272,21 +216,39 @@ class Consumer:
 
     def _run(self) -> None:
         try:
-            self._native = Native({**self._settings, "error_cb": self._on_error, "on_commit": self._on_commit})
+            self._native = Native({**self._settings, "error_cb": self._on_error, "on_commit": self._commits.answered})
         except (KafkaException, ValueError, TypeError) as error:
             self._post(_fail, self._started, _refused(error))
             self._post(_finish, self._done)
             return
+        strategy = str(self._settings.get("partition.assignment.strategy", "cooperative"))
+        self._assignment = Assignment(
+            self._native,
+            self.claims,
+            self._topic,
+            self._lose,
+            is_eager=self._begin is None and not strategy.startswith("cooperative"),
+            max_gap=self._max_gap,
+        )
         self._post(_finish, self._started)
         try:
             self._open()
             while not self._closing.is_set():
                 self._turn()
         except Exception as error:
-            _log.exception("receiving from topic %r failed", self._topic)
-            self._post(self._listener.failed, _internal(error))
+            self._break(error)
             self._closing.wait()
         self._end()
+
+    def _break(self, error: Exception) -> None:
+        """Tell home that this consumer receives nothing more."""
+        if isinstance(error, KafkaException):
+            failure = broker_error(f"receive from topic {self._topic!r}", error.args[0])
+        else:
+            _log.exception("receiving from topic %r failed", self._topic)
+            failure = BrokerError(f"the receiver has failed: {error!r}; open another one", ErrorCode.INTERNAL)
+            failure.__cause__ = error
+        self._post(self._listener.ended, BrokerError(str(failure), failure.code))
 
     def _post(self, call: Callable[..., object], *arguments: object) -> None:
         """Call at home, soon."""
@@ -300,7 +262,7 @@ class Consumer:
             )
         else:
             starts = [Start(partition, offset) for partition, offset in self._begin.items()]
-            self._place(self.claims.add(starts))
+            self._assignment.place(self.claims.add(starts))
 
     def _turn(self) -> None:
         """Wait for records, and do what is due."""
@@ -308,22 +270,30 @@ class Consumer:
         self._renew()
         if self._suspicion is not None and now >= self._next_probe:
             self._probe()
-        if self._to_reset and not self._is_down:
-            self._reset_positions()
+        if self._assignment.is_astray and not self._is_down:
+            self._correct()
         if self._begin is not None and now >= self._next_discovery:
             self._discover()
         self._receive(now)
         if self._begin is None and now >= self._next_commit:
             self._next_commit = now + _COMMIT_PAUSE
-            self._commit()
+            if not self._is_down:
+                self._commits.send(self._native)
+
+    def _correct(self) -> None:
+        try:
+            self._assignment.correct()
+        except KafkaException as error:
+            self._suspicion = error.args[0]
 
     # Records
 
     def _receive(self, now: float) -> None:
-        if self._is_paused:
+        if self._assignment.is_paused:
             self._take(1, _IDLE)  # for the callbacks
             if self._room.is_half_empty():
-                self._resume()
+                self._full_since = None
+                self._assignment.resume()
             return
         room = self._room.wait(_IDLE)
         if room > 0:
@@ -336,18 +306,10 @@ class Consumer:
         if self._full_since is None:
             self._full_since = self._full_turn = now
         if now >= self._full_since + _FULL_PAUSE:
-            self._is_paused = True
-            self._native.pause(self._partitions(self.claims.all))
+            self._assignment.pause()
         elif now >= self._full_turn + _FULL_TURN:
             self._full_turn = now
             self._take(1, 0)
-
-    _full_turn = 0.0
-
-    def _resume(self) -> None:
-        self._is_paused = False
-        self._full_since = None
-        self._native.resume(self._partitions([claim for claim in self.claims.all if not claim.is_paused]))
 
     def _take(self, count: int, seconds: float) -> int:
         """Deliver at most *count* records; return how many came."""
@@ -366,43 +328,25 @@ class Consumer:
                 self._post(self._listener.arrived, deliveries)
             for claim in seen.stale:
                 # The call above has run callbacks, and may have had the records before.
-                self._place([claim], again=True)
-        self._bound_gaps()
+                self._assignment.place([claim], again=True)
+        self._assignment.bound_gaps()
         return len(came)
-
-    def _bound_gaps(self) -> None:
-        """Pause partitions that wait for an unsettled record, and resume those that do not wait any more."""
-        for claim in self.claims.all:
-            gap = claim.position.gap
-            if claim.is_paused:
-                if gap <= self._max_gap // 2:
-                    claim.is_paused = False
-                    if not self._is_paused:
-                        self._native.resume(self._partitions([claim]))
-            elif gap >= self._max_gap:
-                claim.is_paused = True
-                self._native.pause(self._partitions([claim]))
-                _log.warning(
-                    "partition %d of topic %r is paused: %d messages behind offset %d are settled, and it is not",
-                    claim.partition,
-                    self._topic,
-                    gap,
-                    claim.position.offset,
-                )
 
     def _on_bad_record(self, record: Message) -> None:
         error = record.error()
         assert error is not None
         partition = record.partition()
         if error.code() in _OUT_OF_RANGE and partition is not None:
-            self._to_reset.add(partition)
+            self._assignment.went_astray(partition)
         else:
             self._on_error(error)
 
     def _on_error(self, error: KafkaError) -> None:
         """Handle an error of librdkafka, which tries again by itself."""
         code = error.code()
-        if error.fatal() or code in _DENIED:
+        if error.fatal():
+            raise KafkaException(error)
+        if code in _DENIED:
             self._post(self._listener.failed, broker_error(f"receive from topic {self._topic!r}", error))
         elif code in _OUTAGE:
             self._suspicion = error
@@ -415,7 +359,7 @@ class Consumer:
         """Find out whether the broker answers, and has the topic."""
         self._next_probe = time.monotonic() + _PROBE_PAUSE
         try:
-            found = self._native.list_topics(self._topic, timeout=_ANSWER).topics[self._topic].error
+            found = self._native.list_topics(self._topic, timeout=_PROBE_ANSWER).topics[self._topic].error
         except KafkaException as failure:
             found = failure.args[0]
             assert self._suspicion is not None
@@ -440,72 +384,30 @@ class Consumer:
         if self._is_down:
             return
         try:
-            partitions = self._native.list_topics(self._topic, timeout=_ANSWER).topics[self._topic].partitions
-            starts = [Start(each, self._low(each)) for each in partitions if self.claims.find(each) is None]
+            starts = new_starts(self._native, self._topic, [claim.partition for claim in self.claims.all])
         except KafkaException as error:
             _log.debug("looking for partitions of topic %r: %s", self._topic, error)
             return
         if starts:
-            self._place(self.claims.add(starts))
-
-    def _low(self, partition: int) -> int:
-        """Return the first offset that the partition has.
-
-        :raises KafkaException: if the broker does not answer.
-        """
-        return self._watermarks(partition)[0]
-
-    def _watermarks(self, partition: int) -> tuple[int, int]:
-        asked = TopicPartition(self._topic, partition)
-        found = self._native.get_watermark_offsets(asked, timeout=_ANSWER, cached=False)
-        if found is None:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        return found
+            self._assignment.place(self.claims.add(starts))
 
     # Partitions
 
     def _on_assign(self, native: Native, partitions: Sequence[TopicPartition]) -> None:
-        self._member = native.memberid() or ""
+        self._commits.joined(native)
         starts = self._starts([each.partition for each in partitions])
-        self._place(self.claims.add(starts))
+        self._assignment.place(self.claims.add(starts))
 
     def _on_revoke(self, native: Native, partitions: Sequence[TopicPartition]) -> None:
-        ended = self._claims_of(partitions)
+        ended = self._assignment.claims_of(partitions)
         if not self._closing.is_set():  # otherwise they have been committed, and nothing is handed out any more
             self._lose(ended)
-            self._commit_now(ended)
-        self._unplace(partitions)
+            self._commits.finish(native, ended)
+        self._assignment.remove(partitions)
 
     def _on_lost(self, native: Native, partitions: Sequence[TopicPartition]) -> None:
-        self._lose(self._claims_of(partitions))
-        self._unplace(partitions)
-
-    def _claims_of(self, partitions: Iterable[TopicPartition]) -> Sequence[Claim]:
-        found = [self.claims.find(each.partition) for each in partitions]
-        return [claim for claim in found if claim is not None]
-
-    def _place(self, claims: Sequence[Claim], *, again: bool = False) -> None:
-        """Let librdkafka fetch the partitions of *claims*, from their positions on."""
-        if self._is_eager and self._begin is None:
-            self._native.assign(self._partitions(self.claims.all))
-            return
-        placed = self._partitions(claims)
-        if again:
-            self._native.incremental_unassign(placed)
-        self._native.incremental_assign(placed)
-        if again:
-            self._native.resume(placed)
-        if self._is_paused:
-            self._native.pause(placed)
-
-    def _unplace(self, partitions: Sequence[TopicPartition]) -> None:
-        if self._is_eager:
-            self._native.unassign()
-        else:
-            self._native.incremental_unassign(list(partitions))
-
-    def _partitions(self, claims: Iterable[Claim]) -> list[TopicPartition]:
-        return [TopicPartition(self._topic, claim.partition, claim.position.next) for claim in claims]
+        self._lose(self._assignment.claims_of(partitions))
+        self._assignment.remove(partitions)
 
     def _lose(self, claims: Sequence[Claim]) -> None:
         """End *claims*, and return when home knows it."""
@@ -531,144 +433,23 @@ class Consumer:
         """
         while partitions and not self._closing.is_set():
             try:
-                return self._read_starts(partitions)
+                return committed_starts(self._native, self._topic, partitions)
             except KafkaException as error:
                 self._fail(error.args[0])
                 self._closing.wait(_IDLE)
         return []
 
-    def _read_starts(self, partitions: Sequence[int]) -> Sequence[Start]:
-        """Return the positions that the group has committed.
+    # The group, as commits tell of it
 
-        :raises KafkaException: if the broker does not answer.
-        """
-        asked = [TopicPartition(self._topic, partition) for partition in partitions]
-        starts = []
-        for each in self._native.committed(asked, timeout=2 * _ANSWER):
-            if each.error is not None:
-                raise KafkaException(each.error)
-            if each.offset >= 0:
-                starts.append(Start(each.partition, each.offset, each.metadata or ""))
-                continue
-            low = self._low(each.partition)
-            starts.append(Start(each.partition, low, is_committed=False))
-            _log.warning(
-                "the group has no position in partition %d of topic %r, which is new, or was unused for too long; "
-                "it starts with the oldest message, at offset %d",
-                each.partition,
-                self._topic,
-                low,
-            )
-        return starts
-
-    def _reset_positions(self) -> None:
-        """Set positions that the broker does not have to the oldest record."""
-        for partition in list(self._to_reset):
-            claim = self.claims.find(partition)
-            if claim is not None:
-                try:
-                    low, high = self._watermarks(partition)
-                except KafkaException as error:
-                    self._suspicion = error.args[0]
-                    return
-                self._reset(claim, low, high)
-            self._to_reset.discard(partition)
-
-    def _reset(self, claim: Claim, low: int, high: int) -> None:
-        wanted = claim.position.next
-        if wanted > high:
-            _log.warning(
-                "partition %d of topic %r ends at offset %d, and the position was %d: the topic was created again, or "
-                "its end was lost; it starts with the oldest message, at offset %d",
-                claim.partition,
-                self._topic,
-                high,
-                wanted,
-                low,
-            )
-            self._lose([claim])
-            self._native.incremental_unassign(self._partitions([claim]))
-            (claim,) = self.claims.add([Start(claim.partition, low, is_committed=False)])
-            self._place([claim])
-            return
-        if wanted < low:
-            _log.warning(
-                "partition %d of topic %r has lost the messages from offset %d to %d, because of its retention, before "
-                "they were received",
-                claim.partition,
-                self._topic,
-                wanted,
-                low - 1,
-            )
-            with self.claims.lock:
-                claim.position.skip(low)
-        self._place([claim], again=True)
-
-    # Commits
-
-    def _commit(self, *, unchanged: bool = False) -> None:
-        """Commit positions, without waiting.
-
-        :param unchanged: also those that the broker has already.
-        """
-        if self._asked is not None or self._is_down:
-            return
-        commits = self.claims.commits(self.claims.all, self._metadata_limit, unchanged=unchanged)
-        if not commits:
-            return
-        if self._member != self._native.memberid():
-            # The group has removed this member.  A commit without membership could move positions of others back.
-            self._lose(self.claims.all)
-            return
-        try:
-            self._native.commit(offsets=self._offsets(commits), asynchronous=True)
-        except KafkaException as error:
-            _log.debug("committing positions of topic %r: %s", self._topic, error)
-        else:
-            self._asked = (uptime(), commits)
-
-    def _offsets(self, commits: Iterable[Commit]) -> list[TopicPartition]:
-        return [
-            TopicPartition(self._topic, each.claim.partition, each.offset, metadata=each.metadata) for each in commits
-        ]
-
-    def _on_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
-        """Note the answer to :meth:`_commit`."""
-        if self._asked is None:
-            return
-        (since, commits), self._asked = self._asked, None
-        failures = {each.partition: each.error for each in partitions if each.error is not None}
-        for commit in commits:
-            if error is None and commit.claim.partition not in failures:
-                commit.claim.committed = (commit.offset, commit.metadata)
-        reasons = [each for each in (error, *failures.values()) if each is not None]
-        if not reasons and since >= self._safe_until:
+    def is_member(self, since: float) -> None:
+        if since >= self._safe_until:
             self._extend()
-        for reason in reasons:
-            self._on_commit_error(reason)
 
-    def _on_commit_error(self, error: KafkaError) -> None:
-        code = error.code()
-        if code in _FENCED:
-            self._lose(self.claims.all)
-        elif code == KafkaError.OFFSET_METADATA_TOO_LARGE:
-            self._metadata_limit //= 2
-        else:
-            self._on_error(error)
+    def is_fenced(self) -> None:
+        self._lose(self.claims.all)
 
-    def _commit_now(self, claims: Iterable[Claim]) -> None:
-        """Commit the positions of *claims*, which have ended, and wait for the answer."""
-        commits = self.claims.commits(claims, self._metadata_limit)
-        if not commits:
-            return
-        try:
-            answers = self._native.commit(offsets=self._offsets(commits), asynchronous=False) or []
-            reasons = [each.error for each in answers if each.error is not None]
-        except KafkaException as error:
-            reasons = [error.args[0]]
-        for reason in reasons:
-            # Not more than that: what was acknowledged since the last commit comes again.
-            _log.info("the last positions of partitions that moved were not committed: %s", reason)
+    def is_troubled(self, error: KafkaError) -> None:
+        self._on_error(error)
 
     # The session
 
@@ -682,7 +463,7 @@ class Consumer:
         if uptime() < self._safe_until or not len(self.claims):
             self._extend()
         else:
-            self._commit(unchanged=True)
+            self._commits.send(self._native, unchanged=True)
 
     def _extend(self) -> None:
         self._safe_until = uptime() + self._safe_time
@@ -702,7 +483,7 @@ class Consumer:
                 self._post(_finish, self._done)
             # If the broker does not answer, nothing is left to tell it, and close() would wait for it.  Without the
             # last reference librdkafka ends.  It waits only for a commit that is under way.
-            del self._native
+            del self._native, self._assignment
             self._post(_finish, self._done)
 
     def _tell_last(self) -> bool:
@@ -711,18 +492,18 @@ class Consumer:
             return False
         ends = time.monotonic() + _LAST_COMMIT
         try:
-            self._native.pause(self._partitions(self.claims.all))
-            is_last = self._asked is None
-            self._commit(unchanged=True)
-            while self._asked is not None and time.monotonic() < ends:
-                self._native.consume(1, 0.01)  # for the callback; it can return nothing that was not paused
-                if self._asked is None and not is_last:
+            self._assignment.pause()
+            is_last = not self._commits.is_under_way
+            self._commits.send(self._native, unchanged=True)
+            while self._commits.is_under_way and time.monotonic() < ends:
+                self._native.consume(1, 0.01)  # for the callback; everything is paused
+                if not self._commits.is_under_way and not is_last:
                     is_last = True
-                    self._commit()
+                    self._commits.send(self._native)
         except KafkaException as error:
             _log.debug("committing the last positions of topic %r: %s", self._topic, error)
             return False
-        return self._asked is None
+        return not self._commits.is_under_way
 
 
 def _finish(future: asyncio.Future[None]) -> None:
@@ -736,15 +517,5 @@ def _fail(future: asyncio.Future[None], error: BrokerError) -> None:
 
 
 def _refused(error: Exception) -> BrokerError:
-    from events_core import ErrorCode
-
     reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
     return BrokerError(f"librdkafka refuses the settings: {reason}", ErrorCode.INVALID)
-
-
-def _internal(error: Exception) -> BrokerError:
-    from events_core import ErrorCode
-
-    failure = BrokerError(f"the receiver has failed: {error!r}; open another one", ErrorCode.INTERNAL)
-    failure.__cause__ = error
-    return failure

@@ -22,8 +22,9 @@ import attrs
 from events_core import Capabilities, ErrorCode, EventMessage
 from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, Source, uptime
 from events_kafka.codec import Token
-from events_kafka.consumer import Consumer, Listener, Room
+from events_kafka.consumer import Consumer, Listener
 from events_kafka.options import KafkaOptions
+from events_kafka.room import Room
 from events_kafka.settings import settings
 from events_kafka.topology import Topology
 
@@ -82,6 +83,8 @@ class KafkaSource(Source, Listener):
         self._again: list[Delivery] = []
         """What came back, in the order of its offsets."""
         self._failure: BrokerError | None = None
+        self._end: BrokerError | None = None
+        """The reason why nothing will be received any more."""
         self._has_recovered = False
         self._waiting: asyncio.Future[None] | None = None
         messages = min(_BUFFER_MESSAGES, options.max_outstanding_messages)
@@ -119,7 +122,7 @@ class KafkaSource(Source, Listener):
             self._room.took(new)
             taken += new
         if not taken and self._failure is not None:
-            failure, self._failure = self._failure, None
+            failure, self._failure = self._failure, self._end
             raise failure
         self._has_recovered = False
         return taken
@@ -155,6 +158,10 @@ class KafkaSource(Source, Listener):
     def failed(self, error: BrokerError) -> None:
         self._failure = error
         self._stir()
+
+    def ended(self, error: BrokerError) -> None:
+        self._end = error
+        self.failed(error)
 
     def recovered(self) -> None:
         self._failure = None

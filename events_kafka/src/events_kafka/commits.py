@@ -1,0 +1,138 @@
+"""The commits of one consumer: what is settled, on its way to the broker.  All of it runs in the consumer's thread.
+
+At most one commit is under way, and nobody waits for it.  A commit without membership could move the positions of
+others back: librdkafka sends it as that of a program that manages its partitions alone, and an empty group takes it.
+So the id of the member is compared before each.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+
+from confluent_kafka import Consumer as Native
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from events_core.engine import uptime
+from events_kafka.claims import Claim, Claims, Commit
+from events_kafka.position import MAX_METADATA
+
+__all__ = ["Commits", "Group"]
+
+_log = logging.getLogger("events_kafka")
+
+_FENCED = frozenset(
+    {
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.FENCED_MEMBER_EPOCH,
+        KafkaError.STALE_MEMBER_EPOCH,
+    }
+)
+"""The answers to a commit that say: the group goes on without this member."""
+
+
+class Group(ABC):
+    """The group, as far as commits tell of it."""
+
+    @abstractmethod
+    def is_member(self, since: float) -> None:
+        """Note that a commit succeeded that was sent at *since*, by ``uptime``."""
+
+    @abstractmethod
+    def is_fenced(self) -> None:
+        """Note that others may have the partitions."""
+
+    @abstractmethod
+    def is_troubled(self, error: KafkaError) -> None:
+        """Note that a commit failed for another reason."""
+
+
+class Commits:
+    """The commits of one consumer.
+
+    :param group: told what the answers mean.
+    """
+
+    def __init__(self, claims: Claims, topic: str, group: Group) -> None:
+        self._claims = claims
+        self._topic = topic
+        self._group = group
+        self._member = ""
+        self._limit = MAX_METADATA
+        self._asked: tuple[float, Sequence[Commit]] | None = None
+        """The commit that is under way, and when it was sent."""
+
+    @property
+    def is_under_way(self) -> bool:
+        """Return whether an answer is to come."""
+        return self._asked is not None
+
+    def joined(self, native: Native) -> None:
+        """Note that this member was given partitions."""
+        self._member = native.memberid() or ""
+
+    def send(self, native: Native, *, unchanged: bool = False) -> None:
+        """Commit positions, without waiting, unless a commit is under way.
+
+        :param unchanged: also positions that the broker has already.
+        """
+        if self._asked is not None:
+            return
+        commits = self._claims.commits(self._claims.all, self._limit, unchanged=unchanged)
+        if not commits:
+            return
+        if self._member != native.memberid():
+            self._group.is_fenced()
+            return
+        try:
+            native.commit(offsets=self._offsets(commits), asynchronous=True)
+        except KafkaException as error:
+            _log.debug("committing positions of topic %r: %s", self._topic, error)
+        else:
+            self._asked = (uptime(), commits)
+
+    def answered(self, error: KafkaError | None, partitions: Iterable[TopicPartition]) -> None:
+        """Note the answer to :meth:`send`."""
+        if self._asked is None:
+            return
+        (since, commits), self._asked = self._asked, None
+        failures = {each.partition: each.error for each in partitions if each.error is not None}
+        if error is None:
+            for commit in commits:
+                if commit.claim.partition not in failures:
+                    commit.claim.committed = (commit.offset, commit.metadata)
+        reasons = [each for each in (error, *failures.values()) if each is not None]
+        if not reasons:
+            self._group.is_member(since)
+        for reason in reasons:
+            self._failed(reason)
+
+    def _failed(self, error: KafkaError) -> None:
+        if error.code() in _FENCED:
+            self._group.is_fenced()
+        elif error.code() == KafkaError.OFFSET_METADATA_TOO_LARGE:  # the broker is set to take less
+            self._limit //= 2
+        else:
+            self._group.is_troubled(error)
+
+    def finish(self, native: Native, claims: Iterable[Claim]) -> None:
+        """Commit the positions of *claims*, which have ended, and wait for the answer."""
+        commits = self._claims.commits(claims, self._limit)
+        if not commits:
+            return
+        try:
+            answers = native.commit(offsets=self._offsets(commits), asynchronous=False) or []
+            reasons = [each.error for each in answers if each.error is not None]
+        except KafkaException as error:
+            reasons = [error.args[0]]
+        for reason in reasons:
+            # Nothing is lost.  What was acknowledged since the commit before comes again.
+            _log.info("the last positions of partitions that moved were not committed: %s", reason)
+
+    def _offsets(self, commits: Iterable[Commit]) -> list[TopicPartition]:
+        return [
+            TopicPartition(self._topic, each.claim.partition, each.offset, metadata=each.metadata) for each in commits
+        ]

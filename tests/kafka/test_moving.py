@@ -1,0 +1,192 @@
+"""Partitions that move between the receivers of a subscription."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, ReceivedMessage
+
+from .console import Console
+from .receiving import PATIENCE, gather, numbered, settle_all, take
+from .waiting import until
+
+SHORT = {"session_timeout": "6"}
+
+
+async def spread(console: Console, receivers: Sequence[EventReceiver], partitions: int) -> None:
+    """Send to all partitions until each of the receivers has got a message, and acknowledge all."""
+    got: set[EventReceiver] = set()
+    async with asyncio.timeout(PATIENCE):
+        while len(got) < len(receivers):
+            for partition in range(partitions):
+                await asyncio.to_thread(console.produce, b"-1", partition=partition)
+            for receiver in receivers:
+                while some := await receiver.receive_messages(100, 0.2):
+                    got.add(receiver)
+                    await receiver.acknowledge_messages(some)
+
+
+def test_two_receivers_share_the_partitions(console: Console) -> None:
+    """Q1: each partition has one receiver at a time, and each message goes to one."""
+    console.create_topic(partitions=4)
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            first, second = await both.subscribe(), await both.subscribe()
+            await spread(console, [first, second], 4)
+            for number in range(40):
+                await asyncio.to_thread(console.produce, b"%d" % number, partition=number % 4)
+            came: list[bytes] = []
+            owners: dict[str, set[EventReceiver]] = {}
+            async with asyncio.timeout(PATIENCE):
+                while len(came) < 40:
+                    for receiver in (first, second):
+                        some = await receiver.receive_messages(100, 0.2)
+                        await receiver.acknowledge_messages(some)
+                        came += [message.data for message in some if message.data != b"-1"]
+                        for message in some:
+                            owners.setdefault(message.message_id.split("/")[1], set()).add(receiver)
+            assert sorted(map(int, came)) == list(range(40))
+            assert all(len(each) == 1 for each in owners.values())
+
+    asyncio.run(scenario())
+
+
+def test_a_close_gives_the_rest_to_the_other_receiver_in_order(console: Console) -> None:
+    """C1, R8: the first receiver holds 0 to 4 and has 5 to 9 buffered; the other one gets 0 first."""
+    console.create_topic()
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            first = await both.subscribe()
+            await both.send_messages(numbered(10, key="k"))
+            await gather(first, 10)
+            second = await both.subscribe()
+            await first.close(timeout=0)
+            assert await settle_all(second, 10) == list(range(10))
+
+    asyncio.run(scenario())
+
+
+def test_what_is_held_when_its_partition_moves_has_expired(console: Console) -> None:
+    """F2: an acknowledgement after the move is EXPIRED, and the message comes to the next receiver."""
+    console.create_topic(partitions=2)
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            first = await both.subscribe()
+            for partition in range(2):
+                await asyncio.to_thread(console.produce, b"%d" % partition, partition=partition)
+            held = {message.data: message for message in await gather(first, 2)}
+            second = await both.subscribe()
+            moved = await take(second)
+            await second.acknowledge(moved)
+            with pytest.raises(AcknowledgeError) as caught:
+                await first.acknowledge(held[moved.data])
+            assert caught.value.code is ErrorCode.EXPIRED
+            (kept,) = set(held) - {moved.data}
+            await first.acknowledge(held[kept])
+            await until(lambda: (console.committed(0), console.committed(1)) == (1, 1))
+
+    asyncio.run(scenario())
+
+
+def test_what_was_acknowledged_before_its_partition_moves_does_not_come_again(console: Console) -> None:
+    """R9: settled messages are committed before another receiver gets the partition."""
+    console.create_topic(partitions=2)
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            first = await both.subscribe()
+            for number in range(100):
+                await asyncio.to_thread(console.produce, b"%d" % number, partition=number % 2)
+            received = await gather(first, 100)
+            held = received[::10]
+            joining = asyncio.create_task(both.subscribe())
+            for message in received:
+                if message not in held:
+                    await first.acknowledge(message)
+                    await asyncio.sleep(0.01)
+            second = await joining
+            again: set[bytes] = set()
+            while some := await second.receive_messages(100, 5):
+                again |= {message.data for message in some}
+                await second.acknowledge_messages(some)
+            assert again <= {message.data for message in held}
+
+    asyncio.run(scenario())
+
+
+class Ledger:
+    """The truth about messages that carry the number of their place in their key."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, int] = {}
+        """The number of acknowledged messages of each key."""
+        self.problems: list[str] = []
+        self.again = 0
+        self.expired = 0
+
+    def received(self, message: ReceivedMessage, name: str) -> None:
+        key, number = message.ordering_key or "", int(message.data)
+        done = self.done.get(key, 0)
+        self.again += number < done
+        if number > done:
+            self.problems.append(f"{name} got {number} of {key}, and {done} are done: {message.message_id}")
+
+    def acknowledged(self, message: ReceivedMessage) -> None:
+        key, number = message.ordering_key or "", int(message.data)
+        self.done[key] = max(self.done.get(key, 0), number + 1)
+
+
+async def work(receiver: EventReceiver, ledger: Ledger, name: str) -> None:
+    async for message in receiver:
+        ledger.received(message, name)
+        if random.random() < 0.05:
+            await receiver.nack(message, delay=0.01)
+            continue
+        try:
+            await receiver.acknowledge(message)
+            ledger.acknowledged(message)
+        except AcknowledgeError:
+            ledger.expired += 1
+
+
+async def member(console: Console, ledger: Ledger, name: str, seconds: float) -> None:
+    """Work for some *seconds* in the subscription, then leave it."""
+    async with console.client(**SHORT) as client:
+        receiver = await client.subscribe()
+        workers = [asyncio.create_task(work(receiver, ledger, name)) for _ in range(4)]
+        await asyncio.sleep(seconds)
+        await receiver.close(timeout=random.choice([0, 2]))
+        await asyncio.gather(*workers)
+
+
+def test_order_holds_while_receivers_come_and_go(console: Console) -> None:
+    """R8, R9, R10: of each key, nothing comes before what was sent before it is acknowledged, and nothing is lost."""
+    console.create_topic(partitions=4)
+    count, keys = 2000, 20
+    ledger = Ledger()
+
+    async def scenario() -> None:
+        async with console.client(**SHORT) as sender:
+            await (await sender.subscribe()).close(timeout=0)  # so that the subscription exists
+            await sender.send_messages(
+                EventMessage(b"%d" % (number // keys), ordering_key=f"k{number % keys}") for number in range(count)
+            )
+            steady = asyncio.create_task(member(console, ledger, "steady", PATIENCE))
+            async with asyncio.timeout(3 * PATIENCE):
+                turn = 0
+                while sum(ledger.done.values()) < count:
+                    turn += 1
+                    await member(console, ledger, f"guest {turn}", random.random() * 3)
+            steady.cancel()
+            await asyncio.gather(steady, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert ledger.problems == []
+    assert ledger.done == {f"k{key}": count // keys for key in range(keys)}

@@ -1,0 +1,125 @@
+"""Partitions that are added, topics that are created again, and positions that the broker no longer has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from events_core import AcknowledgeError, ErrorCode, EventMessage
+
+from .console import Console
+from .receiving import gather, numbered, numbers, settle_data, take, take_after
+from .waiting import until
+
+WATCHFUL = {"librdkafka": "topic.metadata.refresh.interval.ms=1000"}
+"""Options with which a receiver soon notices that its topic has changed."""
+
+
+def test_a_partition_that_is_added_starts_at_its_beginning(console: Console) -> None:
+    """R9: what was sent to a new partition before the receiver knew of it is received."""
+    console.create_topic()
+
+    async def scenario() -> None:
+        async with console.client(**WATCHFUL) as both, both.subscribe() as receiver:
+            await asyncio.to_thread(console.add_partitions, 3)
+            for partition in range(3):
+                await asyncio.to_thread(console.produce, b"%d" % partition, partition=partition)
+            await settle_data(receiver, {b"0", b"1", b"2"})
+            await until(lambda: [console.committed(partition) for partition in range(3)] == [1, 1, 1])
+
+    asyncio.run(scenario())
+
+
+def test_a_partition_that_was_added_meanwhile_starts_at_its_beginning(console: Console) -> None:
+    """R9: a partition was added while the subscription had no receiver."""
+    console.create_topic()
+
+    async def scenario() -> None:
+        async with console.client(**WATCHFUL) as both:
+            async with both.subscribe() as receiver:
+                await both.send_message(EventMessage(b"x"))
+                await receiver.acknowledge(await take(receiver))
+            await asyncio.to_thread(console.add_partitions, 2)
+            await asyncio.to_thread(console.produce, b"added", partition=1)
+            async with both.subscribe() as receiver:
+                assert (await take(receiver)).data == b"added"
+
+    asyncio.run(scenario())
+
+
+def test_an_ephemeral_receiver_notices_added_partitions(console: Console) -> None:
+    """Q1: an ephemeral subscription gets what is sent to partitions that were added."""
+    console.create_topic()
+
+    async def scenario() -> None:
+        async with console.client(subscription="", **WATCHFUL) as both, both.subscribe() as receiver:
+            await asyncio.to_thread(console.add_partitions, 2)
+            await asyncio.to_thread(console.produce, b"added", partition=1)
+            assert (await take(receiver)).data == b"added"
+
+    asyncio.run(scenario())
+
+
+def test_a_topic_that_is_created_again_starts_at_its_beginning(
+    console: Console, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F1, F2: messages of the new topic come, those of the old one have expired, and a WARNING tells of it."""
+    console.create_topic()
+
+    async def scenario() -> None:
+        async with console.client(create="subscription", **WATCHFUL) as both, both.subscribe() as receiver:
+            await both.send_messages(numbered(10))
+            held, *others = await gather(receiver, 10)
+            await receiver.acknowledge_messages(others)
+            await until(lambda: bool((found := console.position()) and found.metadata))
+            await asyncio.to_thread(console.delete_topic)
+            await asyncio.to_thread(console.create_topic)
+            await asyncio.to_thread(console.produce, b"new")
+            message = await take_after(receiver, ErrorCode.NOT_FOUND)
+            assert message.data == b"new"
+            await receiver.acknowledge(message)
+            if message.message_id != held.message_id:
+                with pytest.raises(AcknowledgeError) as caught:
+                    await receiver.acknowledge(held)
+                assert caught.value.code is ErrorCode.EXPIRED
+            await until(lambda: console.committed() == 1)
+
+    with caplog.at_level(logging.WARNING, "events_kafka"):
+        asyncio.run(scenario())
+    assert "created again" in caplog.text
+
+
+def test_messages_that_retention_has_deleted_are_told(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """R9: the receiver goes on with the oldest message that is left, and a WARNING says what is gone."""
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            async with both.subscribe():
+                await both.send_messages(numbered(10))
+            committed = console.committed()
+            assert committed is not None
+            await asyncio.to_thread(console.delete_records, committed + 5)
+            async with both.subscribe() as receiver:
+                assert numbers(await gather(receiver, 5)) == [5, 6, 7, 8, 9]
+
+    with caplog.at_level(logging.WARNING, "events_kafka"):
+        asyncio.run(scenario())
+    assert "are gone" in caplog.text
+
+
+def test_a_position_behind_the_end_goes_to_the_beginning(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """R9: a position that the partition does not have is never followed by silence."""
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            async with both.subscribe():
+                await both.send_messages(numbered(3))
+            await asyncio.to_thread(console.commit, 1000)
+            async with both.subscribe() as receiver:
+                assert numbers(await gather(receiver, 3)) == [0, 1, 2]
+
+    with caplog.at_level(logging.WARNING, "events_kafka"):
+        asyncio.run(scenario())
+    assert "the position was 1000" in caplog.text

@@ -1,0 +1,197 @@
+"""Committed positions: nothing that failed or is held is passed, and what was acknowledged does not come again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from confluent_kafka import Producer
+
+from events_core import EventMessage, EventReceiver, ReceivedMessage
+
+from .console import QUIET, Console
+from .receiving import PATIENCE, gather, numbered, numbers, settle_all, take
+from .waiting import until
+
+
+def test_a_position_follows_acknowledgements(console: Console) -> None:
+    """S1: what is acknowledged is committed soon, while the receiver goes on."""
+
+    async def scenario() -> None:
+        async with console.client() as both, both.subscribe() as receiver:
+            await both.send_messages(numbered(10))
+            await receiver.acknowledge_messages(await gather(receiver, 10))
+            await until(lambda: console.committed() == 10)
+
+    asyncio.run(scenario())
+
+
+def test_a_close_commits(console: Console) -> None:
+    """C1: what was acknowledged a moment ago does not come again."""
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            async with both.subscribe() as receiver:
+                await both.send_messages(numbered(3))
+                await receiver.acknowledge_messages(await gather(receiver, 3))
+            assert console.committed() == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_held_message_keeps_the_position(console: Console) -> None:
+    """R9: the position stays at the lowest message that is not settled, however many later ones are."""
+
+    async def scenario() -> None:
+        async with console.client() as both, both.subscribe() as receiver:
+            await both.send_messages(numbered(10))
+            received = await gather(receiver, 10)
+            await receiver.acknowledge_messages([*received[:2], *received[3:]])
+            await until(lambda: console.committed() == 2)
+            await receiver.acknowledge(received[2])
+            await until(lambda: console.committed() == 10)
+
+    asyncio.run(scenario())
+
+
+def test_a_nacked_message_keeps_the_position(console: Console) -> None:
+    """R9: a message that failed stays behind the position until it is acknowledged, also over a close."""
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            async with both.subscribe() as receiver:
+                await both.send_messages(numbered(5))
+                received = await gather(receiver, 5)
+                await receiver.nack(received[1], delay=3600)
+                await receiver.acknowledge_messages([received[0], *received[2:]])
+            assert console.committed() == 1
+            async with both.subscribe() as receiver:
+                message = await take(receiver)
+                assert message.data == b"1"
+                await receiver.acknowledge(message)
+            assert console.committed() == 5
+
+    asyncio.run(scenario())
+
+
+def test_what_was_acknowledged_beyond_the_position_does_not_come_again(console: Console) -> None:
+    """R9: the metadata of the commit names it, so the next receiver gets only what is left."""
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            async with both.subscribe() as receiver:
+                await both.send_messages(numbered(10))
+                received = await gather(receiver, 10)
+                await receiver.acknowledge_messages(received[i] for i in (1, 2, 5, 9))
+            async with both.subscribe() as receiver:
+                assert numbers(await gather(receiver, 6)) == [0, 3, 4, 6, 7, 8]
+
+    asyncio.run(scenario())
+
+
+def test_metadata_of_another_program_is_ignored(console: Console) -> None:
+    """R9: a position that an administrator has set means all messages from there on."""
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            async with both.subscribe() as receiver:
+                await both.send_messages(numbered(5))
+                await receiver.acknowledge_messages(await gather(receiver, 5))
+            await asyncio.to_thread(console.commit, 2, metadata="events 1 0 1+4")
+            async with both.subscribe() as receiver:
+                assert numbers(await gather(receiver, 3)) == [2, 3, 4]
+
+    asyncio.run(scenario())
+
+
+def test_a_killed_receiver_repeats_only_what_was_not_committed(console: Console) -> None:
+    """R9: after a crash what was committed does not come again, and everything else does."""
+
+    async def scenario() -> None:
+        async with console.client(session_timeout="6") as both:
+            await both.subscribe("other")  # keeps the client connected while the first receiver is abandoned
+            receiver = await both.subscribe()
+            await both.send_messages(numbered(10))
+            received = await gather(receiver, 10)
+            await receiver.acknowledge_messages(received[5:])
+            await until(lambda: bool((found := console.position()) and found.metadata))
+            position = console.position()
+            assert position is not None
+            assert (position.offset, position.metadata) == (0, "events 1 0 5+5")
+
+    asyncio.run(scenario())
+
+
+def test_offsets_of_aborted_transactions_are_passed(console: Console) -> None:
+    """R9: with read_committed, records of an aborted transaction do not come, and do not keep the position."""
+
+    async def scenario() -> None:
+        async with console.client() as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"0"))
+            await asyncio.to_thread(transact, console, [b"aborted"] * 3, commit=False)
+            await asyncio.to_thread(transact, console, [b"1", b"2"], commit=True)
+            await both.send_message(EventMessage(b"3"))
+            assert await settle_all(receiver, 4) == [0, 1, 2, 3]
+            await until(lambda: console.committed() == console.end())
+
+    asyncio.run(scenario())
+
+
+def transact(console: Console, values: list[bytes], *, commit: bool) -> None:
+    producer = Producer({"bootstrap.servers": console.address, "transactional.id": console.topic, **QUIET})
+    producer.init_transactions(PATIENCE)
+    producer.begin_transaction()
+    for value in values:
+        producer.produce(console.topic, value)
+    producer.flush(PATIENCE)
+    if commit:
+        producer.commit_transaction(PATIENCE)
+    else:
+        producer.abort_transaction(PATIENCE)
+
+
+def test_a_gap_pauses_its_partition_alone(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """R5: behind a held message only max_gap settled ones gather; other partitions go on."""
+    console.create_topic(partitions=2)
+
+    async def scenario() -> None:
+        options = {"max_gap": "20", "max_outstanding_messages": "10"}
+        async with console.client(**options) as both, both.subscribe() as receiver:
+            for number in range(200):
+                await asyncio.to_thread(console.produce, b"%d" % number, partition=number % 2)
+            held, came = await settle_all_but_the_first_of_a_partition(receiver)
+            assert "max_gap" in caplog.text
+            of_held = [message for message in came if partition_of(message) == partition_of(held)]
+            assert len(of_held) < 50
+            assert len(came) - len(of_held) == 100
+            await receiver.acknowledge(held)
+            left = 200 - len(came) - 1
+            assert len(await settle_all(receiver, 0)) == 0
+            assert len([await settle_one(receiver) for _ in range(left)]) == left
+            await until(lambda: (console.committed(0), console.committed(1)) == (100, 100))
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scenario())
+
+
+def partition_of(message: ReceivedMessage) -> str:
+    return message.message_id.split("/")[1]
+
+
+async def settle_one(receiver: EventReceiver) -> ReceivedMessage:
+    message = await take(receiver)
+    await receiver.acknowledge(message)
+    return message
+
+
+async def settle_all_but_the_first_of_a_partition(
+    receiver: EventReceiver,
+) -> tuple[ReceivedMessage, list[ReceivedMessage]]:
+    """Hold the first message, and acknowledge the others until none comes."""
+    held = await take(receiver)
+    came: list[ReceivedMessage] = []
+    while some := await receiver.receive_messages(10, 5):
+        await receiver.acknowledge_messages(some)
+        came += some
+    return held, came
