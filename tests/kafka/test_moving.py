@@ -139,8 +139,15 @@ class Ledger:
             self.problems.append(f"{name} got {number} of {key}, and {done} are done: {message.message_id}")
 
     def acknowledged(self, message: ReceivedMessage) -> None:
+        """Call it before the acknowledgement, since the next message of the key comes before that returns."""
         key, number = message.ordering_key or "", int(message.data)
         self.done[key] = max(self.done.get(key, 0), number + 1)
+
+    def failed(self, message: ReceivedMessage) -> None:
+        """Take back the last call of :meth:`acknowledged`."""
+        key, number = message.ordering_key or "", int(message.data)
+        self.expired += 1
+        self.done[key] = min(self.done[key], number)
 
 
 async def work(receiver: EventReceiver, ledger: Ledger, name: str) -> None:
@@ -150,10 +157,10 @@ async def work(receiver: EventReceiver, ledger: Ledger, name: str) -> None:
             await receiver.nack(message, delay=0.01)
             continue
         try:
-            await receiver.acknowledge(message)
             ledger.acknowledged(message)
+            await receiver.acknowledge(message)
         except AcknowledgeError:
-            ledger.expired += 1
+            ledger.failed(message)
 
 
 async def member(console: Console, ledger: Ledger, name: str, seconds: float) -> None:

@@ -1,6 +1,10 @@
 """The commits of one consumer: what is settled, on its way to the broker.  All of it runs in the consumer's thread.
 
-At most one commit is under way, and nobody waits for it.  A commit without membership could move the positions of
+At most one commit is under way, and nobody waits for it.  During a rebalance it waits for the end of the rebalance,
+because a broker handles the requests of a connection in order, and then it fails because the group has a new
+generation.  The next one succeeds.
+
+A commit without membership could move the positions of
 others back: librdkafka sends it as that of a program that manages its partitions alone, and an empty group takes it.
 So the id of the member is compared before each.
 """
@@ -22,17 +26,6 @@ __all__ = ["Commits", "Group"]
 
 _log = logging.getLogger("events_kafka")
 
-_FENCED = frozenset(
-    {
-        KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.FENCED_INSTANCE_ID,
-        KafkaError.FENCED_MEMBER_EPOCH,
-        KafkaError.STALE_MEMBER_EPOCH,
-    }
-)
-"""The answers to a commit that say: the group goes on without this member."""
-
 
 class Group(ABC):
     """The group, as far as commits tell of it."""
@@ -40,10 +33,6 @@ class Group(ABC):
     @abstractmethod
     def is_member(self, since: float) -> None:
         """Note that a commit succeeded that was sent at *since*, by ``uptime``."""
-
-    @abstractmethod
-    def is_fenced(self) -> None:
-        """Note that others may have the partitions."""
 
     @abstractmethod
     def is_troubled(self, error: KafkaError) -> None:
@@ -74,25 +63,26 @@ class Commits:
         """Note that this member was given partitions."""
         self._member = native.memberid() or ""
 
-    def send(self, native: Native, *, unchanged: bool = False) -> None:
+    def send(self, native: Native, *, unchanged: bool = False) -> bool:
         """Commit positions, without waiting, unless a commit is under way.
 
         :param unchanged: also positions that the broker has already.
+        :returns: True if there was something to commit.
         """
         if self._asked is not None:
-            return
+            return True
         commits = self._claims.commits(self._claims.all, self._limit, unchanged=unchanged)
         if not commits:
-            return
+            return False
         if self._member != native.memberid():
-            self._group.is_fenced()
-            return
+            return True  # librdkafka is about to tell that the partitions are lost
         try:
             native.commit(offsets=self._offsets(commits), asynchronous=True)
         except KafkaException as error:
             _log.debug("committing positions of topic %r: %s", self._topic, error)
         else:
             self._asked = (uptime(), commits)
+        return True
 
     def answered(self, error: KafkaError | None, partitions: Iterable[TopicPartition]) -> None:
         """Note the answer to :meth:`send`."""
@@ -111,9 +101,7 @@ class Commits:
             self._failed(reason)
 
     def _failed(self, error: KafkaError) -> None:
-        if error.code() in _FENCED:
-            self._group.is_fenced()
-        elif error.code() == KafkaError.OFFSET_METADATA_TOO_LARGE:  # the broker is set to take less
+        if error.code() == KafkaError.OFFSET_METADATA_TOO_LARGE:  # the broker is set to take less
             self._limit //= 2
         else:
             self._group.is_troubled(error)

@@ -27,6 +27,7 @@ ahead.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import threading
 import time
@@ -55,6 +56,9 @@ _log = logging.getLogger("events_kafka")
 _IDLE = 0.1
 """Seconds to wait for a record, or for room.  A close waits as long."""
 
+_CALLBACKS = 0.02
+"""Seconds to wait for callbacks of librdkafka."""
+
 _COMMIT_PAUSE = 1.0
 """Seconds between two commits."""
 
@@ -76,8 +80,14 @@ _FULL_PAUSE = 10.0
 _HOME_ANSWER = 5.0
 """Seconds to wait until home knows that a partition is lost.  Home never blocks, but it may be ending."""
 
-_LAST_COMMIT = 0.6
-"""Seconds to wait for the last commit.  The engine gives a source about one second to close."""
+_CLOSE_ANSWER = 0.9
+"""Seconds for which a close waits for the thread.  The engine gives a source about one second to close."""
+
+_LAST_COMMIT = 10.0
+"""Seconds for which the thread tries the last commit.  A rebalance delays it until all members have joined again."""
+
+_EXIT_ANSWER = 5.0
+"""Seconds for which the end of the program waits for a thread that tries the last commit."""
 
 _OUT_OF_RANGE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 
@@ -202,15 +212,22 @@ class Consumer(Group):
         self._room.wake()
         if self._thread.ident is None:
             return
-        await asyncio.shield(self._done)
-        if self._is_left_behind:
+        try:
+            async with asyncio.timeout(_CLOSE_ANSWER):
+                await asyncio.shield(self._done)
+        except (TimeoutError, asyncio.CancelledError) as reason:
+            atexit.register(self._thread.join, _EXIT_ANSWER)
+            _log.info("the last positions of topic %r are committed later, by the thread %r", *self._names)
+            if isinstance(reason, asyncio.CancelledError):
+                raise
             return
         # A thread cannot announce its own end.
         while self._thread.is_alive():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
-    _is_left_behind = False
-    """True if the thread still waits for librdkafka, which waits for the broker."""
+    @property
+    def _names(self) -> tuple[str, str]:
+        return self._topic, self._thread.name
 
     # In the thread
 
@@ -400,9 +417,8 @@ class Consumer(Group):
 
     def _on_revoke(self, native: Native, partitions: Sequence[TopicPartition]) -> None:
         ended = self._assignment.claims_of(partitions)
-        if not self._closing.is_set():  # otherwise they have been committed, and nothing is handed out any more
-            self._lose(ended)
-            self._commits.finish(native, ended)
+        self._lose(ended)
+        self._commits.finish(native, ended)
         self._assignment.remove(partitions)
 
     def _on_lost(self, native: Native, partitions: Sequence[TopicPartition]) -> None:
@@ -445,9 +461,6 @@ class Consumer(Group):
         if since >= self._safe_until:
             self._extend()
 
-    def is_fenced(self) -> None:
-        self._lose(self.claims.all)
-
     def is_troubled(self, error: KafkaError) -> None:
         self._on_error(error)
 
@@ -472,15 +485,12 @@ class Consumer(Group):
     # The end
 
     def _end(self) -> None:
-        is_told = False
         try:
-            is_told = self._begin is not None or self._tell_last()
-            if is_told:
+            if self._begin is not None or self._tell_last():
                 self._native.close()
+        except Exception as error:
+            _log.warning("leaving the group of topic %r failed: %r", self._topic, error)
         finally:
-            if not is_told:
-                self._is_left_behind = True
-                self._post(_finish, self._done)
             # If the broker does not answer, nothing is left to tell it, and close() would wait for it.  Without the
             # last reference librdkafka ends.  It waits only for a commit that is under way.
             del self._native, self._assignment
@@ -488,22 +498,17 @@ class Consumer(Group):
 
     def _tell_last(self) -> bool:
         """Commit the last positions; return False if the broker does not answer."""
-        if self._is_down:
-            return False
         ends = time.monotonic() + _LAST_COMMIT
-        try:
-            self._assignment.pause()
-            is_last = not self._commits.is_under_way
-            self._commits.send(self._native, unchanged=True)
-            while self._commits.is_under_way and time.monotonic() < ends:
-                self._native.consume(1, 0.01)  # for the callback; everything is paused
-                if not self._commits.is_under_way and not is_last:
-                    is_last = True
-                    self._commits.send(self._native)
-        except KafkaException as error:
-            _log.debug("committing the last positions of topic %r: %s", self._topic, error)
-            return False
-        return not self._commits.is_under_way
+        self._assignment.pause()
+        is_first = True  # it is sent in any case, to know that the broker answers
+        while not self._is_down and time.monotonic() < ends:
+            if not self._commits.send(self._native, unchanged=is_first):
+                return True
+            is_first = False
+            self._native.consume(1, _CALLBACKS)  # it returns no record, because everything is paused
+            if self._suspicion is not None:
+                self._probe()
+        return False
 
 
 def _finish(future: asyncio.Future[None]) -> None:
