@@ -9,7 +9,7 @@ import pytest
 
 from events_core import AcknowledgeError, ErrorCode, EventMessage
 
-from .console import Console
+from .console import Console, client
 from .receiving import gather, numbered, numbers, settle_data, take, take_after
 from .waiting import until
 
@@ -54,7 +54,8 @@ def test_an_ephemeral_receiver_notices_added_partitions(console: Console) -> Non
     console.create_topic()
 
     async def scenario() -> None:
-        async with console.client(subscription="", **WATCHFUL) as both, both.subscribe() as receiver:
+        options = {"bootstrap_servers": console.address, **WATCHFUL}
+        async with client(console.topic, **options) as both, both.subscribe() as receiver:
             await asyncio.to_thread(console.add_partitions, 2)
             await asyncio.to_thread(console.produce, b"added", partition=1)
             assert (await take(receiver)).data == b"added"
@@ -80,15 +81,33 @@ def test_a_topic_that_is_created_again_starts_at_its_beginning(
             message = await take_after(receiver, ErrorCode.NOT_FOUND)
             assert message.data == b"new"
             await receiver.acknowledge(message)
-            if message.message_id != held.message_id:
-                with pytest.raises(AcknowledgeError) as caught:
-                    await receiver.acknowledge(held)
-                assert caught.value.code is ErrorCode.EXPIRED
+            with pytest.raises(AcknowledgeError) as caught:
+                await receiver.acknowledge(held)
+            assert caught.value.code is ErrorCode.EXPIRED
             await until(lambda: console.committed() == 1)
 
     with caplog.at_level(logging.WARNING, "events_kafka"):
         asyncio.run(scenario())
     assert "created again" in caplog.text
+
+
+def test_a_deleted_topic_is_created_again(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """F1: with create=all the receiver creates what is missing, and goes on."""
+
+    async def scenario() -> None:
+        async with console.client(**WATCHFUL) as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"old"))
+            await receiver.acknowledge(await take(receiver))
+            await asyncio.to_thread(console.delete_topic)
+            await until(lambda: console.partitions() > 0)
+            await asyncio.to_thread(console.produce, b"new")
+            message = await take(receiver)
+            assert message.data == b"new"
+            await receiver.acknowledge(message)
+
+    with caplog.at_level(logging.WARNING, "events_kafka"):
+        asyncio.run(scenario())
+    assert "was deleted" in caplog.text
 
 
 def test_messages_that_retention_has_deleted_are_told(console: Console, caplog: pytest.LogCaptureFixture) -> None:

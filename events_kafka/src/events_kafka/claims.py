@@ -36,9 +36,9 @@ class Start(NamedTuple):
 class Claim:
     """One partition of this receiver."""
 
-    __slots__ = ("committed", "is_paused", "number", "partition", "position")
+    __slots__ = ("committed", "is_paused", "number", "partition", "position", "taken")
 
-    def __init__(self, number: int, start: Start) -> None:
+    def __init__(self, number: int, start: Start, taken: Collection[int] = ()) -> None:
         self.number = number
         self.partition = start.partition
         self.position = Position(start.offset, start.metadata)
@@ -46,6 +46,8 @@ class Claim:
         """The offset and the metadata that the broker has; ``None`` if it has none.  Only the thread touches it."""
         self.is_paused = False
         """True while nothing more of it is fetched, because of its gap.  Only the thread touches it."""
+        self.taken = frozenset(taken)
+        """The offsets of messages that the application may hold from before the topic was created again."""
 
 
 class Commit(NamedTuple):
@@ -61,6 +63,8 @@ class Seen(NamedTuple):
 
     fresh: Sequence[tuple[Message, int]]
     """Those to deliver, each with the number of its claim."""
+    renamed: Collection[Message]
+    """Those of *fresh* whose id another message has, of a topic that was deleted."""
     stale: Collection[Claim]
     """Claims whose records may have been fetched for an earlier claim of the partition."""
 
@@ -72,6 +76,8 @@ class Claims:
         self.lock = threading.Lock()
         self._claims: dict[int, Claim] = {}
         """The present claims, by partition."""
+        self._left: dict[int, frozenset[int]] = {}
+        """The unsettled offsets of the last claim of each partition that the receiver had."""
         self.newest = 0
         """The number of the newest claim."""
 
@@ -95,7 +101,10 @@ class Claims:
         with self.lock:
             for start in starts:
                 self.newest += 1
-                claim = self._claims[start.partition] = Claim(self.newest, start)
+                left = self._left.pop(start.partition, frozenset())
+                # Without a position, it may be the partition of a new topic.
+                claim = Claim(self.newest, start, () if start.is_committed else left)
+                self._claims[start.partition] = claim
                 added.append(claim)
         return added
 
@@ -105,6 +114,7 @@ class Claims:
             for claim in claims:
                 if self._claims.get(claim.partition) is claim:
                     del self._claims[claim.partition]
+                    self._left[claim.partition] = frozenset(claim.position.unsettled)
 
     def see(self, records: Iterable[Message], newest: int) -> Seen:
         """Note that *records* have come.
@@ -112,6 +122,7 @@ class Claims:
         :param newest: the number of the newest claim before the records were asked for.
         """
         fresh: list[tuple[Message, int]] = []
+        renamed: list[Message] = []
         stale: set[Claim] = set()
         with self.lock:
             for record in records:
@@ -125,7 +136,9 @@ class Claims:
                     stale.add(claim)
                 elif claim.position.see(offset):
                     fresh.append((record, claim.number))
-        return Seen(fresh, stale)
+                    if offset in claim.taken:
+                        renamed.append(record)
+        return Seen(fresh, renamed, stale)
 
     def has(self, token: Token) -> bool:
         """Return whether the claim of a delivery goes on.  Under the lock."""

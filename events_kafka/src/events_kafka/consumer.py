@@ -32,7 +32,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -341,6 +341,8 @@ class Consumer(Group):
             seen = self.claims.see(records, newest)
             if seen.fresh:
                 deliveries = [decode(record, number) for record, number in seen.fresh]
+                if seen.renamed:
+                    _rename(deliveries, seen.renamed)
                 self._room.fill(deliveries)
                 self._post(self._listener.arrived, deliveries)
             for claim in seen.stale:
@@ -509,6 +511,16 @@ class Consumer(Group):
             if self._suspicion is not None:
                 self._probe()
         return False
+
+
+def _rename(deliveries: Iterable[Delivery], records: Collection[Message]) -> None:
+    """Give the deliveries of *records* another id, because the application may hold a message that has theirs.
+
+    Otherwise the engine would take them for copies of it (R7), and they would be acknowledged with it.
+    """
+    for delivery in deliveries:
+        if delivery.token.record in records:
+            delivery.message_id += f"#{delivery.token.claim}"
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -22,7 +22,7 @@ This module does no I/O.  Its owner locks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 __all__ = ["MAX_METADATA", "Position"]
 
@@ -79,6 +79,11 @@ class Position:
         self._next = max(self._next, offset)
         while self._done and self._done[0][1] <= self._next:
             self._done.popleft()
+
+    @property
+    def unsettled(self) -> Collection[int]:
+        """The offsets of the records that were seen and are not done."""
+        return self._unsettled.keys()
 
     @property
     def next(self) -> int:

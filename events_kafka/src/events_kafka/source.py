@@ -15,6 +15,7 @@ All of it runs on the engine's I/O loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import attrs
@@ -29,6 +30,8 @@ from events_kafka.settings import settings
 from events_kafka.topology import Topology
 
 __all__ = ["Context", "KafkaSource", "join"]
+
+_log = logging.getLogger("events_kafka")
 
 _ACK, _NACK, _RETURN, _REJECT = Outcome  # reading a member from its class takes ten times as long (CPython 3.11)
 
@@ -71,6 +74,9 @@ class KafkaSource(Source, Listener):
         self.local_attempts = options.max_delivery_attempts
         self._is_ordered = context.capabilities.ordering != "none"
         self._wake = context.wake
+        self._topic = topic
+        self._topology = context.topology
+        self._restores = options.create == "all"
         self._letters = Letters(
             context.store_letter,
             topic_name=topic,
@@ -115,6 +121,8 @@ class KafkaSource(Source, Listener):
         while not self._again and not self._ready and self._failure is None and not self._has_recovered:
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
+            if self._failure is not None and self._failure.code is ErrorCode.NOT_FOUND and self._restores:
+                await self._restore()
         taken = self._take_again(limit)
         new = self._ready[: limit - len(taken)]
         if new:
@@ -126,6 +134,15 @@ class KafkaSource(Source, Listener):
             raise failure
         self._has_recovered = False
         return taken
+
+    async def _restore(self) -> None:
+        """Create the topic again, which was deleted, as the options allow (F1).
+
+        :raises BrokerError: if that failed.
+        """
+        self._failure = None
+        await self._topology.create()
+        _log.warning("topic %r was deleted and has been created again; the messages in it are lost", self._topic)
 
     def _take_again(self, limit: int) -> list[Delivery]:
         """Take what came back and is not settled meanwhile."""
@@ -308,13 +325,13 @@ def _settings(options: KafkaOptions, group: str, heartbeat: float) -> dict[str, 
 
 
 async def join(options: KafkaOptions, topic: str, group: str | None, context: Context) -> KafkaSource:
-    """Join the consumer group *group*, which exists, or read *topic* from its present end for ``None``.
+    """Join the consumer group *group*, which exists, or read *topic* without a group for ``None``.
 
     The driver has made sure before that the group has committed its start for all partitions that the topic had.
 
     :raises BrokerError: if that failed.  Nothing is left behind.
     """
-    begin = None if group is not None else dict(await context.topology.ends(topic))
+    begin = None if group is not None else dict(await context.topology.starts(topic))
     source = KafkaSource(options, topic, group, begin, context)
     try:
         await source.start()
