@@ -110,7 +110,7 @@ class Broker:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._admin = AdminClient({"bootstrap.servers": address})
+        self._admin = AdminClient({"bootstrap.servers": address, "log_level": 3})
 
     @contextmanager
     def topic(self, contender: str, work: str, messages: int) -> Iterator[Task]:

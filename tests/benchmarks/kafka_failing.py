@@ -188,7 +188,7 @@ class Trial:
         self.address = address
         self.topic = f"failing-{uuid.uuid4().hex[:8]}"
         self.log = folder / f"{case}.log"
-        self.admin = AdminClient({"bootstrap.servers": address})
+        self.admin = AdminClient({"bootstrap.servers": address, "log_level": 3})
         self.producer = confluent_kafka.Producer({"bootstrap.servers": address})
 
     def run(self) -> str:

@@ -23,7 +23,7 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +44,7 @@ STALL = 2 * SESSION
 """Seconds of a stall."""
 COMMITS = 10.0
 """Seconds within which an acknowledgement is committed, on a busy machine.  The receiver commits every second."""
-PATIENCE = 300.0
+PATIENCE = 120.0
 """Seconds for each thing that is waited for."""
 
 
@@ -114,6 +114,12 @@ class Journal:
             self.acknowledged.add(event.number)
         elif kind == "r":
             self.last[process] = event.time
+
+    def missing(self) -> str:
+        """Return the events of some confirmed messages that nobody has acknowledged."""
+        numbers = sorted(self.confirmed - self.acknowledged)
+        events = [str(tuple(event)) for event in sorted(self.events) if event.number in numbers[:5]]
+        return "\n".join([f"{len(numbers)} messages are missing: {numbers[:50]}", *events])
 
 
 class Group:
@@ -329,7 +335,7 @@ class Members:
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         ends = time.monotonic() + PATIENCE
         while not condition():
-            assert time.monotonic() < ends, f"waited {PATIENCE:g} s for {what}; {self.logs()}"
+            assert time.monotonic() < ends, f"waited {PATIENCE:g} s for {what}\n{self.journal.missing()}\n{self.logs()}"
             processes = [*self.running.values(), *self.others]
             assert not any(one.poll() for one in processes), f"a process failed: {self.logs()}"
             time.sleep(0.05)
@@ -411,7 +417,7 @@ class Members:
 @contextmanager
 def new_topic(address: str) -> Iterator[str]:
     topic = f"chaos-{uuid.uuid4().hex[:8]}"
-    admin = AdminClient({"bootstrap.servers": address})
+    admin = AdminClient({"bootstrap.servers": address, "log_level": 3})
     admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].result(PATIENCE)
     try:
         yield topic
@@ -457,8 +463,9 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=50_000)
     parser.add_argument("--seconds", type=float, default=150, help="the time in which they are sent")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", help="an empty folder for the journals and logs, to keep them")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with nullcontext(arguments.folder) if arguments.folder else tempfile.TemporaryDirectory() as name:
         address = os.environ["EVENTS_TEST_KAFKA"]
         print(run(address, Path(name), arguments.messages, arguments.seconds, arguments.rounds))
 
