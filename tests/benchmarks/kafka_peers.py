@@ -270,14 +270,16 @@ class ConfluentAsyncio(Contender):
         else:
             self.producer = AIOProducer(
                 {"bootstrap.servers": self.task.address, "enable.idempotence": True, "linger.ms": 0},
-                # With a larger buffer, or a later flush, a lone message waits for the timer.
-                batch_size=1 if self.task.work == "alone" else BATCH,
+                batch_size=BATCH,
                 buffer_timeout=0.1,
             )
             self.stack.push_async_callback(self.producer.close)
 
     async def send(self, number: int) -> None:
-        await (await self.producer.produce(self.task.topic, PAYLOAD))
+        sent = await self.producer.produce(self.task.topic, PAYLOAD)
+        if self.task.work == "alone":
+            await self.producer.flush()  # otherwise it waits for the timer, also with batch_size=1
+        await sent
 
     async def take(self) -> int:
         messages = await self.consumer.consume(RESPONSE, 1)

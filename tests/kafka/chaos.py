@@ -44,7 +44,7 @@ STALL = 2 * SESSION
 """Seconds of a stall."""
 COMMITS = 10.0
 """Seconds within which an acknowledgement is committed, on a busy machine.  The receiver commits every second."""
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds for each thing that is waited for."""
 
 
