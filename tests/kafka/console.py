@@ -165,10 +165,13 @@ class Console:
 
     def position(self, partition: int = 0, group: str = "") -> Place | None:
         """Return what a group has committed for a partition, with its metadata; None if nothing."""
-        group = group or self.group
-        asked = [ConsumerGroupTopicPartitions(group, [Place(self.topic, partition)])]
-        found = answered(self.admin.list_consumer_group_offsets(asked)).topic_partitions[0]
-        return None if found.offset < 0 else found
+        # By a consumer, because the administrator's request crashes while the coordinator is not ready.
+        consumer = Consumer({"bootstrap.servers": self.address, "group.id": group or self.group, **QUIET})
+        try:
+            (found,) = consumer.committed([Place(self.topic, partition)], timeout=PATIENCE)
+            return None if found.offset < 0 else found
+        finally:
+            consumer.close()
 
     def committed(self, partition: int = 0) -> int | None:
         """Return the offset that the subscription has committed for a partition; None if it has none."""

@@ -1,7 +1,6 @@
 """Topics and subscriptions as topics and consumer groups of Kafka: the requests of an administrator.
 
-A subscription exists while its group has committed a position for the topic, or has members.  What exists is never
-changed.
+A subscription exists while its group has committed a position for the topic.  What exists is never changed.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, TopicCollection
+from confluent_kafka import TopicCollection
 from confluent_kafka.admin import ConfigResource, NewTopic, OffsetSpec, ResourceType
 from confluent_kafka.cimpl import KafkaError, KafkaException, TopicPartition
 
 from events_core import ErrorCode
-from events_core.engine import BrokerError
+from events_core.engine import BrokerError, off_loop
 from events_kafka.admin import Administrator
-from events_kafka.errors import broker_error
+from events_kafka.groups import positions, set_positions
 from events_kafka.options import KafkaOptions
 
 __all__ = ["Topology"]
@@ -132,10 +131,9 @@ class Topology:
         """
         if self._options.start == "latest":
             return await self.ends(topic)
-        beginnings = await self._offsets(topic, OffsetSpec.earliest())
         time = self._options.start_time
         if time is None:
-            return beginnings
+            return await self._offsets(topic, OffsetSpec.earliest())
         milliseconds = round(time.timestamp() * 1000)
         at_time = await self._offsets(topic, OffsetSpec.for_timestamp(max(0, milliseconds)))
         if all(offset >= 0 for offset in at_time.values()):
@@ -157,21 +155,8 @@ class Topology:
 
         :raises BrokerError: if that failed.
         """
-        places = [TopicPartition(topic, number) for number in await self.partitions(topic)]
-        request = [ConsumerGroupTopicPartitions(group, places)]
-        try:
-            found = await self._admin.ask(
-                f"read the positions of consumer group {group!r}",
-                lambda admin: admin.list_consumer_group_offsets(request, **_TIMEOUT)[group],
-            )
-        except BrokerError as error:
-            if error.code is ErrorCode.NOT_FOUND:
-                return {}
-            raise
-        for place in found.topic_partitions:
-            if place.error is not None:
-                raise broker_error(f"read the positions of consumer group {group!r}", place.error)
-        return {place.partition: place.offset for place in found.topic_partitions if place.offset >= 0}
+        partitions = await self.partitions(topic)
+        return await off_loop(lambda: positions(self._options, group, topic, partitions))
 
     async def find_group(self, topic: str, group: str, *, create: bool | None = None) -> None:
         """Look for the subscription of *topic* that is *group*, or create it.
@@ -184,7 +169,7 @@ class Topology:
         # Before it is known whether the group exists.  If another client creates it in the meantime, what is committed
         # here is no later than its start, and skips nothing.
         starts = await self.starts(topic) if create else {}
-        if await self.committed(topic, group) or await self._members(group):
+        if await self.committed(topic, group):
             return
         if not create:
             raise BrokerError(
@@ -194,34 +179,9 @@ class Topology:
             )
         await self._commit(topic, group, starts)
 
-    async def _members(self, group: str) -> int:
-        """Return the number of members of *group*."""
-        try:
-            found = await self._admin.ask(
-                f"look for consumer group {group!r}",
-                lambda admin: admin.describe_consumer_groups([group], **_TIMEOUT)[group],
-            )
-        except BrokerError as error:
-            if error.code is ErrorCode.NOT_FOUND:
-                return 0
-            raise
-        return 0 if found.state is ConsumerGroupState.DEAD else len(found.members)
-
     async def _commit(self, topic: str, group: str, starts: Mapping[int, int]) -> None:
-        places = [TopicPartition(topic, partition, offset) for partition, offset in starts.items()]
-        request = [ConsumerGroupTopicPartitions(group, places)]
-        asked = f"create consumer group {group!r}"
-        try:
-            found = await self._admin.ask(
-                asked, lambda admin: admin.alter_consumer_group_offsets(request, **_TIMEOUT)[group]
-            )
-        except BrokerError as error:
-            if _is(error, KafkaError.UNKNOWN_MEMBER_ID):  # it has members by now, so another client has created it
-                return
-            raise
-        for place in found.topic_partitions:
-            if place.error is not None and place.error.code() != KafkaError.UNKNOWN_MEMBER_ID:
-                raise broker_error(asked, place.error)
+        # If the group has members, another client has created it.
+        await off_loop(lambda: set_positions(self._options, group, topic, starts))
 
     async def keep_letters(self, topic: str, subscription: str) -> bool | None:
         """Create *subscription* of a dead-letter *topic*, from its beginning; ``None`` if it may not be created.

@@ -1,0 +1,68 @@
+"""The positions of a consumer group, by a consumer that does not join it.
+
+The administrator of librdkafka has requests for them too.  But the one that reads crashes the process while the group's
+coordinator is not ready, as after the start of a broker (librdkafka #5040).  These functions block: call them in a
+thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from confluent_kafka.cimpl import Consumer, KafkaError, KafkaException, TopicPartition
+
+from events_kafka.errors import broker_error, translated
+from events_kafka.options import KafkaOptions
+from events_kafka.settings import settings
+
+__all__ = ["positions", "set_positions"]
+
+_TIMEOUT = 10.0
+"""Seconds for a request.  The engine bounds what it asks for itself, and retries."""
+
+
+def positions(options: KafkaOptions, group: str, topic: str, partitions: Sequence[int]) -> Mapping[int, int]:
+    """Return the positions of *topic* that *group* has committed, by partition; empty if there are none.
+
+    :raises BrokerError: if that failed.
+    """
+    asked = f"read the positions of consumer group {group!r}"
+    with _passer_by(options, group) as consumer, translated(asked):
+        found = consumer.committed([TopicPartition(topic, number) for number in partitions], timeout=_TIMEOUT)
+    _check(asked, found)
+    return {place.partition: place.offset for place in found if place.offset >= 0}
+
+
+def set_positions(options: KafkaOptions, group: str, topic: str, offsets: Mapping[int, int]) -> bool:
+    """Commit *offsets* for *group*; return False if it has members, which alone may commit.
+
+    :raises BrokerError: if that failed.
+    """
+    asked = f"create consumer group {group!r}"
+    places = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
+    with _passer_by(options, group) as consumer, translated(asked):
+        try:
+            found = consumer.commit(offsets=places, asynchronous=False)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_MEMBER_ID:
+                return False
+            raise
+    _check(asked, found)
+    return True
+
+
+@contextmanager
+def _passer_by(options: KafkaOptions, group: str) -> Iterator[Consumer]:
+    """Enter with a consumer of *group* that does not join it."""
+    consumer = Consumer({**settings(options, "consumer"), "group.id": group, "enable.auto.commit": False})
+    try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def _check(asked: str, places: Sequence[TopicPartition]) -> None:
+    for place in places:
+        if place.error is not None:
+            raise broker_error(asked, place.error)
