@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import KafkaError, KafkaException
 
-from events_core.engine import off_loop
+from events_core.engine import BrokerError, off_loop
 from events_kafka.errors import broker_error, not_made, translated
+from events_kafka.groups import COORDINATOR_IS_COMING
 from events_kafka.options import KafkaOptions
 from events_kafka.settings import given, settings
 
@@ -30,6 +31,11 @@ _TURN = 0.05
 """Seconds between two looks at what librdkafka reports while a request is out."""
 _RECONNECT_TIMEOUT = 3.0
 """Seconds for a request while all brokers are lost: longer than the pauses between librdkafka's tries."""
+
+_COORDINATOR_TIMEOUT = 10.0
+"""Seconds within which a group gets a coordinator when brokers have started."""
+_COORDINATOR_PAUSE = 0.1
+"""Seconds between two requests until then."""
 
 
 class Administrator:
@@ -81,9 +87,17 @@ class Administrator:
         :param asked: the request, for errors.
         :raises BrokerError: if it failed.
         """
-        with translated(asked):
-            answer = request(self.native)
-        return await self._result(asked, answer)
+        ends = time.monotonic() + _COORDINATOR_TIMEOUT
+        while True:
+            try:
+                with translated(asked):
+                    answer = request(self.native)
+                return await self._result(asked, answer)
+            except BrokerError as error:
+                # librdkafka does not wait for a coordinator that starts.
+                if not _coordinator_is_coming(error) or time.monotonic() > ends:
+                    raise
+            await asyncio.sleep(_COORDINATOR_PAUSE)
 
     async def ask_all(
         self, asked: str, request: Callable[[AdminClient], Iterable[tuple[T, Future[ResultT]]]]
@@ -126,6 +140,11 @@ class Administrator:
             self._last = self._last or error
         else:
             self._last = error
+
+
+def _coordinator_is_coming(error: BrokerError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, KafkaException) and cause.args[0].code() in COORDINATOR_IS_COMING
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:

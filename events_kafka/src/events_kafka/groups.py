@@ -7,7 +7,8 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from confluent_kafka.cimpl import Consumer, KafkaError, KafkaException, TopicPartition
@@ -16,10 +17,23 @@ from events_kafka.errors import broker_error, translated
 from events_kafka.options import KafkaOptions
 from events_kafka.settings import settings
 
-__all__ = ["positions", "set_positions"]
+__all__ = ["COORDINATOR_IS_COMING", "positions", "set_positions"]
 
 _TIMEOUT = 10.0
-"""Seconds for a request.  The engine bounds what it asks for itself, and retries."""
+"""Seconds for a request.  The engine bounds what it asks for itself."""
+
+COORDINATOR_IS_COMING = frozenset(
+    (
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError._WAIT_COORD,
+    )
+)
+"""The errors of requests that were not carried out, because the group's coordinator starts or moves."""
+
+_PAUSE = 0.1
+"""Seconds between two requests until the coordinator is there.  librdkafka looks for it, and does not ask again."""
 
 
 def positions(options: KafkaOptions, group: str, topic: str, partitions: Sequence[int]) -> Mapping[int, int]:
@@ -29,7 +43,8 @@ def positions(options: KafkaOptions, group: str, topic: str, partitions: Sequenc
     """
     asked = f"read the positions of consumer group {group!r}"
     with _passer_by(options, group) as consumer, translated(asked):
-        found = consumer.committed([TopicPartition(topic, number) for number in partitions], timeout=_TIMEOUT)
+        places = [TopicPartition(topic, number) for number in partitions]
+        found = _with_coordinator(lambda: consumer.committed(places, timeout=_TIMEOUT))
     _check(asked, found)
     return {place.partition: place.offset for place in found if place.offset >= 0}
 
@@ -43,7 +58,7 @@ def set_positions(options: KafkaOptions, group: str, topic: str, offsets: Mappin
     places = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
     with _passer_by(options, group) as consumer, translated(asked):
         try:
-            found = consumer.commit(offsets=places, asynchronous=False)
+            found = _with_coordinator(lambda: consumer.commit(offsets=places, asynchronous=False))
         except KafkaException as error:
             if error.args[0].code() == KafkaError.UNKNOWN_MEMBER_ID:
                 return False
@@ -60,6 +75,18 @@ def _passer_by(options: KafkaOptions, group: str) -> Iterator[Consumer]:
         yield consumer
     finally:
         consumer.close()
+
+
+def _with_coordinator(request: Callable[[], list[TopicPartition]]) -> list[TopicPartition]:
+    """Make a request again until the group has a coordinator, and return the answer."""
+    ends = time.monotonic() + _TIMEOUT
+    while True:
+        try:
+            return request()
+        except KafkaException as error:
+            if error.args[0].code() not in COORDINATOR_IS_COMING or time.monotonic() > ends:
+                raise
+        time.sleep(_PAUSE)
 
 
 def _check(asked: str, places: Sequence[TopicPartition]) -> None:
