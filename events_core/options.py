@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _KEY = "events_core.option"
+_CHECK = "events_core.check"
 _INT64 = 2**63 - 1
 """The largest number that a broker can be told: Pub/Sub and SQLite store numbers in 64 bits."""
 _OptionsT = TypeVar("_OptionsT", bound="CommonOptions")
@@ -49,6 +50,11 @@ class SecretOrigin(str):
     """
 
     __slots__ = ()
+
+
+def _right(value: object) -> str:
+    """Find nothing wrong with *value*."""
+    return ""
 
 
 @attrs.frozen(kw_only=True)
@@ -94,6 +100,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     secret: bool = False,
+    check: Callable[[Any], str] | None = None,
 ) -> Any:
     """Declare one option of an options class.
 
@@ -106,9 +113,13 @@ def option(
     :param minimum: smallest value allowed, inclusive.
     :param maximum: largest value allowed, inclusive.
     :param secret: true for a value that no representation, log record, error or listing may show (rule O2: secrets).
+    :param check: returns what is wrong with a converted value, for example ``is not a time``; ``""`` if it is right.
     """
     # The range is checked by read_options and not by a validator of attrs, so that one error tells all problems.
-    metadata = {_KEY: {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "secret": secret}}
+    metadata = {
+        _KEY: {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "secret": secret},
+        _CHECK: check or _right,
+    }
     return attrs.field(default=default, kw_only=True, repr=not secret, metadata=metadata)
 
 
@@ -337,7 +348,10 @@ def _from(origins: Mapping[str, str], name: str) -> str:
 
 def _kinds(options_class: type[CommonOptions]) -> dict[str, _Kind]:
     hints = get_type_hints(options_class)
-    return {field.name: _Kind.of(hints[field.name]) for field in attrs.fields(options_class)}
+    return {
+        field.name: _Kind.of(hints[field.name], field.metadata.get(_CHECK, _right))
+        for field in attrs.fields(options_class)
+    }
 
 
 @attrs.frozen
@@ -347,15 +361,16 @@ class _Kind:
     type: type[Any]
     choices: tuple[str, ...] = ()
     optional: bool = False
+    check: Callable[[Any], str] = _right
 
     @classmethod
-    def of(cls, hint: Any) -> _Kind:
+    def of(cls, hint: Any, check: Callable[[Any], str]) -> _Kind:
         optional = get_origin(hint) in (Union, types.UnionType)
         if optional:
             (hint,) = (part for part in get_args(hint) if part is not type(None))
         if get_origin(hint) is Literal:
-            return cls(str, get_args(hint), optional)
-        return cls(hint, optional=optional)
+            return cls(str, get_args(hint), optional, check)
+        return cls(hint, optional=optional, check=check)
 
     def __str__(self) -> str:
         words = {str: "text", int: "integer", float: "number", bool: "true or false"}
@@ -388,6 +403,8 @@ def _convert(text: str, kind: _Kind, info: OptionInfo) -> object:
         low, high = info.minimum, info.maximum
         if (low is not None and value < low) or (high is not None and value > high):
             raise ValueError(f"is out of range: {info.range}{' ' + info.unit if info.unit else ''}")
+    if objection := kind.check(value):
+        raise ValueError(objection)
     return value
 
 

@@ -227,3 +227,17 @@ def test_a_bound_that_no_broker_can_be_told_is_refused(name: str) -> None:
     """O1: the error comes from the configuration, and not from the request that would carry the number."""
     assert f"option '{name}'" in refusal(**{name: str(2**63)})
     assert getattr(read(**{name: str(2**63 - 1)}), name) == 2**63 - 1
+
+
+def test_a_value_is_checked_as_its_option_says() -> None:
+    """An option may have a check of its own, and its objection is reported with all other mistakes."""
+
+    @attrs.frozen(kw_only=True)
+    class Checked(CommonOptions):
+        zone: str = option(default="eu", check=lambda text: "" if text.islower() else "has capitals", help="Zone.")
+
+    assert read_options(Checked, {"zone": "us"}).zone == "us"
+    with pytest.raises(ConfigurationError) as caught:
+        read_options(Checked, {"zone": "US", "subscripton": "x"})
+    assert "option 'zone': 'US' has capitals" in str(caught.value)
+    assert "subscripton" in str(caught.value)

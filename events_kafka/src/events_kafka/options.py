@@ -15,6 +15,21 @@ from events_kafka import settings
 __all__ = ["KafkaOptions"]
 
 
+def _start_objection(text: str) -> str:
+    if text in ("latest", "earliest") or _time(text) is not None:
+        return ""
+    return "is not latest, earliest or a time such as 2026-11-26T12:00:00Z"
+
+
+def _time(text: str) -> datetime | None:
+    """Return the time that *text* states in ISO 8601, in UTC if it names no zone; ``None`` if it states none."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
 @attrs.frozen(kw_only=True)
 class KafkaOptions(CommonOptions):
     """Options of the Kafka backend."""
@@ -83,6 +98,7 @@ class KafkaOptions(CommonOptions):
 
     start: str = option(  # type: ignore[assignment]
         default="latest",
+        check=_start_objection,
         help="First message of a new subscription: latest, the next one that is sent; earliest, the oldest one that is "
         "kept; or the first one from a time on, for example 2026-11-26T12:00:00Z.",
     )
@@ -121,8 +137,6 @@ class KafkaOptions(CommonOptions):
         yield from settings.problems(self)
         yield from self._address_problems()
         yield from self._account_problems()
-        if self.start not in ("latest", "earliest") and _time(self.start) is None:
-            yield f"option 'start': {self.start!r} is not latest, earliest or a time such as 2026-11-26T12:00:00Z"
         if "{subscription}" not in self.group_id:
             yield f"option 'group_id': {self.group_id!r} lacks {{subscription}}: all subscriptions would be one group"
 
@@ -162,12 +176,3 @@ class KafkaOptions(CommonOptions):
                 yield "option 'oauth_callback' needs sasl_mechanism=OAUTHBEARER"
             if not re.fullmatch(r"[\w.]+:\w+", self.oauth_callback):
                 yield f"option 'oauth_callback': {self.oauth_callback!r} is not package.module:function"
-
-
-def _time(text: str) -> datetime | None:
-    """Return the time that *text* states in ISO 8601, in UTC if it names no zone; ``None`` if it states none."""
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
