@@ -129,6 +129,26 @@ def test_attributes_and_key_count_for_the_limit(console: Console) -> None:
     assert console.end() == 0
 
 
+@pytest.mark.parametrize(("extra", "is_stored"), [(-100, True), (0, True), (200, False)])
+def test_the_size_of_a_record_is_computed_well(console: Console, extra: int, is_stored: bool) -> None:
+    """What the client refuses the broker would refuse too, but for some bytes."""
+    limit = 10_000
+    console.create_topic(max_message_bytes=str(limit))
+    attributes = {f"a{number:02}": "ä" * 35 for number in range(99)}  # 73 bytes, and 3 for the lengths
+    message = EventMessage(bytes(limit + extra - 97 - 99 * 76), attributes)
+
+    async def scenario() -> None:
+        async with console.client() as sender:
+            await sender.send_message(message)
+
+    if is_stored:
+        asyncio.run(scenario())
+    else:
+        with pytest.raises(PublishError, match=r"max\.message\.bytes"):
+            asyncio.run(scenario())
+    assert console.end() == is_stored
+
+
 def test_a_message_beyond_the_option_is_refused_before_it_is_sent(console: Console) -> None:
     """P2: the error names the message, its size and the limit."""
 

@@ -106,22 +106,27 @@ def value_of(message: EventMessage) -> bytes | None:
 
 
 def record_size(message: EventMessage, limit: int) -> int:
-    """Return the bytes of a request's batch with only the record of *message*, or less if it is far below *limit*.
+    """Return the bytes of a batch with only the record of *message*, or less if it is far below *limit*.
 
-    The figure is at most some 40 bytes too large: numbers are counted with the most bytes that they may take.
+    The result is at most :data:`_OVERHEAD` bytes too large.
     """
     size = len(message.data) + _OVERHEAD
     key, attributes = message.ordering_key or "", message.attributes
     # A character has 4 bytes at most, and measuring each text would cost more than sending a small message.
     if size + 4 * len(key) <= limit and (not attributes or _at_most(attributes) + size + 4 * len(key) <= limit):
         return size
-    headers = sum(len(name.encode()) + len(value.encode()) + 10 for name, value in attributes.items())
-    return size + len(key.encode()) + headers
+    texts = [text.encode() for header in attributes.items() for text in header]
+    return size + len(key.encode()) + sum(len(text) + _size_of_length(len(text)) for text in texts)
 
 
 def _at_most(attributes: Mapping[str, str]) -> int:
     return sum(4 * (len(name) + len(value)) + 10 for name, value in attributes.items())
 
 
+def _size_of_length(length: int) -> int:
+    """Return the bytes that a length takes: 7 bits in each, and one bit for the sign."""
+    return (length.bit_length() + 1 + 6) // 7
+
+
 _OVERHEAD = 61 + 36
-"""The bytes of a batch, and of a record, next to their data (Kafka's protocol guide, "Record Batch" and "Record")."""
+"""The most bytes of a batch and of a record next to their data (Kafka's protocol, "Record Batch" and "Record")."""
