@@ -36,8 +36,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import Consumer as Native
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+# An instrumentation of confluent-kafka replaces the class in the package, but not in this module.
+from confluent_kafka.cimpl import Consumer as Native
+from confluent_kafka.cimpl import KafkaError, KafkaException, Message, TopicPartition
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery, uptime

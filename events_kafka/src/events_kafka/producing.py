@@ -22,6 +22,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+# An instrumentation of confluent-kafka replaces the class in the package, but not in this module.
 from confluent_kafka.cimpl import KafkaError, KafkaException, Message, Producer
 
 from events_core import ErrorCode, EventMessage
