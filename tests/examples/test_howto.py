@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from urllib.parse import quote
 import pytest
 
 from ..gcp.servers import reserved_address
+from ..kafka.server import Server as KafkaServer
 from ..rabbitmq.server import Server
 from .reader import Reader
 
@@ -252,6 +254,18 @@ def from_aio_pika(folder: Path, url: str) -> None:
     assert "was rejected at attempt 1 in subscription 'billing'" in log
 
 
+def from_confluent_kafka(folder: Path, url: str) -> None:
+    """Run the program on a new topic: four orders are billed, those of a shop in turn, and the rest is rejected."""
+    options = "subscription=billing&max_delivery_attempts=5&dead_letter_topic=from-confluent-kafka-dead"
+    with started(folder, HOWTO / "from_confluent_kafka.py", EVENTS_ORDERS_URL=f"{url}&{options}") as program:
+        output, log = finished(program)
+    lines = output.splitlines()
+    assert sorted(lines) == [f"billed order-{number}" for number in (1, 2, 3, 4)]
+    assert lines.index("billed order-1") < lines.index("billed order-4")
+    assert lines.index("billed order-2") < lines.index("billed order-3")
+    assert "was rejected at attempt 1 in subscription 'billing'" in log
+
+
 def from_kombu(folder: Path, url: str) -> None:
     """Run the program on a new topic: it takes one order, and bills the others in threads."""
     lines = run(folder, HOWTO / "from_kombu.py", EVENTS_ORDERS_URL=f"{url}&subscription=billing")
@@ -268,3 +282,14 @@ def test_from_other_clients_of_rabbitmq(tmp_path: Path, program: Callable[[Path,
 def test_from_other_clients_on_rabbitmq(server: Server, tmp_path: Path, program: Callable[[Path, str], None]) -> None:
     """On a server of RabbitMQ both print the same."""
     program(tmp_path, f"rabbitmq:///{program.__name__}?create=all&url={quote(server.url, safe='')}")
+
+
+def test_from_confluent_kafka(tmp_path: Path) -> None:
+    """The program runs without a broker."""
+    from_confluent_kafka(tmp_path, "memory:///from-confluent-kafka?create=all")
+
+
+def test_from_confluent_kafka_on_kafka(kafka_server: KafkaServer, tmp_path: Path) -> None:
+    """On a broker of Kafka it prints the same."""
+    topic = f"from-confluent-kafka-{secrets.token_hex(4)}"
+    from_confluent_kafka(tmp_path, f"kafka://{kafka_server.address}/{topic}?create=all&start=earliest")
