@@ -105,38 +105,36 @@ class _Sender:
     async def send(self, messages: Sequence[EventMessage], objection: Callable[[EventMessage], str]) -> _Batch:
         """Hand *messages* to the producer, except those that there is an *objection* to, and their successors."""
         batch = _Batch(self._topic, len(messages), self._finished.append)
-        failed: set[str] = set()
+        failed: set[str | None] = set()
         with self._work:
             self._out.add(batch)
             self._work.notify()
         for place, message in enumerate(messages):
             key = message.ordering_key
-            if key is not None and key in failed:
+            if key in failed:
                 text = f"not attempted, because an earlier message of ordering key {key!r} failed"
                 batch.refuse(place, BrokerError(text, ErrorCode.NOT_ATTEMPTED, retryable=True))
                 continue
-            reason = objection(message)
-            error = BrokerError(reason, ErrorCode.INVALID) if reason else None
-            if error is None:
+            try:
+                reason = objection(message)
+                if reason:
+                    raise BrokerError(reason, ErrorCode.INVALID)
                 report = partial(batch.report, place)
-                try:
-                    if not self._produce(message, report):
-                        await self._produce_later(message, report)
-                except KafkaException as found:
-                    error = found.args[0]
-            if error is not None:
-                batch.refuse(place, error)
+                if not self._produce(message, report):
+                    await self._produce_later(message, report)
+            except (BrokerError, KafkaException) as error:
+                batch.refuse(place, error if isinstance(error, BrokerError) else error.args[0])
                 if key is not None:
                     failed.add(key)
         return batch
 
     def _produce(self, message: EventMessage, report: Report) -> bool:
         """Hand *message* to the producer; return False if its queue is full."""
+        attributes = message.attributes
         try:
-            if message.attributes:
-                headers = headers_of(message)
+            if attributes:
                 self._producer.produce(
-                    self._topic, value_of(message), message.ordering_key, -1, report, headers=headers
+                    self._topic, value_of(message), message.ordering_key, -1, report, headers=headers_of(message)
                 )
             else:
                 self._producer.produce(self._topic, message.data, message.ordering_key, -1, report)
@@ -167,14 +165,17 @@ class _Sender:
     # In the thread
 
     def _run(self) -> None:
+        # After a turn with reports there is one more, because the next batch often comes soon.  Then home need not wake
+        # the thread, and the two do not compete for the interpreter while home is busy.
+        is_idle = True
         while True:
             with self._work:
-                if not self._out and not self._has_ended:
+                if is_idle and not self._out and not self._has_ended:
                     self._work.wait(_IDLE_TURN)
                 if self._has_ended:
                     break
-                turn = _TURN if self._out else 0.0
-            self._producer.poll(turn)
+                turn = _TURN if self._out or not is_idle else 0.0
+            is_idle = self._producer.poll(turn) == 0
             if self._finished:
                 self._finish()
         for _ in range(_PURGES):
@@ -292,6 +293,8 @@ class Publisher:
         return {
             # A message leaves at once.  Those that come while a request is out make the next one.
             "linger.ms": 0,
+            # While two requests are out, messages gather for the next one.  librdkafka would send five small ones.
+            "max.in.flight.requests.per.connection": 2,
             # The engine bounds what is out.  A message that was given up counts until the producer has ended.
             "queue.buffering.max.messages": 2 * options.publish_max_messages + 100_000,
             "queue.buffering.max.kbytes": min(2 * options.publish_max_bytes // 1000 + 1_000_000, 2**31 - 1),
@@ -306,13 +309,14 @@ class Publisher:
         }
 
     def _objection(self, message: EventMessage) -> str:
-        size = record_size(message, self.max_message_bytes)
-        if size > self.max_message_bytes:
-            return (
-                f"its record has {size} bytes, and topic {self._topic!r} takes {self.max_message_bytes}; send less, or "
-                "raise the topic's max.message.bytes"
-            )
-        return ""
+        limit = self.max_message_bytes
+        size = record_size(message, limit)
+        if size <= limit:
+            return ""
+        return (
+            f"its record has {size} bytes, and topic {self._topic!r} takes {limit}; send less, or raise the topic's "
+            "max.message.bytes"
+        )
 
     def _result(self, found: Any) -> str | BrokerError:
         return broker_error(f"send to topic {self._topic!r}", found) if isinstance(found, KafkaError) else found
