@@ -45,6 +45,13 @@ _HEARTBEAT = 1.0
 """Seconds between two signs of life.  A receiver that joins waits for one of each other member."""
 
 
+_UNCERTAIN = BrokerError(
+    "the broker has not confirmed yet that this receiver still has its partitions",
+    ErrorCode.UNAVAILABLE,
+    retryable=True,
+)
+
+
 @attrs.frozen
 class Context:
     """The things that a source needs of its driver."""
@@ -193,6 +200,9 @@ class KafkaSource(Source, Listener):
     # Settling
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        if self.safe_until is not None and uptime() >= self.safe_until:
+            # The process was stopped, and others may have the partitions.  The consumer's thread is asking.
+            return [_UNCERTAIN] * len(settlements)
         returned: list[Delivery] = []
         with self._claims.lock:
             results = [self._settle(settlement, returned) for settlement in settlements]
