@@ -203,6 +203,16 @@ class Topology:
         :raises BrokerError: ``NOT_FOUND`` if there is none, ``INVALID`` if it has members.
         """
         await self.find_group(topic, group, create=False)  # a group may exist without having read this topic
+        for pause in _LEAVING:
+            try:
+                return await self._delete_group(group)
+            except BrokerError as error:
+                if not _is(error, KafkaError.NON_EMPTY_GROUP):
+                    raise
+            await asyncio.sleep(pause)
+        await self._delete_group(group)
+
+    async def _delete_group(self, group: str) -> None:
         await self._admin.ask(
             f"delete consumer group {group!r}", lambda admin: admin.delete_consumer_groups([group], **_TIMEOUT)[group]
         )
@@ -211,6 +221,8 @@ class Topology:
 _TIMEOUT: dict[str, Any] = {"request_timeout": _REQUEST_TIMEOUT}
 _LEARNING = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Pauses, in seconds, while the brokers learn of a topic that the controller has created."""
+_LEAVING = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Pauses, in seconds, while receivers that have just closed leave their group."""
 
 
 def _is(error: BrokerError, code: int) -> bool:
