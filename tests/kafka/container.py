@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import subprocess
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,7 @@ from events_core.testing import TcpProxy
 
 from .broker_settings import LISTENERS, settings, write_certificates
 from .jars import version
-from .server import PASSWORD, STOP_TIMEOUT, USER, Missing, Server, await_answer, reserved_ports
+from .server import PASSWORD, STOP_TIMEOUT, USER, Missing, Server, await_answer, new_cluster_id, reserved_ports
 
 IMAGE = os.environ.get("EVENTS_TEST_KAFKA_IMAGE", f"apache/kafka:{version()}")
 _COMMAND = f"""
@@ -93,7 +91,7 @@ def container(folder: Path) -> Iterator[Server]:
         )
         (folder / "server.properties").write_text(text)
         made = DockerContainer(IMAGE).with_volume_mapping(str(folder), "/tests").with_command(["sh", "-c", _COMMAND])
-        made.with_env("CLUSTER", base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))
+        made.with_env("CLUSTER", new_cluster_id())
         made.with_kwargs(entrypoint=[])
         for port in ports:
             made.with_bind_ports(port, port)

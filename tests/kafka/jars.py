@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -38,7 +39,7 @@ def jars() -> Path:
     if shutil.which("java") is None:
         raise NotFetched("no program 'java'")
     FOLDER.parent.mkdir(exist_ok=True)
-    fetched = FOLDER.parent / f"fetched-{version()}"
+    fetched = FOLDER.parent / f"fetched-{hashlib.sha256(POM.read_bytes()).hexdigest()[:16]}"
     # Several test processes start at once.  One of them fetches, and the others wait.
     with (FOLDER.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

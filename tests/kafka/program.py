@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import signal
 import subprocess
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,7 +13,7 @@ from events_core.testing import TcpProxy
 
 from .broker_settings import LISTENERS, settings, write_certificates
 from .jars import NotFetched, jars, version
-from .server import PASSWORD, STOP_TIMEOUT, USER, Missing, Server, await_answer, reserved_ports
+from .server import PASSWORD, STOP_TIMEOUT, USER, Missing, Server, await_answer, new_cluster_id, reserved_ports
 
 _JAVA = [
     "java",
@@ -191,7 +189,7 @@ def cluster(folder: Path, size: int, extra: Sequence[str] = ()) -> Iterator[list
     with ExitStack() as stack:
         ports = [stack.enter_context(reserved_ports(len(LISTENERS))) for _ in range(size)]
         voters = {node: f"127.0.0.1:{those[-1]}" for node, those in enumerate(ports, 1)}
-        identity = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        identity = new_cluster_id()
         brokers: list[Program] = []
         for node, those in enumerate(ports, 1):
             own = folder / f"node-{node}"

@@ -11,6 +11,8 @@ A server that the tests have started is *ours*: a test may stop it, kill it and 
 
 from __future__ import annotations
 
+import base64
+import os
 import random
 import socket
 import struct
@@ -93,6 +95,11 @@ class Server:
 
     def _not_ours(self) -> Missing:
         return Missing(f"the server at {self.address} was not started by the tests, so they leave it alone")
+
+
+def new_cluster_id() -> str:
+    """Return the id of a new cluster: 16 bytes in base64, which do not begin with a hyphen, as an option would."""
+    return base64.urlsafe_b64encode(b"events" + os.urandom(10)).decode().rstrip("=")
 
 
 @contextmanager

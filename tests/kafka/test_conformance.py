@@ -24,8 +24,8 @@ SEGMENTS = "Kafka deletes whole segments, some time after the retention of their
 class KafkaHarness(Harness):
     """A broker of the tests.  An outage cuts the proxy that its clients come through."""
 
-    patience = 20.0
-    bound = 60.0
+    patience = 30.0
+    bound = 120.0  # a broker that was killed may take a minute to start on a busy machine
     sdk_modules = ("confluent_kafka",)
     # The limit counts an attribute by its name and value.  In Kafka, the lengths of these take two bytes more.
     refused_message = EventMessage(bytes(845_000), {f"{number:05}": "" for number in range(30_000)})
@@ -67,6 +67,7 @@ class TestKafka(ConformanceSuite):
     exceptions: Mapping[str, str] = {
         "test_what_is_buffered_counts_as_held": ALONE,
         "test_what_was_never_handed_out_goes_back_at_once": ALONE,
+        "test_a_deleted_subscription_is_made_again": MEMBERS,
         "test_a_deleted_subscription_that_may_not_be_made_is_named": MEMBERS,
         "test_nacking_what_is_gone_with_its_subscription_is_a_no_op": MEMBERS,
         "test_what_is_older_than_its_retention_is_gone": SEGMENTS,
