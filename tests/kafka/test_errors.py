@@ -45,8 +45,8 @@ def test_every_error_is_in_the_table_or_unforeseen() -> None:
     ("name", "code", "retryable"),
     [
         ("_TRANSPORT", ErrorCode.UNAVAILABLE, True),
-        ("_MSG_TIMED_OUT", ErrorCode.TIMEOUT, False),
-        ("_PURGE_INFLIGHT", ErrorCode.TIMEOUT, False),
+        ("_MSG_TIMED_OUT", ErrorCode.TIMEOUT, True),
+        ("_PURGE_INFLIGHT", ErrorCode.TIMEOUT, True),
         ("UNKNOWN_TOPIC_OR_PART", ErrorCode.NOT_FOUND, False),
         ("TOPIC_AUTHORIZATION_FAILED", ErrorCode.PERMISSION_DENIED, False),
         ("SASL_AUTHENTICATION_FAILED", ErrorCode.UNAUTHENTICATED, False),

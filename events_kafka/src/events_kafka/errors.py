@@ -26,6 +26,8 @@ class _Meaning(NamedTuple):
 _UNREACHABLE = _Meaning(ErrorCode.UNAVAILABLE, True, "check the network and the option bootstrap_servers")
 _BUSY = _Meaning(ErrorCode.UNAVAILABLE, True)
 _FINAL = _Meaning(ErrorCode.UNAVAILABLE)
+# The engine sends no message again that has such a result of its own.  The application may.
+_UNKNOWN_OUTCOME = _Meaning(ErrorCode.TIMEOUT, True, "the message may be stored or not")
 _UNKNOWN_USER = _Meaning(
     ErrorCode.UNAUTHENTICATED, advice="check the options sasl_mechanism, username and password, and tls"
 )
@@ -165,8 +167,8 @@ _MEANINGS: dict[str, _Meaning] = {
     "_FATAL": _FINAL,
     "_FENCED": _FINAL,
     "_GAPLESS_GUARANTEE": _FINAL,
-    "_MSG_TIMED_OUT": _Meaning(ErrorCode.TIMEOUT),
-    "_PURGE_INFLIGHT": _Meaning(ErrorCode.TIMEOUT),
+    "_MSG_TIMED_OUT": _UNKNOWN_OUTCOME,
+    "_PURGE_INFLIGHT": _UNKNOWN_OUTCOME,
     "_PURGE_QUEUE": _BUSY,
 }
 """The meaning of an error.  All others are bugs, of this backend or of another program, and become ``INTERNAL``."""

@@ -6,9 +6,12 @@ Who does what, and where:
 * One thread polls the producer while messages are out.  There librdkafka calls the reports of a batch, one for each
   message.  When a turn of the thread has finished batches, it wakes home once.
 
-librdkafka alone retries, because a retry by anyone else would be another message to Kafka.  So messages have no time
-limit inside it.  If a batch is given up, because its time is over or the client closes, the whole producer is thrown
-away.  Then nothing of it is sent later.  The next batch gets a new producer.
+librdkafka alone retries, because a retry by anyone else would be another message to Kafka.  It also ends a message that
+it cannot deliver, a little before the engine would give up the whole batch.  So one partition without a leader does not
+hide the outcome of the messages of the others.
+
+If a batch is given up all the same, or the client closes, the whole producer is thrown away.  Then nothing of it is
+sent later.  The next batch gets a new producer.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ _TURN = 0.1
 """Seconds of one turn of the thread.  ``Producer.poll`` returns after the first event only if this is below 0.2."""
 _IDLE_TURN = 5.0
 """Seconds between two turns while nothing is out.  librdkafka keeps its reports until they are fetched."""
+_SHARE = 0.9
+"""The part of ``send_timeout`` that librdkafka has.  The rest is for the time before a message is handed to it."""
 _PURGES = 50
 """Turns in which the thread of an ended producer waits for the last reports."""
 
@@ -302,7 +307,7 @@ class Publisher:
             "error_cb": on_error,
             "enable.idempotence": True,
             "partitioner": "murmur2_random",  # that of Kafka's client for Java
-            "message.timeout.ms": 0,  # see the top of this module
+            "message.timeout.ms": max(1, round(_SHARE * options.send_timeout * 1000)),
             "message.max.bytes": min(max(self.max_message_bytes, 1000), 1_000_000_000),
             "compression.type": options.compression,
             "topic.metadata.propagation.max.ms": 5000,  # the driver has looked for the topic before
@@ -318,8 +323,13 @@ class Publisher:
             "max.message.bytes"
         )
 
-    def _result(self, found: Any) -> str | BrokerError:
-        return broker_error(f"send to topic {self._topic!r}", found) if isinstance(found, KafkaError) else found
+    def _result(self, found: str | BrokerError | KafkaError) -> str | BrokerError:
+        if not isinstance(found, KafkaError):
+            return found
+        asked = f"send to topic {self._topic!r}"
+        if found.code() == KafkaError._MSG_TIMED_OUT:
+            asked += f" within {_SHARE:.0%} of send_timeout={self._options.send_timeout:g} s"
+        return broker_error(asked, found)
 
     def _abandon(self, sender: _Sender) -> None:
         """End *sender*; the next batch gets another one."""
