@@ -69,7 +69,8 @@ def promises(records: Sequence[Record], head: Callable[[str], str] = str) -> Ite
     rows = [["", *map(head, backends)]]
     for capability, (sentence, _) in PROMISES.items():
         rows.append([sentence, *(_promise(capability, found) for found in of_each)])
-    yield from _table(rows, [100 - 18 * len(backends), *(18 for _ in backends)])
+    width = 72 // len(backends)
+    yield from _table(rows, [100 - width * len(backends), *(width for _ in backends)])
 
 
 def _promise(capability: str, records: Sequence[Record]) -> str:
