@@ -184,6 +184,8 @@ class Report:
     """Duplicates of messages that were not settled when their partition moved."""
     uncommitted: int
     """Duplicates of messages whose receiver died or stalled before it had committed the acknowledgement."""
+    interrupted: int
+    """Duplicates whose hand-over began before a stall, after the look at the clock; at most one for each stall."""
     committed: int
     """Duplicates of messages whose acknowledgement was committed."""
     unexplained: int
@@ -201,7 +203,8 @@ class Report:
                 f"handed out before an earlier one of the key was done {self.misplaced}",
                 f"nacked {self.nacked}; acknowledgements that failed {self.expired}",
                 f"duplicates: unsettled when the partition moved {self.held}, acknowledged and not committed when the "
-                f"member died or stalled {self.uncommitted}, committed {self.committed}, others {self.unexplained}",
+                f"member died or stalled {self.uncommitted}, handed out as a stall began {self.interrupted}, "
+                f"committed {self.committed}, others {self.unexplained}",
                 *self.faults,
             ]
         )
@@ -221,6 +224,8 @@ class Review:
         """The newest end of each message with an acknowledgement that did not fail."""
         self._given: dict[int, Event] = {}
         """The newest hand-over of each message that was not nacked since."""
+        self._latest: dict[str, float] = {}
+        """The time of the newest hand-over of each process."""
         self._front: dict[int, int] = defaultdict(int)
         """For each key, the place of its first message that is not done."""
         for event in self._events:
@@ -243,6 +248,7 @@ class Review:
             if event.number in self._given:
                 self._judge_duplicate(event, self._given[event.number])
             self._given[event.number] = event
+            self._latest[event.process] = event.time
         elif event.kind == "n":
             self._given.pop(event.number, None)
             self.counts["nacked"] += 1
@@ -267,6 +273,8 @@ class Review:
             self.counts["held"] += 1
         elif done is not None and self._was_interrupted(done):
             self.counts["uncommitted"] += 1
+        elif self._was_cut_short(event):
+            self.counts["interrupted"] += 1
         else:
             self._add("unexplained", event, f"first at {before.time:.2f} by {before.process}, done: {done}")
 
@@ -280,6 +288,15 @@ class Review:
             each.kind in ("die", "stall")
             and each.process == done.process
             and each.began - COMMITS < done.time < each.ended + COMMITS
+            for each in self._disturbances
+        )
+
+    def _was_cut_short(self, event: Event) -> bool:
+        """Return whether this is the first hand-over of its process since a stall."""
+        return any(
+            each.kind == "stall"
+            and each.process == event.process
+            and self._latest[event.process] < each.began + STALL / 2 < event.time
             for each in self._disturbances
         )
 
@@ -451,6 +468,7 @@ def run(address: str, folder: Path, messages: int, seconds: float, rounds: int =
         expired=review.counts["expired"],
         held=review.counts["held"],
         uncommitted=review.counts["uncommitted"],
+        interrupted=review.counts["interrupted"],
         committed=review.counts["committed"],
         unexplained=review.counts["unexplained"],
         disturbances=Counter(each.kind for each in members.disturbances),

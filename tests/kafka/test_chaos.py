@@ -67,6 +67,17 @@ def test_the_review_knows_a_message_that_moved(journal: chaos.Journal) -> None:
     assert _count(journal) == {"unexplained": 1}
 
 
+def test_the_review_knows_a_hand_over_that_a_stall_interrupted(journal: chaos.Journal) -> None:
+    """The first hand-over after a stall may have begun before it; a second one may not."""
+    stall = chaos.Disturbance("stall", "b", 20, 40)
+    _add(journal, "b", 19, "r", 2)
+    _add(journal, "b", 19.5, "n", 2)
+    _add(journal, "b", 35, "r", 1)
+    assert _count(journal, stall) == {"nacked": 1, "interrupted": 1}
+    _add(journal, "b", 36, "r", 1)
+    assert _count(journal, stall) == {"nacked": 1, "interrupted": 1, "unexplained": 1}
+
+
 def test_the_review_expects_a_nacked_message_again(journal: chaos.Journal) -> None:
     """A message that was nacked comes again, and that is no duplicate."""
     _add(journal, "a", 14, "r", 2)
