@@ -68,6 +68,14 @@ class Assignment:
         if self.is_paused:
             self._native.pause(placed)
 
+    def ignore(self, partitions: Sequence[TopicPartition]) -> None:
+        """Take *partitions* and fetch nothing of them: librdkafka wants each that the group gives to be taken."""
+        if self._is_eager:
+            self._native.assign(list(partitions))
+        else:
+            self._native.incremental_assign(list(partitions))
+        self._native.pause(list(partitions))
+
     def remove(self, partitions: Iterable[TopicPartition]) -> None:
         """Fetch *partitions* no more."""
         if self._is_eager:

@@ -29,6 +29,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -84,11 +85,11 @@ _HOME_ANSWER = 5.0
 _CLOSE_ANSWER = 0.9
 """Seconds for which a close waits for the thread.  The engine gives a source about one second to close."""
 
-_LAST_COMMIT = 10.0
-"""Seconds for which the thread tries the last commit.  A rebalance delays it until all members have joined again."""
+_LAST_COMMIT = 20.0
+"""Seconds for which the thread tries to commit and to leave.  A rebalance delays both until all members have joined."""
 
-_EXIT_ANSWER = 5.0
-"""Seconds for which the end of the program waits for a thread that tries the last commit."""
+_EXIT_ANSWER = 10.0
+"""Seconds for which the end of the program waits for such a thread."""
 
 _OUT_OF_RANGE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 
@@ -218,7 +219,7 @@ class Consumer(Group):
                 await asyncio.shield(self._done)
         except (TimeoutError, asyncio.CancelledError) as reason:
             atexit.register(self._thread.join, _EXIT_ANSWER)
-            _log.info("the last positions of topic %r are committed later, by the thread %r", *self._names)
+            _log.info("a rebalance of topic %r is under way; the thread %r leaves the group after it", *self._names)
             if isinstance(reason, asyncio.CancelledError):
                 raise
             return
@@ -253,19 +254,20 @@ class Consumer(Group):
             self._open()
             while not self._closing.is_set():
                 self._turn()
-        except Exception as error:
-            self._break(error)
+        # confluent-kafka also raises KafkaError, which is no class of exceptions (2.16, measured).
+        except:  # noqa: E722
+            self._break(sys.exc_info()[1])
             self._closing.wait()
         self._end()
 
-    def _break(self, error: Exception) -> None:
+    def _break(self, error: object) -> None:
         """Tell home that this consumer receives nothing more."""
-        if isinstance(error, KafkaException):
-            failure = broker_error(f"receive from topic {self._topic!r}", error.args[0])
+        reason = error.args[0] if isinstance(error, KafkaException) else error
+        if isinstance(reason, KafkaError):
+            failure = broker_error(f"receive from topic {self._topic!r}", reason)
         else:
             _log.exception("receiving from topic %r failed", self._topic)
             failure = BrokerError(f"the receiver has failed: {error!r}; open another one", ErrorCode.INTERNAL)
-            failure.__cause__ = error
         self._post(self._listener.ended, BrokerError(str(failure), failure.code))
 
     def _post(self, call: Callable[..., object], *arguments: object) -> None:
@@ -416,7 +418,10 @@ class Consumer(Group):
     def _on_assign(self, native: Native, partitions: Sequence[TopicPartition]) -> None:
         self._commits.joined(native)
         starts = self._starts([each.partition for each in partitions])
-        self._assignment.place(self.claims.add(starts))
+        if partitions and not starts:
+            self._assignment.ignore(partitions)  # this receiver is closing
+        else:
+            self._assignment.place(self.claims.add(starts))
 
     def _on_revoke(self, native: Native, partitions: Sequence[TopicPartition]) -> None:
         ended = self._assignment.claims_of(partitions)
@@ -491,8 +496,8 @@ class Consumer(Group):
         try:
             if self._begin is not None or self._tell_last():
                 self._native.close()
-        except Exception as error:
-            _log.warning("leaving the group of topic %r failed: %r", self._topic, error)
+        except:  # noqa: E722
+            _log.warning("leaving the group of topic %r failed: %r", self._topic, sys.exc_info()[1])
         finally:
             # If the broker does not answer, nothing is left to tell it, and close() would wait for it.  Without the
             # last reference librdkafka ends.  It waits only for a commit that is under way.
@@ -500,18 +505,32 @@ class Consumer(Group):
             self._post(_finish, self._done)
 
     def _tell_last(self) -> bool:
-        """Commit the last positions; return False if the broker does not answer."""
+        """Commit the last positions, and leave the group; return False if the broker does not answer."""
         ends = time.monotonic() + _LAST_COMMIT
         self._assignment.pause()
-        is_first = True  # it is sent in any case, to know that the broker answers
-        while not self._is_down and time.monotonic() < ends:
-            if not self._commits.send(self._native, unchanged=is_first):
-                return True
-            is_first = False
-            self._native.consume(1, _CALLBACKS)  # it returns no record, because everything is paused
-            if self._suspicion is not None:
-                self._probe()
-        return False
+        while self._commits.send(self._native):
+            if not self._goes_on(ends):
+                return False
+        if self._leaves:
+            # During a rebalance the broker handles this only after it.  close() gives up after 5 s and cuts the
+            # connection, and the others would wait for this member until its session ends.
+            self._native.unsubscribe()
+            while self._native.memberid():
+                if not self._goes_on(ends):
+                    return False
+        return True
+
+    def _goes_on(self, ends: float) -> bool:
+        """Serve librdkafka; return False if the broker does not answer, or if the time is over."""
+        self._native.consume(1, _CALLBACKS)  # it returns no record, because everything is paused
+        if self._suspicion is not None:
+            self._probe()
+        return not self._is_down and time.monotonic() < ends
+
+    @property
+    def _leaves(self) -> bool:
+        """Return whether the id of the member tells that it has left."""
+        return self._settings.get("group.protocol") == "classic" and "group.instance.id" not in self._settings
 
 
 def _rename(deliveries: Iterable[Delivery], records: Collection[Message]) -> None:
