@@ -123,3 +123,21 @@ def test_any_record_becomes_a_letter(console: Console) -> None:
     (letter,) = console.records(1, topic=dead)
     assert (letter.value(), letter.key()) == (b"body", b"\\xff")
     assert ("kind", b"\\xff") in (letter.headers() or [])
+
+
+def test_a_record_as_large_as_a_letter_may_be_becomes_one(console: Console) -> None:
+    """R12: there is no room for all attributes of the letter, so some are cut; the data stays whole."""
+    console.create_topic(max_message_bytes="2000000")
+    data = bytes(1_048_588 - 97 - 100)
+    console.produce(data, b"k", [("kind", b"a" * 200)], **{"message.max.bytes": 2_000_000})
+    dead = f"{console.topic}-dead"
+
+    async def scenario() -> None:
+        options = {"dead_letter_topic": dead, "max_delivery_attempts": "5", "start": "earliest"}
+        async with console.client(**options) as both, both.subscribe() as receiver:
+            await receiver.reject(await take(receiver))
+
+    asyncio.run(scenario())
+    (letter,) = console.records(1, topic=dead)
+    assert (letter.value(), letter.key()) == (data, b"k")
+    assert letter.headers()

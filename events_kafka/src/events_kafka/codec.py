@@ -24,7 +24,7 @@ from events_core.engine import Delivery
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
-__all__ = ["TOMBSTONE", "Token", "decode", "headers_of", "identity", "record_size", "value_of"]
+__all__ = ["TOMBSTONE", "Token", "decode", "headers_of", "identity", "record_size", "shortened", "value_of"]
 
 _log = logging.getLogger("events_kafka")
 
@@ -119,8 +119,27 @@ def record_size(message: EventMessage, limit: int) -> int:
     return size + len(key.encode()) + sum(len(text) + _size_of_length(len(text)) for text in texts)
 
 
+def shortened(message: EventMessage, limit: int) -> EventMessage:
+    """Return *message*; the longest attributes are cut or left out if its record has more than *limit* bytes.
+
+    Its data and its ordering key stay, so it may still be too large.
+    """
+    if record_size(message, limit) <= limit:
+        return message
+    bare = EventMessage(message.data, ordering_key=message.ordering_key)
+    room = limit - record_size(bare, 0)
+    attributes: dict[str, str] = {}
+    for name, value in sorted(message.attributes.items(), key=lambda item: len(item[1])):
+        room -= len(name.encode()) + _MOST_LENGTHS
+        data = value.encode()[: max(room, 0)]
+        room -= len(data)
+        if room >= 0:
+            attributes[name] = data.decode(errors="ignore")
+    return bare.with_attributes(attributes)
+
+
 def _at_most(attributes: Mapping[str, str]) -> int:
-    return sum(4 * (len(name) + len(value)) + 10 for name, value in attributes.items())
+    return sum(4 * (len(name) + len(value)) + _MOST_LENGTHS for name, value in attributes.items())
 
 
 def _size_of_length(length: int) -> int:
@@ -130,3 +149,5 @@ def _size_of_length(length: int) -> int:
 
 _OVERHEAD = 61 + 36
 """The most bytes of a batch and of a record next to their data (Kafka's protocol, "Record Batch" and "Record")."""
+_MOST_LENGTHS = 10
+"""The most bytes that the lengths of a header take."""

@@ -115,8 +115,10 @@ class KafkaDriver(Driver[KafkaOptions]):
         topic = self.options.dead_letter_topic
         assert topic is not None
         if self._letters is None:
-            self._letters = self._publisher_of(topic)
-        (result,) = await self._letters.publish([letter])
+            letters = self._publisher_of(topic)
+            await self._read_limit(letters, topic)
+            self._letters = self._letters or letters
+        result = await self._letters.publish_letter(letter)
         if isinstance(result, BrokerError):
             raise BrokerError(str(result), result.code, retryable=True)
 

@@ -30,7 +30,7 @@ from confluent_kafka.cimpl import KafkaError, KafkaException, Message, Producer
 
 from events_core import ErrorCode, EventMessage
 from events_core.engine import BrokerError, off_loop
-from events_kafka.codec import headers_of, record_size, value_of
+from events_kafka.codec import headers_of, record_size, shortened, value_of
 from events_kafka.errors import broker_error, not_made
 from events_kafka.options import KafkaOptions
 from events_kafka.settings import given, settings
@@ -263,6 +263,11 @@ class Publisher:
                 for place, result in zip(places, again, strict=True):
                     results[place] = result
         return [self._result(found) for found in results]
+
+    async def publish_letter(self, letter: EventMessage) -> str | BrokerError:
+        """Publish *letter* as :meth:`publish` does.  If its record is too large, attributes are cut."""
+        (result,) = await self.publish([shortened(letter, self.max_message_bytes)])
+        return result
 
     async def _publish(self, messages: Sequence[EventMessage]) -> list[Any]:
         sender = await self._open()
