@@ -7,8 +7,12 @@ Where things are:
 * ``client``, ``options``: the class that the registry finds, and its options.
 * ``settings``, ``admin``: the settings of librdkafka that follow from the options, and its administrator as coroutines.
 * ``codec``, ``errors``, ``limits``: records, failures, and Kafka's limits.
-* ``driver``, ``topology``, ``producing``: the client's side, with topics and consumer groups, and its producer.
-* ``source``, ``consumer``, ``position``: the receiver's side, its consumer, and the position of a partition.
+* ``driver``, ``topology``, ``groups``: the client's side, with topics and consumer groups.
+* ``producing``, ``sender``: the idempotent producer of a topic, and its thread.
+* ``source``, ``room``: the receiver's side, and the room between its consumer and the engine.
+* ``consumer``, ``assignment``, ``claims``, ``starts``, ``commits``: the thread of a consumer, its partitions, where
+  they start, and what is committed.
+* ``position``: the position of one partition, as pure decisions.
 """
 
 from events_kafka.client import KafkaClient

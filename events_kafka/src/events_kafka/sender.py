@@ -1,0 +1,220 @@
+"""One producer of librdkafka and the thread that polls it.
+
+Who does what, and where:
+
+* Home hands the messages of a batch to the producer, which does not block, and waits for the batch.
+* The thread polls the producer while messages are out.  There librdkafka calls the reports of a batch, one for each
+  message.  When a turn of the thread has finished batches, it wakes home once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from typing import Any
+
+from confluent_kafka.cimpl import KafkaError, KafkaException, Message, Producer
+
+from events_core import ErrorCode, EventMessage
+from events_core.engine import BrokerError
+from events_kafka.codec import headers_of, value_of
+from events_kafka.errors import broker_error
+
+__all__ = ["Batch", "Sender"]
+
+_TURN = 0.1
+"""Seconds of one turn of the thread.  ``Producer.poll`` returns after the first event only if this is below 0.2."""
+_IDLE_TURN = 5.0
+"""Seconds between two turns while nothing is out.  librdkafka keeps its reports until they are fetched."""
+_PURGES = 50
+"""Turns in which the thread of an ended producer waits for the last reports."""
+
+
+Report = Callable[[KafkaError | None, Message], None]
+"""The function that librdkafka calls with the outcome of one message."""
+
+
+class Batch:
+    """Messages that were handed to the producer together.
+
+    :param on_done: is called in the thread that reports the last message.
+    """
+
+    def __init__(self, topic: str, size: int, on_done: Callable[[Batch], None]) -> None:
+        self.results: list[Any] = [None] * size
+        """The id of each message, or its ``KafkaError`` or ``BrokerError``."""
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._prefix = f"{topic}/"
+        self._size = size
+        self._on_done = on_done
+        # Home reports what cannot be sent, and the thread all others.  Counting is one step of the interpreter.
+        self._reported = count(1)
+
+    def report(self, place: int, error: KafkaError | None, record: Message) -> None:
+        """Take the report of one message.  This runs for each, so it does little."""
+        self.results[place] = error or f"{self._prefix}{record.partition()}/{record.offset()}"
+        if next(self._reported) == self._size:
+            self._on_done(self)
+
+    def refuse(self, place: int, error: KafkaError | BrokerError) -> None:
+        """Take the reason why a message was not handed over."""
+        self.results[place] = error
+        if next(self._reported) == self._size:
+            self._on_done(self)
+
+
+class Sender:
+    """A producer and its thread, until a batch is given up."""
+
+    _producer: Producer
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._loop = asyncio.get_running_loop()
+        self._work = threading.Condition()
+        """Guards the next two fields."""
+        self._out: set[Batch] = set()
+        self._has_ended = False
+        self._finished: deque[Batch] = deque()
+        """Batches that are done.  Home may add one, and only the thread takes them."""
+        self.is_down = False
+        """True since librdkafka has lost all brokers.  The thread sets it; home resets it when the brokers answer."""
+        self.failure: KafkaError | None = None
+        """The error after which the producer sends nothing more; only the thread sets it."""
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+
+    # At home
+
+    def start(self, producer: Producer) -> None:
+        """Begin to send with *producer*, whose ``error_cb`` is :meth:`on_error`."""
+        self._producer = producer
+        threading.Thread(target=self._run, name="events kafka producer", daemon=True).start()
+
+    async def send(self, messages: Sequence[EventMessage], objection: Callable[[EventMessage], str]) -> Batch:
+        """Hand *messages* to the producer, except those that there is an *objection* to, and their successors."""
+        batch = Batch(self._topic, len(messages), self._finished.append)
+        failed: set[str | None] = set()
+        with self._work:
+            self._out.add(batch)
+            self._work.notify()
+        for place, message in enumerate(messages):
+            key = message.ordering_key
+            if key in failed:
+                text = f"not attempted, because an earlier message of ordering key {key!r} failed"
+                batch.refuse(place, BrokerError(text, ErrorCode.NOT_ATTEMPTED, retryable=True))
+                continue
+            try:
+                reason = objection(message)
+                if reason:
+                    raise BrokerError(reason, ErrorCode.INVALID)
+                report = partial(batch.report, place)
+                if not self._produce(message, report):
+                    await self._produce_later(message, report)
+            except (BrokerError, KafkaException) as error:
+                batch.refuse(place, error if isinstance(error, BrokerError) else error.args[0])
+                if key is not None:
+                    failed.add(key)
+        return batch
+
+    def _produce(self, message: EventMessage, report: Report) -> bool:
+        """Hand *message* to the producer; return False if its queue is full."""
+        attributes = message.attributes
+        try:
+            if attributes:
+                self._producer.produce(
+                    self._topic, value_of(message), message.ordering_key, -1, report, headers=headers_of(message)
+                )
+            else:
+                self._producer.produce(self._topic, message.data, message.ordering_key, -1, report)
+        except BufferError:
+            return False
+        return True
+
+    async def _produce_later(self, message: EventMessage, report: Report) -> None:
+        """Hand *message* to the producer when there is room.
+
+        The option ``librdkafka`` may bound the queue below the bounds of the client.  Nobody is told of room.
+        """
+        is_full = True
+        while is_full:
+            await asyncio.sleep(_TURN / 10)
+            is_full = not self._produce(message, report)
+
+    def end(self) -> None:
+        """Throw away what is out.  The producer ends soon after."""
+        with self._work:
+            self._has_ended = True
+            is_busy = bool(self._out)
+            self._work.notify()
+        if is_busy:
+            # At once, so that nothing leaves after its time.  The reports of this wake the thread.
+            self._producer.purge(blocking=False)
+
+    # In the thread
+
+    def _run(self) -> None:
+        # After a turn with reports there is one more, because the next batch often comes soon.  Then home need not wake
+        # the thread, and the two do not compete for the interpreter while home is busy.
+        is_idle = True
+        while True:
+            with self._work:
+                if is_idle and not self._out and not self._has_ended:
+                    self._work.wait(_IDLE_TURN)
+                if self._has_ended:
+                    break
+                turn = _TURN if self._out or not is_idle else 0.0
+            is_idle = self._producer.poll(turn) == 0
+            if self._finished:
+                self._finish()
+        for _ in range(_PURGES):
+            self._producer.purge()
+            if not self._producer.flush(_TURN):
+                # Otherwise its destructor ends it.  This call would wait for the messages.
+                self._producer.close()
+                break
+        self._tell(_resolve_one, self.ended)
+
+    def _finish(self) -> None:
+        """Tell home of the batches that are done."""
+        finished = [self._finished.popleft() for _ in range(len(self._finished))]
+        with self._work:
+            self._out.difference_update(finished)
+        self._tell(_resolve, finished)
+
+    def on_error(self, error: KafkaError) -> None:
+        code = error.code()
+        if code == KafkaError._ALL_BROKERS_DOWN:
+            self.is_down = True
+        elif error.fatal() or code in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            # librdkafka goes on trying to connect, but the brokers refuse this client.
+            self.failure = error
+            self._tell(self._fail)
+
+    def _fail(self) -> None:
+        """Fail what is out; at home."""
+        with self._work:
+            batches = [*self._out]
+        failure = self.failure
+        assert failure is not None
+        for batch in batches:
+            if not batch.done.done():
+                batch.done.set_exception(broker_error(f"send to topic {self._topic!r}", failure))
+
+    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _resolve(batches: Sequence[Batch]) -> None:
+    for batch in batches:
+        _resolve_one(batch.done)
+
+
+def _resolve_one(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
