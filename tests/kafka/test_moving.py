@@ -153,6 +153,7 @@ class Ledger:
 async def work(receiver: EventReceiver, ledger: Ledger, name: str) -> None:
     async for message in receiver:
         ledger.received(message, name)
+        await asyncio.sleep(0.003)  # the work; several partitions move meanwhile
         if random.random() < 0.05:
             await receiver.nack(message, delay=0.01)
             continue
@@ -173,10 +174,16 @@ async def member(console: Console, ledger: Ledger, name: str, seconds: float) ->
         await asyncio.gather(*workers)
 
 
+async def visit(console: Console, ledger: Ledger, name: str) -> None:
+    """Join and leave again and again, also in the middle of a rebalance."""
+    while True:
+        await member(console, ledger, name, random.random() * 2)
+
+
 def test_order_holds_while_receivers_come_and_go(console: Console) -> None:
     """R8, R9, R10: of each key, nothing comes before what was sent before it is acknowledged, and nothing is lost."""
     console.create_topic(partitions=4)
-    count, keys = 2000, 20
+    count, keys = 6000, 20
     ledger = Ledger()
 
     async def scenario() -> None:
@@ -186,13 +193,14 @@ def test_order_holds_while_receivers_come_and_go(console: Console) -> None:
                 EventMessage(b"%d" % (number // keys), ordering_key=f"k{number % keys}") for number in range(count)
             )
             steady = asyncio.create_task(member(console, ledger, "steady", PATIENCE))
+            guests = [asyncio.create_task(visit(console, ledger, name)) for name in ("one", "other")]
             async with asyncio.timeout(3 * PATIENCE):
-                turn = 0
                 while sum(ledger.done.values()) < count:
-                    turn += 1
-                    await member(console, ledger, f"guest {turn}", random.random() * 3)
+                    await asyncio.sleep(0.1)
+            for guest in guests:
+                guest.cancel()
             steady.cancel()
-            await asyncio.gather(steady, return_exceptions=True)
+            await asyncio.gather(steady, *guests, return_exceptions=True)
 
     asyncio.run(scenario())
     assert ledger.problems == []
