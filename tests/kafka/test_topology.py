@@ -9,7 +9,7 @@ import pytest
 from events_core import ErrorCode, EventConnectionError, EventError, EventMessage, ReceiveError
 
 from .console import Console, client
-from .receiving import numbered
+from .receiving import numbered, take
 
 
 def test_a_topic_is_created_as_the_options_say(console: Console) -> None:
@@ -192,3 +192,21 @@ def test_letters_have_a_topic_and_a_subscription(console: Console) -> None:
     letters.topic = dead
     letters.subscription = f"{dead}-letters"
     assert letters.committed() == 0
+
+
+def test_a_dead_letter_topic_that_was_deleted_is_created_again(console: Console) -> None:
+    """R12: with create=all, the next letter creates the topic, and nothing is lost."""
+    dead = Console(console.server)
+
+    async def scenario() -> None:
+        options = {"dead_letter_topic": dead.topic, "max_delivery_attempts": "5"}
+        async with console.client(**options) as both, both.subscribe() as receiver:
+            for number in range(2):
+                await both.send_message(EventMessage(b"%d" % number))
+                await receiver.reject(await take(receiver))
+                if number == 0:
+                    await asyncio.to_thread(dead.delete_topic)
+
+    asyncio.run(scenario())
+    (letter,) = dead.records(1)
+    assert letter.value() == b"1"

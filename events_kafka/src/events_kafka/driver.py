@@ -98,14 +98,22 @@ class KafkaDriver(Driver[KafkaOptions]):
         return ""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        results = [*await self._publisher.publish(messages)]
+        results = await self._publish(messages)
         missing = [place for place, result in enumerate(results) if _is_missing(result)]
         if missing and self.options.create == "all":  # the topic was deleted
             await self.topology.create()
-            again = await self._publisher.publish([messages[place] for place in missing])
+            again = await self._publish([messages[place] for place in missing])
             for place, result in zip(missing, again, strict=True):
                 results[place] = result
         return results
+
+    async def _publish(self, messages: Sequence[EventMessage]) -> list[str | BrokerError]:
+        try:
+            return [*await self._publisher.publish(messages)]
+        except BrokerError as error:
+            if not _is_missing(error):
+                raise
+            return [error] * len(messages)
 
     async def store_letter(self, letter: EventMessage) -> None:
         """Publish *letter* to the dead-letter topic, and return when Kafka has stored it.
@@ -114,13 +122,22 @@ class KafkaDriver(Driver[KafkaOptions]):
         """
         topic = self.options.dead_letter_topic
         assert topic is not None
-        if self._letters is None:
-            letters = self._publisher_of(topic)
-            await self._read_limit(letters, topic)
-            self._letters = self._letters or letters
-        result = await self._letters.publish_letter(letter)
+        result = await self._publish_letter(topic, letter)
+        if _is_missing(result) and self.options.create == "all":
+            await self.topology.find_topic(topic)
+            result = await self._publish_letter(topic, letter)
         if isinstance(result, BrokerError):
-            raise BrokerError(str(result), result.code, retryable=True)
+            raise BrokerError(str(result), result.code, retryable=True) from result.__cause__
+
+    async def _publish_letter(self, topic: str, letter: EventMessage) -> str | BrokerError:
+        try:
+            if self._letters is None:
+                letters = self._publisher_of(topic)
+                await self._read_limit(letters, topic)
+                self._letters = self._letters or letters
+            return await self._letters.publish_letter(letter)
+        except BrokerError as error:
+            return error
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> KafkaSource:
         from events_kafka.source import Context, join
