@@ -178,6 +178,15 @@ class Topology:
                 ErrorCode.NOT_FOUND,
             )
         await self._commit(topic, group, starts)
+        if self._options.start != "earliest" and any(starts.values()):
+            # Kafka does not tell a new group from one that it has forgotten.
+            _log.warning(
+                "consumer group %r is new, or was unused for so long that Kafka has forgotten its positions (7 days, "
+                "unless the broker is set otherwise); it starts at start=%s, and skips what topic %r has before",
+                group,
+                self._options.start,
+                topic,
+            )
 
     async def _commit(self, topic: str, group: str, starts: Mapping[int, int]) -> None:
         # If the group has members, another client has created it.
