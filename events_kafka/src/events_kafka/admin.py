@@ -31,6 +31,8 @@ _TURN = 0.05
 """Seconds between two looks at what librdkafka reports while a request is out."""
 _RECONNECT_TIMEOUT = 3.0
 """Seconds for a request while all brokers are lost: longer than the pauses between librdkafka's tries."""
+_FIRST_TIMEOUT = 0.3
+"""The same until a broker has answered for the first time: then it is better to tell why none does."""
 
 _COORDINATOR_TIMEOUT = 10.0
 """Seconds within which a group gets a coordinator when brokers have started."""
@@ -48,6 +50,7 @@ class Administrator:
         """The last report that the brokers refuse this client."""
         self._last: KafkaError | None = None
         """The last report of a broken connection."""
+        self._patience = _FIRST_TIMEOUT
         self._down_since = math.inf
         """The ``time.monotonic()`` at which all brokers were reported as lost; infinite if they answer."""
 
@@ -113,6 +116,7 @@ class Administrator:
         with translated(asked):
             result = future.result()
         self._down_since = math.inf
+        self._patience = _RECONNECT_TIMEOUT
         return result
 
     async def _until(self, asked: str, future: asyncio.Future[Any]) -> None:
@@ -124,7 +128,7 @@ class Administrator:
                 await asyncio.wait([future], timeout=_TURN)
                 self.native.poll(0)  # calls _on_error
                 error = self._refusal
-                if error is None and time.monotonic() - max(began, self._down_since) > _RECONNECT_TIMEOUT:
+                if error is None and time.monotonic() - max(began, self._down_since) > self._patience:
                     error = self._last
                 if error is not None and not future.done():
                     raise broker_error(asked, error)
