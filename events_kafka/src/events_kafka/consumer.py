@@ -218,8 +218,9 @@ class Consumer(Group):
             async with asyncio.timeout(_CLOSE_ANSWER):
                 await asyncio.shield(self._done)
         except (TimeoutError, asyncio.CancelledError) as reason:
+            # Usually a rebalance is under way.  A program that ends now gives the thread some more time.
             atexit.register(self._thread.join, _EXIT_ANSWER)
-            _log.info("a rebalance of topic %r is under way; the thread %r leaves the group after it", *self._names)
+            _log.info("leaving the group of topic %r waits for the broker; the thread %r goes on with it", *self._names)
             if isinstance(reason, asyncio.CancelledError):
                 raise
             return
