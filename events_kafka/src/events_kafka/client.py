@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from events_core import ConfigurationError, ReceivedMessage
+from events_core import ConfigurationError, EventConfig, ReceivedMessage
 from events_core.engine import EngineClient
 from events_core.interface import Location
+from events_core.options import read_options
 from events_kafka.driver import KafkaDriver
 from events_kafka.limits import FULL_CAPABILITIES
 from events_kafka.options import KafkaOptions
+from events_kafka.scratch import creations
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -56,3 +59,11 @@ class KafkaClient(EngineClient):
         """
         native: Message = super().native_message(message)
         return native
+
+    @classmethod
+    @asynccontextmanager
+    async def scratch(cls, config: EventConfig) -> AsyncIterator[EventConfig]:
+        """Yield *config* itself; on leaving, delete the topics that this process has created since."""
+        options = read_options(cls.options_class, config.options, origins=config.origins, backend=config.backend)
+        async with creations(options):
+            yield config

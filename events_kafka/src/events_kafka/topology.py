@@ -19,6 +19,7 @@ from events_core.engine import BrokerError, off_loop
 from events_kafka.admin import Administrator
 from events_kafka.groups import positions, set_positions
 from events_kafka.options import KafkaOptions
+from events_kafka.scratch import created
 
 __all__ = ["Topology"]
 
@@ -86,6 +87,26 @@ class Topology:
             )
         except BrokerError as error:
             if not _is(error, KafkaError.TOPIC_ALREADY_EXISTS):  # another client was faster
+                created(topic)  # nobody knows
+                raise
+        except asyncio.CancelledError:
+            created(topic)
+            raise
+        else:
+            created(topic)
+
+    async def delete_topic(self) -> None:
+        """Delete the topic with its messages; that it is missing is no error.
+
+        :raises BrokerError: if that failed.
+        """
+        topic = self._topic
+        try:
+            await self._admin.ask(
+                f"delete topic {topic!r}", lambda admin: admin.delete_topics([topic], **_TIMEOUT)[topic]
+            )
+        except BrokerError as error:
+            if error.code is not ErrorCode.NOT_FOUND:
                 raise
 
     async def _created(self, topic: str) -> list[int]:
