@@ -18,7 +18,6 @@ RECORDS = Path(__file__).parents[2] / "docs" / "backends" / "proof"
 
 ALONE = "a partition belongs to one receiver, and the next one gets messages of it only when the first has left"
 MEMBERS = "Kafka does not delete a consumer group that has members"
-SEGMENTS = "Kafka deletes whole segments, some time after the retention of their newest message is over"
 
 
 class KafkaHarness(Harness):
@@ -70,7 +69,6 @@ class TestKafka(ConformanceSuite):
         "test_a_deleted_subscription_is_made_again": MEMBERS,
         "test_a_deleted_subscription_that_may_not_be_made_is_named": MEMBERS,
         "test_nacking_what_is_gone_with_its_subscription_is_a_no_op": MEMBERS,
-        "test_what_is_older_than_its_retention_is_gone": SEGMENTS,
     }
 
     @pytest.fixture
