@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -34,10 +34,17 @@ _RECONNECT_TIMEOUT = 3.0
 _FIRST_TIMEOUT = 0.3
 """The same until a broker has answered for the first time: then it is better to tell why none does."""
 
-_COORDINATOR_TIMEOUT = 10.0
-"""Seconds within which a group gets a coordinator when brokers have started."""
-_COORDINATOR_PAUSE = 0.1
+_READY_TIMEOUT = 10.0
+"""Seconds within which partitions get leaders, and groups coordinators, when brokers have started."""
+_READY_PAUSE = 0.1
 """Seconds between two requests until then."""
+_NOT_READY = COORDINATOR_IS_COMING | {
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+}
+"""The errors of requests that were not carried out, because a broker starts or partitions move."""
 
 
 class Administrator:
@@ -90,25 +97,25 @@ class Administrator:
         :param asked: the request, for errors.
         :raises BrokerError: if it failed.
         """
-        ends = time.monotonic() + _COORDINATOR_TIMEOUT
-        while True:
-            try:
-                with translated(asked):
-                    answer = request(self.native)
-                return await self._result(asked, answer)
-            except BrokerError as error:
-                # librdkafka does not wait for a coordinator that starts.
-                if not _coordinator_is_coming(error) or time.monotonic() > ends:
-                    raise
-            await asyncio.sleep(_COORDINATOR_PAUSE)
+
+        async def once() -> ResultT:
+            with translated(asked):
+                answer = request(self.native)
+            return await self._result(asked, answer)
+
+        return await _when_ready(once)
 
     async def ask_all(
         self, asked: str, request: Callable[[AdminClient], Iterable[tuple[T, Future[ResultT]]]]
     ) -> list[tuple[T, ResultT]]:
         """Make a request that has several answers, and return them; the first failure counts."""
-        with translated(asked):
-            answers = [*request(self.native)]
-        return [(place, await self._result(asked, answer)) for place, answer in answers]
+
+        async def once() -> list[tuple[T, ResultT]]:
+            with translated(asked):
+                answers = [*request(self.native)]
+            return [(place, await self._result(asked, answer)) for place, answer in answers]
+
+        return await _when_ready(once)
 
     async def _result(self, asked: str, answer: Future[ResultT]) -> ResultT:
         future = asyncio.wrap_future(answer)
@@ -146,9 +153,18 @@ class Administrator:
             self._last = error
 
 
-def _coordinator_is_coming(error: BrokerError) -> bool:
-    cause = error.__cause__
-    return isinstance(cause, KafkaException) and cause.args[0].code() in COORDINATOR_IS_COMING
+async def _when_ready(request: Callable[[], Awaitable[T]]) -> T:
+    """Make a request again while a broker is not ready for it.  librdkafka and the engine do not."""
+    ends = time.monotonic() + _READY_TIMEOUT
+    while True:
+        try:
+            return await request()
+        except BrokerError as error:
+            cause = error.__cause__
+            is_coming = isinstance(cause, KafkaException) and cause.args[0].code() in _NOT_READY
+            if not is_coming or time.monotonic() > ends:
+                raise
+        await asyncio.sleep(_READY_PAUSE)
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:
