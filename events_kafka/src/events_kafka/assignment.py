@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-from confluent_kafka import Consumer as Native
-from confluent_kafka import TopicPartition
+from confluent_kafka.cimpl import Consumer as Native
+from confluent_kafka.cimpl import TopicPartition
 
 from events_kafka.claims import Claim, Claims, Start
 from events_kafka.starts import watermarks

@@ -15,8 +15,8 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
-from confluent_kafka import Consumer as Native
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.cimpl import Consumer as Native
+from confluent_kafka.cimpl import KafkaError, KafkaException, TopicPartition
 
 from events_core.engine import uptime
 from events_kafka.claims import Claim, Claims, Commit

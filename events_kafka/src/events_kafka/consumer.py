@@ -48,6 +48,7 @@ from events_kafka.claims import Claim, Claims, Start
 from events_kafka.codec import decode
 from events_kafka.commits import Commits, Group
 from events_kafka.errors import broker_error
+from events_kafka.health import Health
 from events_kafka.room import Room
 from events_kafka.starts import committed_starts, new_starts
 
@@ -63,12 +64,6 @@ _CALLBACKS = 0.02
 
 _COMMIT_PAUSE = 1.0
 """Seconds between two commits."""
-
-_PROBE_ANSWER = 1.0
-"""Seconds to wait for an answer of a broker that did not answer.  A close waits as long."""
-
-_PROBE_PAUSE = 0.5
-"""Seconds between two questions to a broker that did not answer."""
 
 _DISCOVERY_PAUSE = 5.0
 """Seconds between two looks for new partitions, without a group.  With one, librdkafka looks for them."""
@@ -92,32 +87,6 @@ _EXIT_ANSWER = 10.0
 """Seconds for which the end of the program waits for such a thread."""
 
 _OUT_OF_RANGE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
-
-_OUTAGE = frozenset(
-    {
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError._AUTHENTICATION,
-        KafkaError._SSL,
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError._UNKNOWN_PARTITION,
-    }
-)
-"""Errors after which the thread asks whether the broker answers, and has the topic."""
-
-_DENIED = frozenset(
-    {
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.INCONSISTENT_GROUP_PROTOCOL,
-        KafkaError.INVALID_SESSION_TIMEOUT,
-        KafkaError.GROUP_MAX_SIZE_REACHED,
-        KafkaError.UNSUPPORTED_VERSION,
-    }
-)
-"""Errors that librdkafka repeats in vain, until somebody changes something."""
 
 
 class Listener(ABC):
@@ -183,15 +152,15 @@ class Consumer(Group):
         self._thread = threading.Thread(target=self._run, name=f"events Kafka {topic}", daemon=True)
 
         # From here on: the thread's.
+        self._health = Health(
+            topic,
+            lambda error: self._post(listener.failed, error),
+            lambda: self._post(listener.recovered),
+        )
         self._native: Native
         self._assignment: Assignment
         self._next_commit = 0.0
         self._safe_until = 0.0
-        self._suspicion: KafkaError | None = None
-        """The error because of which the broker is asked whether it answers."""
-        self._is_down = False
-        """True once it did not answer, until it does."""
-        self._next_probe = 0.0
         self._next_discovery = 0.0
         self._full_since: float | None = None
         self._full_turn = 0.0
@@ -236,7 +205,9 @@ class Consumer(Group):
 
     def _run(self) -> None:
         try:
-            self._native = Native({**self._settings, "error_cb": self._on_error, "on_commit": self._commits.answered})
+            self._native = Native(
+                {**self._settings, "error_cb": self._health.note, "on_commit": self._commits.answered}
+            )
         except (KafkaException, ValueError, TypeError) as error:
             self._post(_fail, self._started, _refused(error))
             self._post(_finish, self._done)
@@ -289,23 +260,22 @@ class Consumer(Group):
         """Wait for records, and do what is due."""
         now = time.monotonic()
         self._renew()
-        if self._suspicion is not None and now >= self._next_probe:
-            self._probe()
-        if self._assignment.is_astray and not self._is_down:
+        self._health.check(self._native)
+        if self._assignment.is_astray and not self._health.is_down:
             self._correct()
         if self._begin is not None and now >= self._next_discovery:
             self._discover()
         self._receive(now)
         if self._begin is None and now >= self._next_commit:
             self._next_commit = now + _COMMIT_PAUSE
-            if not self._is_down:
+            if not self._health.is_down:
                 self._commits.send(self._native)
 
     def _correct(self) -> None:
         try:
             self._assignment.correct()
         except KafkaException as error:
-            self._suspicion = error.args[0]
+            self._health.suspect(error.args[0])
 
     # Records
 
@@ -362,49 +332,14 @@ class Consumer(Group):
         if error.code() in _OUT_OF_RANGE and partition is not None:
             self._assignment.went_astray(partition)
         else:
-            self._on_error(error)
+            self._health.note(error)
 
-    def _on_error(self, error: KafkaError) -> None:
-        """Handle an error of librdkafka, which tries again by itself."""
-        code = error.code()
-        if error.fatal():
-            raise KafkaException(error)
-        if code in _DENIED:
-            self._post(self._listener.failed, broker_error(f"receive from topic {self._topic!r}", error))
-        elif code in _OUTAGE:
-            self._suspicion = error
-        else:
-            _log.debug("receiving from topic %r: %s", self._topic, error)
-
-    # The broker
-
-    def _probe(self) -> None:
-        """Find out whether the broker answers, and has the topic."""
-        self._next_probe = time.monotonic() + _PROBE_PAUSE
-        try:
-            found = self._native.list_topics(self._topic, timeout=_PROBE_ANSWER).topics[self._topic].error
-        except KafkaException as failure:
-            found = failure.args[0]
-            assert self._suspicion is not None
-            if self._suspicion.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
-                found = self._suspicion  # the reason why it does not answer
-        if found is not None:
-            self._fail(found)
-            return
-        self._suspicion = None
-        if self._is_down:
-            self._is_down = False
-            self._post(self._listener.recovered)
-
-    def _fail(self, error: KafkaError) -> None:
-        self._is_down = True
-        self._suspicion = error
-        self._post(self._listener.failed, broker_error(f"receive from topic {self._topic!r}", error))
+    # Partitions
 
     def _discover(self) -> None:
         """Read partitions that were added, from their beginning; without a group."""
         self._next_discovery = time.monotonic() + _DISCOVERY_PAUSE
-        if self._is_down:
+        if self._health.is_down:
             return
         try:
             starts = new_starts(self._native, self._topic, [claim.partition for claim in self.claims.all])
@@ -413,8 +348,6 @@ class Consumer(Group):
             return
         if starts:
             self._assignment.place(self.claims.add(starts))
-
-    # Partitions
 
     def _on_assign(self, native: Native, partitions: Sequence[TopicPartition]) -> None:
         self._commits.joined(native)
@@ -460,7 +393,7 @@ class Consumer(Group):
             try:
                 return committed_starts(self._native, self._topic, partitions)
             except KafkaException as error:
-                self._fail(error.args[0])
+                self._health.fail(error.args[0])
                 self._closing.wait(_IDLE)
         return []
 
@@ -471,7 +404,7 @@ class Consumer(Group):
             self._extend()
 
     def is_troubled(self, error: KafkaError) -> None:
-        self._on_error(error)
+        self._health.note(error)
 
     # The session
 
@@ -480,7 +413,7 @@ class Consumer(Group):
 
         If this turn comes late, the process was stopped, and others may have the partitions.  So ask first.
         """
-        if self._begin is not None or self._is_down:
+        if self._begin is not None or self._health.is_down:
             return
         if uptime() < self._safe_until or not len(self.claims):
             self._extend()
@@ -524,9 +457,8 @@ class Consumer(Group):
     def _goes_on(self, ends: float) -> bool:
         """Serve librdkafka; return False if the broker does not answer, or if the time is over."""
         self._native.consume(1, _CALLBACKS)  # it returns no record, because everything is paused
-        if self._suspicion is not None:
-            self._probe()
-        return not self._is_down and time.monotonic() < ends
+        self._health.check(self._native, at_once=True)
+        return not self._health.is_down and time.monotonic() < ends
 
     @property
     def _leaves(self) -> bool:

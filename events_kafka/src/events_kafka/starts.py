@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from confluent_kafka import Consumer as Native
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.cimpl import Consumer as Native
+from confluent_kafka.cimpl import KafkaError, KafkaException, TopicPartition
 
 from events_kafka.claims import Start
 
