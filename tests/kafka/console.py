@@ -24,6 +24,15 @@ PATIENCE = 60.0
 """Seconds that an answer may take on a busy machine."""
 PATIENT = dict.fromkeys(("send_timeout", "ack_timeout", "connect_timeout"), "300")
 """Options with which a call ends when it is done, however busy the machine is.  A server may take a minute to start."""
+NOT_READY = frozenset(
+    {
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError._WAIT_COORD,
+    }
+)
+"""Answers about a group whose broker has just started, or has just got the group."""
 QUIET: Mapping[str, Any] = {"log_level": 0, "error_cb": lambda error: None}
 """Settings of librdkafka, which otherwise logs each refused connection on the standard error stream."""
 
@@ -167,9 +176,19 @@ class Console:
         """Return what a group has committed for a partition, with its metadata; None if nothing."""
         # By a consumer, because the administrator's request crashes while the coordinator is not ready.
         consumer = Consumer({"bootstrap.servers": self.address, "group.id": group or self.group, **QUIET})
+        ends = time.monotonic() + PATIENCE
         try:
-            (found,) = consumer.committed([Place(self.topic, partition)], timeout=PATIENCE)
-            return None if found.offset < 0 else found
+            while True:
+                try:
+                    (found,) = consumer.committed([Place(self.topic, partition)], timeout=PATIENCE)
+                    if found.error is not None:
+                        raise KafkaException(found.error)
+                except KafkaException as error:
+                    if error.args[0].code() not in NOT_READY or time.monotonic() > ends:
+                        raise
+                    time.sleep(0.1)
+                else:
+                    return None if found.offset < 0 else found
         finally:
             consumer.close()
 

@@ -112,7 +112,7 @@ def test_what_was_acknowledged_before_its_partition_moves_does_not_come_again(co
                     done |= {each.data for each in await acknowledge_what_is_left(first, [message])}
                     await asyncio.sleep(0.03)  # so that the partition moves in between
             again: set[bytes] = set()
-            while some := await second.receive_messages(100, 5):
+            while some := await second.receive_messages(100, 5 if again else PATIENCE):
                 again |= {message.data for message in some}
                 await second.acknowledge_messages(some)
             assert again

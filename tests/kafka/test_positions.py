@@ -205,10 +205,12 @@ async def settle_one(receiver: EventReceiver) -> ReceivedMessage:
 async def settle_all_but_the_first_of_a_partition(
     receiver: EventReceiver,
 ) -> tuple[ReceivedMessage, list[ReceivedMessage]]:
-    """Hold the first message, and acknowledge the others until none comes."""
+    """Hold the first message, and acknowledge the others: 100 of the other partition, until none comes."""
     held = await take(receiver)
     came: list[ReceivedMessage] = []
-    while some := await receiver.receive_messages(10, 5):
+    others = 0
+    while some := await receiver.receive_messages(10, 5 if others == 100 else PATIENCE):
         await receiver.acknowledge_messages(some)
         came += some
+        others += sum(partition_of(message) != partition_of(held) for message in some)
     return held, came

@@ -51,10 +51,10 @@ def test_a_scratch_deletes_what_its_clients_created(console: Console) -> None:
 
     async def scenario() -> None:
         async with other.client() as before:
-            await before.ping()
+            await before.ping(timeout=60)
         async with KafkaClient.scratch(config) as trial:
             async with client(other.topic, **trial.options) as found:
-                await found.ping()
+                await found.ping(timeout=60)
             async with client(trial.topic_name, **trial.options) as made:
                 await made.send_message(EventMessage(b"x"))
             assert console.partitions() == 1

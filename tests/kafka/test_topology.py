@@ -17,7 +17,7 @@ def test_a_topic_is_created_as_the_options_say(console: Console) -> None:
 
     async def scenario() -> None:
         async with console.client(partitions="5", replication_factor="1", retention="3600") as sender:
-            await sender.ping()
+            await sender.ping(timeout=60)
 
     asyncio.run(scenario())
     assert console.partitions() == 5
@@ -97,7 +97,7 @@ def test_a_new_group_starts_where_the_option_says(console: Console, start: str, 
 
     async def scenario() -> None:
         async with console.client(start=start) as sender:
-            await sender.ping()
+            await sender.ping(timeout=60)
 
     asyncio.run(scenario())
     assert console.committed() == positions
@@ -112,7 +112,7 @@ def test_a_new_group_starts_at_a_time(console: Console) -> None:
 
     async def scenario() -> None:
         async with console.client(start="1970-01-01T00:00:02Z") as sender:
-            await sender.ping()
+            await sender.ping(timeout=60)
 
     asyncio.run(scenario())
     assert [console.committed(0), console.committed(1)] == [1, 1]
@@ -127,7 +127,7 @@ def test_a_group_that_exists_keeps_its_position(console: Console) -> None:
 
     async def scenario() -> None:
         async with console.client(start="earliest") as sender:
-            await sender.ping()
+            await sender.ping(timeout=60)
 
     asyncio.run(scenario())
     assert console.committed() == 2
@@ -140,7 +140,7 @@ def test_a_group_may_be_shared_with_other_programs(console: Console) -> None:
 
     async def scenario() -> None:
         async with console.client(subscription=group, group_id="{subscription}") as sender:
-            await sender.ping()
+            await sender.ping(timeout=60)
 
     asyncio.run(scenario())
     assert console.position(group=group) is not None
