@@ -61,7 +61,7 @@ RESERVE = 2.0
 """The largest reserve, in seconds: the last part of a timeout, in which the broker is told what was settled, and the
 rest is given back."""
 STEP = 2.0
-"""The longest time of one step at home, in seconds.  Closing a source is such a step."""
+"""The longest time of one step at home, in seconds.  A source may ask for more (``Source.close_time``)."""
 SHORTEST_STEP = 0.05
 """Seconds that a step has even if no time is left.  Steps that need no answer of a broker then still succeed."""
 
@@ -101,12 +101,12 @@ class CloseTime:
         """Return the seconds that are left to tell the broker what was settled.  They end at half of the reserve."""
         return (self._gives_up + self._ends) / 2 - time.monotonic()
 
-    def step(self) -> float:
+    def step(self, longest: float = STEP) -> float:
         """Return the seconds that the next step may take: half of what is left, so that time is left for the others."""
         # The last eighth of the reserve stays free.  If the home used it too, it would end at the moment at which its
         # callers give up, and they would warn of a thread that hangs.
         ends = (self._gives_up + 7 * self._ends) / 8
-        return max(SHORTEST_STEP, min(STEP, (ends - time.monotonic()) / 2))
+        return max(SHORTEST_STEP, min(longest, (ends - time.monotonic()) / 2))
 
 
 async def cancel_all(tasks: Iterable[asyncio.Task[Any] | None], within: float) -> None:

@@ -239,6 +239,11 @@ class Source(ABC):
     After that time the engine hands out nothing that is buffered.  So renew the session, set this, from any thread, and
     call the ``wake`` of :meth:`Driver.subscribe`.  The engine looks at the clock before it hands out a message.  A
     process that was stopped does not notice it, and neither does one whose machine was suspended."""
+
+    close_time: float = 1.0
+    """Seconds for which :meth:`close` may wait for the broker.  The engine lowers this number to what the caller's
+    timeout leaves, and then calls the method.  When the time is over, it logs a warning and cancels the call."""
+
     _tell_lost: Callable[[Callable[[Delivery], bool]], None] | None = None
 
     def lost(self, is_lost: Callable[[Delivery], bool]) -> None:
@@ -337,8 +342,7 @@ class Source(ABC):
         *Called* once.  The engine has settled all it had before, and :meth:`fetch`, :meth:`settle` and :meth:`extend`
         have ended, unless they ignore cancellation.
 
-        *Cancelled* when the receiver has no more time to close.  What is not released then may stay open until
-        :meth:`Driver.close`.
+        *Cancelled* after :attr:`close_time`.  What is not released then may stay open until :meth:`Driver.close`.
 
         :raises BrokerError: the engine logs it, and every other exception, as a warning.
         """

@@ -464,7 +464,10 @@ class EngineReceiver(EventReceiver):
         # Leases are kept until all that can be told has been told: a lapsed one would make the settlement EXPIRED.
         await self._settler.stop(self._close_time.step())
         await self._feed.stop(self._close_time.step())
-        await self._home.close_quietly(self._source.close(), repr(self.subscription), self._close_time.step())
+        # The second half of the step is for a closing that ignores its cancellation.
+        within = self._close_time.step(2 * self._source.close_time)
+        self._source.close_time = within / 2
+        await self._home.close_quietly(self._source.close(), repr(self.subscription), within)
         self.give_up()
         self._forget(self)
 

@@ -9,7 +9,15 @@ from concurrent.futures import Future
 from functools import cached_property
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, Producer
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupState,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+)
 from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic
 
@@ -207,6 +215,10 @@ class Console:
     def members(self, group: str = "") -> int:
         """Return the number of members of the group."""
         return len(answered(self.admin.describe_consumer_groups([group or self.group])).members)
+
+    def state(self) -> ConsumerGroupState:
+        """Return the state of the group."""
+        return answered(self.admin.describe_consumer_groups([self.group])).state
 
     def has_group(self, group: str = "") -> bool:
         listing = self.admin.list_consumer_groups().result(PATIENCE)

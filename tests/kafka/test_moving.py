@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
+from confluent_kafka import Consumer, ConsumerGroupState
 
 from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, ReceivedMessage
 
-from .console import Console
+from .console import QUIET, Console
 from .receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, settle_all, take
 from .waiting import until
 
@@ -119,6 +121,47 @@ def test_what_was_acknowledged_before_its_partition_moves_does_not_come_again(co
             assert not again & done
 
     asyncio.run(scenario())
+
+
+def test_a_close_in_the_middle_of_a_rebalance_is_no_failure(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """C1: the receiver leaves when the rebalance is over, also after its close has returned, and warns of nothing."""
+    console.create_topic(partitions=2)
+
+    async def scenario() -> None:
+        eager = "partition.assignment.strategy=range"
+        async with console.client(librdkafka=eager) as both:
+            with slow_member(console) as poll:
+                receiver = await both.subscribe()
+                # It waits for the other member, which is to give its partitions up first, and does not look.
+                await until(lambda: console.state() == ConsumerGroupState.PREPARING_REBALANCING)
+                await receiver.close(timeout=PATIENCE)
+                assert console.members() == 2
+                await until(lambda: poll() == 2 and console.members() == 1)
+
+    asyncio.run(scenario())
+    assert "closing" not in caplog.text
+
+
+@contextmanager
+def slow_member(console: Console) -> Iterator[Callable[[], int]]:
+    """Enter with another program's member of the group, which has all partitions.
+
+    It looks for news of the group only when the yielded function is called, which returns how many partitions it has.
+    """
+    settings = {"bootstrap.servers": console.address, "group.id": console.group, **QUIET}
+    consumer = Consumer({**settings, "partition.assignment.strategy": "range"})
+
+    def poll() -> int:
+        consumer.poll(0.1)
+        return len(consumer.assignment())
+
+    # With a callback, librdkafka gives nothing up before a poll has called it.
+    consumer.subscribe([console.topic], on_revoke=lambda consumer, partitions: consumer.unassign())
+    console.until_known(lambda: poll() > 0)
+    try:
+        yield poll
+    finally:
+        consumer.close()
 
 
 class Ledger:

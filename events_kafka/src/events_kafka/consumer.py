@@ -77,9 +77,6 @@ _FULL_PAUSE = 10.0
 _HOME_ANSWER = 5.0
 """Seconds to wait until home knows that a partition is lost.  Home never blocks, but it may be ending."""
 
-_CLOSE_ANSWER = 0.9
-"""Seconds for which a close waits for the thread.  The engine gives a source about one second to close."""
-
 _LAST_COMMIT = 20.0
 """Seconds for which the thread tries to commit and to leave.  A rebalance delays both until all members have joined."""
 
@@ -177,14 +174,14 @@ class Consumer(Group):
         self._thread.start()
         await started
 
-    async def close(self) -> None:
-        """Commit, leave the group and end the thread.  If the broker does not answer, the thread ends later."""
+    async def close(self, within: float) -> None:
+        """Commit, leave the group and end the thread.  If that takes longer than *within* seconds, it ends later."""
         self._closing.set()
         self._room.wake()
         if self._thread.ident is None:
             return
         try:
-            async with asyncio.timeout(_CLOSE_ANSWER):
+            async with asyncio.timeout(within):
                 await asyncio.shield(self._done)
         except (TimeoutError, asyncio.CancelledError) as reason:
             # Usually a rebalance is under way.  A program that ends now gives the thread some more time.

@@ -44,6 +44,8 @@ _BUFFER_BYTES = 16 * 2**20
 _HEARTBEAT = 1.0
 """Seconds between two signs of life.  A receiver that joins waits for one of each other member."""
 
+_CLOSE_SHARE = 0.8
+"""The part of its time to close after which the source leaves the rest to the consumer's thread."""
 
 _UNCERTAIN = BrokerError(
     "the broker has not confirmed yet that this receiver still has its partitions",
@@ -72,6 +74,7 @@ class KafkaSource(Source, Listener):
 
     redelivers_locally = True
     keeps_delays = False
+    close_time = 5.0  # a rebalance delays the last commit, usually for less
 
     def __init__(
         self, options: KafkaOptions, topic: str, group: str | None, begin: dict[int, int] | None, context: Context
@@ -263,8 +266,10 @@ class KafkaSource(Source, Listener):
         return taken
 
     async def close(self) -> None:
+        now = asyncio.get_running_loop().time
+        ends = now() + _CLOSE_SHARE * self.close_time
         await self._letters.close()
-        await self._consumer.close()
+        await self._consumer.close(ends - now())
 
 
 def _again(delivery: Delivery, failed: bool) -> Delivery:

@@ -266,6 +266,52 @@ def test_a_closing_source_that_ignores_cancellation_does_not_hold_its_client_up(
     run(scene())
 
 
+@pytest.mark.parametrize(("timeout", "given"), [(60, 5), (4, 0.96875), (0, 0.4375)])
+def test_a_source_that_needs_longer_to_close_has_what_the_callers_timeout_leaves(timeout: float, given: float) -> None:
+    """The engine lowers ``close_time`` before it calls ``close``, and never raises it."""
+    told: list[float] = []
+
+    async def scene() -> None:
+        client = awkward()
+        receiver = await client.subscribe("s")
+        (source,) = client.broker.sources
+        source.close_time = 5
+
+        async def close() -> None:
+            told.append(source.close_time)
+
+        source.close = close  # type: ignore[method-assign]
+        await receiver.close(timeout=timeout)
+        await client.close()
+
+    run(scene())
+    (left,) = told
+    assert 0 < left <= given
+
+
+def test_a_source_may_take_its_time_to_close(caplog: pytest.LogCaptureFixture) -> None:
+    """It is not cancelled, although it takes longer than a source that asks for no time."""
+    ended: list[bool] = []
+
+    async def scene() -> None:
+        client = awkward()
+        receiver = await client.subscribe("s")
+        (source,) = client.broker.sources
+        source.close_time = 20
+
+        async def close() -> None:
+            await asyncio.sleep(1.5)
+            ended.append(True)
+
+        source.close = close  # type: ignore[method-assign]
+        await receiver.close(timeout=2 * BOUND)
+        await client.close()
+
+    run(scene())
+    assert ended
+    assert warnings(caplog) == ""
+
+
 def test_cancelling_ends_with_the_last_task() -> None:
     """It waits for a task that is ending, and does not cancel it twice."""
     cancellations = 0
@@ -610,8 +656,9 @@ def test_a_close_reserves_time_for_giving_back(
     assert time.step() == (whole - patience) * 7 / 16
 
 
+@pytest.mark.parametrize("source", [2, 60])
 @pytest.mark.parametrize("timeout", [0, 8, 15, 60])
-def test_home_ends_before_its_callers_give_up(monkeypatch: pytest.MonkeyPatch, timeout: float) -> None:
+def test_home_ends_before_its_callers_give_up(monkeypatch: pytest.MonkeyPatch, timeout: float, source: float) -> None:
     """C2: otherwise they would warn that its thread may hang, although each step only took all of its time."""
     now = 1000.0
     monkeypatch.setattr(closing_module.time, "monotonic", lambda: now)
@@ -619,8 +666,8 @@ def test_home_ends_before_its_callers_give_up(monkeypatch: pytest.MonkeyPatch, t
     time.hasten(timeout)
     now += time.patience()
     now += time.flush()
-    for _ in ("settler", "leases", "source", "tasks", "driver", "thread"):
-        now += time.step()
+    for longest in (2, 2, source, 2, 2, 2):  # the settler, leases, the source, tasks, the driver, the thread
+        now += time.step(longest)
     assert now < 1000.0 + max(timeout, 2)
 
 
