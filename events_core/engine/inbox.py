@@ -25,16 +25,17 @@ The rules:
 
 1. Hold the lock briefly, and never across an ``await``.  All methods of the ledger and of the settlements need it,
    except those in the list at the end.  In other classes "Under the lock" marks the methods whose caller must hold it.
-2. The engine calls a driver under the lock in two cases only.
+2. The engine calls a driver under the lock in three cases only.
 
    * ``fetch``, ``settle`` and ``next_due`` of an inline source, because they never wait.  So an inline driver may take
      its own locks, and must not call the receiver.  It logs later, in ``Source.unlocked``, because a log handler may
      call the receiver.
+   * ``acknowledge_at_once``, which only takes a note.  It may take a lock of the driver.
    * The function that a driver passes to ``Source.lost``.  It only compares tokens.
 3. The lock is not reentrant.  Release it before you call ``Settler.pump`` or ``Settler.progressed``, because both may
    take it.  An inline ``pump`` even settles before it returns.
-4. While you hold the lock, you may take only a lock of a ``WaitingRoom``, of the home's thread, or of an inline driver.
-   A thread that holds one of these never takes the receiver's lock.  So no two threads can wait for each other.
+4. While you hold the lock, you may take only a lock of a ``WaitingRoom``, of the home's thread, or of a driver.  A
+   thread that holds one of these never takes the receiver's lock.  So no two threads can wait for each other.
 5. The garbage collector may run code of ours in a thread that holds the lock.  Such code only appends to
    :attr:`Inbox.abandoned` or sets :attr:`Inbox.is_left` (``docs/design/engine.rst``).
 

@@ -65,6 +65,14 @@ class Letters:
         self._first: dict[str, tuple[str, float]] = {}
         self._moved: set[str] = set()
 
+    @property
+    def is_busy(self) -> bool:
+        """True while letters are under way, so that :meth:`forget` must be told of what is settled.
+
+        It may be read in any thread: a message that is settled there has no letter whose way begins at the same time.
+        """
+        return bool(self._moving or self._moved or self._first)
+
     def takes(self, settlement: Settlement) -> bool:
         """Return whether the message becomes a letter: it was rejected, or has failed too often."""
         if settlement.outcome is not _NACK:

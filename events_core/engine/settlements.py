@@ -79,7 +79,8 @@ class Settlements:
         self._deferred: list[Settlement] = []
         self._is_busy = False
         """Whether a request is out, or about to leave."""
-        self._is_stopped = False
+        self.is_stopped = False
+        """Whether nothing leaves any more."""
 
     @property
     def is_idle(self) -> bool:
@@ -115,7 +116,7 @@ class Settlements:
         Nacks that wait for their delay here do not leave now, and have ended for their callers.
         """
         batch: list[Settlement] = []
-        while self.queued and not self._is_stopped and len(batch) < limit:
+        while self.queued and not self.is_stopped and len(batch) < limit:
             settlement = self.queued.popleft()
             if settlement._given_up:
                 continue
@@ -161,7 +162,7 @@ class Settlements:
 
     def stop(self) -> None:
         """Let no request leave from now on."""
-        self._is_stopped = True
+        self.is_stopped = True
 
     def give_up(self, ticket: Ticket, error: BrokerError) -> None:
         """End the wait of *ticket* with *error*; the messages stay held unless another caller waits too (S5)."""

@@ -23,6 +23,8 @@ from events_core.errors import ErrorCode
 
 __all__ = ["InlineSettler", "Settler"]
 
+_ACK = Outcome.ACK  # reading a member from its class takes ten times as long (CPython 3.11)
+
 
 class Settler:
     """Sends the settlements of one receiver from home, and lets callers wait for them."""
@@ -78,8 +80,37 @@ class Settler:
         return ticket
 
     def _tell(self, begun: Begun, ticket: Ticket) -> None:
-        self._settlements.enqueue(begun.to_send)
+        to_send = begun.to_send
+        # Of one call, all have the same outcome, except the successors of a nacked message.
+        if to_send and to_send[0].outcome is _ACK and not self._settlements.is_stopped:
+            results = self._source.acknowledge_at_once(to_send)
+            if results is not None:
+                self._settlements.enqueue(self._ended(to_send, results, ticket.failed))
+                ticket.register(each for each in begun.awaited if each.delivery._settlement is each)
+                return
+        self._settlements.enqueue(to_send)
         ticket.register(begun.awaited)
+
+    def _ended(
+        self,
+        settlements: Sequence[Settlement],
+        results: Sequence[BrokerError | None],
+        failed: dict[str, BrokerError],
+    ) -> list[Settlement]:
+        """Record the *results* of settlements for which no caller waits yet.
+
+        :param failed: takes the errors, by message id.
+        :returns: the settlements for later deliveries of their keys, which must go back too (R10).
+        """
+        behind: list[Settlement] = []
+        for settlement, result in zip(settlements, results, strict=True):
+            behind += self._inbox.ledger.finish(settlement, result)
+            if result is None:
+                continue
+            failure = error_for_callers(settlement, result)
+            if failure is not None and settlement.outcome is not Outcome.RETURN:
+                failed[settlement.delivery.message_id] = failure
+        return behind
 
     def pump(self) -> None:
         """Let the next request leave, unless one is out.  Call it after each use of the lock, without the lock."""
@@ -90,8 +121,12 @@ class Settler:
     async def finished(self, ticket: Ticket) -> None:
         """Wait for *ticket* until its time is up; what is not settled by then stays held (S5)."""
         self.pump()
-        if not ticket.awaited:
-            self.progressed()  # the ledger has done all by itself, and perhaps put something into its buffer
+        if ticket.pending < len(ticket.awaited) or not ticket.awaited:
+            # The source has answered at once, or the ledger has done all by itself.  That makes room, or fills the
+            # buffer.
+            self.progressed()
+            # Otherwise an application that works on a long backlog would let no other task run.
+            await asyncio.sleep(0)
         if not ticket.pending:
             return
         # Under the lock, so that the last settlement either has ended before, or finds the waiter.
@@ -240,14 +275,7 @@ class InlineSettler(Settler):
                 raise _miscounted(results, settlements)
         except BrokerError as error:
             results = [error] * len(settlements)
-        behind: list[Settlement] = []
-        for settlement, result in zip(settlements, results, strict=True):
-            behind += self._inbox.ledger.finish(settlement, result)
-            if result is None:
-                continue
-            failure = error_for_callers(settlement, result)
-            if failure is not None and settlement.outcome is not Outcome.RETURN:
-                failed[settlement.delivery.message_id] = failure
+        behind = self._ended(settlements, results, failed)
         if behind:
             self._settle_now(behind, failed)
 

@@ -202,8 +202,21 @@ class KafkaSource(Source, Listener):
 
     # Settling
 
+    def acknowledge_at_once(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None] | None:
+        if not self._is_safe() or self._letters.is_busy:
+            return None
+        with self._claims.lock:
+            settle = self._claims.settle
+            return [
+                None if settle(settlement.delivery.token) else _expired(settlement.delivery)
+                for settlement in settlements
+            ]
+
+    def _is_safe(self) -> bool:
+        return self.safe_until is None or uptime() < self.safe_until
+
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-        if self.safe_until is not None and uptime() >= self.safe_until:
+        if not self._is_safe():
             # The process was stopped, and others may have the partitions.  The consumer's thread is asking.
             return [_UNCERTAIN] * len(settlements)
         returned: list[Delivery] = []

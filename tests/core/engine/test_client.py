@@ -1201,6 +1201,92 @@ def test_an_answer_for_fewer_messages_is_an_error() -> None:
     run(test)
 
 
+class NotingSource(ScriptedSource):
+    """A source that takes a note of acknowledgements, unless it is told not to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[str] = []
+        self.takes_notes = True
+
+    def acknowledge_at_once(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None] | None:
+        if not self.takes_notes:
+            return None
+        self.noted += [settlement.delivery.data.decode() for settlement in settlements]
+        return [self.refusal] * len(settlements)
+
+
+class NotingDriver(ScriptedDriver):
+    async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> NotingSource:
+        source = NotingSource()
+        self.sources.append(source)
+        return source
+
+
+async def _noting(client: ScriptedClient, *texts: str) -> tuple[EventReceiver, NotingSource, list[ReceivedMessage]]:
+    """Yield a receiver that holds a message of one key for each text."""
+    receiver = await client.subscribe("s")
+    (source,) = client.broker.sources
+    assert isinstance(source, NotingSource)
+    await client.send_messages([message(text, "key") for text in texts])
+    await until(lambda: receiver.stats.buffered == len(texts))
+    return receiver, source, await receiver.receive_messages(len(texts), 60)
+
+
+def test_acknowledgement_at_once() -> None:
+    """S1: if the backend takes a note of acknowledgements, they need no request, and make room at once."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver, source, held = await _noting(client, "1", "2")
+        await receiver.acknowledge_messages(held)
+        assert source.noted == ["1", "2"]
+        assert receiver.stats.held == 0
+        await receiver.acknowledge_messages(held)  # settling twice is a success (S2)
+        assert source.settled == []
+        assert source.noted == ["1", "2"]
+
+    run(test, driver=NotingDriver)
+
+
+def test_acknowledgement_at_once_lets_others_run() -> None:
+    """An application that acknowledges message after message lets other tasks of its loop run."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver, _, held = await _noting(client, "1")
+        other = asyncio.create_task(_set(asyncio.Event()))
+        await receiver.acknowledge(held[0])
+        assert other.done()
+
+    run(test, driver=NotingDriver)
+
+
+def test_acknowledgement_at_once_of_a_lost_delivery() -> None:
+    """R10: if a delivery was lost, the later ones of its key go back too."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver, source, held = await _noting(client, "1", "2")
+        source.refusal = BrokerError("the partition is gone", ErrorCode.EXPIRED)
+        with pytest.raises(AcknowledgeError, match="the partition is gone") as caught:
+            await receiver.acknowledge(held[0])
+        assert caught.value.code is ErrorCode.EXPIRED
+        source.refusal = None
+        await until(lambda: [(each.delivery.data, each.outcome) for each in source.settled] == [(b"2", Outcome.RETURN)])
+
+    run(test, driver=NotingDriver)
+
+
+def test_acknowledgement_that_cannot_be_noted() -> None:
+    """S1: if the backend takes no note now, the acknowledgement is a request as any other."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver, source, held = await _noting(client, "1")
+        source.takes_notes = False
+        await receiver.acknowledge(held[0])
+        assert [each.delivery.data for each in source.settled] == [b"1"]
+
+    run(test, driver=NotingDriver)
+
+
 async def _answer_nothing(settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
     return []
 
