@@ -14,7 +14,6 @@ program of Kafka can read it.  A record of any other program arrives by these ru
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +23,7 @@ from events_core.engine import Delivery
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
-__all__ = ["TOMBSTONE", "Token", "decode", "headers_of", "identity", "record_size", "shortened", "value_of"]
+__all__ = ["TOMBSTONE", "Token", "decode", "identity", "packed", "record_size", "shortened"]
 
 _log = logging.getLogger("events_kafka")
 
@@ -94,29 +93,32 @@ def _time(record: Message) -> datetime | None:
         return None
 
 
-def headers_of(message: EventMessage) -> list[tuple[str, str | bytes | None]]:
-    """Return the headers of the record that carries *message*."""
-    # As bytes: confluent-kafka ends a text at its first NUL.
-    return [(name, value.encode()) for name, value in message.attributes.items() if name != TOMBSTONE or message.data]
+def packed(message: EventMessage) -> tuple[bytes | None, dict[str, str | bytes | None] | None, int]:
+    """Return the value and the headers of the record that carries *message*, and a bound of its size.
 
-
-def value_of(message: EventMessage) -> bytes | None:
-    """Return the value of the record that carries *message*; ``None`` for a tombstone."""
-    return None if not message.data and TOMBSTONE in message.attributes else message.data
-
-
-def record_size(message: EventMessage, limit: int) -> int:
-    """Return the bytes of a batch with only the record of *message*, or less if it is far below *limit*.
-
-    The result is at most :data:`_OVERHEAD` bytes too large.
+    The value of a tombstone is ``None``.  The bound is the most bytes that a batch with only this record may have.
     """
-    size = len(message.data) + _OVERHEAD
-    key, attributes = message.ordering_key or "", message.attributes
+    value = message.data
     # A character has 4 bytes at most, and measuring each text would cost more than sending a small message.
-    if size + 4 * len(key) <= limit and (not attributes or _at_most(attributes) + size + 4 * len(key) <= limit):
-        return size
-    texts = [text.encode() for header in attributes.items() for text in header]
-    return size + len(key.encode()) + sum(len(text) + _size_of_length(len(text)) for text in texts)
+    size = len(value) + _OVERHEAD + 4 * len(message.ordering_key or "")
+    if not message.attributes:
+        return value, None, size
+    headers: dict[str, str | bytes | None] = {}
+    for name, text in message.attributes.items():
+        # As bytes: confluent-kafka ends a text at its first NUL.
+        headers[name] = data = text.encode()
+        size += 4 * len(name) + len(data) + _MOST_LENGTHS
+    if not value and TOMBSTONE in headers:
+        del headers[TOMBSTONE]
+        return None, headers, size
+    return value, headers, size
+
+
+def record_size(message: EventMessage) -> int:
+    """Return the bytes of a batch with only the record of *message*; the result may be a few bytes too large."""
+    texts = [text.encode() for header in message.attributes.items() for text in header]
+    key = (message.ordering_key or "").encode()
+    return len(message.data) + _OVERHEAD + len(key) + sum(len(text) + _size_of_length(len(text)) for text in texts)
 
 
 def shortened(message: EventMessage, limit: int) -> EventMessage:
@@ -124,10 +126,10 @@ def shortened(message: EventMessage, limit: int) -> EventMessage:
 
     Its data and its ordering key stay, so it may still be too large.
     """
-    if record_size(message, limit) <= limit:
+    if record_size(message) <= limit:
         return message
     bare = EventMessage(message.data, ordering_key=message.ordering_key)
-    room = limit - record_size(bare, 0)
+    room = limit - record_size(bare)
     attributes: dict[str, str] = {}
     for name, value in sorted(message.attributes.items(), key=lambda item: len(item[1])):
         room -= len(name.encode()) + _MOST_LENGTHS
@@ -136,10 +138,6 @@ def shortened(message: EventMessage, limit: int) -> EventMessage:
         if room >= 0:
             attributes[name] = data.decode(errors="ignore")
     return bare.with_attributes(attributes)
-
-
-def _at_most(attributes: Mapping[str, str]) -> int:
-    return sum(4 * (len(name) + len(value)) + _MOST_LENGTHS for name, value in attributes.items())
 
 
 def _size_of_length(length: int) -> int:

@@ -99,7 +99,8 @@ class KafkaDriver(Driver[KafkaOptions]):
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         results = await self._publish(messages)
-        missing = [place for place, result in enumerate(results) if _is_missing(result)]
+        # Asked for each message, and nearly all are ids.
+        missing = [place for place, result in enumerate(results) if result.__class__ is not str and _is_missing(result)]
         if missing and self.options.create == "all":  # the topic was deleted
             await self.topology.create()
             again = await self._publish([messages[place] for place in missing])

@@ -18,7 +18,7 @@ from confluent_kafka.cimpl import KafkaError, KafkaException, Producer
 
 from events_core import ErrorCode, EventMessage
 from events_core.engine import BrokerError, off_loop
-from events_kafka.codec import record_size, shortened
+from events_kafka.codec import shortened
 from events_kafka.errors import broker_error, not_made
 from events_kafka.options import KafkaOptions
 from events_kafka.sender import Sender
@@ -52,6 +52,8 @@ class Publisher:
         :raises BrokerError: if none was stored, or that is unknown.
         """
         results = await self._publish(messages)
+        if not _failures(results):
+            return results
         suspects = _suspects(messages, results)
         if len(suspects) > 1:
             # One caller's bad message must not fail another's.  So halve until only the offenders fail (P3).
@@ -74,15 +76,14 @@ class Publisher:
             await self._probe()
             sender.is_down = False
         try:
-            batch = await sender.send(messages, self._objection)
-            await batch.done
+            results = await sender.send(messages, self.max_message_bytes)
         except BaseException:  # cancelled, or the brokers refuse this client
             self._abandon(sender)
             raise
-        if sender.failure is not None or any(map(_is_missing, batch.results)):
+        if sender.failure is not None or any(map(_is_missing, _failures(results))):
             # A producer that misses a topic does so until its next look at the cluster, some minutes later.
             self._abandon(sender)
-        return batch.results
+        return results
 
     async def _open(self) -> Sender:
         async with self._opening:
@@ -116,16 +117,6 @@ class Publisher:
             "topic.metadata.propagation.max.ms": 5000,  # the driver has looked for the topic before
         }
 
-    def _objection(self, message: EventMessage) -> str:
-        limit = self.max_message_bytes
-        size = record_size(message, limit)
-        if size <= limit:
-            return ""
-        return (
-            f"its record has {size} bytes, and topic {self._topic!r} takes {limit}; send less, or raise the topic's "
-            "max.message.bytes"
-        )
-
     def _result(self, found: str | BrokerError | KafkaError) -> str | BrokerError:
         if not isinstance(found, KafkaError):
             return found
@@ -150,6 +141,10 @@ class Publisher:
             await asyncio.wait([*self._ending])
 
 
+def _failures(results: Sequence[Any]) -> Sequence[Any]:
+    return [result for result in results if result.__class__ is not str]
+
+
 def _is_missing(result: Any) -> bool:
     return isinstance(result, KafkaError) and broker_error("", result).code is ErrorCode.NOT_FOUND
 
@@ -160,8 +155,6 @@ def _suspects(messages: Sequence[EventMessage], results: Sequence[Any]) -> Seque
     It refuses all records of a partition that came together, and does not say which one is bad.  A message is none of
     them if a later one of its key was stored, because it must not be sent again (P4).
     """
-    if all(result.__class__ is str for result in results):
-        return ()
     pairs = [*zip(messages, results, strict=True)]
     stored = {message.ordering_key for message, result in pairs if isinstance(result, str)} - {None}
     return [

@@ -22,7 +22,7 @@ from confluent_kafka.cimpl import KafkaError, KafkaException, Message, Producer
 
 from events_core import ErrorCode, EventMessage
 from events_core.engine import BrokerError
-from events_kafka.codec import headers_of, value_of
+from events_kafka.codec import packed, record_size
 from events_kafka.errors import broker_error
 
 __all__ = ["Batch", "Sender"]
@@ -35,36 +35,41 @@ _PURGES = 50
 """Turns in which the thread of an ended producer waits for the last reports."""
 
 
-Report = Callable[[KafkaError | None, Message], None]
-"""The function that librdkafka calls with the outcome of one message."""
+Report = Callable[[KafkaError | BrokerError | None, Message | None], None]
+"""The function that is called with the outcome of one message: an error, or its record."""
 
 
 class Batch:
     """Messages that were handed to the producer together.
 
+    It is used again for other messages when all of them are reported.  Its reports would be most of what a message
+    leaves to the garbage collector.
+
     :param on_done: is called in the thread that reports the last message.
     """
 
-    def __init__(self, topic: str, size: int, on_done: Callable[[Batch], None]) -> None:
-        self.results: list[Any] = [None] * size
+    def __init__(self, topic: str, on_done: Callable[[Batch], None]) -> None:
+        self.results: list[Any] = []
         """The id of each message, or its ``KafkaError`` or ``BrokerError``."""
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[None]
         self._prefix = f"{topic}/"
-        self._size = size
         self._on_done = on_done
-        # Home reports what cannot be sent, and the thread all others.  Counting is one step of the interpreter.
+        self._reports: list[Report] = []
         self._reported = count(1)
 
-    def report(self, place: int, error: KafkaError | None, record: Message) -> None:
+    def begin(self, size: int) -> Sequence[Report]:
+        """Wait for *size* messages; return at least one report for each."""
+        self.results = [None] * size
+        self.done = asyncio.get_running_loop().create_future()
+        # Home reports what cannot be sent, and the thread all others.  Counting is one step of the interpreter.
+        self._reported = count(1)
+        self._reports += [partial(self._report, place) for place in range(len(self._reports), size)]
+        return self._reports
+
+    def _report(self, place: int, error: KafkaError | BrokerError | None, record: Message) -> None:
         """Take the report of one message.  This runs for each, so it does little."""
         self.results[place] = error or f"{self._prefix}{record.partition()}/{record.offset()}"
-        if next(self._reported) == self._size:
-            self._on_done(self)
-
-    def refuse(self, place: int, error: KafkaError | BrokerError) -> None:
-        """Take the reason why a message was not handed over."""
-        self.results[place] = error
-        if next(self._reported) == self._size:
+        if next(self._reported) == len(self.results):
             self._on_done(self)
 
 
@@ -80,6 +85,8 @@ class Sender:
         """Guards the next two fields."""
         self._out: set[Batch] = set()
         self._has_ended = False
+        self._spare: list[Batch] = []
+        """Batches that may be used again; only home touches them."""
         self._finished: deque[Batch] = deque()
         """Batches that are done.  Home may add one, and only the thread takes them."""
         self.is_down = False
@@ -95,47 +102,54 @@ class Sender:
         self._producer = producer
         threading.Thread(target=self._run, name="events kafka producer", daemon=True).start()
 
-    async def send(self, messages: Sequence[EventMessage], objection: Callable[[EventMessage], str]) -> Batch:
-        """Hand *messages* to the producer, except those that there is an *objection* to, and their successors."""
-        batch = Batch(self._topic, len(messages), self._finished.append)
-        failed: set[str | None] = set()
+    async def send(self, messages: Sequence[EventMessage], limit: int) -> list[Any]:
+        """Send *messages*; return the id of each, or its ``KafkaError`` or ``BrokerError``.
+
+        A message whose record has more than *limit* bytes fails alone, and its successors are not attempted.
+        """
+        batch = self._spare.pop() if self._spare else Batch(self._topic, self._finished.append)
+        reports = batch.begin(len(messages))
         with self._work:
             self._out.add(batch)
             self._work.notify()
-        for place, message in enumerate(messages):
+        failed: set[str] = set()
+        for message, report in zip(messages, reports, strict=False):
             key = message.ordering_key
-            if key in failed:
-                text = f"not attempted, because an earlier message of ordering key {key!r} failed"
-                batch.refuse(place, BrokerError(text, ErrorCode.NOT_ATTEMPTED, retryable=True))
-                continue
             try:
-                reason = objection(message)
-                if reason:
-                    raise BrokerError(reason, ErrorCode.INVALID)
-                report = partial(batch.report, place)
-                if not self._produce(message, report):
-                    await self._produce_later(message, report)
+                if key in failed:
+                    raise _not_attempted(key)
+                if not self._produce(message, limit, report):
+                    await self._produce_later(message, limit, report)
             except (BrokerError, KafkaException) as error:
-                batch.refuse(place, error if isinstance(error, BrokerError) else error.args[0])
+                report(error if isinstance(error, BrokerError) else error.args[0], None)
                 if key is not None:
                     failed.add(key)
-        return batch
+        await batch.done
+        self._spare.append(batch)
+        return batch.results
 
-    def _produce(self, message: EventMessage, report: Report) -> bool:
+    def _produce(self, message: EventMessage, limit: int, report: Report) -> bool:
         """Hand *message* to the producer; return False if its queue is full."""
-        attributes = message.attributes
+        value, headers, size = packed(message)
+        if size > limit:
+            self._measure(message, limit)
         try:
-            if attributes:
-                self._producer.produce(
-                    self._topic, value_of(message), message.ordering_key, -1, report, headers=headers_of(message)
-                )
-            else:
-                self._producer.produce(self._topic, message.data, message.ordering_key, -1, report)
+            # By position, because names would cost as much as a header.  -1 is any partition, and 0 is now.
+            self._producer.produce(self._topic, value, message.ordering_key, -1, report, None, 0, headers)
         except BufferError:
             return False
         return True
 
-    async def _produce_later(self, message: EventMessage, report: Report) -> None:
+    def _measure(self, message: EventMessage, limit: int) -> None:
+        size = record_size(message)
+        if size > limit:
+            raise BrokerError(
+                f"its record has {size} bytes, and topic {self._topic!r} takes {limit}; send less, or raise the "
+                "topic's max.message.bytes",
+                ErrorCode.INVALID,
+            )
+
+    async def _produce_later(self, message: EventMessage, limit: int, report: Report) -> None:
         """Hand *message* to the producer when there is room.
 
         The option ``librdkafka`` may bound the queue below the bounds of the client.  Nobody is told of room.
@@ -143,7 +157,7 @@ class Sender:
         is_full = True
         while is_full:
             await asyncio.sleep(_TURN / 10)
-            is_full = not self._produce(message, report)
+            is_full = not self._produce(message, limit, report)
 
     def end(self) -> None:
         """Throw away what is out.  The producer ends soon after."""
@@ -218,3 +232,8 @@ def _resolve(batches: Sequence[Batch]) -> None:
 def _resolve_one(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _not_attempted(key: str | None) -> BrokerError:
+    text = f"not attempted, because an earlier message of ordering key {key!r} failed"
+    return BrokerError(text, ErrorCode.NOT_ATTEMPTED, retryable=True)
