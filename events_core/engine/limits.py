@@ -25,8 +25,12 @@ def message_size(message: _Sized) -> int:
     size = len(message.data)
     if message.ordering_key:
         size += _length(message.ordering_key)
+    # This runs for each message that arrives, so it calls no function for each text.
     for key, value in message.attributes.items():
-        size += _length(key) + _length(value)
+        if key.isascii() and value.isascii():
+            size += len(key) + len(value)
+        else:
+            size += len(key.encode()) + len(value.encode())
     return size
 
 
