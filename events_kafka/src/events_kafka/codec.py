@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from events_core import EventMessage
@@ -59,7 +60,7 @@ def decode(record: Message, claim: int) -> Delivery:
         value or b"",
         attributes,
         _text(key) if key else None,
-        _time(record),
+        _instant(*record.timestamp()),
         1,
         Token(partition, offset, claim, record),  # type: ignore[arg-type]
     )
@@ -76,15 +77,20 @@ def _attributes(record: Message) -> dict[str, str]:
             f"{record.topic()}/{record.partition()}/{record.offset()}",
         )
         return {}
-    return {name: _text(value) if value else "" for name, value in headers} if headers else {}
+    if not headers:
+        return {}
+    try:
+        return {name: value.decode() for name, value in headers}
+    except (AttributeError, UnicodeDecodeError):  # a null, or other bytes
+        return {name: _text(value) if value else "" for name, value in headers}
 
 
 def _text(data: bytes | str) -> str:
     return data if isinstance(data, str) else data.decode(errors="backslashreplace")
 
 
-def _time(record: Message) -> datetime | None:
-    kind, milliseconds = record.timestamp()
+@lru_cache(16)  # of records that are sent together, many have the same time
+def _instant(kind: int, milliseconds: int) -> datetime | None:
     if not kind:  # TIMESTAMP_NOT_AVAILABLE
         return None
     try:

@@ -286,10 +286,7 @@ class Consumer(Group):
         room = self._room.wait(_IDLE)
         if room > 0:
             self._full_since = None
-            # The first call waits for a record; the second one takes what has come with it.  With a larger number, the
-            # first one would wait for so many.
-            if self._take(1, _IDLE) and room > 1:
-                self._take(room - 1, 0)
+            self._take(room, _IDLE)
             return
         if self._full_since is None:
             self._full_since = self._full_turn = now
@@ -299,10 +296,14 @@ class Consumer(Group):
             self._full_turn = now
             self._take(1, 0)
 
-    def _take(self, count: int, seconds: float) -> int:
-        """Deliver at most *count* records; return how many came."""
+    def _take(self, count: int, seconds: float) -> None:
+        """Wait for a record, and deliver at most *count* of those that are there."""
         newest = self.claims.newest
-        came = self._native.consume(count, seconds)
+        # The first call waits for one record; the second one takes what has come with it.  With a larger number, the
+        # first one would wait for so many.
+        came = self._native.consume(1, seconds)
+        if came and count > 1:
+            came += self._native.consume(count - 1, 0)
         if came:
             records = [record for record in came if record.error() is None]
             if len(records) < len(came):
@@ -320,7 +321,6 @@ class Consumer(Group):
                 # The call above has run callbacks, and may have had the records before.
                 self._assignment.place([claim], again=True)
         self._assignment.bound_gaps()
-        return len(came)
 
     def _on_bad_record(self, record: Message) -> None:
         error = record.error()
