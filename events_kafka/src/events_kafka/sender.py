@@ -182,15 +182,19 @@ class Sender:
                 if self._has_ended:
                     break
                 turn = _TURN if self._out or not is_idle else 0.0
-            is_idle = self._producer.poll(turn) == 0
+            try:
+                is_idle = self._producer.poll(turn) == 0
+            except KafkaException as error:  # of a fatal error, confluent-kafka tells in this way (2.16, measured)
+                self._stop(error.args[0])
             if self._finished:
                 self._finish()
         for _ in range(_PURGES):
-            self._producer.purge()
-            if not self._producer.flush(_TURN):
-                # Otherwise its destructor ends it.  This call would wait for the messages.
-                self._producer.close()
-                break
+            with suppress(KafkaException):  # a fatal error
+                self._producer.purge()
+                if not self._producer.flush(_TURN):
+                    # Otherwise its destructor ends it.  This call would wait for the messages.
+                    self._producer.close()
+                    break
         self._tell(_resolve_one, self.ended)
 
     def _finish(self) -> None:
@@ -204,10 +208,13 @@ class Sender:
         code = error.code()
         if code == KafkaError._ALL_BROKERS_DOWN:
             self.is_down = True
-        elif error.fatal() or code in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+        elif code in (KafkaError._AUTHENTICATION, KafkaError._SSL):
             # librdkafka goes on trying to connect, but the brokers refuse this client.
-            self.failure = error
-            self._tell(self._fail)
+            self._stop(error)
+
+    def _stop(self, error: KafkaError) -> None:
+        self.failure = error
+        self._tell(self._fail)
 
     def _fail(self) -> None:
         """Fail what is out; at home."""
