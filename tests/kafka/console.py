@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -125,6 +127,17 @@ class Console:
     def delete_records(self, before: int, partition: int = 0) -> None:
         """Delete the records of a partition up to an offset, as retention does."""
         answered(self.admin.delete_records([Place(self.topic, partition, before)]))
+
+    def unregister(self, broker: int) -> None:
+        """Let the controller forget a broker until that starts again; meanwhile the broker tells clients of none."""
+        # The request UnregisterBroker, version 0, with its header: confluent-kafka does not have it.
+        request = struct.pack(">hhih x i x", 64, 0, 1, -1, broker)
+        host, _, port = self.address.rpartition(":")
+        with socket.create_connection((host, int(port)), PATIENCE) as connection:
+            connection.sendall(struct.pack(">i", len(request)) + request)
+            answer = connection.makefile("rb").read(4 + 4 + 1 + 4 + 2)
+        assert struct.unpack_from(">h", answer, 13) == (0,), answer
+        self.until_known(lambda: not self.admin.list_topics(timeout=PATIENCE).brokers)
 
     # Records
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from events_core import ErrorCode, EventConnectionError, EventMessage, PublishError
+from events_core import ErrorCode, EventClient, EventConnectionError, EventMessage, PublishError
 from events_core.testing import TcpProxy
+from events_kafka.settings import _SCOPES
 
 from .console import Console, client
 from .program import Program
@@ -172,6 +173,56 @@ def test_a_send_ends_while_the_server_is_silent(own: Console) -> None:
             with pytest.raises(PublishError) as caught:
                 await sender.send_message(EventMessage(b"during"))
             assert caught.value.code is ErrorCode.TIMEOUT
+
+    asyncio.run(scenario())
+
+
+def test_a_producer_that_has_failed_for_good_is_replaced(own: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P7: after an error that librdkafka calls fatal, its producer sends nothing more.  The next send has another."""
+    # With this, a message that times out is such an error.  Otherwise it takes a broker that loses records.
+    monkeypatch.setitem(_SCOPES, "enable.gapless.guarantee", ("producer",))
+
+    async def scenario() -> None:
+        async with own.client(send_timeout="5", librdkafka="enable.gapless.guarantee=true") as sender:
+            await sender.send_message(EventMessage(b"before"))
+            own.server.pause()
+            with pytest.raises(PublishError):
+                await sender.send_message(EventMessage(b"during"))
+            own.server.resume()
+            place = (await send_at_last(sender, b"after")).split("/")
+            records = await asyncio.to_thread(own.records, int(place[-1]) + 1)
+            assert records[-1].value() == b"after"
+
+    asyncio.run(scenario())
+
+
+async def send_at_last(sender: EventClient, data: bytes) -> str:
+    """Send a message again until it is stored, and return its id."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await sender.send_message(EventMessage(data))
+            except PublishError as error:
+                if error.code is not ErrorCode.TIMEOUT:
+                    raise
+
+
+def test_a_client_outlives_that_its_brokers_know_of_no_broker(own: Console) -> None:
+    """F1: a broker that its controller does not admit tells clients so.  They go on when it does."""
+
+    async def scenario() -> None:
+        # Without this, librdkafka recovers by itself, unless it loses a race.
+        options = {**SHORT, "send_timeout": "10", "librdkafka": "metadata.recovery.strategy=none"}
+        async with own.client(**options) as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"before"))
+            await receiver.acknowledge(await take(receiver))
+            await asyncio.to_thread(own.unregister, 1)
+            sending = asyncio.create_task(send_at_last(both, b"during"))
+            await until(lambda: not both.is_connected)
+            await asyncio.to_thread(own.server.restart)
+            await sending
+            await settle_data(receiver, {b"during"})
+            await both.ping(timeout=60)
 
     asyncio.run(scenario())
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import KafkaError, KafkaException
 
+from events_core import ErrorCode
 from events_core.engine import BrokerError, off_loop
 from events_kafka.errors import broker_error, not_made, translated
 from events_kafka.groups import COORDINATOR_IS_COMING
@@ -47,6 +49,10 @@ _NOT_READY = COORDINATOR_IS_COMING | {
 """The errors of requests that were not carried out, because a broker starts or partitions move."""
 
 
+_NO_ANSWER = (ErrorCode.TIMEOUT, ErrorCode.UNAVAILABLE)
+"""The codes of errors after which the next request uses another administrator."""
+
+
 class Administrator:
     """The connection for requests of an administrator.  All its coroutines run at home, and may overlap."""
 
@@ -58,18 +64,26 @@ class Administrator:
         self._last: KafkaError | None = None
         """The last report of a broken connection."""
         self._patience = _FIRST_TIMEOUT
+        self._requests = 0
+        """The number of requests that are out."""
+        self._is_suspect = False
+        """True if the last request got no answer."""
         self._down_since = math.inf
         """The ``time.monotonic()`` at which all brokers were reported as lost; infinite if they answer."""
 
     async def open(self) -> None:
-        """Make the administrator.  It connects when it is first asked.
+        """Make the administrator, in place of the one before.  It connects when it is first asked.
 
         :raises BrokerError: ``INVALID`` if librdkafka refuses a setting.
         """
         try:
-            self._native = await off_loop(self._make)
+            native = await off_loop(self._make)
         except (KafkaException, TypeError, ValueError) as error:
             raise not_made(error, given(self._options).values()) from error
+        before, self._native = [self._native], native
+        self._last, self._down_since, self._is_suspect = None, math.inf, False
+        # Its destructor joins threads.  So the last reference goes in a thread that may wait.
+        await off_loop(before.clear)
 
     def _make(self) -> AdminClient:
         config = settings(self._options, "admin")
@@ -84,12 +98,8 @@ class Administrator:
 
     async def close(self) -> None:
         """End its connections and threads."""
-        native, self._native = self._native, None
-        if native is not None:
-            # Its destructor joins threads.  So the last reference goes in a thread that may wait.
-            holder = [native]
-            del native
-            await off_loop(holder.clear)
+        before, self._native = [self._native], None
+        await off_loop(before.clear)
 
     async def ask(self, asked: str, request: Callable[[AdminClient], Future[ResultT]]) -> ResultT:
         """Make a request and return its result.
@@ -99,9 +109,8 @@ class Administrator:
         """
 
         async def once() -> ResultT:
-            with translated(asked):
-                answer = request(self.native)
-            return await self._result(asked, answer)
+            async with self._asking(asked):
+                return await self._result(asked, request(self.native))
 
         return await _when_ready(once)
 
@@ -111,11 +120,29 @@ class Administrator:
         """Make a request that has several answers, and return them; the first failure counts."""
 
         async def once() -> list[tuple[T, ResultT]]:
-            with translated(asked):
+            async with self._asking(asked):
                 answers = [*request(self.native)]
-            return [(place, await self._result(asked, answer)) for place, answer in answers]
+                return [(place, await self._result(asked, answer)) for place, answer in answers]
 
         return await _when_ready(once)
+
+    @asynccontextmanager
+    async def _asking(self, asked: str) -> AsyncIterator[None]:
+        """Enter to make a request.  If the last one got no answer, another administrator makes it.
+
+        librdkafka may have lost all brokers for good: see :meth:`events_kafka.consumer.Consumer._replace`.
+        """
+        if self._is_suspect and not self._requests:
+            await self.open()
+        self._requests += 1
+        try:
+            with translated(asked):
+                yield
+        except BaseException as error:
+            self._is_suspect = not isinstance(error, BrokerError) or error.code in _NO_ANSWER
+            raise
+        finally:
+            self._requests -= 1
 
     async def _result(self, asked: str, answer: Future[ResultT]) -> ResultT:
         future = asyncio.wrap_future(answer)

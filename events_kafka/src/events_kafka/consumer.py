@@ -135,9 +135,8 @@ class Consumer(Group):
         max_gap: int,
     ) -> None:
         self.claims = Claims()
-        self._commits = Commits(self.claims, topic, self)
         self._topic = topic
-        self._begin = begin
+        self._begin = None if begin is None else [Start(partition, offset) for partition, offset in begin.items()]
         self._listener = listener
         self._room = room
         self._safe_time = safe_time
@@ -156,6 +155,7 @@ class Consumer(Group):
         )
         self._native: Native
         self._assignment: Assignment
+        self._commits: Commits
         self._next_commit = 0.0
         self._safe_until = 0.0
         self._next_discovery = 0.0
@@ -202,32 +202,58 @@ class Consumer(Group):
 
     def _run(self) -> None:
         try:
-            self._native = Native(
-                {**self._settings, "error_cb": self._health.note, "on_commit": self._commits.answered}
-            )
+            self._make()
         except (KafkaException, ValueError, TypeError) as error:
             self._post(_fail, self._started, _refused(error))
             self._post(_finish, self._done)
             return
+        self._post(_finish, self._started)
+        try:
+            self._open()
+            while not self._closing.is_set():
+                self._turn()
+                if self._is_lost:
+                    self._replace()
+        # confluent-kafka also raises KafkaError, which is no class of exceptions (2.16, measured).
+        except:  # noqa: E722
+            self._break(sys.exc_info()[1])
+            self._closing.wait()
+        self._end()
+
+    def _make(self) -> None:
+        """Make the consumer of librdkafka, in place of the one before, which ends."""
+        commits = Commits(self.claims, self._topic, self)
+        native = Native({**self._settings, "error_cb": self._health.note, "on_commit": commits.answered})
         strategy = str(self._settings.get("partition.assignment.strategy", "cooperative"))
-        self._assignment = Assignment(
-            self._native,
+        assignment = Assignment(
+            native,
             self.claims,
             self._topic,
             self._lose,
             is_eager=self._begin is None and not strategy.startswith("cooperative"),
             max_gap=self._max_gap,
         )
-        self._post(_finish, self._started)
-        try:
-            self._open()
-            while not self._closing.is_set():
-                self._turn()
-        # confluent-kafka also raises KafkaError, which is no class of exceptions (2.16, measured).
-        except:  # noqa: E722
-            self._break(sys.exc_info()[1])
-            self._closing.wait()
-        self._end()
+        self._native, self._assignment, self._commits = native, assignment, commits
+
+    @property
+    def _is_lost(self) -> bool:
+        """Return whether the broker is silent for so long that others have the partitions."""
+        return self._health.silence > self._safe_time
+
+    def _replace(self) -> None:
+        """Go on with another consumer of librdkafka.
+
+        librdkafka may lose all brokers for good.  A broker that its controller does not admit, for example because it
+        hung for some seconds, tells clients of no brokers, and they forget those that they had (2.16, #5301).
+        """
+        _log.info("no broker has answered for %.3g s; another consumer reads topic %r", self._safe_time, self._topic)
+        ended = self.claims.all
+        self._lose(ended)
+        if self._begin is not None:
+            self._begin = [Start(each.partition, each.position.offset, each.position.metadata()) for each in ended]
+        self._make()
+        self._open()
+        self._health.forgive()
 
     def _break(self, error: object) -> None:
         """Tell home that this consumer receives nothing more."""
@@ -250,8 +276,7 @@ class Consumer(Group):
                 [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
         else:
-            starts = [Start(partition, offset) for partition, offset in self._begin.items()]
-            self._assignment.place(self.claims.add(starts))
+            self._assignment.place(self.claims.add(self._begin))
 
     def _turn(self) -> None:
         """Wait for records, and do what is due."""
@@ -306,6 +331,8 @@ class Consumer(Group):
             came += self._native.consume(count - 1, 0)
         if came:
             records = [record for record in came if record.error() is None]
+            if records:
+                self._health.heard()
             if len(records) < len(came):
                 for record in came:
                     if record.error() is not None:
@@ -350,7 +377,7 @@ class Consumer(Group):
         self._commits.joined(native)
         starts = self._starts([each.partition for each in partitions])
         if partitions and not starts:
-            self._assignment.ignore(partitions)  # this receiver is closing
+            self._assignment.ignore(partitions)  # this consumer ends
         else:
             self._assignment.place(self.claims.add(starts))
 
@@ -386,7 +413,7 @@ class Consumer(Group):
 
         A partition without a position begins with its oldest record: it was added later, or the position has expired.
         """
-        while partitions and not self._closing.is_set():
+        while partitions and not self._closing.is_set() and not self._is_lost:
             try:
                 return committed_starts(self._native, self._topic, partitions)
             except KafkaException as error:
@@ -397,6 +424,7 @@ class Consumer(Group):
     # The group, as commits tell of it
 
     def is_member(self, since: float) -> None:
+        self._health.heard()
         if since >= self._safe_until:
             self._extend()
 

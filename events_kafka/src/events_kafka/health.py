@@ -28,6 +28,9 @@ _ANSWER = 1.0
 _PAUSE = 0.5
 """Seconds between two questions to a broker that did not answer."""
 
+_QUIET = 10.0
+"""Seconds without records and answers after which the broker is asked too.  librdkafka may have lost it in silence."""
+
 _OUTAGE = frozenset(
     {
         KafkaError._ALL_BROKERS_DOWN,
@@ -71,6 +74,25 @@ class Health:
         self._suspicion: KafkaError | None = None
         """The error because of which the broker is asked whether it answers."""
         self._next_question = 0.0
+        self._heard = time.monotonic()
+        """When the broker last gave a sign of life."""
+        self._silent_since: float | None = None
+        """When it first gave no answer to a question; ``None`` if it answers."""
+
+    def heard(self) -> None:
+        """Note that the broker has answered, or sent records."""
+        self._heard = time.monotonic()
+        self._silent_since = None
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which the broker has answered no question."""
+        return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
+
+    def forgive(self) -> None:
+        """Begin to count the :attr:`silence` again."""
+        if self._silent_since is not None:
+            self._silent_since = time.monotonic()
 
     def note(self, error: KafkaError) -> None:
         """Note an error of librdkafka, which tries again by itself.
@@ -92,6 +114,11 @@ class Health:
 
     def fail(self, error: KafkaError) -> None:
         """Note that the broker did not answer."""
+        if self._silent_since is None:
+            self._silent_since = time.monotonic()
+        self._go_down(error)
+
+    def _go_down(self, error: KafkaError) -> None:
         self.is_down = True
         self._suspicion = error
         self._report(error)
@@ -100,29 +127,34 @@ class Health:
         self._failed(broker_error(f"receive from topic {self._topic!r}", error))
 
     def check(self, native: Native, *, at_once: bool = False) -> None:
-        """Find out whether the broker answers, if that is in doubt.
+        """Find out whether the broker answers, if that is in doubt, or if nothing was heard for a while.
 
         :param at_once: do not wait a while between two questions.
         """
         now = time.monotonic()
-        if self._suspicion is None or (now < self._next_question and not at_once):
+        is_due = self._suspicion is not None or now > self._heard + _QUIET
+        if not is_due or (now < self._next_question and not at_once):
             return
         self._next_question = now + _PAUSE
-        error = self._ask(native, self._suspicion)
+        try:
+            error = native.list_topics(self._topic, timeout=_ANSWER).topics[self._topic].error
+        except KafkaException as failure:
+            self.fail(self._refusal or failure.args[0])
+            return
+        self.heard()
         if error is not None:
-            self.fail(error)
+            self._go_down(error)
             return
         self._suspicion = None
         if self.is_down:
             self.is_down = False
             self._recovered()
 
-    def _ask(self, native: Native, suspicion: KafkaError) -> KafkaError | None:
-        error: KafkaError | None
-        try:
-            error = native.list_topics(self._topic, timeout=_ANSWER).topics[self._topic].error
-        except KafkaException as failure:
-            # A broker that refuses the user does not answer, and the first error has the reason.
-            is_refused = suspicion.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL)
-            error = suspicion if is_refused else failure.args[0]
-        return error
+    @property
+    def _refusal(self) -> KafkaError | None:
+        """The reason why the broker does not answer, if it refuses the user."""
+        is_refused = self._suspicion is not None and self._suspicion.code() in (
+            KafkaError._AUTHENTICATION,
+            KafkaError._SSL,
+        )
+        return self._suspicion if is_refused else None

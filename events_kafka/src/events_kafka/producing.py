@@ -80,8 +80,10 @@ class Publisher:
         except BaseException:  # cancelled, or the brokers refuse this client
             self._abandon(sender)
             raise
-        if sender.failure is not None or any(map(_is_missing, _failures(results))):
-            # A producer that misses a topic does so until its next look at the cluster, some minutes later.
+        failures = _failures(results)
+        # A producer that misses a topic does so until its next look at the cluster, some minutes later.  One that has
+        # lost all brokers may do so for good (2.16, librdkafka #5301).
+        if sender.failure is not None or any(map(_is_missing, failures)) or all(map(_is_late, results)):
             self._abandon(sender)
         return results
 
@@ -147,6 +149,10 @@ def _failures(results: Sequence[Any]) -> Sequence[Any]:
 
 def _is_missing(result: Any) -> bool:
     return isinstance(result, KafkaError) and broker_error("", result).code is ErrorCode.NOT_FOUND
+
+
+def _is_late(result: Any) -> bool:
+    return isinstance(result, KafkaError) and result.code() == KafkaError._MSG_TIMED_OUT
 
 
 def _suspects(messages: Sequence[EventMessage], results: Sequence[Any]) -> Sequence[int]:
