@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Protocol
 
 import pytest
 
@@ -39,14 +40,20 @@ def own_server(server: Server) -> Iterator[Server]:
     server.restore()
 
 
+class StartCluster(Protocol):
+    """A function that starts a cluster of *size* brokers, with more lines for the settings of each."""
+
+    def __call__(self, size: int, *extra: str) -> list[Program]: ...
+
+
 @pytest.fixture
-def start_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], list[Program]]]:
-    """Return a function that starts a cluster of so many brokers.  They end with the test."""
+def start_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartCluster]:
+    """Return a function that starts a cluster, which ends with the test."""
     with ExitStack() as stack:
 
-        def start(size: int) -> list[Program]:
+        def start(size: int, *extra: str) -> list[Program]:
             try:
-                return stack.enter_context(cluster(tmp_path_factory.mktemp("kafka"), size))
+                return stack.enter_context(cluster(tmp_path_factory.mktemp("kafka"), size, extra))
             except Missing as reason:
                 _without(reason)
                 raise

@@ -164,6 +164,33 @@ def slow_member(console: Console) -> Iterator[Callable[[], int]]:
         consumer.close()
 
 
+def test_a_static_member_that_restarts_has_its_partition_again(console: Console) -> None:
+    """C1: while it is away, nobody else gets its partition, and the other receivers keep all that they hold."""
+    console.create_topic(partitions=2)
+
+    async def scenario() -> None:
+        async with console.client(static_member="one") as first, console.client(static_member="two") as other:
+            one, two = await first.subscribe(), await other.subscribe()
+            await spread(console, [one, two], 2)
+            await asyncio.to_thread(console.produce, b"1", partition=0)
+            await asyncio.to_thread(console.produce, b"1", partition=1)
+            held, mine = await take(two), await take(one)
+            await one.acknowledge(mine)
+            await one.close()
+            assert console.members() == 2
+            partition = int(mine.message_id.split("/")[1])
+            await asyncio.to_thread(console.produce, b"2", partition=partition)
+            async with first.subscribe() as again:
+                message = await take(again)
+                assert (message.data, int(message.message_id.split("/")[1])) == (b"2", partition)
+                await again.acknowledge(message)
+                await two.acknowledge(held)
+                await until(lambda: console.committed(1 - partition) == console.end(1 - partition))
+            assert await two.receive_message(0.5) is None
+
+    asyncio.run(scenario())
+
+
 class Ledger:
     """The truth about messages that carry the number of their place in their key."""
 

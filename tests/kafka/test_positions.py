@@ -10,6 +10,7 @@ from confluent_kafka import Producer
 
 from events_core import EventMessage, EventReceiver, ReceivedMessage
 
+from .conftest import StartCluster
 from .console import QUIET, Console
 from .receiving import PATIENCE, gather, numbered, numbers, settle_all, take
 from .waiting import until
@@ -119,6 +120,43 @@ def test_a_running_receiver_commits_what_is_acknowledged_beyond_the_position(con
             assert (position.offset, position.metadata) == (0, "events 1 0 5+5")
 
     asyncio.run(scenario())
+
+
+def test_a_broker_may_take_less_metadata(start_cluster: StartCluster) -> None:
+    """R9: the position is committed all the same, with as much as the broker takes; the rest comes again."""
+    (server,) = start_cluster(1, "offset.metadata.max.bytes=100")
+    console = Console(server)
+
+    async def scenario() -> None:
+        async with console.client() as both:
+            async with both.subscribe() as receiver:
+                await both.send_messages(numbered(201))
+                received = await gather(receiver, 201)
+                # The metadata names each of them with four bytes.
+                await receiver.acknowledge_messages(received[1::2])
+                await receiver.acknowledge(received[0])
+                await until(lambda: console.committed() == 2)
+            position = console.position()
+            assert position is not None
+            assert position.offset == 2
+            assert 50 < len(position.metadata or "") <= 100
+            async with both.subscribe() as receiver:
+                came = await settle_all_once(receiver)
+            assert set(range(2, 201, 2)) <= came
+            assert not came & {3, 5, 7, 9, 11}
+
+    asyncio.run(scenario())
+
+
+async def settle_all_once(receiver: EventReceiver) -> set[int]:
+    """Acknowledge until the message with the number 200 has come; return all numbers that came."""
+    came: set[int] = set()
+    while 200 not in came:
+        some = await receiver.receive_messages(100, PATIENCE)
+        assert some, f"{len(came)} came"
+        came |= set(numbers(some))
+        await receiver.acknowledge_messages(some)
+    return came
 
 
 def test_a_group_that_kafka_has_forgotten_is_told(console: Console, caplog: pytest.LogCaptureFixture) -> None:
