@@ -30,7 +30,7 @@ from events_core import (
 from events_core.testing.explaining import described, explained
 from events_core.testing.interruption import Interruption
 from events_core.testing.rules import rule
-from events_core.testing.skipping import not_declared, not_shown
+from events_core.testing.skipping import NO_WAIT, not_declared, not_shown
 from events_core.testing.stage import Stage, numbered, texts
 
 __all__ = ["Cancelling"]
@@ -157,7 +157,7 @@ async def _sweep(stage: Stage, act: _Act, *, connected: bool = False, dead_lette
         if late and points:
             break
     if not points:
-        not_shown("a cancellation of a call that never waits")
+        not_shown("a cancellation of a call that never waits" if stage.capabilities.ack_confirmed else NO_WAIT)
     # Together at the end, because each check waits for the settle time.
     await asyncio.gather(*(scene.check() for scene in scenes))
     return len(scenes)

@@ -17,7 +17,7 @@ import pytest
 
 from events_core.testing.findings import Claim, Result, overall, unproven
 from events_core.testing.rules import CLAIMS, RULES, SUBJECT
-from events_core.testing.skipping import SHORT_RUN
+from events_core.testing.skipping import BY_CHANCE
 
 __all__ = ["Proof", "subjects_of"]
 
@@ -53,8 +53,8 @@ class Proof:
         self._results = [_excepted(each, subject.exceptions, each.rule) for each in results]
         self._claims = [_excepted(each, subject.exceptions, *self._rules_of(each.test)) for each in claims]
         self._ran = {_function(each.test) for each in self._results}
-        self._results = [each for each in self._results if each.detail != SHORT_RUN]
-        self._claims = [each for each in self._claims if each.detail != SHORT_RUN]
+        self._results = [each for each in self._results if each.detail not in BY_CHANCE]
+        self._claims = [each for each in self._claims if each.detail not in BY_CHANCE]
 
     def missing(self) -> str:
         """Return why this run is no proof, ``""`` if it is one."""

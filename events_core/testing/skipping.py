@@ -10,10 +10,14 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["SHORT_RUN", "finding_of", "not_applicable", "not_declared", "not_shown"]
+__all__ = ["BY_CHANCE", "NO_WAIT", "SHORT_RUN", "finding_of", "not_applicable", "not_declared", "not_shown"]
 
 SHORT_RUN = "a run of a key; one call returned only one message"
-"""A detail of *not shown* that depends on chance, so no record has it: on a busy machine, messages may come late."""
+"""On a busy machine, messages may come late."""
+NO_WAIT = "a cancellation of a call that did not wait this time"
+"""A settlement that is only noted may be done before its call could wait for it."""
+BY_CHANCE = (SHORT_RUN, NO_WAIT)
+"""The details of *not shown* that depend on chance, so that no record has them."""
 
 
 def not_declared(what: str) -> NoReturn:
