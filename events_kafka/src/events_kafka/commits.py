@@ -97,30 +97,41 @@ class Commits:
         reasons = [each for each in (error, *failures.values()) if each is not None]
         if not reasons:
             self._group.is_member(since)
+        elif any(map(_is_too_long, reasons)):
+            self._shorten(commits)
         for reason in reasons:
-            self._failed(reason)
+            if not _is_too_long(reason):
+                self._group.is_troubled(reason)
 
-    def _failed(self, error: KafkaError) -> None:
-        if error.code() == KafkaError.OFFSET_METADATA_TOO_LARGE:  # the broker is set to take less
-            self._limit //= 2
-        else:
-            self._group.is_troubled(error)
+    def _shorten(self, commits: Iterable[Commit]) -> None:
+        """Note that the broker is set to take less metadata than the longest of *commits* has."""
+        self._limit = max(len(each.metadata) for each in commits) // 2
 
     def finish(self, native: Native, claims: Iterable[Claim]) -> None:
         """Commit the positions of *claims*, which have ended, and wait for the answer."""
-        commits = self._claims.commits(claims, self._limit)
-        if not commits:
-            return
-        try:
-            answers = native.commit(offsets=self._offsets(commits), asynchronous=False) or []
-            reasons = [each.error for each in answers if each.error is not None]
-        except KafkaException as error:
-            reasons = [error.args[0]]
+        reasons: list[KafkaError] = []
+        while commits := self._claims.commits(claims, self._limit):
+            reasons = self._ask(native, commits)
+            if not self._limit or not any(map(_is_too_long, reasons)):
+                break
+            self._shorten(commits)
         for reason in reasons:
             # Nothing is lost.  What was acknowledged since the commit before comes again.
             _log.info("the last positions of partitions that moved were not committed: %s", reason)
+
+    def _ask(self, native: Native, commits: Iterable[Commit]) -> list[KafkaError]:
+        """Commit, wait for the answer, and return the errors in it."""
+        try:
+            answers = native.commit(offsets=self._offsets(commits), asynchronous=False) or []
+        except KafkaException as error:
+            return [error.args[0]]
+        return [each.error for each in answers if each.error is not None]
 
     def _offsets(self, commits: Iterable[Commit]) -> list[TopicPartition]:
         return [
             TopicPartition(self._topic, each.claim.partition, each.offset, metadata=each.metadata) for each in commits
         ]
+
+
+def _is_too_long(error: KafkaError) -> bool:
+    return error.code() == KafkaError.OFFSET_METADATA_TOO_LARGE
