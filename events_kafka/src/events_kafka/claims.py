@@ -61,9 +61,9 @@ class Commit(NamedTuple):
 class Seen(NamedTuple):
     """Records that have come, in order."""
 
-    fresh: Sequence[tuple[Message, int]]
-    """Those to deliver, each with the number of its claim."""
-    renamed: Collection[Message]
+    fresh: Sequence[Token]
+    """Those to deliver."""
+    renamed: Collection[Token]
     """Those of *fresh* whose id another message has, of a topic that was deleted."""
     stale: Collection[Claim]
     """Claims whose records may have been fetched for an earlier claim of the partition."""
@@ -121,8 +121,8 @@ class Claims:
 
         :param newest: the number of the newest claim before the records were asked for.
         """
-        fresh: list[tuple[Message, int]] = []
-        renamed: list[Message] = []
+        fresh: list[Token] = []
+        renamed: list[Token] = []
         stale: set[Claim] = set()
         with self.lock:
             for record in records:
@@ -135,9 +135,9 @@ class Claims:
                 if claim.number > newest:
                     stale.add(claim)
                 elif claim.position.see(offset):
-                    fresh.append((record, claim.number))
+                    fresh.append(Token(partition, offset, claim.number, record))
                     if offset in claim.taken:
-                        renamed.append(record)
+                        renamed.append(fresh[-1])
         return Seen(fresh, renamed, stale)
 
     def has(self, token: Token) -> bool:
@@ -151,9 +151,10 @@ class Claims:
 
     def settle(self, token: Token) -> bool:
         """Note that a record is done; return False if its claim has ended.  Under the lock."""
-        if not self.has(token):
+        claim = self._claims.get(token.partition)
+        if claim is None or claim.number != token.claim:
             return False
-        self._claims[token.partition].position.settle(token.offset)
+        claim.position.settle(token.offset)
         return True
 
     def gaps(self) -> Sequence[tuple[Claim, int]]:

@@ -47,14 +47,14 @@ def identity(topic: str, partition: int, offset: int) -> str:
     return f"{topic}/{partition}/{offset}"
 
 
-def decode(record: Message, claim: int) -> Delivery:
-    """Return the delivery of *record*, at attempt 1.  It never raises, whatever program has sent the record."""
-    partition, offset = record.partition(), record.offset()
+def decode(token: Token) -> Delivery:
+    """Return the delivery of a record, at attempt 1.  It never raises, whatever program has sent the record."""
+    # This is done for every message, so it is written for the usual record.
+    partition, offset, _, record = token
     value, key = record.value(), record.key()
-    attributes = _attributes(record)
+    attributes, size = _attributes(record)
     if value is None:
         attributes[TOMBSTONE] = "true"
-    # Positional, because this is done for every message.
     return Delivery(
         f"{record.topic()}/{partition}/{offset}",
         value or b"",
@@ -62,11 +62,13 @@ def decode(record: Message, claim: int) -> Delivery:
         _text(key) if key else None,
         _instant(*record.timestamp()),
         1,
-        Token(partition, offset, claim, record),  # type: ignore[arg-type]
+        token,
+        size + len(value or b"") + len(key or b""),
     )
 
 
-def _attributes(record: Message) -> dict[str, str]:
+def _attributes(record: Message) -> tuple[dict[str, str], int]:
+    """Return the attributes of a record, and the bytes of its headers."""
     try:
         headers: Any = record.headers()
     except Exception:
@@ -76,13 +78,16 @@ def _attributes(record: Message) -> dict[str, str]:
             "message %r has a header whose name is not UTF-8; it arrives without attributes",
             f"{record.topic()}/{record.partition()}/{record.offset()}",
         )
-        return {}
-    if not headers:
-        return {}
-    try:
-        return {name: value.decode() for name, value in headers}
-    except (AttributeError, UnicodeDecodeError):  # a null, or other bytes
-        return {name: _text(value) if value else "" for name, value in headers}
+        return {}, 0
+    attributes: dict[str, str] = {}
+    size = 0
+    for name, value in headers or ():
+        try:
+            attributes[name] = value.decode()
+        except (AttributeError, UnicodeDecodeError):  # a null, or other bytes
+            attributes[name] = _text(value) if value else ""
+        size += len(name) + len(value or b"")
+    return attributes, size
 
 
 def _text(data: bytes | str) -> str:

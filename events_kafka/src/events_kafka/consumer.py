@@ -45,7 +45,7 @@ from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery, uptime
 from events_kafka.assignment import Assignment
 from events_kafka.claims import Claim, Claims, Start
-from events_kafka.codec import decode
+from events_kafka.codec import Token, decode
 from events_kafka.commits import Commits, Group
 from events_kafka.errors import broker_error
 from events_kafka.health import Health
@@ -339,7 +339,7 @@ class Consumer(Group):
                         self._on_bad_record(record)
             seen = self.claims.see(records, newest)
             if seen.fresh:
-                deliveries = [decode(record, number) for record, number in seen.fresh]
+                deliveries = [decode(token) for token in seen.fresh]
                 if seen.renamed:
                     _rename(deliveries, seen.renamed)
                 self._room.fill(deliveries)
@@ -491,13 +491,13 @@ class Consumer(Group):
         return self._settings.get("group.protocol") == "classic" and "group.instance.id" not in self._settings
 
 
-def _rename(deliveries: Iterable[Delivery], records: Collection[Message]) -> None:
-    """Give the deliveries of *records* another id, because the application may hold a message that has theirs.
+def _rename(deliveries: Iterable[Delivery], tokens: Collection[Token]) -> None:
+    """Give the deliveries of *tokens* another id, because the application may hold a message that has theirs.
 
     Otherwise the engine would take them for copies of it (R7), and they would be acknowledged with it.
     """
     for delivery in deliveries:
-        if delivery.token.record in records:
+        if delivery.token in tokens:
             delivery.message_id += f"#{delivery.token.claim}"
 
 
