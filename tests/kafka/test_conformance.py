@@ -11,6 +11,8 @@ import pytest
 
 from events_core import EventConfig, EventMessage
 from events_core.testing import ConformanceSuite, Harness
+from events_core.testing.ordering import Ordering
+from events_core.testing.redelivering import Redelivering
 
 from .server import Server
 
@@ -77,5 +79,15 @@ class TestKafka(ConformanceSuite):
         harness.exceptions = self.exceptions
         # A broker of somebody else is not restarted, so less is shown on it than the record says.
         harness.proof = RECORDS / f"{self.record}.json" if server.is_ours else None
+        harness.give_up_after = 300.0
+        return harness
+
+
+class TestSeveralPartitions(Ordering, Redelivering):
+    """The tests of order, with three partitions, which the receivers of a subscription share."""
+
+    @pytest.fixture
+    def harness(self, server: Server) -> Harness:
+        harness = KafkaHarness(server, partitions="3")
         harness.give_up_after = 300.0
         return harness

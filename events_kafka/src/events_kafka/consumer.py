@@ -49,6 +49,7 @@ from events_kafka.codec import Token, decode
 from events_kafka.commits import Commits, Group
 from events_kafka.errors import broker_error
 from events_kafka.health import Health
+from events_kafka.leaving import leave
 from events_kafka.room import Room
 from events_kafka.starts import committed_starts, new_starts
 
@@ -58,9 +59,6 @@ _log = logging.getLogger("events_kafka")
 
 _IDLE = 0.1
 """Seconds to wait for a record, or for room.  A close waits as long."""
-
-_CALLBACKS = 0.02
-"""Seconds to wait for callbacks of librdkafka."""
 
 _COMMIT_PAUSE = 1.0
 """Seconds between two commits."""
@@ -77,11 +75,8 @@ _FULL_PAUSE = 10.0
 _HOME_ANSWER = 5.0
 """Seconds to wait until home knows that a partition is lost.  Home never blocks, but it may be ending."""
 
-_LAST_COMMIT = 20.0
-"""Seconds for which the thread tries to commit and to leave.  A rebalance delays both until all members have joined."""
-
 _EXIT_ANSWER = 10.0
-"""Seconds for which the end of the program waits for such a thread."""
+"""Seconds for which the end of the program waits for a thread that still commits."""
 
 _OUT_OF_RANGE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 
@@ -453,7 +448,9 @@ class Consumer(Group):
 
     def _end(self) -> None:
         try:
-            if self._begin is not None or self._tell_last():
+            if self._begin is not None or leave(
+                self._native, self._assignment, self._commits, self._health, announces=self._announces
+            ):
                 self._native.close()
         except:  # noqa: E722
             _log.warning("leaving the group of topic %r failed: %r", self._topic, sys.exc_info()[1])
@@ -463,30 +460,8 @@ class Consumer(Group):
             del self._native, self._assignment
             self._post(_finish, self._done)
 
-    def _tell_last(self) -> bool:
-        """Commit the last positions, and leave the group; return False if the broker does not answer."""
-        ends = time.monotonic() + _LAST_COMMIT
-        self._assignment.pause()
-        while self._commits.send(self._native):
-            if not self._goes_on(ends):
-                return False
-        if self._leaves:
-            # During a rebalance the broker handles this only after it.  close() gives up after 5 s and cuts the
-            # connection, and the others would wait for this member until its session ends.
-            self._native.unsubscribe()
-            while self._native.memberid():
-                if not self._goes_on(ends):
-                    return False
-        return True
-
-    def _goes_on(self, ends: float) -> bool:
-        """Serve librdkafka; return False if the broker does not answer, or if the time is over."""
-        self._native.consume(1, _CALLBACKS)  # it returns no record, because everything is paused
-        self._health.check(self._native, at_once=True)
-        return not self._health.is_down and time.monotonic() < ends
-
     @property
-    def _leaves(self) -> bool:
+    def _announces(self) -> bool:
         """Return whether the id of the member tells that it has left."""
         return self._settings.get("group.protocol") == "classic" and "group.instance.id" not in self._settings
 
