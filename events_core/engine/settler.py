@@ -18,7 +18,7 @@ from events_core.engine.inbox import Inbox
 from events_core.engine.ledger import Begun
 from events_core.engine.link import Link, Pauses
 from events_core.engine.settlements import Ticket, error_for_callers
-from events_core.engine.waiting import Waiter
+from events_core.engine.waiting import Waiter, give_way
 from events_core.errors import ErrorCode
 
 __all__ = ["InlineSettler", "Settler"]
@@ -125,8 +125,7 @@ class Settler:
             # The source has answered at once, or the ledger has done all by itself.  That makes room, or fills the
             # buffer.
             self.progressed()
-            # Otherwise an application that works on a long backlog would let no other task run.
-            await asyncio.sleep(0)
+            await give_way()
         if not ticket.pending:
             return
         # Under the lock, so that the last settlement either has ended before, or finds the waiter.

@@ -3,6 +3,7 @@
 * :class:`Waiter`: one wait of one task, which any thread ends.
 * :class:`WaitingRoom`: the waits for events that one waiter of each loop has to see, such as an arriving message.
 * :class:`SingleFlight`: the wait for an operation that runs once for all who ask for it.
+* :func:`give_way`: a short wait now and then, for calls that have nothing to wait for.
 
 A burst of wake-ups crosses into a loop once, however many of its waiters they end.  Crossing costs a system call and a
 lock, which would be most of the cost of a message.
@@ -18,7 +19,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-__all__ = ["SingleFlight", "Waiter", "WaitingRoom"]
+__all__ = ["SingleFlight", "Waiter", "WaitingRoom", "give_way"]
+
+_TURN = 0.005
+"""Seconds for which calls that need not wait may keep a loop to themselves."""
 
 
 class _Mailbox:
@@ -29,13 +33,15 @@ class _Mailbox:
     later causes a new crossing.
     """
 
-    __slots__ = ("_futures", "_posted", "_queues", "loop")
+    __slots__ = ("_futures", "_posted", "_queues", "loop", "turn_ends")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._futures: deque[asyncio.Future[None]] = deque()
         self._posted = False
         self._queues: dict[float, _DeadlineQueue] = {}
+        self.turn_ends = 0.0
+        """The time of the loop at which :func:`give_way` lets other tasks run."""
 
     def post(self, future: asyncio.Future[None]) -> None:
         """Resolve *future* in its loop, soon; from any thread."""
@@ -135,6 +141,18 @@ def _mailbox() -> _Mailbox:
     if mailbox is None or mailbox.loop is not loop:
         mailbox = _own.mailbox = _Mailbox(loop)
     return mailbox
+
+
+async def give_way() -> None:
+    """Let other tasks of the loop run, if none could for a while.
+
+    An application that works on a long backlog may never wait otherwise.  It costs more than a message, so it is not
+    done for each.
+    """
+    mailbox = _mailbox()
+    if mailbox.loop.time() >= mailbox.turn_ends:
+        await asyncio.sleep(0)
+        mailbox.turn_ends = mailbox.loop.time() + _TURN
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
