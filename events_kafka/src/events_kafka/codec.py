@@ -110,15 +110,16 @@ def packed(message: EventMessage) -> tuple[bytes | None, dict[str, str | bytes |
     The value of a tombstone is ``None``.  The bound is the most bytes that a batch with only this record may have.
     """
     value = message.data
-    # A character has 4 bytes at most, and measuring each text would cost more than sending a small message.
-    size = len(value) + _OVERHEAD + 4 * len(message.ordering_key or "")
+    characters = len(message.ordering_key or "")
     if not message.attributes:
-        return value, None, size
+        return value, None, len(value) + 4 * characters + _OVERHEAD
     headers: dict[str, str | bytes | None] = {}
     for name, text in message.attributes.items():
         # As bytes: confluent-kafka ends a text at its first NUL.
         headers[name] = data = text.encode()
-        size += 4 * len(name) + len(data) + _MOST_LENGTHS
+        characters += len(name) + len(data)
+    # A character has 4 bytes at most, and measuring each text would cost as much as half a record.
+    size = len(value) + 4 * characters + _MOST_LENGTHS * len(headers) + _OVERHEAD
     if not value and TOMBSTONE in headers:
         del headers[TOMBSTONE]
         return None, headers, size
