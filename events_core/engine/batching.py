@@ -117,14 +117,27 @@ class Batcher:
 
     def add(self, entry: Entry) -> None:
         """Queue an entry behind those of its key."""
-        key = None if self._mixed else entry.message.ordering_key
+        lane = self._lane_of(None if self._mixed else entry.message.ordering_key)
+        lane.entries.append(entry)
+        self._offer(lane)
+
+    def add_all(self, entries: Sequence[Entry]) -> None:
+        """Queue *entries*, each behind those of its key."""
+        if not self._mixed:
+            for entry in entries:
+                self.add(entry)
+            return
+        lane = self._lane_of(None)
+        lane.entries.extend(entries)
+        self._offer(lane)
+
+    def _lane_of(self, key: str | None) -> _Lane:
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane(
                 key, self._places if key is None else self._keyed_places, exclusive=self._mixed or key is not None
             )
-        lane.entries.append(entry)
-        self._offer(lane)
+        return lane
 
     def give_up(self, entry: Entry) -> None:
         """Take note that the caller no longer waits for *entry*, whether it has left or not."""
@@ -258,16 +271,23 @@ class Batcher:
     def _gather(self, lane: _Lane, enough: int) -> tuple[list[Entry], int]:
         """Take *enough* entries of *lane*, or more so that no send is divided; return them and their bytes together."""
         largest = self._max_bytes if self._pace is None else min(self._max_bytes, self._pace.request_size)
-        gathered: list[Entry] = []
-        size = 0
-        while lane.entries and len(gathered) < self._max_messages:
-            entry = lane.entries[0]
+        queue, most = lane.entries, self._max_messages
+        # Usually all of it leaves: one send, or less than enough.  Then nothing is asked of each entry.
+        if queue and len(queue) <= most and (len(queue) <= enough or queue[0].send is queue[-1].send):
+            gathered = [entry for entry in queue if entry.result is None]
+            size = sum([entry.size for entry in gathered])
+            if size <= largest:
+                queue.clear()
+                return gathered, size
+        gathered, size = [], 0
+        while queue and len(gathered) < most:
+            entry = queue[0]
             if gathered and size + entry.size > largest:
                 break
             # A divided send would complete later, and its results are awaited together.
             if len(gathered) >= enough and entry.send is not gathered[-1].send:
                 break
-            lane.entries.popleft()
+            queue.popleft()
             if entry.result is None:
                 gathered.append(entry)
                 size += entry.size

@@ -74,12 +74,29 @@ class Outbox:
             )
         self.sends[send] = None
 
-    def queue(self, entries: Iterable[Entry]) -> None:
+    def queue(self, entries: Sequence[Entry]) -> None:
         """Queue *entries* behind all that were queued before, or admit them at once."""
+        if len(entries) > 1 and self._admit_all(entries):
+            return
         for entry in entries:
             # Behind the queue even if there is room for this one: a small message must not overtake a large one.
             if self._arriving or not self._admit(entry):
                 self._arriving.append(entry)
+
+    def _admit_all(self, entries: Sequence[Entry]) -> bool:
+        """Admit *entries* if there is room for all of them; return whether there was.
+
+        The same as :meth:`_admit` for each, at half the cost.
+        """
+        size = sum([entry.size for entry in entries])
+        if self._arriving or self.messages + len(entries) > self._max_messages or self._bytes + size > self._max_bytes:
+            return False
+        for entry in entries:
+            entry.admitted = True
+        self.messages += len(entries)
+        self._bytes += size
+        self.batcher.add_all(entries)
+        return True
 
     def _admit(self, entry: Entry) -> bool:
         """Admit *entry* if there is room; return whether there was.
