@@ -28,7 +28,7 @@ from events_core.engine.home import Home
 from events_core.engine.link import Link, Pauses
 from events_core.engine.outbox import Outbox
 from events_core.engine.pace import Pace
-from events_core.engine.publisher import AT_ONCE, Connect, Publisher, Results, parts, unconfirmed
+from events_core.engine.publisher import Connect, Publisher, Results, parts, unconfirmed
 from events_core.engine.sends import AnySend, Entry, Send, SingleSend
 from events_core.engine.waiting import Waiter
 from events_core.errors import ErrorCode
@@ -78,8 +78,7 @@ class BatchingPublisher(Publisher):
         if len(messages) == 1:
             return SingleSend(messages[0], size(0, messages[0]), deadline, Waiter())
         send = Send(deadline, Waiter())
-        for index, message in enumerate(messages):
-            send.add(message, size(index, message))
+        send.add(messages, [size(index, message) for index, message in enumerate(messages)])
         return send
 
     async def _send_gently(self, messages: Sequence[EventMessage], connect: Connect) -> Results:
@@ -92,10 +91,9 @@ class BatchingPublisher(Publisher):
     async def _submit_gently(self, messages: Sequence[EventMessage]) -> AnySend[Waiter]:
         sizes = await self._sizes(messages)
         send = Send(time.monotonic() + self._send_timeout, Waiter())
-        for index, message in enumerate(messages):
-            if index % AT_ONCE == 0:
-                await asyncio.sleep(0)
-            send.add(message, sizes[index])
+        for checked, of_checked in zip(parts(messages), parts(sizes), strict=True):
+            await asyncio.sleep(0)
+            send.add(checked, of_checked)
         with self._lock:
             self._refuse_if_closed()
             self._outbox.accept(send)

@@ -7,7 +7,7 @@ result, once; with the last result the send is complete.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from events_core.engine.driver import BrokerError
@@ -106,10 +106,10 @@ class Send(Generic[WakeableT]):
         self.waiter = waiter
         """The caller; woken when the send is complete."""
 
-    def add(self, message: EventMessage, size: int) -> None:
-        """Add an entry for *message*, which has *size* bytes."""
-        self.entries.append(_Part(self, message, size))
-        self.pending += 1
+    def add(self, messages: Iterable[EventMessage], sizes: Iterable[int]) -> None:
+        """Add an entry for each of *messages*, with its bytes."""
+        self.entries += [_Part(self, message, size) for message, size in zip(messages, sizes, strict=True)]
+        self.pending = len(self.entries)
 
     def take_results(self) -> list[str | BrokerError]:
         """Return the result of each message, in order; call it once, when the send is complete."""

@@ -111,7 +111,6 @@ class Sender:
         reports = batch.begin(len(messages))
         with self._work:
             self._out.add(batch)
-            self._work.notify()
         failed: set[str] = set()
         for message, report in zip(messages, reports, strict=False):
             key = message.ordering_key
@@ -124,6 +123,8 @@ class Sender:
                 report(error if isinstance(error, BrokerError) else error.args[0], None)
                 if key is not None:
                     failed.add(key)
+        # Not before: the thread and this one would compete for the interpreter.
+        self._wake()
         await batch.done
         self._spare.append(batch)
         return batch.results
@@ -154,10 +155,16 @@ class Sender:
 
         The option ``librdkafka`` may bound the queue below the bounds of the client.  Nobody is told of room.
         """
+        self._wake()
         is_full = True
         while is_full:
             await asyncio.sleep(_TURN / 10)
             is_full = not self._produce(message, limit, report)
+
+    def _wake(self) -> None:
+        """Let the thread poll."""
+        with self._work:
+            self._work.notify()
 
     def end(self) -> None:
         """Throw away what is out.  The producer ends soon after."""

@@ -29,15 +29,13 @@ class Nobody:
 
 def send(*keys: str, size: int = 10) -> Send[Nobody]:
     made = Send(60.0, Nobody())
-    for key in keys:
-        made.add(EventMessage(b"x", ordering_key=key), size)
+    made.add([EventMessage(b"x", ordering_key=key) for key in keys], [size] * len(keys))
     return made
 
 
 def fill(target: Batcher, *sends: Send[Nobody]) -> None:
     for each in sends:
-        for entry in each.entries:
-            target.add(entry)
+        target.add_all(each.entries)
 
 
 def keys(batch: Batch | None) -> list[str | None]:
