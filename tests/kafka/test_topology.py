@@ -7,6 +7,9 @@ import asyncio
 import pytest
 
 from events_core import ErrorCode, EventConnectionError, EventError, EventMessage, ReceiveError
+from events_kafka.admin import Administrator
+from events_kafka.options import KafkaOptions
+from events_kafka.topology import Topology
 
 from .console import Console, client
 from .receiving import numbered, take
@@ -192,6 +195,24 @@ def test_letters_have_a_topic_and_a_subscription(console: Console) -> None:
     letters.topic = dead
     letters.subscription = f"{dead}-letters"
     assert letters.committed() == 0
+
+
+def test_a_subscription_that_is_created_again_skips_nothing(console: Console) -> None:
+    """F1: what others have sent to a topic since it was created again is received, also with start=latest."""
+    console.create_topic()
+    console.produce(b"sent meanwhile")
+    options = KafkaOptions(bootstrap_servers=console.address, subscription=console.subscription, create="all")
+
+    async def scenario() -> None:
+        admin = Administrator(options)
+        await admin.open()
+        try:
+            await Topology(admin, console.topic, options).create(again=True)
+        finally:
+            await admin.close()
+
+    asyncio.run(scenario())
+    assert console.committed() == 0
 
 
 def test_a_dead_letter_topic_that_was_deleted_is_created_again(console: Console) -> None:

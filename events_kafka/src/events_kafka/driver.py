@@ -102,7 +102,7 @@ class KafkaDriver(Driver[KafkaOptions]):
         # Asked for each message, and nearly all are ids.
         missing = [place for place, result in enumerate(results) if result.__class__ is not str and _is_missing(result)]
         if missing and self.options.create == "all":  # the topic was deleted
-            await self.topology.create()
+            await self.topology.create(again=True)
             again = await self._publish([messages[place] for place in missing])
             for place, result in zip(missing, again, strict=True):
                 results[place] = result

@@ -156,7 +156,7 @@ class KafkaSource(Source, Listener):
         :raises BrokerError: if that failed.
         """
         self._failure = None
-        await self._topology.create()
+        await self._topology.create(again=True)
         _log.warning("topic %r was deleted and has been created again; the messages in it are lost", self._topic)
 
     def _take_again(self, limit: int) -> list[Delivery]:

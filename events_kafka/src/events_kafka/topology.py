@@ -39,9 +39,11 @@ class Topology:
 
     # Topics
 
-    async def create(self) -> None:
+    async def create(self, *, again: bool = False) -> None:
         """Create the configured topics and subscription, if they are missing and the options allow it.
 
+        :param again: True if the topic was there and is missed.  Whatever it has by now was sent since, so the
+            subscription then starts with the oldest message.
         :raises BrokerError: ``NOT_FOUND`` if the topic is missing and may not be created.
         """
         options = self._options
@@ -49,7 +51,8 @@ class Topology:
         if options.dead_letter_topic and options.create == "all":
             await self.find_topic(options.dead_letter_topic)
         if options.subscription and options.create != "never":
-            await self.find_group(self._topic, options.group_of(self._topic, options.subscription))
+            group = options.group_of(self._topic, options.subscription)
+            await self.find_group(self._topic, group, from_oldest=again)
 
     async def find_topic(self, topic: str) -> list[int]:
         """Look for *topic*, or create it if the options allow that; return its partitions.
@@ -154,7 +157,7 @@ class Topology:
             return await self.ends(topic)
         time = self._options.start_time
         if time is None:
-            return await self._offsets(topic, OffsetSpec.earliest())
+            return await self._oldest(topic)
         milliseconds = round(time.timestamp() * 1000)
         at_time = await self._offsets(topic, OffsetSpec.for_timestamp(max(0, milliseconds)))
         if all(offset >= 0 for offset in at_time.values()):
@@ -162,6 +165,9 @@ class Topology:
         # -1: the partition has no message since then.
         ends = await self.ends(topic)
         return {partition: offset if offset >= 0 else ends[partition] for partition, offset in at_time.items()}
+
+    async def _oldest(self, topic: str) -> Mapping[int, int]:
+        return await self._offsets(topic, OffsetSpec.earliest())
 
     async def _offsets(self, topic: str, spec: OffsetSpec) -> Mapping[int, int]:
         asked = f"read the offsets of topic {topic!r}"
@@ -179,17 +185,22 @@ class Topology:
         partitions = await self.partitions(topic)
         return await off_loop(lambda: positions(self._options, group, topic, partitions))
 
-    async def find_group(self, topic: str, group: str, *, create: bool | None = None) -> None:
+    async def find_group(
+        self, topic: str, group: str, *, create: bool | None = None, from_oldest: bool = False
+    ) -> None:
         """Look for the subscription of *topic* that is *group*, or create it.
 
         :param create: whether it may be created; as the options say for ``None``.
+        :param from_oldest: whether a new one starts with the oldest message, and not as the options say.
         :raises BrokerError: ``NOT_FOUND`` if it is missing and may not be created.
         """
         if create is None:
             create = self._options.create != "never"
         # Before it is known whether the group exists.  If another client creates it in the meantime, what is committed
         # here is no later than its start, and skips nothing.
-        starts = await self.starts(topic) if create else {}
+        starts: Mapping[int, int] = {}
+        if create:
+            starts = await (self._oldest(topic) if from_oldest else self.starts(topic))
         if await self.committed(topic, group):
             return
         if not create:
@@ -199,7 +210,7 @@ class Topology:
                 ErrorCode.NOT_FOUND,
             )
         await self._commit(topic, group, starts)
-        if self._options.start != "earliest" and any(starts.values()):
+        if self._options.start != "earliest" and not from_oldest and any(starts.values()):
             # Kafka does not tell a new group from one that it has forgotten.
             _log.warning(
                 "consumer group %r is new, or was unused for so long that Kafka has forgotten its positions (7 days, "
@@ -224,7 +235,7 @@ class Topology:
         await self.find_topic(topic)
         group = self._options.group_of(topic, subscription)
         if not await self.committed(topic, group):
-            await self._commit(topic, group, await self._offsets(topic, OffsetSpec.earliest()))
+            await self._commit(topic, group, await self._oldest(topic))
         return True
 
     async def delete_group(self, topic: str, group: str) -> None:
