@@ -85,10 +85,11 @@ class EventMessage:
                 if len(pickled) != 2:
                     raise TypeError("name the ordering key: EventMessage(data, attributes, ordering_key=…)")
                 message_id, ordering_key = pickled
-            _set_data(self, _data(data))
-            _set_attributes(self, _attributes(attributes))
+            # A converter is called only where it has something to do, because this runs for each message.
+            _set_data(self, data if type(data) is bytes else _data(data))
+            _set_attributes(self, _attributes(attributes) if attributes else _NO_ATTRIBUTES)
             _set_message_id(self, message_id)
-            _set_ordering_key(self, _ordering_key(ordering_key))
+            _set_ordering_key(self, None if ordering_key is None else _ordering_key(ordering_key))
 
     @classmethod
     def from_string(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from events_core.engine.backoff import Backoff
@@ -220,7 +220,7 @@ class BatchingPublisher(Publisher):
         finally:
             self._pump()
 
-    async def _publish(self, batch: Batch, entries: Iterable[Entry]) -> None:
+    async def _publish(self, batch: Batch, entries: Sequence[Entry]) -> None:
         """Send *entries* of *batch* until all of them are complete."""
         pauses = self._link.pauses(Backoff(maximum=10.0))
         while sendable := self._depart(batch, entries):
@@ -241,7 +241,7 @@ class BatchingPublisher(Publisher):
                 self._look_once()
                 self._complete(sendable, results, batch)
 
-    def _depart(self, batch: Batch, entries: Iterable[Entry]) -> Sequence[Entry]:
+    def _depart(self, batch: Batch, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Return those of *entries* that leave in the next request; the others are complete, or follow."""
         with self._lock:
             departing = self._outbox.depart(batch, entries, time.monotonic())
@@ -275,8 +275,7 @@ class BatchingPublisher(Publisher):
         with self._lock:
             if confirmed is not None:
                 self._outbox.batcher.confirm(confirmed, time.monotonic())
-            for entry, result in zip(entries, results, strict=True):
-                self._outbox.complete(entry, result)
+            self._outbox.complete_all(entries, results)
             self._wake_if_drained()
         self.pump()  # there is room for others now
 

@@ -43,22 +43,29 @@ def measure(message: EventMessage, limits: Limits) -> int:
     size = len(message.data)
     if message.ordering_key:
         key_size = _length(message.ordering_key)
-        _check(key_size, limits.max_ordering_key_bytes, "ordering key", "max_ordering_key_bytes")
+        maximum = limits.max_ordering_key_bytes
+        if maximum is not None and key_size > maximum:
+            raise _beyond(key_size, maximum, "ordering key", "max_ordering_key_bytes")
         size += key_size
-    if message.attributes:
-        size += _attributes_size(message.attributes, limits)
-    _check(size, limits.max_message_bytes, "message", "max_message_bytes")
+    attributes = message.attributes
+    if attributes:
+        maximum = limits.max_attributes
+        if maximum is not None and len(attributes) > maximum:
+            raise ValueError(f"it has {len(attributes)} attributes; max_attributes is {maximum}")
+        if limits.max_attribute_key_bytes is None and limits.max_attribute_value_bytes is None:
+            # All at once and without a call, because this runs for each message.
+            text = "".join([*attributes, *attributes.values()])
+            size += len(text) if text.isascii() else len(text.encode())
+        else:
+            size += _attributes_size(attributes, limits)
+    maximum = limits.max_message_bytes
+    if maximum is not None and size > maximum:
+        raise _beyond(size, maximum, "message", "max_message_bytes")
     return size
 
 
 def _attributes_size(attributes: Mapping[str, str], limits: Limits) -> int:
-    maximum = limits.max_attributes
-    if maximum is not None and len(attributes) > maximum:
-        raise ValueError(f"it has {len(attributes)} attributes; max_attributes is {maximum}")
     longest_key, longest_value = limits.max_attribute_key_bytes, limits.max_attribute_value_bytes
-    if longest_key is None and longest_value is None:
-        # All at once, because this runs for each message.
-        return _length("".join([*attributes, *attributes.values()]))
     size = 0
     for key, value in attributes.items():
         # This is _length() twice, written out: it runs for each attribute of each message.
@@ -75,11 +82,6 @@ def _attributes_size(attributes: Mapping[str, str], limits: Limits) -> int:
 def _length(text: str) -> int:
     # Nearly all keys and attributes are ASCII, and encoding them only to count would dominate the check of a message.
     return len(text) if text.isascii() else len(text.encode())
-
-
-def _check(size: int, maximum: int | None, what: str, limit: str) -> None:
-    if maximum is not None and size > maximum:
-        raise _beyond(size, maximum, what, limit)
 
 
 def _beyond(size: int, maximum: int, what: str, limit: str) -> ValueError:

@@ -19,13 +19,13 @@ The outbox starts no request.  Three methods may make a batch ready: :meth:`Outb
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from events_core.engine.batching import Batch, Batcher
 from events_core.engine.bounds import Bounds
 from events_core.engine.driver import BrokerError
-from events_core.engine.sends import AnySend, Entry, EntryQueue
+from events_core.engine.sends import AnySend, Entry, EntryQueue, Send
 from events_core.errors import ErrorCode
 
 __all__ = ["Outbox"]
@@ -124,6 +124,25 @@ class Outbox:
             send.waiter.wake()
         # Do this even if the entry was not admitted.  Then it is itself in the queue, perhaps at the front, where it
         # would hold up the others.
+        if self._arriving:
+            self._admit_waiting()
+
+    def complete_all(self, entries: Sequence[Entry], results: Sequence[str | BrokerError]) -> None:
+        """Record the results of admitted *entries*, except of those that have one."""
+        send = _whole_send(entries)
+        if send is None:
+            for entry, result in zip(entries, results, strict=True):
+                self.complete(entry, result)
+            return
+        # The same for all at once, at a fifth of the cost.
+        self.messages -= len(entries)
+        self._bytes -= sum([entry.size for entry in entries])
+        send.complete_all(results)
+        self.sends.pop(send, None)
+        send.waiter.wake()
+        self._admit_waiting()
+
+    def _admit_waiting(self) -> None:
         arriving = self._arriving
         while arriving and (arriving[0].result is not None or self._admit(arriving[0])):
             arriving.popleft()
@@ -144,7 +163,7 @@ class Outbox:
         """Return the *limit* sends that were accepted first."""
         return [*itertools.islice(self.sends, limit)]
 
-    def depart(self, batch: Batch, entries: Iterable[Entry], now: float) -> Sequence[Entry]:
+    def depart(self, batch: Batch, entries: Sequence[Entry], now: float) -> Sequence[Entry]:
         """Begin a request of *batch*, and return those of *entries* that it carries.
 
         Each of the others is complete now, or leaves in a later request.
@@ -152,7 +171,10 @@ class Outbox:
         sendable = self._sendable(entries, now)
         return self.batcher.depart(batch, sendable, now) if sendable else sendable
 
-    def _sendable(self, entries: Iterable[Entry], now: float) -> list[Entry]:
+    def _sendable(self, entries: Sequence[Entry], now: float) -> list[Entry]:
+        send = _whole_send(entries)
+        if send is not None and send.deadline > now and not send.failed_keys:
+            return [*entries]
         sendable = []
         for entry in entries:
             if entry.result is not None:
@@ -183,3 +205,15 @@ class Outbox:
         error = BrokerError(text, ErrorCode.TIMEOUT, retryable=True)
         error.__cause__ = last.__cause__ if isinstance(last, BrokerError) else last
         return error
+
+
+def _whole_send(entries: Sequence[Entry]) -> Send[Any] | None:
+    """Return the send of several messages that consists of *entries*, if none of them has a result yet.
+
+    Most requests carry one such send, and then much can be done for all entries at once.
+    """
+    send = entries[0].send if entries else None
+    # Comparing the lists is quick, because an entry only equals itself.
+    if isinstance(send, Send) and send.pending == len(entries) and send.entries == entries:
+        return send
+    return None

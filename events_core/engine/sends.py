@@ -111,6 +111,12 @@ class Send(Generic[WakeableT]):
         self.entries += [_Part(self, message, size) for message, size in zip(messages, sizes, strict=True)]
         self.pending = len(self.entries)
 
+    def complete_all(self, results: Iterable[str | BrokerError]) -> None:
+        """Record the result of each message; none of them has one yet."""
+        for entry, result in zip(self.entries, results, strict=True):
+            entry.result = result
+        self.pending = 0
+
     def take_results(self) -> list[str | BrokerError]:
         """Return the result of each message, in order; call it once, when the send is complete."""
         results = [entry.result for entry in self.entries if entry.result is not None]
