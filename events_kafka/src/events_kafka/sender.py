@@ -115,10 +115,10 @@ class Sender:
         for message, report in zip(messages, reports, strict=False):
             key = message.ordering_key
             try:
-                if key in failed:
+                if failed and key in failed:
                     raise _not_attempted(key)
-                if not self._produce(message, limit, report):
-                    await self._produce_later(message, limit, report)
+                if not self._produce(message, key, limit, report):
+                    await self._produce_later(message, key, limit, report)
             except (BrokerError, KafkaException) as error:
                 report(error if isinstance(error, BrokerError) else error.args[0], None)
                 if key is not None:
@@ -129,14 +129,14 @@ class Sender:
         self._spare.append(batch)
         return batch.results
 
-    def _produce(self, message: EventMessage, limit: int, report: Report) -> bool:
+    def _produce(self, message: EventMessage, key: str | None, limit: int, report: Report) -> bool:
         """Hand *message* to the producer; return False if its queue is full."""
         value, headers, size = packed(message)
         if size > limit:
             self._measure(message, limit)
         try:
             # By position, because names would cost as much as a header.  -1 is any partition, and 0 is now.
-            self._producer.produce(self._topic, value, message.ordering_key, -1, report, None, 0, headers)
+            self._producer.produce(self._topic, value, key, -1, report, None, 0, headers)
         except BufferError:
             return False
         return True
@@ -150,7 +150,7 @@ class Sender:
                 ErrorCode.INVALID,
             )
 
-    async def _produce_later(self, message: EventMessage, limit: int, report: Report) -> None:
+    async def _produce_later(self, message: EventMessage, key: str | None, limit: int, report: Report) -> None:
         """Hand *message* to the producer when there is room.
 
         The option ``librdkafka`` may bound the queue below the bounds of the client.  Nobody is told of room.
@@ -159,7 +159,7 @@ class Sender:
         is_full = True
         while is_full:
             await asyncio.sleep(_TURN / 10)
-            is_full = not self._produce(message, limit, report)
+            is_full = not self._produce(message, key, limit, report)
 
     def _wake(self) -> None:
         """Let the thread poll."""

@@ -668,6 +668,21 @@ def test_room_that_a_confirmed_send_leaves_is_used_for_all_requests_that_may_be_
     run(test, publish_max_bytes="60")
 
 
+def test_room_that_a_large_send_leaves_is_used_at_once() -> None:
+    """P6: each of several sends fills the bound, and nothing is in flight after the last one."""
+
+    async def test(client: ScriptedClient) -> None:
+        texts = [[f"{number}-{place}" for place in range(3)] for number in range(4)]
+        sends = [client.send_messages([message(text) for text in each]) for each in texts]
+        ids = await asyncio.wait_for(asyncio.gather(*sends), 60)
+        assert ids == [[f"id-{text}" for text in each] for each in texts]
+        assert [len(request) for request in client.broker.requests] == [3, 3, 3, 3]
+        outbox = client._publisher._outbox  # type: ignore[attr-defined]
+        assert (outbox.messages, outbox._bytes, outbox.is_ready, [*outbox.sends]) == (0, 0, False, [])
+
+    run(test, publish_max_messages="3")
+
+
 class _RefusesAtOnce(ScriptedDriver):
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         if any(self.refuses(each) for each in messages):
