@@ -297,14 +297,14 @@ class Source(ABC):
         :raises BrokerError: when the whole request failed.  The engine retries if it is ``retryable``.
         """
 
-    def acknowledge_at_once(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None] | None:
+    def acknowledge_at_once(self, deliveries: Sequence[Delivery]) -> Sequence[BrokerError | None] | None:
         """Acknowledge deliveries in the caller's thread, if that is only a note that the source takes.
 
-        It saves the way to :meth:`settle` and back.  Return ``None`` to get the same settlements there instead, which
-        is the default.  Otherwise return one result for each: ``None`` for success, or ``EXPIRED``.
+        It saves the way to :meth:`settle` and back.  Return ``None`` to get settlements of the same deliveries there
+        instead, which is the default.  Otherwise return one result for each: ``None`` for success, or ``EXPIRED``.
 
-        *Called* under the receiver's lock, from any thread, for settlements with the outcome ``ACK``: it does not wait,
-        does not raise, and does not call the engine.  Overlaps every method; of :meth:`close` only the beginning.
+        *Called* under the receiver's lock, from any thread: it does not wait, does not raise, and does not call the
+        engine.  Overlaps every method; of :meth:`close` only the beginning.  Without meaning for an inline source.
         """
         return None
 

@@ -44,7 +44,7 @@ ACK, NACK, RETURN, REJECT = Outcome
 class Begun:
     """The first result of a call to settle several messages."""
 
-    __slots__ = ("awaited", "refused", "to_send")
+    __slots__ = ("awaited", "is_noted", "refused", "to_send")
 
     def __init__(self) -> None:
         self.to_send: list[Settlement] = []
@@ -53,6 +53,8 @@ class Begun:
         """The settlements that the caller waits for, including those that other calls have begun."""
         self.refused: dict[str, BrokerError] = {}
         """The errors of messages that cannot be settled in this way, by id."""
+        self.is_noted = False
+        """Whether the source has acknowledged others of the call at once."""
 
 
 class Ledger:
@@ -176,7 +178,7 @@ class Ledger:
             delivery._arrived = now
             known = live.get(delivery.message_id) or (self.delays.find(delivery.message_id) if some_wait else None)
             if known is not None and known._settlement is not None and not self.is_last(known._settlement):
-                self._retire(known, _final_state(known._settlement.outcome))
+                self._retire([known], _final_state(known._settlement.outcome))
                 known = None
             if known is None:
                 self._admit(delivery, now)
@@ -276,6 +278,41 @@ class Ledger:
                 begun.awaited.append(delivery._settlement)
         return begun
 
+    def begin_at_once(
+        self, targets: Iterable[ReceivedMessage | str]
+    ) -> tuple[list[Delivery], list[ReceivedMessage | str]]:
+        """Begin to acknowledge those of *targets* that are held, without settlements.
+
+        End that with :meth:`finish_at_once` or :meth:`hold_again` before the lock is released.
+
+        :returns: the deliveries of those, and the other targets.
+        """
+        begun: list[Delivery] = []
+        others: list[ReceivedMessage | str] = []
+        for target in targets:
+            delivery = self._find(target)
+            if delivery is not None and delivery._state is HELD:
+                delivery._state = SETTLING
+                begun.append(delivery)
+            else:
+                others.append(target)
+        return begun, others
+
+    @staticmethod
+    def hold_again(deliveries: Iterable[Delivery]) -> None:
+        """Take back :meth:`begin_at_once`."""
+        for delivery in deliveries:
+            delivery._state = HELD
+
+    def finish_at_once(self, deliveries: Sequence[Delivery], lost: Collection[Delivery]) -> list[Settlement]:
+        """Record that *deliveries* are acknowledged, except those of them that were *lost*.
+
+        :returns: the settlements for later deliveries of the lost ones' keys, which must go back too (R10).
+        """
+        # First those that are acknowledged: they do not go back, even if one before them is lost.
+        self._retire([each for each in deliveries if each not in lost] if lost else deliveries, ACKNOWLEDGED)
+        return [behind for delivery in lost for behind in self._return(delivery)]
+
     def _key(self, delivery: Delivery) -> str | None:
         """Return the key of *delivery*, if the subscription keeps the order of keys."""
         return delivery.ordering_key if self._keeps_order else None
@@ -357,8 +394,7 @@ class Ledger:
     def _give_back(self, held: Sequence[Delivery], key: str) -> list[Settlement]:
         """Give back *held* and everything that is buffered of *key*, in order; return the settlements to send."""
         buffered = self._buffer.waiting(key)
-        for delivery in held:
-            self._retire(delivery, RETURNED)
+        self._retire(held, RETURNED)
         self._drop(buffered)
         return [Settlement(delivery, RETURN) for delivery in (*held, *buffered)]
 
@@ -381,7 +417,7 @@ class Ledger:
         due = now + (redelivery_delay(again[0]._nacks) if delay is None else delay)
         again[0]._kept_until = due + self.max_lease
         for old, new in zip(run, again, strict=True):
-            self._retire(old, _final_state(outcome) if old is run[0] and not expired else RETURNED, release=False)
+            self._retire([old], _final_state(outcome) if old is run[0] and not expired else RETURNED, release=False)
             self._admit(new, now)
         self._buffer.restore(again, due)
 
@@ -399,7 +435,7 @@ class Ledger:
         if delivery._state is not SETTLING and not late:
             return ()  # it is over already, perhaps given back with its predecessor
         if error is None:
-            self._retire(delivery, _final_state(settlement.outcome))
+            self._retire([delivery], _final_state(settlement.outcome))
         elif error.code is ErrorCode.EXPIRED or (
             settlement.outcome is ACK and error.code in (ErrorCode.NOT_FOUND, ErrorCode.INVALID)
         ):
@@ -413,28 +449,32 @@ class Ledger:
         """End a handed-out delivery whose message comes again; return settlements for its successors (R10)."""
         key = self._key(delivery)
         later = self._successors(delivery, key) if key is not None else []
-        self._retire(delivery, RETURNED)
+        self._retire([delivery], RETURNED)
         return self._give_back(later, key) if key is not None else []
 
-    def _retire(self, delivery: Delivery, state: State, *, release: bool = True) -> None:
-        """End a handed-out delivery.
+    def _retire(self, deliveries: Sequence[Delivery], state: State, *, release: bool = True) -> None:
+        """End handed-out deliveries.
 
-        :param release: whether to free its key.  Pass False if the run goes back into the buffer.
+        :param release: whether to free their keys.  Pass False if the run goes back into the buffer.
         """
-        delivery._state = state
-        self.held -= 1
-        self._leave(delivery)
-        key = delivery.ordering_key
-        if key is not None and self._keeps_order:
-            held = self._held_by_key[key]
-            del held[delivery]
-            if not held:
-                del self._held_by_key[key]
-            if release and delivery.order:  # 0 if it did not come through the buffer, which then has no such key
-                self._buffer.release(delivery)
-        self._over[delivery.message_id] = state
-        if len(self._over) >= REMEMBERED:
-            self._over, self._older = {}, self._over
+        self.held -= len(deliveries)
+        over = self._over
+        for delivery in deliveries:
+            delivery._state = state
+            self._leave(delivery)
+            if delivery.ordering_key is not None and self._keeps_order:
+                self._leave_key(delivery, delivery.ordering_key, release)
+            over[delivery.message_id] = state
+        if len(over) >= REMEMBERED:
+            self._over, self._older = {}, over
+
+    def _leave_key(self, delivery: Delivery, key: str, release: bool) -> None:
+        held = self._held_by_key[key]
+        del held[delivery]
+        if not held:
+            del self._held_by_key[key]
+        if release and delivery.order:  # 0 if it did not come through the buffer, which then has no such key
+            self._buffer.release(delivery)
 
     def _leave(self, delivery: Delivery) -> None:
         self._bytes -= delivery.size

@@ -346,8 +346,7 @@ class EngineReceiver(EventReceiver):
                 raise self._located(EventRuntimeError("the receiver is closed", code=ErrorCode.CLOSED))
             now = time.monotonic()
             self._inbox.give_back_overdue(now)
-            begun = self._ledger.begin(targets, outcome, delay, now, reason)
-            return self._settler.begin(begun, ticket)
+            return self._settler.begin(targets, outcome, delay, now, reason, ticket)
 
     async def _begin_gently(
         self, targets: Sequence[ReceivedMessage | str], outcome: Outcome, delay: float | None, reason: str

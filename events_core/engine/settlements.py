@@ -36,12 +36,14 @@ __all__ = ["Settlements", "Ticket", "error_for_callers"]
 class Ticket:
     """One call that waits for several settlements."""
 
-    __slots__ = ("awaited", "failed", "pending", "waiter")
+    __slots__ = ("awaited", "failed", "is_noted", "pending", "waiter")
 
     def __init__(self, begun: Begun) -> None:
         self.awaited = begun.awaited
         self.failed = begun.refused
         """The errors of messages that were not settled, by message id."""
+        self.is_noted = begun.is_noted
+        """Whether the source has acknowledged some at once."""
         self.pending = 0
         """The number of settlements that have not ended."""
         self.waiter: Wakeable | None = None
@@ -50,6 +52,7 @@ class Ticket:
         """Wait also for the settlements that the same call has *begun* later."""
         self.awaited += begun.awaited
         self.failed.update(begun.refused)
+        self.is_noted |= begun.is_noted
 
     def register(self, settlements: Iterable[Settlement]) -> None:
         """Let each of *settlements* report its end here."""

@@ -20,6 +20,7 @@ from events_core.engine.link import Link, Pauses
 from events_core.engine.settlements import Ticket, error_for_callers
 from events_core.engine.waiting import Waiter, give_way
 from events_core.errors import ErrorCode
+from events_core.message import ReceivedMessage
 
 __all__ = ["InlineSettler", "Settler"]
 
@@ -60,6 +61,7 @@ class Settler:
         self._delaying: asyncio.TimerHandle | None = None
         """The one timer of the delays that the broker cannot keep.  Only home touches it."""
         self._now = asyncio.get_running_loop().time  # time.monotonic, unless a test simulates the clock
+        self._takes_notes = type(source).acknowledge_at_once is not Source.acknowledge_at_once
         self._retry_pauses = Backoff(maximum=1.0)
         self._name = f"settling for {source.subscription!r}"
         self._running: asyncio.Task[None] | None = None
@@ -67,11 +69,24 @@ class Settler:
 
     # In a caller's thread
 
-    def begin(self, begun: Begun, ticket: Ticket | None = None) -> Ticket:
-        """Let the broker be told of what has *begun*.  Under the lock.
+    def begin(
+        self,
+        targets: Sequence[ReceivedMessage | str],
+        outcome: Outcome,
+        delay: float | None,
+        now: float,
+        reason: str,
+        ticket: Ticket | None = None,
+    ) -> Ticket:
+        """Begin to settle *targets*, and let the broker be told.  Under the lock.
 
         :returns: the caller's ticket for it, which is *ticket* if the call has begun others before.
         """
+        failed: dict[str, BrokerError] = {}
+        left = self._acknowledge_at_once(targets, failed) if outcome is _ACK else targets
+        begun = self._inbox.ledger.begin(left, outcome, delay, now, reason)
+        begun.refused.update(failed)
+        begun.is_noted = left is not targets
         if ticket is None:
             ticket = Ticket(begun)
         else:
@@ -79,38 +94,30 @@ class Settler:
         self._tell(begun, ticket)
         return ticket
 
-    def _tell(self, begun: Begun, ticket: Ticket) -> None:
-        to_send = begun.to_send
-        # Of one call, all have the same outcome, except the successors of a nacked message.
-        if to_send and to_send[0].outcome is _ACK and not self._settlements.is_stopped:
-            results = self._source.acknowledge_at_once(to_send)
-            if results is not None:
-                self._settlements.enqueue(self._ended(to_send, results, ticket.failed))
-                ticket.register(each for each in begun.awaited if each.delivery._settlement is each)
-                return
-        self._settlements.enqueue(to_send)
-        ticket.register(begun.awaited)
-
-    def _ended(
-        self,
-        settlements: Sequence[Settlement],
-        results: Sequence[BrokerError | None],
-        failed: dict[str, BrokerError],
-    ) -> list[Settlement]:
-        """Record the *results* of settlements for which no caller waits yet.
+    def _acknowledge_at_once(
+        self, targets: Sequence[ReceivedMessage | str], failed: dict[str, BrokerError]
+    ) -> Sequence[ReceivedMessage | str]:
+        """Acknowledge those of *targets* of which the source takes a note.
 
         :param failed: takes the errors, by message id.
-        :returns: the settlements for later deliveries of their keys, which must go back too (R10).
+        :returns: the other ones: *targets* itself if the source takes no note of any.
         """
-        behind: list[Settlement] = []
-        for settlement, result in zip(settlements, results, strict=True):
-            behind += self._inbox.ledger.finish(settlement, result)
-            if result is None:
-                continue
-            failure = error_for_callers(settlement, result)
-            if failure is not None and settlement.outcome is not Outcome.RETURN:
-                failed[settlement.delivery.message_id] = failure
-        return behind
+        if not self._takes_notes or self._settlements.is_stopped:
+            return targets
+        ledger = self._inbox.ledger
+        deliveries, others = ledger.begin_at_once(targets)
+        results = self._source.acknowledge_at_once(deliveries) if deliveries else None
+        if results is None:
+            ledger.hold_again(deliveries)
+            return targets
+        lost = {delivery: error for delivery, error in zip(deliveries, results, strict=True) if error is not None}
+        self._settlements.enqueue(ledger.finish_at_once(deliveries, lost))
+        failed.update((delivery.message_id, error) for delivery, error in lost.items())
+        return others
+
+    def _tell(self, begun: Begun, ticket: Ticket) -> None:
+        self._settlements.enqueue(begun.to_send)
+        ticket.register(begun.awaited)
 
     def pump(self) -> None:
         """Let the next request leave, unless one is out.  Call it after each use of the lock, without the lock."""
@@ -121,7 +128,7 @@ class Settler:
     async def finished(self, ticket: Ticket) -> None:
         """Wait for *ticket* until its time is up; what is not settled by then stays held (S5)."""
         self.pump()
-        if ticket.pending < len(ticket.awaited) or not ticket.awaited:
+        if ticket.is_noted or not ticket.pending:
             # The source has answered at once, or the ledger has done all by itself.  That makes room, or fills the
             # buffer.
             self.progressed()
@@ -274,7 +281,15 @@ class InlineSettler(Settler):
                 raise _miscounted(results, settlements)
         except BrokerError as error:
             results = [error] * len(settlements)
-        behind = self._ended(settlements, results, failed)
+        behind: list[Settlement] = []
+        for settlement, result in zip(settlements, results, strict=True):
+            behind += self._inbox.ledger.finish(settlement, result)
+            if result is None:
+                continue
+            failure = error_for_callers(settlement, result)
+            if failure is not None and settlement.outcome is not Outcome.RETURN:
+                failed[settlement.delivery.message_id] = failure
+        # Later deliveries of their keys, which must go back too (R10).
         if behind:
             self._settle_now(behind, failed)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from events_core.engine import Delivery
 
@@ -23,12 +23,11 @@ class Room:
         self._bytes = 0
         self._changed = threading.Condition()
 
-    def took(self, deliveries: Iterable[Delivery]) -> None:
+    def took(self, deliveries: Sequence[Delivery]) -> None:
         """Note that *deliveries* have left the buffer."""
         with self._changed:
-            for delivery in deliveries:
-                self._messages -= 1
-                self._bytes -= len(delivery.data)
+            self._messages -= len(deliveries)
+            self._bytes -= sum([len(delivery.data) for delivery in deliveries])
             self._changed.notify()
 
     def fill(self, deliveries: Sequence[Delivery]) -> None:

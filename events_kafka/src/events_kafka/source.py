@@ -207,15 +207,12 @@ class KafkaSource(Source, Listener):
 
     # Settling
 
-    def acknowledge_at_once(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None] | None:
+    def acknowledge_at_once(self, deliveries: Sequence[Delivery]) -> Sequence[BrokerError | None] | None:
         if not self._is_safe() or self._letters.is_busy:
             return None
         with self._claims.lock:
             settle = self._claims.settle
-            return [
-                None if settle(settlement.delivery.token) else _expired(settlement.delivery)
-                for settlement in settlements
-            ]
+            return [None if settle(delivery.token) else _expired(delivery) for delivery in deliveries]
 
     def _is_safe(self) -> bool:
         return self.safe_until is None or uptime() < self.safe_until

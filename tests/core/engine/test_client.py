@@ -1223,12 +1223,14 @@ class NotingSource(ScriptedSource):
         super().__init__()
         self.noted: list[str] = []
         self.takes_notes = True
+        self.lost: dict[str, BrokerError] = {}
+        """The errors of messages that the broker has taken back, by text."""
 
-    def acknowledge_at_once(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None] | None:
+    def acknowledge_at_once(self, deliveries: Sequence[Delivery]) -> Sequence[BrokerError | None] | None:
         if not self.takes_notes:
             return None
-        self.noted += [settlement.delivery.data.decode() for settlement in settlements]
-        return [self.refusal] * len(settlements)
+        self.noted += [delivery.data.decode() for delivery in deliveries]
+        return [self.lost.get(delivery.data.decode()) for delivery in deliveries]
 
 
 class NotingDriver(ScriptedDriver):
@@ -1282,12 +1284,75 @@ def test_acknowledgement_at_once_of_a_lost_delivery() -> None:
 
     async def test(client: ScriptedClient) -> None:
         receiver, source, held = await _noting(client, "1", "2")
-        source.refusal = BrokerError("the partition is gone", ErrorCode.EXPIRED)
+        source.lost["1"] = BrokerError("the partition is gone", ErrorCode.EXPIRED)
         with pytest.raises(AcknowledgeError, match="the partition is gone") as caught:
             await receiver.acknowledge(held[0])
         assert caught.value.code is ErrorCode.EXPIRED
-        source.refusal = None
         await until(lambda: [(each.delivery.data, each.outcome) for each in source.settled] == [(b"2", Outcome.RETURN)])
+
+    run(test, driver=NotingDriver)
+
+
+def test_acknowledgement_at_once_behind_a_lost_delivery() -> None:
+    """R10: a delivery that is acknowledged does not go back, although an earlier one of its key was lost."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver, source, held = await _noting(client, "1", "2", "3")
+        source.lost["1"] = BrokerError("the partition is gone", ErrorCode.EXPIRED)
+        with pytest.raises(AcknowledgeError) as caught:
+            await receiver.acknowledge_messages(held[:2])
+        assert list(caught.value.failed) == [held[0].message_id]
+        await until(lambda: [(each.delivery.data, each.outcome) for each in source.settled] == [(b"3", Outcome.RETURN)])
+        assert receiver.stats.held == 0
+        await receiver.acknowledge(held[1])
+
+    run(test, driver=NotingDriver)
+
+
+def test_acknowledgement_at_once_of_a_message_twice() -> None:
+    """S2: a message that one call names twice is acknowledged once."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver, source, held = await _noting(client, "1")
+        await receiver.acknowledge_messages([held[0], held[0], held[0].message_id])
+        assert source.noted == ["1"]
+        assert receiver.stats.held == 0
+
+    run(test, driver=NotingDriver)
+
+
+def test_acknowledgement_at_once_next_to_one_under_way() -> None:
+    """S2: a call waits for what another one has asked of the broker, and the rest makes room at once."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver, source, held = await _noting(client, "1", "2")
+        source.settle_gate, source.takes_notes = asyncio.Event(), False
+        first = asyncio.create_task(receiver.acknowledge(held[0]))
+        await until(lambda: len(source.settled) == 1)
+        source.takes_notes = True
+        both = asyncio.create_task(receiver.acknowledge_messages(held))
+        await until(lambda: source.noted == ["2"])
+        await client.send_messages([message("3"), message("4")])
+        await until(lambda: receiver.stats.buffered == 1)  # the bound of two lets one more come
+        assert not both.done()
+        client._home.wake(source.settle_gate.set)
+        await asyncio.gather(first, both)
+        assert len(source.settled) == 1
+
+    run(test, driver=NotingDriver, max_outstanding_messages="2")
+
+
+def test_acknowledgement_at_once_of_a_stranger() -> None:
+    """S2: a message of another receiver is refused, and no note is taken of it."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver, source, held = await _noting(client, "1")
+        async with await client.subscribe("t") as other:
+            with pytest.raises(AcknowledgeError) as caught:
+                await other.acknowledge_messages(held)
+        assert caught.value.code is ErrorCode.NOT_FOUND
+        assert source.noted == []
+        await receiver.acknowledge_messages(held)
 
     run(test, driver=NotingDriver)
 

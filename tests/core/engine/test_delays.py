@@ -103,7 +103,7 @@ class Receiving:
     async def nack(self, delivery: Delivery, delay: float | None) -> Ticket:
         """Nack a message, and wait until the call ends."""
         message = ReceivedMessage(b"x", message_id=delivery.message_id, delivery=delivery)
-        ticket = self.settler.begin(self.ledger.begin([message], Outcome.NACK, delay, self.now()))
+        ticket = self.settler.begin([message], Outcome.NACK, delay, self.now(), "")
         async with asyncio.timeout(1):
             await self.settler.finished(ticket)
         return ticket

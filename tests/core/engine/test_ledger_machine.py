@@ -15,7 +15,7 @@ from events_core.engine import BrokerError, Delivery, Outcome, Settlement
 from events_core.engine.driver import State
 from events_core.engine.ledger import Ledger
 
-from .settling import begin
+from .settling import begin, view
 
 AWAY = BrokerError("away", ErrorCode.UNAVAILABLE, retryable=True)
 KEYS = ("a", "b")
@@ -135,6 +135,22 @@ class LedgerMachine(RuleBasedStateMachine):
         if outcome not in ENDS:
             later = [each for each in self.held if each._state is State.HELD and _follows(each, delivery)]
             assert later == [], "what goes back takes its successors with it"
+
+    @precondition(lambda self: self._open())
+    @rule(data=st.data(), is_noted=st.booleans())
+    def acknowledge_at_once(self, data: st.DataObject, is_noted: bool) -> None:
+        """Let the broker take a note of acknowledgements, or not."""
+        targets = data.draw(st.lists(st.sampled_from(self._open())))
+        self._expire()
+        begun, others = self.ledger.begin_at_once([view(delivery) for delivery in targets])
+        assert len(begun) == len(set(begun)), "a message that is named twice is acknowledged once"
+        assert len(begun) + len(others) == len(targets)
+        if not is_noted:
+            self.ledger.hold_again(begun)
+            return
+        for delivery in begun:
+            self.broker.answer(Settlement(delivery, Outcome.ACK))
+        assert not self.ledger.finish_at_once(begun, ())
 
     @precondition(lambda self: self.requests)
     @rule(count=st.integers(1, 5), fails=st.booleans())
