@@ -239,9 +239,10 @@ class EngineClient(EventClient):
 
     async def _all(self, results: Sequence[str | BrokerError]) -> list[str]:
         """Return the ids, or raise one error for all messages that failed (P3)."""
+        ids = [result for result in results if isinstance(result, str)]
+        if len(ids) == len(results):
+            return ids
         failed = [result for result in results if isinstance(result, BrokerError)]
-        if not failed:
-            return [result for result in results if isinstance(result, str)]
         first = next((error for error in failed if error.code is not ErrorCode.NOT_ATTEMPTED), failed[0])
         told: list[str | EventError] = []
         for part in parts(results):

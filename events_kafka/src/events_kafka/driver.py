@@ -92,9 +92,10 @@ class KafkaDriver(Driver[KafkaOptions]):
             publisher.max_message_bytes = limit
 
     def objection(self, message: EventMessage) -> str:
-        if "\0" in "".join(message.attributes):
-            name = next(name for name in message.attributes if "\0" in name)
-            return f"attribute key {name!r:.80} has a NUL character, which librdkafka cannot send"
+        # A plain loop, because joining the few names first would take twice as long.
+        for name in message.attributes:
+            if "\0" in name:
+                return f"attribute key {name!r:.80} has a NUL character, which librdkafka cannot send"
         return ""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
