@@ -29,6 +29,9 @@ __all__ = ["Publisher"]
 _SHARE = 0.9
 """The part of ``send_timeout`` that librdkafka has.  The rest is for the time before a message is handed to it."""
 
+_GONE = KafkaError._DESTROY
+"""The result of a message that still waits when librdkafka learns that its topic was deleted."""
+
 
 class Publisher:
     """A sender of messages to one topic.  Calls may overlap.
@@ -123,6 +126,9 @@ class Publisher:
         if not isinstance(found, KafkaError):
             return found
         asked = f"send to topic {self._topic!r}"
+        if found.code() == _GONE:
+            text = f"{asked}: it was deleted before the message left; create it, or set the option create"
+            return BrokerError(text, ErrorCode.NOT_FOUND)
         if found.code() == KafkaError._MSG_TIMED_OUT:
             asked += f" within {_SHARE:.0%} of send_timeout={self._options.send_timeout:g} s"
         return broker_error(asked, found)
@@ -148,7 +154,9 @@ def _failures(results: Sequence[Any]) -> Sequence[Any]:
 
 
 def _is_missing(result: Any) -> bool:
-    return isinstance(result, KafkaError) and broker_error("", result).code is ErrorCode.NOT_FOUND
+    return isinstance(result, KafkaError) and (
+        result.code() == _GONE or broker_error("", result).code is ErrorCode.NOT_FOUND
+    )
 
 
 def _is_late(result: Any) -> bool:
