@@ -1086,6 +1086,7 @@ class RemembersTen(TwistedClient, MemoryClient):
 
         async def acknowledge_messages(self, messages: Iterable[ReceivedMessage | str]) -> None:
             await super().acknowledge_messages(messages)
+            self._ledger._older.clear()
             while len(self._ledger._over) > 10:
                 del self._ledger._over[next(iter(self._ledger._over))]
 
