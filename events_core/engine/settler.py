@@ -132,6 +132,7 @@ class Settler:
             # The source has answered at once, or the ledger has done all by itself.  That makes room, or fills the
             # buffer.
             self.progressed()
+        if ticket.is_noted:
             await give_way()
         if not ticket.pending:
             return
