@@ -296,7 +296,7 @@ class Review:
         return any(
             each.kind == "stall"
             and each.process == event.process
-            and self._latest[event.process] < each.began + STALL / 2 < event.time
+            and self._latest.get(event.process, 0.0) < each.began + STALL / 2 < event.time
             for each in self._disturbances
         )
 
