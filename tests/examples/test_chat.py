@@ -81,7 +81,8 @@ async def joined(browser: Browser, address: str, name: str) -> Page:
     page = await (await browser.new_context(viewport={"width": 1100, "height": 640})).new_page()
     page.set_default_timeout(TIMEOUT)
     await page.goto(f"http://{address}/")
-    await page.keyboard.type(name)  # the field has the focus
+    await expect(page.locator("input:focus")).to_be_visible(timeout=TIMEOUT)
+    await page.keyboard.type(name)
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("status")).to_have_text(f"You are connected as {name}.", timeout=TIMEOUT)
     return page
