@@ -21,10 +21,10 @@ from confluent_kafka.admin import (
 
 from events_core import ErrorCode, EventConnectionError, EventError, EventMessage, PublishError, ReceiveError
 
+from ..receiving import take, take_after
+from ..waiting import until
 from .console import Console, client
-from .receiving import take, take_after
 from .server import PASSWORD, USER
-from .waiting import until
 
 LOGIN = {"sasl_mechanism": "PLAIN", "username": USER, "password": PASSWORD}
 MECHANISMS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]

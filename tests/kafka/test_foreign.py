@@ -10,8 +10,8 @@ import pytest
 from events_core import EventMessage, ReceivedMessage
 from events_kafka.codec import TOMBSTONE
 
+from ..receiving import take
 from .console import Console
-from .receiving import take
 
 Headers = Sequence[tuple[str, bytes | None]]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from ..receiving import numbered, settle_data
 from .console import Console
-from .receiving import numbered, settle_data
 from .test_moving import spread
 
 

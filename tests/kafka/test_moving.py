@@ -12,9 +12,9 @@ from confluent_kafka import Consumer, ConsumerGroupState
 
 from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, ReceivedMessage
 
+from ..receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, settle_all, take
+from ..waiting import until
 from .console import QUIET, Console
-from .receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, settle_all, take
-from .waiting import until
 
 SHORT = {"session_timeout": "6"}
 

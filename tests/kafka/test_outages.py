@@ -12,10 +12,10 @@ from events_core import ErrorCode, EventClient, EventConnectionError, EventMessa
 from events_core.testing import TcpProxy
 from events_kafka.settings import _SCOPES
 
+from ..receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, settle_all, settle_data, take
+from ..waiting import until
 from .console import Console, client
 from .program import Program
-from .receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, settle_all, settle_data, take
-from .waiting import until
 
 SHORT = {"session_timeout": "6"}
 """A session that a test can wait for."""

@@ -9,9 +9,9 @@ import pytest
 
 from events_core import AcknowledgeError, ErrorCode, EventMessage
 
+from ..receiving import gather, numbered, numbers, settle_data, take, take_after
+from ..waiting import until
 from .console import Console, client
-from .receiving import gather, numbered, numbers, settle_data, take, take_after
-from .waiting import until
 
 WATCHFUL = {"librdkafka": "topic.metadata.refresh.interval.ms=1000"}
 """Options with which a receiver soon notices that its topic has changed."""

@@ -10,10 +10,10 @@ from confluent_kafka import Producer
 
 from events_core import EventMessage, EventReceiver, ReceivedMessage
 
+from ..receiving import PATIENCE, gather, numbered, numbers, settle_all, take
+from ..waiting import until
 from .conftest import StartCluster
 from .console import QUIET, Console
-from .receiving import PATIENCE, gather, numbered, numbers, settle_all, take
-from .waiting import until
 
 
 def test_a_position_follows_acknowledgements(console: Console) -> None:

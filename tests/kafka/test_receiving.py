@@ -9,9 +9,9 @@ import pytest
 
 from events_core import EventMessage, consume
 
+from ..receiving import PATIENCE, gather, numbered, numbers, take
+from ..waiting import until
 from .console import Console, client
-from .receiving import PATIENCE, gather, numbered, numbers, take
-from .waiting import until
 
 
 def test_attempts_are_counted(console: Console) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from events_core import ErrorCode, EventError, EventMessage, PublishError
 
+from ..receiving import numbered
 from .console import Console, client
-from .receiving import numbered
 
 
 def codes(results: list[object]) -> list[ErrorCode | None]:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..receiving import PATIENCE, numbered, settle_all, take
+from ..waiting import until
 from .console import Console
-from .receiving import PATIENCE, numbered, settle_all, take
-from .waiting import until
 
 
 class Worker:

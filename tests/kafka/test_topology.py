@@ -11,8 +11,8 @@ from events_kafka.admin import Administrator
 from events_kafka.options import KafkaOptions
 from events_kafka.topology import Topology
 
+from ..receiving import numbered, take
 from .console import Console, client
-from .receiving import numbered, take
 
 
 def test_a_topic_is_created_as_the_options_say(console: Console) -> None:

@@ -19,10 +19,10 @@ from events_core import (
     ReceiveError,
 )
 
+from ..receiving import take, take_after
+from ..waiting import until
 from .console import Console, client
-from .receiving import take, take_after
 from .server import Server
-from .waiting import until
 
 PASSWORD = "s3cret:p@ss/wd"
 

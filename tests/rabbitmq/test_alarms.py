@@ -9,9 +9,9 @@ import pytest
 
 from events_core import ErrorCode, EventMessage, EventRuntimeError, PublishError
 
+from ..receiving import PATIENCE, take
+from ..waiting import until
 from .console import Console
-from .receiving import PATIENCE, take
-from .waiting import until
 
 
 def test_a_send_waits_while_the_server_is_short_of_memory(own: Console, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from events_core import ErrorCode, EventMessage, PublishError, ReceiveError
 
+from ..receiving import take, take_after
+from ..waiting import until
 from .console import Console
-from .receiving import take, take_after
-from .waiting import until
 
 
 def test_a_deleted_queue_is_created_again(console: Console, caplog: pytest.LogCaptureFixture) -> None:

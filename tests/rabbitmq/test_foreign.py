@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pika import BasicProperties
 
+from ..receiving import take
 from .console import Console
-from .receiving import take
 
 HEADERS: dict[str, Any] = {
     "text": "text",

@@ -9,8 +9,8 @@ import pytest
 from events_core import EventMessage
 from events_rabbitmq.codec import NativeMessage
 
+from ..receiving import gather, take
 from .console import Console
-from .receiving import gather, take
 
 FRAME_MAX = 131_072
 SIZES = [0, 1, 4096, FRAME_MAX - 9, FRAME_MAX - 8, FRAME_MAX - 7, 2 * (FRAME_MAX - 8), 1_000_000]

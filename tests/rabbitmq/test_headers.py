@@ -13,8 +13,8 @@ import pytest
 from events_core import ErrorCode, EventMessage, PublishError
 from events_rabbitmq.codec import decode
 
+from ..receiving import gather, take
 from .console import Console, client
-from .receiving import gather, take
 from .sending import send_all_but_the_second
 
 SIZE = 130_000

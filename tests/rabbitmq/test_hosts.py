@@ -11,8 +11,8 @@ import pytest
 from events_core import EventConnectionError, EventMessage
 from events_core.testing import TcpProxy
 
+from ..receiving import take
 from .console import Console, client
-from .receiving import take
 from .server import reserved_ports
 
 

@@ -17,9 +17,9 @@ from events_rabbitmq.connection import connect
 from events_rabbitmq.consuming import Consumer
 from events_rabbitmq.options import RabbitMQOptions
 
+from ..receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, numbers, take
+from ..waiting import until
 from .console import Console
-from .receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, numbers, take
-from .waiting import until
 
 
 @contextmanager

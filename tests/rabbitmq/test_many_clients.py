@@ -8,8 +8,8 @@ import threading
 from events_core import EventMessage
 from events_rabbitmq import RabbitMQClient
 
+from ..receiving import take
 from .console import Console
-from .receiving import take
 
 COUNT = 50
 

@@ -11,10 +11,10 @@ import pytest
 from events_core import ErrorCode, EventConnectionError, EventMessage, PublishError
 from events_core.testing import TcpProxy
 
+from ..receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, numbers, settle_all, settle_data, take
+from ..waiting import until
 from .console import Console, client
-from .receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, numbers, settle_all, settle_data, take
 from .server import Server
-from .waiting import until
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> int:

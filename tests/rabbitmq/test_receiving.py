@@ -10,10 +10,10 @@ import pytest
 
 from events_core import EventMessage, EventReceiver, ReceivedMessage
 
+from ..receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, numbers, settle_all, settle_data, take
+from ..waiting import until
 from .console import Console
-from .receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, numbers, settle_all, settle_data, take
 from .server import Server
-from .waiting import until
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 
 from events_core import ErrorCode, EventMessage, PublishError
 
+from ..receiving import PATIENCE, gather, numbers, take
 from .console import Console, client
-from .receiving import PATIENCE, gather, numbers, take
 from .sending import send_all_but_the_second
 from .server import Server
 

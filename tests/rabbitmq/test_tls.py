@@ -12,8 +12,8 @@ import trustme
 
 from events_core import ErrorCode, EventConnectionError, EventError, EventMessage
 
+from ..receiving import take
 from .console import client
-from .receiving import take
 from .server import Missing, Program, Server, program, reserved_ports
 
 

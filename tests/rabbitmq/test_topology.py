@@ -9,9 +9,9 @@ import pytest
 
 from events_core import ErrorCode, EventError, EventMessage, PublishError, ReceiveError
 
+from ..receiving import gather, numbered, numbers, take
+from ..waiting import until
 from .console import Console, client
-from .receiving import gather, numbered, numbers, take
-from .waiting import until
 
 
 def test_a_subscription_is_a_durable_quorum_queue(own: Console) -> None:

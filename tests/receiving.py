@@ -1,4 +1,4 @@
-"""What many tests do with a receiver."""
+"""Steps of many tests with a receiver."""
 
 from __future__ import annotations
 
