@@ -5,6 +5,7 @@ Compare only the ratios of one run, because absolute figures mean little on a sh
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +22,8 @@ Figures = dict[str, float]
 """What a contender measured in one work, by name."""
 Round = dict[str, Figures]
 """The figures of each contender."""
+Measure = Callable[[str, str, int], Figures]
+"""A function that lets a contender do a work, by its name, with a number of messages."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,55 @@ def print_rows(letter: str, work: Work, contenders: Sequence[str], rounds: Seque
         medians = "".join(f"{_middle(goal, rounds, name):>11}" for name in contenders)
         line = f"{letter} {work.title:32}{goal.unit:8}{medians}   {goal.peer:11}"
         print(f"{line}{_judge(goal, rounds)}" if {"ours", goal.peer} <= rounds[0].keys() else line, flush=True)
+
+
+def compete(
+    letter: str, work: Work, contenders: Sequence[str], measure: Measure, messages: int, rounds: int
+) -> list[Round]:
+    """Let *contenders* take turns in *work*, print the rows of its goals, and return the rounds."""
+    measure("floor", work.name, messages // 4)  # this warms the broker
+    found = take_turns(lambda contender: measure(contender, work.name, messages), contenders, rounds)
+    print_rows(letter, work, contenders, found)
+    return found
+
+
+def run_program(
+    description: str | None,
+    works: Mapping[str, Work],
+    contenders: Mapping[str, str],
+    find: Callable[[], AbstractContextManager[Measure]],
+    *,
+    messages: int,
+    fewest: int,
+    rounds: int,
+) -> None:
+    """Read the command line, and let the chosen contenders compete in the chosen works.
+
+    :param works: the works, by their letters.
+    :param contenders: the contenders, and the distribution of each.
+    :param find: finds or starts the broker.
+    :param messages: the default of ``--messages``, which takes *fewest* at least.
+    :param rounds: the default of ``--rounds``.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(works), help="letters of the works to run, such as a,b")
+    parser.add_argument(
+        "--with", default=",".join(contenders), dest="contenders", help="contenders, such as ours,floor"
+    )
+    parser.add_argument("--messages", type=int, default=messages, help=f"at least {fewest:,}; {messages:,} by default")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"{rounds} by default")
+    chosen = parser.parse_args()
+    letters, names = chosen.only.split(","), chosen.contenders.split(",")
+    if chosen.messages < fewest or not works.keys() >= set(letters) or not contenders.keys() >= set(names):
+        parser.error(
+            f"--only takes letters of {', '.join(works)}, --with takes {', '.join(contenders)}, "
+            f"and --messages takes {fewest:,} or more"
+        )
+    there = installed({name: contenders[name] for name in names})
+    with find() as measure:
+        print_heading(there)
+        for letter in letters:
+            compete(letter, works[letter], there, measure, chosen.messages, chosen.rounds)
 
 
 def _judge(goal: Goal, rounds: Sequence[Round]) -> str:

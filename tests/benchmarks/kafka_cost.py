@@ -14,7 +14,6 @@ several times as many messages per second.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -28,20 +27,7 @@ from pathlib import Path
 import confluent_kafka
 from confluent_kafka.admin import AdminClient, NewTopic
 from contenders import PAYLOAD, attributes
-from contest import (
-    Figures,
-    Goal,
-    Work,
-    cpu,
-    finish,
-    installed,
-    median_ms,
-    print_heading,
-    print_rows,
-    rate,
-    start,
-    take_turns,
-)
+from contest import Figures, Goal, Measure, Work, cpu, finish, median_ms, rate, run_program, start
 from kafka_peers import Task
 
 MESSAGES = 50_000
@@ -157,34 +143,14 @@ class Broker:
         return finish(process)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(WORKS), help="letters of the works to run, such as a,b")
-    parser.add_argument(
-        "--with", default=",".join(CONTENDERS), dest="contenders", help="contenders, such as ours,floor"
-    )
-    parser.add_argument("--messages", type=int, default=MESSAGES, help=f"at least 5,000; {MESSAGES:,} by default")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"{ROUNDS} by default")
-    chosen = parser.parse_args()
-    letters, names = chosen.only.split(","), chosen.contenders.split(",")
-    if chosen.messages < 5_000 or not WORKS.keys() >= set(letters) or not CONTENDERS.keys() >= set(names):
-        parser.error(
-            f"--only takes letters of {', '.join(WORKS)}, --with takes {', '.join(CONTENDERS)}, "
-            "and --messages takes 5,000 or more"
-        )
-    contenders = installed({name: CONTENDERS[name] for name in names})
+@contextmanager
+def find() -> Iterator[Measure]:
     with find_broker() as address:
-        broker = Broker(address)
-        print_heading(contenders)
-        for letter in letters:
-            work = WORKS[letter]
-            broker.measure("floor", work.name, chosen.messages // 4)  # this warms the broker
-            rounds = take_turns(
-                lambda contender, name=work.name: broker.measure(contender, name, chosen.messages),
-                contenders,
-                chosen.rounds,
-            )
-            print_rows(letter, work, contenders, rounds)
+        yield Broker(address).measure
+
+
+def main() -> None:
+    run_program(__doc__, WORKS, CONTENDERS, find, messages=MESSAGES, fewest=5_000, rounds=ROUNDS)
 
 
 if __name__ == "__main__":

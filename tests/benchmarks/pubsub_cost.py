@@ -29,6 +29,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,14 @@ from contest import (
     Goal,
     Round,
     Work,
+    compete,
     cpu,
     finish,
     installed,
     median_ms,
     print_heading,
-    print_rows,
     rate,
     start,
-    take_turns,
 )
 from pubsub_peers import LEASE, PROJECT, Task
 
@@ -233,14 +233,9 @@ def main() -> None:
         if letters:
             print_heading(contenders)
         for letter in letters:
-            work = WORKS[letter]
-            measure(emulator, "floor", work.name, chosen.messages // 4)  # this warms the emulator
-            rounds = take_turns(
-                lambda contender, name=work.name: measure(emulator, contender, name, chosen.messages),
-                contenders,
-                chosen.rounds,
+            rounds = compete(
+                letter, WORKS[letter], contenders, partial(measure, emulator), chosen.messages, chosen.rounds
             )
-            print_rows(letter, work, contenders, rounds)
             if letter == "d":
                 print_idle(rounds)
         for work in ("held-sleep", "held-work") if chosen.held else ():

@@ -14,7 +14,6 @@ sends.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import uuid
@@ -24,20 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pika
-from contest import (
-    Figures,
-    Goal,
-    Work,
-    cpu,
-    finish,
-    installed,
-    median_ms,
-    print_heading,
-    print_rows,
-    rate,
-    start,
-    take_turns,
-)
+from contest import Figures, Goal, Measure, Work, cpu, finish, median_ms, rate, run_program, start
 from rabbitmq_peers import PREFETCH, Task
 
 MESSAGES = 20_000
@@ -140,34 +126,14 @@ def run(task: Task) -> Figures:
     return finish(start(PEERS, asdict(task)))
 
 
+@contextmanager
+def find() -> Iterator[Measure]:
+    with find_server() as address:
+        yield Server(address).measure
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(WORKS), help="letters of the works to run, such as a,b")
-    parser.add_argument(
-        "--with", default=",".join(CONTENDERS), dest="contenders", help="contenders, such as ours,floor"
-    )
-    parser.add_argument("--messages", type=int, default=MESSAGES, help=f"at least 4,000; {MESSAGES:,} by default")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"{ROUNDS} by default")
-    chosen = parser.parse_args()
-    letters, names = chosen.only.split(","), chosen.contenders.split(",")
-    if chosen.messages < 4_000 or not WORKS.keys() >= set(letters) or not CONTENDERS.keys() >= set(names):
-        parser.error(
-            f"--only takes letters of {', '.join(WORKS)}, --with takes {', '.join(CONTENDERS)}, "
-            "and --messages takes 4,000 or more"
-        )
-    contenders = installed({name: CONTENDERS[name] for name in names})
-    with find_server() as url:
-        server = Server(url)
-        print_heading(contenders)
-        for letter in letters:
-            work = WORKS[letter]
-            server.measure("floor", work.name, chosen.messages // 4)  # this warms the server
-            rounds = take_turns(
-                lambda contender, name=work.name: server.measure(contender, name, chosen.messages),
-                contenders,
-                chosen.rounds,
-            )
-            print_rows(letter, work, contenders, rounds)
+    run_program(__doc__, WORKS, CONTENDERS, find, messages=MESSAGES, fewest=4_000, rounds=ROUNDS)
 
 
 if __name__ == "__main__":
