@@ -29,9 +29,6 @@ __all__ = ["Publisher"]
 _SHARE = 0.9
 """The part of ``send_timeout`` that librdkafka has.  The rest is for the time before a message is handed to it."""
 
-_GONE = KafkaError._DESTROY
-"""The result of a message that still waits when librdkafka learns that its topic was deleted."""
-
 
 class Publisher:
     """A sender of messages to one topic.  Calls may overlap.
@@ -126,12 +123,9 @@ class Publisher:
         if not isinstance(found, KafkaError):
             return found
         asked = f"send to topic {self._topic!r}"
-        if found.code() == _GONE:
-            text = f"{asked}: it was deleted before the message left; create it, or set the option create"
-            return BrokerError(text, ErrorCode.NOT_FOUND)
         if found.code() == KafkaError._MSG_TIMED_OUT:
             asked += f" within {_SHARE:.0%} of send_timeout={self._options.send_timeout:g} s"
-        return broker_error(asked, found)
+        return _refusal(asked, found)
 
     def _abandon(self, sender: Sender) -> None:
         """End *sender*; the next batch gets another one."""
@@ -153,10 +147,16 @@ def _failures(results: Sequence[Any]) -> Sequence[Any]:
     return [result for result in results if result.__class__ is not str]
 
 
+def _refusal(asked: str, error: KafkaError) -> BrokerError:
+    # To a message that waits, it means that its topic was deleted: librdkafka then destroys the partition.
+    if error.code() == KafkaError._DESTROY:
+        text = f"{asked}: it was deleted before the message left; create it, or set the option create"
+        return BrokerError(text, ErrorCode.NOT_FOUND)
+    return broker_error(asked, error)
+
+
 def _is_missing(result: Any) -> bool:
-    return isinstance(result, KafkaError) and (
-        result.code() == _GONE or broker_error("", result).code is ErrorCode.NOT_FOUND
-    )
+    return isinstance(result, KafkaError) and _refusal("", result).code is ErrorCode.NOT_FOUND
 
 
 def _is_late(result: Any) -> bool:

@@ -38,12 +38,12 @@ def committed_starts(native: Native, topic: str, partitions: Sequence[int]) -> S
     return [
         Start(partition, positions[partition].offset, positions[partition].metadata or "")
         if partition in positions
-        else _begin_anew(native, topic, partition, was_added=partition > first)
+        else _oldest_start(native, topic, partition, was_added=partition > first)
         for partition in partitions
     ]
 
 
-def _begin_anew(native: Native, topic: str, partition: int, *, was_added: bool) -> Start:
+def _oldest_start(native: Native, topic: str, partition: int, *, was_added: bool) -> Start:
     low, _ = watermarks(native, topic, partition)
     reason = "it was added later" if was_added else "the topic was created again, or the group unused for too long"
     _log.log(
