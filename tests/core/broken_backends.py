@@ -268,6 +268,21 @@ class DeclaresSmallerLimits(MemoryClient):
         return attrs.evolve(found, limits=attrs.evolve(found.limits, max_attributes=3))
 
 
+@breaks("P2", by=["test_a_large_send_is_split"])
+class SendsTooMuchAtOnce(NetworkClient):
+    """Splits no send, although its broker takes few messages in a request."""
+
+    class driver_class(NetworkDriver):
+        """Its driver."""
+
+        max_batch_messages = 10_000
+
+        async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+            if len(messages) > NetworkDriver.max_batch_messages:
+                raise BrokerError("the request has too many messages", ErrorCode.EXHAUSTED)
+            return await super().publish(messages)
+
+
 @breaks("P4")
 class ReversesBatches(MemoryClient):
     """Stores the last message first."""

@@ -77,6 +77,7 @@ FOUND_OUT = [
     ("TestIsOfAnotherVersion", "B3", "test_the_class_states_its_interface_version"),
     ("TestRepeatsIds", "P1", "test_ids_are_unique_and_those_that_receivers_see"),
     ("TestDeclaresSmallerLimits", "P2", "test_a_message_at_the_limit_is_sent_and_beyond_it_none_is[max_attributes]"),
+    ("TestSendsTooMuchAtOnce", "P2", "test_a_large_send_is_split[many messages]"),
     ("TestPausesKeys", "P3", "test_a_failure_pauses_no_key"),
     ("TestTellsNoResults", "P3", "test_results_tell_the_outcome_of_each_message"),
     ("TestTellsTheDriversResults", "P3", "test_each_message_of_a_failed_send_has_a_result"),
