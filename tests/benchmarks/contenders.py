@@ -6,12 +6,14 @@ A program of contenders gets a :class:`Task` as JSON, does its work and prints t
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
 from contest import Figures, Meter
@@ -127,3 +129,21 @@ async def receive(contender: Contender[Any]) -> Figures:
     while left > 0:
         left -= await contender.take()
     return meter.read(counted - left)
+
+
+async def receive_backlog(contender: Contender[Any]) -> Figures:
+    """Receive and acknowledge a backlog that is sent while this process is stopped.
+
+    First receive the messages that show that the subscription works.  Then stop this process until the backlog is
+    there.  So nothing is fetched before the meter runs, and nothing is fetched that does not count.
+    """
+    left = contender.task.warm_up
+    while left > 0:
+        left -= await contender.take()
+    meter = Meter()
+    os.kill(os.getpid(), signal.SIGSTOP)
+    meter = replace(meter, began=time.perf_counter())
+    left = contender.task.messages
+    while left > 0:
+        left -= await contender.take()
+    return meter.read(contender.task.messages)

@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import sys
-import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import contenders
@@ -28,11 +25,12 @@ from contenders import (
     RESPONSE,
     SENDERS,
     attributes,
+    receive_backlog,
     send_alone,
     send_batches,
     send_concurrently,
 )
-from contest import Figures, Meter
+from contest import Figures
 
 TIMEOUT = 120.0
 """Seconds after which a work has failed."""
@@ -355,29 +353,11 @@ CONTENDERS: dict[str, type[Contender]] = {
 }
 
 
-async def receive(contender: Contender) -> Figures:
-    """Receive and acknowledge a backlog.
-
-    First receive the messages that show that the group has given us all partitions.  Then stop this process until the
-    backlog is there.  So nothing is fetched before the meter runs, and nothing is fetched that does not count.
-    """
-    left = contender.task.warm_up
-    while left > 0:
-        left -= await contender.take()
-    meter = Meter()
-    os.kill(os.getpid(), signal.SIGSTOP)
-    meter = replace(meter, began=time.perf_counter())
-    left = contender.task.messages
-    while left > 0:
-        left -= await contender.take()
-    return meter.read(contender.task.messages)
-
-
 WORKS: dict[str, Callable[[Contender], Awaitable[Figures]]] = {
     "concurrently": send_concurrently,
     "batches": send_batches,
     "alone": send_alone,
-    "receive": receive,
+    "receive": receive_backlog,
 }
 
 
