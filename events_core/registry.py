@@ -26,7 +26,7 @@ __all__ = ["BackendInfo", "available_backends", "load_backend", "register_backen
 
 GROUP = "events_core.backends"
 
-_EXTRAS = {"gcp", "kafka", "rabbitmq"}
+_EXTRAS = {"gcp", "kafka", "rabbitmq", "sqs"}
 """Backends of other distributions that events-core knows.  The extra that installs one has its name."""
 
 _registered: dict[str, type[EventClient]] = {}

@@ -33,6 +33,7 @@ def test_importing_the_core_is_light() -> None:
         "events_gcp",
         "events_kafka",
         "events_rabbitmq",
+        "events_sqs",
     )
     assert not below(modules, *heavy, *ours)
 
@@ -51,7 +52,12 @@ def test_importing_the_doors_for_authors_imports_no_backend() -> None:
 
 @pytest.mark.parametrize(
     ("package", "sdk"),
-    [("events_gcp", ("google", "grpc")), ("events_kafka", ("confluent_kafka",)), ("events_rabbitmq", ("pika",))],
+    [
+        ("events_gcp", ("google", "grpc")),
+        ("events_kafka", ("confluent_kafka",)),
+        ("events_rabbitmq", ("pika",)),
+        ("events_sqs", ("aiobotocore", "botocore", "aiohttp")),
+    ],
 )
 def test_importing_a_backend_does_not_import_its_sdk(package: str, sdk: tuple[str, ...]) -> None:
     """An SDK takes up to half a second and is imported when a connection opens."""

@@ -153,7 +153,8 @@ def load(site: Path, name: str, *path: Path) -> dict[str, Any]:
             )
         else:
             report = dict(loaded=f"{{cls.__module__}}:{{cls.__qualname__}}")
-        prefixes = ("acme_", "rival_", "events_gcp", "events_kafka", "events_rabbitmq", "events_core.backends.")
+        backends = ("events_gcp", "events_kafka", "events_rabbitmq", "events_sqs", "events_core.backends.")
+        prefixes = ("acme_", "rival_", *backends)
         report["imported"] = sorted(module for module in sys.modules if module.startswith(prefixes))
     """
     return run(site, code, *path)
@@ -176,7 +177,8 @@ def test_listing_imports_nothing(site: Path) -> None:
         from events_core import available_backends
         infos = [[info.name, info.distribution, info.version, info.target] for info in available_backends()]
         prefixes = (
-            "acme_", "rival_", "events_gcp", "events_kafka", "events_rabbitmq", "events_core.backends", "stevedore",
+            "acme_", "rival_", "events_gcp", "events_kafka", "events_rabbitmq", "events_sqs", "events_core.backends",
+            "stevedore",
         )
         report = dict(infos=infos, imported=[name for name in sys.modules if name.startswith(prefixes)])
         """,
@@ -249,7 +251,7 @@ def test_threads_get_one_class(site: Path) -> None:
 # B3: every failure is explained
 
 
-@pytest.mark.parametrize("name", ["gcp", "kafka", "rabbitmq"])
+@pytest.mark.parametrize("name", ["gcp", "kafka", "rabbitmq", "sqs"])
 def test_a_known_backend_that_is_not_installed_comes_with_the_command(site: Path, name: str) -> None:
     """B3: the extra of events-core that installs it."""
     try:

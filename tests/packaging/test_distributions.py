@@ -18,7 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-CLIENTS = {"gcp": "GcpPubSubClient", "kafka": "KafkaClient", "rabbitmq": "RabbitMQClient"}
+CLIENTS = {"gcp": "GcpPubSubClient", "kafka": "KafkaClient", "rabbitmq": "RabbitMQClient", "sqs": "SQSClient"}
 """The client class of each backend that is a distribution of its own.  The extra has the same name."""
 SOURCES = {"events_core": ROOT} | {f"events_{name}": ROOT / f"events_{name}" for name in CLIENTS}
 
