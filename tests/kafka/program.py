@@ -11,8 +11,9 @@ from pathlib import Path
 
 from events_core.testing import TcpProxy
 
+from ..maven import NotFetched
 from .broker_settings import LISTENERS, settings, write_certificates
-from .jars import NotFetched, jars, version
+from .jars import jars, version
 from .server import PASSWORD, STOP_TIMEOUT, USER, Missing, Server, await_answer, new_cluster_id, reserved_ports
 
 _JAVA = [
