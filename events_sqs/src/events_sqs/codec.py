@@ -66,6 +66,8 @@ class Receipt:
     """The ``time.monotonic()`` at which the message came."""
     message: Mapping[str, Any]
     """The message, as ``ReceiveMessage`` returned it."""
+    is_deleting: bool = False
+    """True if a request to delete the message has left; its answer may be lost."""
 
 
 class Wire(NamedTuple):

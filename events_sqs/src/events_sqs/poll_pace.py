@@ -1,0 +1,78 @@
+"""The number of requests to receive, and the pauses between them; pure, and told the time as ``now``.
+
+SQS is paid by the request, and one request brings 10 messages at most.  So two things matter:
+
+* **Full answers.**  If messages come one by one, a receiver that asks at once gets them one by one, and each costs a
+  request.  If ten of them come within :data:`LONGEST_PAUSE`, the receiver asks a little later, and gets all ten.
+* **Several requests at once.**  If answers are full, there is more.  Then the receiver sends twice as many requests.
+  If that was in vain, it waits longer before it tries again.  For example, a FIFO queue with few groups has nothing
+  more to give until the messages of the first answer are settled.
+
+A receiver without messages sends one request at a time, which waits at SQS for ``wait_time``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from events_sqs.limits import MAX_BATCH
+
+__all__ = ["LONGEST_PAUSE", "PollPace"]
+
+LONGEST_PAUSE = 0.05
+"""Seconds by which a message may come later so that it comes with others.  At 200 messages a second, answers are full.
+If fewer come, a pause does not fill an answer, so there is none."""
+
+_SHORTEST_PAUSE = 0.001
+_IMPATIENCE = 0.9
+"""After a full answer, the pause is shortened by this factor: perhaps more was there."""
+_MOST_PATIENCE = 32
+_MOST = 10
+"""Requests at once.  With a round trip of 10 ms they bring 10,000 messages a second."""
+
+
+class PollPace:
+    """The pace of one receiver."""
+
+    def __init__(self) -> None:
+        self._count = 1
+        self._patience = 0
+        """Full answers that lead to no further requests after requests that were in vain."""
+        self._let_pass = 0
+        self._pause = 0.0
+        self._ended = -math.inf
+
+    def count(self, room: int) -> int:
+        """Return how many requests to send at once; *room* is the number of messages that may come."""
+        return max(1, min(self._count, room // MAX_BATCH))
+
+    def pause(self, now: float) -> float:
+        """Return the seconds to wait before the next request."""
+        return max(0.0, self._ended + self._pause - now)
+
+    def answered(self, sizes: Sequence[int], asked: int, now: float) -> None:
+        """Learn how many messages each of the requests has brought that were sent at once, and *asked* for so many."""
+        before, self._ended = self._ended, now
+        full = sum(size >= asked for size in sizes)
+        if full == len(sizes):
+            self._pause *= _IMPATIENCE
+            if self._pause < _SHORTEST_PAUSE:
+                self._pause = 0.0
+                self._grow(len(sizes))
+            return
+        if len(sizes) > 1:
+            self._let_pass = self._patience = min(2 * self._patience + 1, _MOST_PATIENCE)
+        self._count = max(1, full)
+        messages = sum(sizes)
+        # The queue is empty now.  If messages go on to come as fast, this is the time until the next answer is full.
+        time_to_fill = (now - before) * asked / messages if messages else math.inf
+        self._pause = time_to_fill if time_to_fill <= LONGEST_PAUSE else 0.0
+
+    def _grow(self, count: int) -> None:
+        if count > 1:
+            self._patience = 0
+        if self._let_pass:
+            self._let_pass -= 1
+        else:
+            self._count = min(2 * count, _MOST)

@@ -1,0 +1,141 @@
+"""Requests to receive, which nothing cuts while there is time.
+
+If the connection of a request is closed, SQS goes on with the request.  It may give a message to the closed connection
+later, as long as the request would have waited.  The message is then invisible until its visibility timeout is over,
+and its attempt was counted.  So each request has a task of its own.  A cancelled ``fetch`` leaves that task running,
+and :meth:`Polls.close` hands back what the task brings.
+
+If there is no time to wait for the answer, the request must be cut.  A FIFO queue then gives the same messages again to
+a request with the same ``ReceiveRequestAttemptId``.  This also holds for a request whose answer was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from events_core.engine import BrokerError, Delivery
+from events_sqs.limits import MAX_BATCH
+from events_sqs.poll_pace import PollPace
+
+__all__ = ["Polls", "Receive"]
+
+_STRAGGLERS = 0.25
+"""Seconds that the first answer waits for those of other requests that were sent with it."""
+
+_REPEATABLE = 240.0
+"""Seconds for which a FIFO queue repeats an answer; SQS says 5 minutes (``ReceiveMessage``, SQS API reference)."""
+
+
+class Receive(Protocol):
+    """One request to receive."""
+
+    def __call__(self, limit: int, wait: int, attempt_id: str | None) -> Awaitable[Sequence[Delivery]]:
+        """Ask for *limit* messages, 10 at most, and let SQS wait for them for *wait* seconds.
+
+        :param attempt_id: its ``ReceiveRequestAttemptId``; ``None`` if the queue is not FIFO.
+        :raises BrokerError: if that failed.
+        """
+        ...
+
+
+class _Poll:
+    """One request that is out, or whose answer nobody has taken."""
+
+    def __init__(self, receive: Receive, limit: int, wait: int, attempt_id: str | None) -> None:
+        self.limit = limit
+        self.attempt_id = attempt_id
+        self.task = asyncio.ensure_future(receive(limit, wait, attempt_id))
+
+
+class Polls:
+    """The requests of one receiver.
+
+    :param wait: seconds that SQS waits for messages.
+    :param is_fifo: whether the queue repeats answers.
+    """
+
+    def __init__(self, receive: Receive, wait: int, *, is_fifo: bool) -> None:
+        self._receive = receive
+        self._wait = wait
+        self._is_fifo = is_fifo
+        self._pace = PollPace()
+        self._out: list[_Poll] = []
+        self._loop = asyncio.get_running_loop()
+        self._lost: list[tuple[str, float]] = []
+        """Attempt ids of requests whose answers were lost, and until when they may be used again."""
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        """Wait until messages have come, and return them: *limit* at most, except that one answer may have more.
+
+        Cancelling this cuts no request.
+
+        :returns: nothing if SQS has waited in vain.
+        :raises BrokerError: if all requests failed.
+        """
+        if not self._out:
+            await asyncio.sleep(self._pace.pause(self._loop.time()))
+            self._begin(limit)
+        tasks = [poll.task for poll in self._out]
+        _, late = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if late:
+            await asyncio.wait(late, timeout=_STRAGGLERS)
+        return self._take()
+
+    def _begin(self, limit: int) -> None:
+        count = self._pace.count(limit)
+        # If there is much, none needs to wait for messages.  So no answer waits for another one.
+        wait = self._wait if count == 1 else 0
+        self._out = [_Poll(self._receive, min(limit, MAX_BATCH), wait, self._attempt_id()) for _ in range(count)]
+
+    def _attempt_id(self) -> str | None:
+        if not self._is_fifo:
+            return None
+        now = self._loop.time()
+        while self._lost:
+            attempt_id, until = self._lost.pop()
+            if now < until:
+                return attempt_id
+        return uuid.uuid4().hex
+
+    def _take(self) -> Sequence[Delivery]:
+        """Take what the requests that have ended brought.
+
+        :raises BrokerError: if they have all failed.
+        """
+        ended = [poll for poll in self._out if poll.task.done()]
+        self._out = [poll for poll in self._out if not poll.task.done()]
+        answers: list[Sequence[Delivery]] = []
+        failure: BrokerError | None = None
+        for poll in ended:
+            try:
+                answers.append(poll.task.result())
+            except BrokerError as error:
+                failure = error
+                if poll.attempt_id is not None and error.retryable:
+                    self._lost.append((poll.attempt_id, self._loop.time() + _REPEATABLE))
+        if failure is not None and not any(answers):
+            raise failure
+        self._pace.answered([len(answer) for answer in answers], ended[0].limit, self._loop.time())
+        return [delivery for answer in answers for delivery in answer]
+
+    async def finish(self) -> None:
+        """Wait until no request is out."""
+        if self._out:
+            await asyncio.wait([poll.task for poll in self._out])
+
+    async def close(self, give_back: Callable[[Sequence[Delivery]], Awaitable[None]], patience: float) -> None:
+        """Wait for what is out, for *patience* seconds at most, cut the rest, and give back what has come.
+
+        On FIFO, what was cut is repeated and given back.
+        """
+        polls, self._out = self._out, []
+        if polls:
+            await asyncio.wait([poll.task for poll in polls], timeout=patience)
+        cut = [poll for poll in polls if poll.task.cancel()]
+        brought = await asyncio.gather(*(poll.task for poll in polls), return_exceptions=True)
+        repeated = [self._receive(MAX_BATCH, 0, poll.attempt_id) for poll in cut if self._is_fifo]
+        brought += await asyncio.gather(*repeated, return_exceptions=True)
+        await give_back([delivery for each in brought if not isinstance(each, BaseException) for delivery in each])
