@@ -10,6 +10,10 @@ A *lane* is a queue of entries that must leave in order: those of one key, or th
 key have ``max_inflight`` places.  Requests with a key have ``max_keys`` places of their own, because each key has only
 one request out at a time.  With many keys and few places, the time of a round trip would bound the rate.
 
+Usually a batch comes from one lane.  If the broker takes several keys in a request but only one message of each
+(``one_of_each_key``), a batch takes the first entry of every lane with a key that is ready, until it is full.  All
+these lanes are out with it.
+
 A batch goes through these calls, in this order::
 
     next      it takes a place and leaves its lane
@@ -70,10 +74,11 @@ class _Lane:
 class Batch:
     """Entries that leave in one request, or in several, one after the other, if the network is too slow for one."""
 
-    __slots__ = ("began", "entries", "failing", "lane", "size", "trip")
+    __slots__ = ("began", "entries", "failing", "lanes", "places", "size", "trip")
 
-    def __init__(self, lane: _Lane, entries: list[Entry], size: int, began: float) -> None:
-        self.lane = lane
+    def __init__(self, lanes: Sequence[_Lane], entries: list[Entry], size: int, began: float) -> None:
+        self.lanes = lanes
+        self.places = lanes[0].places
         self.entries = entries
         self.size = size
         """In bytes."""
@@ -91,6 +96,7 @@ class Batcher:
     :param max_inflight: most requests that are out.
     :param max_keys: most requests with a key that are out; ``None`` if they share ``max_inflight``.
     :param mixed_keys: True if one request may carry several keys; then requests leave one at a time.
+    :param one_of_each_key: True if one request may carry several keys, but only one message of each.
     :param pace: bounds the bytes that are out.
     """
 
@@ -102,15 +108,18 @@ class Batcher:
         max_inflight: int,
         mixed_keys: bool,
         max_keys: int | None = None,
+        one_of_each_key: bool = False,
         pace: Pace | None = None,
     ) -> None:
         self._max_messages = max_messages
         self._max_bytes = math.inf if max_bytes is None else max_bytes
         self._places = _Places(1 if mixed_keys else max_inflight)
-        self._keyed_places = self._places if mixed_keys or max_keys is None else _Places(max_keys)
+        shared = mixed_keys or one_of_each_key or max_keys is None
+        self._keyed_places = self._places if shared else _Places(max_keys or 1)
         self._kinds = deque({id(each): each for each in (self._places, self._keyed_places)}.values())
         """Both kinds of places, by turns, so that requests of one kind do not use up all the bytes of the pace."""
         self._mixed = mixed_keys
+        self._one_of_each = one_of_each_key
         self._pace = pace
         self._lanes: dict[str | None, _Lane] = {}
         self._halves = Halves() if mixed_keys else None
@@ -187,18 +196,44 @@ class Batcher:
                 continue
             queued = len(lane.entries)
             entries, size = self._gather(lane, self._halves.take(queued, now) if self._halves else queued)
+            lanes = [lane]
+            if self._one_of_each and entries:
+                size = self._add_lanes(places, lanes, entries, size)
             if entries:
-                places.free -= 1
-                lane.out += 1
-                # A lane without a key may have several batches out.  It goes behind the others that are ready.
-                self._offer(lane)
-                batch = Batch(lane, entries, size, now)
-                if self._pace is not None:
-                    batch.trip = self._pace.leave(size, now)
-                return batch
+                return self._leave(Batch(lanes, entries, size, now), now)
             # All its entries had been given up.
             self._drop_if_empty(lane)
         return None
+
+    def _leave(self, batch: Batch, now: float) -> Batch:
+        batch.places.free -= 1
+        for lane in batch.lanes:
+            lane.out += 1
+            # A lane without a key may have several batches out.  It goes behind the others that are ready.
+            self._offer(lane)
+        if self._pace is not None:
+            batch.trip = self._pace.leave(batch.size, now)
+        return batch
+
+    def _add_lanes(self, places: _Places, lanes: list[_Lane], entries: list[Entry], size: int) -> int:
+        """Fill up a batch from other lanes that are ready; return its size.
+
+        :param lanes: the lanes that have given *entries*; both grow.
+        """
+        while places.ready and len(entries) < self._max_messages:
+            lane = places.ready[0]
+            more, added = self._gather(lane, len(lane.entries), entries, size)
+            if not more and lane.entries:
+                break  # its next entry does not fit
+            places.ready.popleft()
+            lane.queued = False
+            if more:
+                lanes.append(lane)
+                entries += more
+                size += added
+            else:
+                self._drop_if_empty(lane)
+        return size
 
     def depart(self, batch: Batch, entries: list[Entry], now: float) -> list[Entry]:
         """Begin a request of *batch*; return the first of *entries*, as many as one request of the pace may carry."""
@@ -222,14 +257,15 @@ class Batcher:
 
     def release(self, batch: Batch, now: float) -> None:
         """End *batch*: free its place, and let its lane leave again."""
-        lane = batch.lane
-        lane.out -= 1
-        lane.failing -= batch.failing
+        for lane in batch.lanes:
+            lane.out -= 1
+            lane.failing -= batch.failing
         if self._halves:
-            self._halves.over(len(batch.entries), batch.began, now, waiting=bool(lane.entries))
+            self._halves.over(len(batch.entries), batch.began, now, waiting=bool(batch.lanes[0].entries))
         self._vacate(batch)
-        self._offer(lane)
-        self._drop_if_empty(lane)
+        for lane in batch.lanes:
+            self._offer(lane)
+            self._drop_if_empty(lane)
 
     def pause(self, batch: Batch, now: float = 0.0, *, timed_out: bool = False) -> None:
         """Give the place of *batch* to another while *batch* waits for its next try; its key stays taken.
@@ -239,7 +275,8 @@ class Batcher:
         :param timed_out: True if the request got no answer in time; the pace then carries less.
         """
         # A batch counts once, however often it pauses.
-        batch.lane.failing += not batch.failing
+        for lane in batch.lanes:
+            lane.failing += not batch.failing
         batch.failing = True
         if timed_out and self._pace is not None and batch.trip is not None:
             self._pace.time_out(batch.trip, now)
@@ -248,11 +285,11 @@ class Batcher:
 
     def resume(self, batch: Batch, claim: Wakeable) -> None:
         """Wake *claim* when the paused *batch* has a place again; it gets one before batches that have not left yet."""
-        batch.lane.places.claims.append((batch, claim))
+        batch.places.claims.append((batch, claim))
         self._grant()
 
     def _vacate(self, batch: Batch) -> None:
-        batch.lane.places.free += 1
+        batch.places.free += 1
         if self._pace is not None and batch.trip is not None:
             self._pace.end(batch.trip)
             batch.trip = None
@@ -268,21 +305,20 @@ class Batcher:
                     batch.trip = self._pace.leave(min(batch.size, self._pace.request_size), batch.began)
                 claim.wake()
 
-    def _gather(self, lane: _Lane, enough: int) -> tuple[list[Entry], int]:
-        """Take *enough* entries of *lane*, or more so that no send is divided; return them and their bytes together."""
+    def _gather(
+        self, lane: _Lane, enough: int, before: Sequence[Entry] = (), before_size: int = 0
+    ) -> tuple[list[Entry], int]:
+        """Take *enough* entries of *lane*, or more so that no send is divided; return them and their bytes together.
+
+        :param before: entries of *before_size* bytes that are in the batch already.
+        """
         largest = self._max_bytes if self._pace is None else min(self._max_bytes, self._pace.request_size)
-        queue, most = lane.entries, self._max_messages
-        # Usually all of it leaves: one send, or less than enough.  Then nothing is asked of each entry.
-        if queue and len(queue) <= most and (len(queue) <= enough or queue[0].send is queue[-1].send):
-            gathered = [entry for entry in queue if entry.result is None]
-            size = sum([entry.size for entry in gathered])
-            if size <= largest:
-                queue.clear()
-                return gathered, size
-        gathered, size = [], 0
-        while queue and len(gathered) < most:
-            entry = queue[0]
-            if gathered and size + entry.size > largest:
+        most = 1 if self._one_of_each and lane.key is not None else self._max_messages - len(before)
+        gathered: list[Entry] = []
+        size = 0
+        while lane.entries and len(gathered) < most:
+            entry = lane.entries[0]
+            if (gathered or before) and before_size + size + entry.size > largest:
                 break
             # A divided send would complete later, and its results are awaited together.
             if len(gathered) >= enough and entry.send is not gathered[-1].send:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from secrets import token_hex
 from typing import Any
 
 from events_core.engine.backoff import Backoff
@@ -54,6 +55,7 @@ class BatchingPublisher(Publisher):
             max_inflight=driver.publish_max_inflight,
             mixed_keys=driver.mixed_keys,
             max_keys=driver.publish_max_keys,
+            one_of_each_key=driver.one_of_each_key,
             pace=pace,
         )
         self._outbox = Outbox(batcher, self._bounds, self._send_timeout)
@@ -239,7 +241,10 @@ class BatchingPublisher(Publisher):
             else:
                 self._link.up()
                 self._look_once()
-                self._complete(sendable, results, batch)
+                retried = self._complete(sendable, results, batch)
+                # Nothing is left if the time has run out, or the callers were cancelled, since then.
+                if retried is not None and (left := [entry for entry in sendable if entry.result is None]):
+                    await self._pause(batch, pauses, left, retried)
 
     def _depart(self, batch: Batch, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Return those of *entries* that leave in the next request; the others are complete, or follow."""
@@ -257,7 +262,7 @@ class BatchingPublisher(Publisher):
         try:
             # The last entry was accepted last, so its deadline is the latest.
             async with asyncio.timeout(entries[-1].deadline - time.monotonic()):
-                results = await self._driver.publish([entry.message for entry in entries])
+                results = await self._ask(entries)
         except TimeoutError as error:
             raise self._outbox.timed_out(error) from error
         except BrokerError:
@@ -271,13 +276,35 @@ class BatchingPublisher(Publisher):
             )
         return results
 
-    def _complete(self, entries: Sequence[Entry], results: Results, confirmed: Batch | None = None) -> None:
+    def _ask(self, entries: Sequence[Entry]) -> Awaitable[Results]:
+        messages = [entry.message for entry in entries]
+        if not self._driver.wants_ids:
+            return self._driver.publish(messages)
+        for entry in entries:
+            # At its first request: a send that was given up needs none.
+            entry.unique = entry.unique or token_hex(16)
+        return self._driver.publish_with_ids(messages, [entry.unique for entry in entries])
+
+    def _complete(
+        self, entries: Sequence[Entry], results: Results, confirmed: Batch | None = None
+    ) -> BrokerError | None:
+        """Record *results*, and return a failure that lets its entry leave again, if there is any.
+
+        :param confirmed: the batch that the broker has answered.
+        """
+        retried: BrokerError | None = None
+        may_retry = confirmed is not None and self._driver.retries_results
         with self._lock:
             if confirmed is not None:
                 self._outbox.batcher.confirm(confirmed, time.monotonic())
-            self._outbox.complete_all(entries, results)
+            for entry, result in zip(entries, results, strict=True):
+                if may_retry and isinstance(result, BrokerError) and result.retryable:
+                    retried = retried or result
+                else:
+                    self._outbox.complete(entry, result)
             self._wake_if_drained()
         self.pump()  # there is room for others now
+        return retried
 
     async def _pause(self, batch: Batch, pauses: Pauses, entries: Sequence[Entry], error: BrokerError) -> None:
         """Wait before the next try, but no longer than anybody waits for its result."""

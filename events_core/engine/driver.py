@@ -370,6 +370,15 @@ class Driver(ABC, Generic[OptionsT]):
     has a thread of its own; all others of a process share one."""
     mixed_keys: ClassVar[bool] = False
     """True if one request may carry several ordering keys.  Requests then leave one at a time, in order."""
+    one_of_each_key: bool = False
+    """True if one request may carry several ordering keys, but at most one message of each.  Several requests are then
+    out at once, and never two with the same key.  Without meaning if :attr:`mixed_keys`."""
+    retries_results: bool = False
+    """True if the engine sends a message again whose own result is a ``retryable`` error.  Set it if a broker takes a
+    part of a request and asks to send the rest again."""
+    wants_ids: bool = False
+    """True if the engine calls :meth:`publish_with_ids` in place of :meth:`publish`.  Set it if the sender chooses the
+    ids of messages, or if the broker knows a message again by an id.  Without meaning for an inline driver."""
 
     max_batch_messages: int = 1000
     """Most messages in one request."""
@@ -439,12 +448,12 @@ class Driver(ABC, Generic[OptionsT]):
         """Store *messages* in order; return when they are stored, as durably as declared.
 
         Return one result for each message, in order: its id, or the reason why this message alone was not stored.  Such
-        a reason is final.  After a message that failed, later ones of its key must not be stored: their result is
-        ``NOT_ATTEMPTED``.
+        a reason is final, unless it is ``retryable`` and :attr:`retries_results`.  After a message that failed, later
+        ones of its key must not be stored: their result is ``NOT_ATTEMPTED``, and it is ``retryable`` if the reason is.
 
-        *Called* with messages of one ordering key, or with messages without a key, unless :attr:`mixed_keys`.  An
-        inline driver gets up to 1000 messages of one send, of any keys.  Overlaps every method but :meth:`open` and
-        :meth:`close`, also itself, but never for one key unless the driver is inline.
+        *Called* with messages of one ordering key, or with messages without a key, unless :attr:`mixed_keys` or
+        :attr:`one_of_each_key`.  An inline driver gets up to 1000 messages of one send, of any keys.  Overlaps every
+        method but :meth:`open` and :meth:`close`, also itself, but never for one key unless the driver is inline.
 
         *Cancelled* when the last of *messages* has reached its ``send_timeout``, and when the client closes.  The
         messages may then be stored or not.
@@ -452,6 +461,17 @@ class Driver(ABC, Generic[OptionsT]):
         :raises BrokerError: when none was stored, or that is unknown.  If ``retryable``, the engine sends the same
             messages again.  If the code is ``INVALID``, it sends the two halves, until only the offenders fail.
         """
+
+    async def publish_with_ids(
+        self, messages: Sequence[EventMessage], ids: Sequence[str]
+    ) -> Sequence[str | BrokerError]:
+        """Do what :meth:`publish` does, with an id for each message.
+
+        *Called* in place of :meth:`publish` if :attr:`wants_ids`.  A message that is sent again has the same id again.
+
+        :param ids: 32 hexadecimal digits each, chosen at random.
+        """
+        return await self.publish(messages)
 
     @abstractmethod
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> Source:

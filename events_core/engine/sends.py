@@ -24,7 +24,7 @@ WakeableT = TypeVar("WakeableT", bound=Wakeable)
 class Entry:
     """One message of a send."""
 
-    __slots__ = ("admitted", "deadline", "message", "result", "size")
+    __slots__ = ("admitted", "deadline", "message", "result", "size", "unique")
 
     message: EventMessage
     size: int
@@ -35,6 +35,8 @@ class Entry:
     """The ``time.monotonic()`` at which its send ends."""
     result: str | BrokerError | None
     """The message's id or the failure; ``None`` while the send waits for it."""
+    unique: str
+    """An id that stays the same in all its requests, if the driver wants one; otherwise ``""``."""
 
     @property
     def send(self) -> AnySend[Any]:
@@ -63,6 +65,7 @@ class SingleSend(Entry, Generic[WakeableT]):
         self.size = size
         self.admitted = False
         self.result = None
+        self.unique = ""
         self.deadline = deadline
         self.last_error: BrokerError | None = None
         self.waiter = waiter
@@ -140,6 +143,7 @@ class _Part(Entry):
         self.size = size
         self.admitted = False
         self.result = None
+        self.unique = ""
         self.deadline = send.deadline
         self._send = send
 

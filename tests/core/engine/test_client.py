@@ -318,6 +318,73 @@ def test_transient_failures_are_retried() -> None:
     run(test)
 
 
+class _TakesAPart(ScriptedDriver):
+    """It stores the first message of a request and asks for the others again, with the ids that it was given."""
+
+    retries_results = True
+    wants_ids = True
+
+    def __init__(self, topic_name: str, project_id: str, options: CommonOptions) -> None:
+        super().__init__(topic_name, project_id, options)
+        self.ids: dict[bytes, list[str]] = {}
+
+    async def publish_with_ids(
+        self, messages: Sequence[EventMessage], ids: Sequence[str]
+    ) -> Sequence[str | BrokerError]:
+        for each, unique in zip(messages, ids, strict=True):
+            self.ids.setdefault(each.data, []).append(unique)
+        results = await self.publish(messages)
+        return [*results[:1], *[UNAVAILABLE] * (len(results) - 1)]
+
+
+def test_what_the_broker_asks_for_again_is_sent_again() -> None:
+    """P7: the rest of a request follows in another one, without what is stored."""
+
+    async def test(client: ScriptedClient) -> None:
+        ids = await client.send_messages([message("1", "k"), message("2", "k"), message("3", "k")])
+        assert ids == ["id-1", "id-2", "id-3"]
+        assert client.broker.requests == [[b"1", b"2", b"3"], [b"2", b"3"], [b"3"]]
+
+    run(test, driver=_TakesAPart)
+
+
+def test_a_message_keeps_its_id_when_it_is_sent_again() -> None:
+    """P7: a broker that knows ids stores the message once; the same object sent twice is two messages."""
+
+    async def test(client: ScriptedClient) -> None:
+        driver = client.broker
+        assert isinstance(driver, _TakesAPart)
+        twice = message("1")
+        driver.publish_errors = [UNAVAILABLE]
+        await client.send_messages([twice, twice])
+        first, second = driver.ids[b"1"][:2]
+        assert first != second
+        # The request that failed had both, the next one had both, and the last one had the second.
+        assert driver.ids[b"1"] == [first, second, first, second, second]
+        assert all(len(unique) == 32 and int(unique, 16) >= 0 for unique in (first, second))
+
+    run(test, driver=_TakesAPart)
+
+
+def test_a_retried_result_ends_with_the_time_of_its_send() -> None:
+    """P7: a broker that never takes the rest does not hold the send up for ever."""
+
+    async def test(client: ScriptedClient) -> None:
+        with pytest.raises(PublishError) as caught:
+            await client.send_message(message("1"))
+        assert caught.value.code is ErrorCode.TIMEOUT
+        assert str(UNAVAILABLE) in str(caught.value)
+
+    run(test, driver=_TakesNothing, send_timeout="0.5")
+
+
+class _TakesNothing(ScriptedDriver):
+    retries_results = True
+
+    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        return [UNAVAILABLE] * len(messages)
+
+
 def test_after_an_outage_no_more_requests_are_out_than_before() -> None:
     """P5: the bound holds however many messages gathered during the outage."""
 
