@@ -13,6 +13,8 @@ import pytest
 
 from ..kafka.server import Server as KafkaServer
 from ..rabbitmq.server import Server
+from ..sqs.server import KEY, REGION, SECRET
+from ..sqs.server import Server as SQSServer
 
 FOLDER = Path(__file__).parents[2] / "examples" / "any_broker"
 README = (FOLDER / "README.rst").read_text()
@@ -60,6 +62,12 @@ def test_on_rabbitmq(server: Server, tmp_path: Path) -> None:
 def test_on_kafka(kafka_server: KafkaServer, tmp_path: Path) -> None:
     """On a broker of Kafka, the same happens."""
     run("kafka.toml", tmp_path, KAFKA_SERVERS=kafka_server.address)
+
+
+def test_on_sqs(sqs_server: SQSServer, tmp_path: Path) -> None:
+    """On an emulator of SQS and SNS, the same happens."""
+    login = {"AWS_DEFAULT_REGION": REGION, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    run("sqs.toml", tmp_path, AWS_ENDPOINT_URL=sqs_server.url, **login)
 
 
 def test_a_second_run_finds_nothing_of_the_first(tmp_path: Path) -> None:

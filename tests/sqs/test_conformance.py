@@ -1,0 +1,128 @@
+"""SQS keeps the contract, as far as its emulators can show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from events_core import EventConfig
+from events_core.testing import ConformanceSuite, Harness, TcpProxy
+
+from .server import KEY, REGION, SECRET, Server
+
+RECORDS = Path(__file__).parents[2] / "docs" / "backends" / "proof"
+
+STORED = "SQS is a service: its clients cannot restart it, and the emulators lose their messages when they are killed"
+
+
+class SQSHarness(Harness):
+    """An emulator.  An outage cuts a proxy in front of it."""
+
+    settle_time = 0.5
+    patience = 20.0
+    bound = 60.0
+    lease = 4.0
+    lease_options = {"visibility_timeout": "4"}
+    sdk_modules = ("aiobotocore", "aiohttp", "botocore")
+    not_applicable = {"restart": STORED}
+
+    def __init__(self, server: Server, **options: str) -> None:
+        self._server = server
+        self._options = options
+        self.proxy: TcpProxy | None = None
+
+    def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
+        address = self.proxy.address if self.proxy else self._server.address
+        given = {
+            "region": REGION,
+            "endpoint_url": f"http://{address}",
+            "access_key_id": KEY,
+            "secret_access_key": SECRET,
+            "create": "all",
+            "wait_time": "1",  # a close waits for the request that is out
+            # What a request brings whose connection has broken comes again after this time.
+            **(self.lease_options if self.proxy else {}),
+        }
+        return EventConfig(topic_name, options={**given, **self._options, **options}, backend="sqs")
+
+    def versions(self) -> Mapping[str, str]:
+        return {self._server.name: self._server.version, "aiobotocore": version("aiobotocore")}
+
+    def outage(self) -> AbstractContextManager[None]:
+        return self._behind_a_proxy().cut()
+
+    def lost_answers(self) -> AbstractContextManager[None]:
+        return self._behind_a_proxy().lose_answers()
+
+    def _behind_a_proxy(self) -> TcpProxy:
+        self.proxy = self.proxy or TcpProxy(self._server.address)
+        return self.proxy
+
+
+class QueueHarness(SQSHarness):
+    """A topic that is one queue.  Its only subscription has the name of the topic."""
+
+    def name(self, topic_name: str, word: str) -> str:
+        # The kit asks for the subscription of the topic, and for that of the dead letters.
+        names = {"shared": topic_name, "undertaker": f"{topic_name}-dead"}
+        return names.get(word, f"{topic_name}-{word}")
+
+
+class Kit(ConformanceSuite):
+    """The kit on one emulator."""
+
+    record = ""
+    options: Mapping[str, str] = {}
+    exceptions: Mapping[str, str] = {}
+    harness_class: type[SQSHarness] = SQSHarness
+
+    @pytest.fixture
+    def emulator(self, server: Server) -> Server:
+        return server
+
+    @pytest.fixture
+    def harness(self, emulator: Server) -> Iterator[Harness]:
+        harness = self.harness_class(emulator, **self.options)
+        harness.exceptions = self.exceptions
+        # The record names an emulator.
+        harness.proof = RECORDS / f"{self.record}.json" if emulator.is_ours else None
+        harness.give_up_after = 300.0
+        yield harness
+        if harness.proxy:
+            harness.proxy.close()
+
+
+class TestSQS(Kit):
+    """Standard queues that are subscribed to SNS topics, on MiniStack."""
+
+    record = "sqs"
+
+
+class TestSQSInOrder(Kit):
+    """FIFO queues that are subscribed to SNS FIFO topics, on MiniStack."""
+
+    record = "sqs-in-order"
+    options = {"ordering": "true"}
+
+
+class TestSQSQueue(Kit):
+    """Standard queues without SNS, on ElasticMQ."""
+
+    record = "sqs-queue"
+    options = {"topology": "queue"}
+    harness_class = QueueHarness
+
+    @pytest.fixture
+    def emulator(self, bare_server: Server) -> Server:
+        return bare_server
+
+
+class TestSQSQueueInOrder(TestSQSQueue):
+    """FIFO queues without SNS, on ElasticMQ."""
+
+    record = "sqs-queue-in-order"
+    options = {"topology": "queue", "ordering": "true"}
