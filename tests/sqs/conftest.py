@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from . import finding
+from .console import Console
 from .server import Missing, Server
 
 
@@ -37,6 +38,18 @@ def own_server(server: Server) -> Iterator[Server]:
         pytest.skip(f"the server at {server.address} was not started by the tests")
     yield server
     server.restore()
+
+
+@pytest.fixture
+def console(server: Server) -> Console:
+    """Return a new topic and subscription on the server; neither exists there yet."""
+    return Console(server)
+
+
+@pytest.fixture
+def fifo(server: Server) -> Console:
+    """Return a new FIFO topic and subscription."""
+    return Console(server, ordering="true")
 
 
 def _found(required: str, finding: AbstractContextManager[Server]) -> Iterator[Server]:
