@@ -266,6 +266,15 @@ def from_confluent_kafka(folder: Path, url: str) -> None:
     assert "was rejected at attempt 1 in subscription 'billing'" in log
 
 
+def from_boto3(folder: Path, url: str) -> None:
+    """Run the program on a new topic: three orders are billed, one after a delay, and what is no order is rejected."""
+    options = "subscription=billing&max_delivery_attempts=5&dead_letter_topic=from-boto3-dead"
+    with started(folder, HOWTO / "from_boto3.py", EVENTS_ORDERS_URL=f"{url}&{options}") as program:
+        output, log = finished(program)
+    assert sorted(output.splitlines()) == ["billed order-1", "billed order-2", "billed order-3"]
+    assert "was rejected at attempt 1 in subscription 'billing'" in log
+
+
 def from_kombu(folder: Path, url: str) -> None:
     """Run the program on a new topic: it takes one order, and bills the others in threads."""
     lines = run(folder, HOWTO / "from_kombu.py", EVENTS_ORDERS_URL=f"{url}&subscription=billing")
@@ -293,3 +302,8 @@ def test_from_confluent_kafka_on_kafka(kafka_server: KafkaServer, tmp_path: Path
     """On a broker of Kafka it prints the same."""
     topic = f"from-confluent-kafka-{secrets.token_hex(4)}"
     from_confluent_kafka(tmp_path, f"kafka://{kafka_server.address}/{topic}?create=all&start=earliest")
+
+
+def test_from_boto3(tmp_path: Path) -> None:
+    """The program runs without a broker."""
+    from_boto3(tmp_path, "memory:///from-boto3?create=all")
