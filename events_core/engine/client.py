@@ -296,6 +296,7 @@ class EngineClient(EventClient):
             link=self._link,
             options=self._options,
             settle_limit=self._driver.max_settle_batch,
+            settle_unit=self._driver.settle_unit,
             check_process=self._check_process,
             is_observed=lambda: self.observer is not None,
             observed=partial(self._observed, ephemeral=True) if ephemeral else self._observed,

@@ -280,6 +280,16 @@ class Source(ABC):
             next receive raises the error, and then the engine calls again.
         """
 
+    async def finish_fetching(self) -> None:
+        """Wait until no request of :meth:`fetch` is out any more.
+
+        Override it if the broker would give messages to a request that is cut, as SQS does.  Then :meth:`fetch` leaves
+        its request running when it is cancelled, and :meth:`close` gives back what the request brings.
+
+        *Called* once, when the receiver closes and has time, after :meth:`fetch` was cancelled.  Overlaps
+        :meth:`settle` and :meth:`extend`.  *Cancelled* when the receiver has no more time to wait for the application.
+        """
+
     @abstractmethod
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         """Tell the broker the outcome of deliveries; return when the broker has confirmed, if it can.
@@ -386,7 +396,10 @@ class Driver(ABC, Generic[OptionsT]):
     """Most bytes in one request, as :func:`message_size` counts them; ``None`` for no bound.  A single message may be
     larger: the capability ``limits.max_message_bytes`` bounds it."""
     max_settle_batch: int = 1000
-    """Most settlements in one request."""
+    """Most settlements in one call of :meth:`Source.settle`."""
+    settle_unit: int = 1
+    """Number of settlements that share one request of the broker, if it takes money for each request.  The engine then
+    calls :meth:`Source.settle` with multiples of it when it can, and holds single settlements back for a moment."""
     longest_pause: float = 30.0
     """Most seconds between two tries of a request during an outage (rule F1: outages).  Many brokers are back within
     seconds."""

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.clock import uptime
-from events_core.engine.closing import end_worker
+from events_core.engine.closing import cancel_all, end_worker
 from events_core.engine.driver import BrokerError, Delivery, Source
-from events_core.engine.failure import UNFORESEEN, internal
+from events_core.engine.failure import UNFORESEEN, internal, is_meant
 from events_core.engine.home import step
 from events_core.engine.inbox import Inbox
 from events_core.engine.leases import LeaseKeeper
@@ -68,6 +68,14 @@ class Feed(ABC):
 
     async def stop_fetching(self, within: float) -> None:
         """Fetch nothing more.  It takes *within* seconds at most, and may be called again."""
+
+    def finish_fetching(self) -> None:
+        """Begin to wait for requests that are still out; call it after :meth:`stop_fetching`."""
+
+    @property
+    def has_finished(self) -> bool:
+        """Return whether no such request is out."""
+        return True
 
     async def stop(self, within: float) -> None:
         """Stop keeping leases; call it after :meth:`stop_fetching`.  It takes *within* seconds at most."""
@@ -129,6 +137,7 @@ class PrefetchingFeed(Feed):
         self._starving = False
         """Whether fetching waits for room."""
         self._stopping = False
+        self._finishing: asyncio.Task[None] | None = None
         self._go_on = asyncio.Event()
         source._tell_lost = self._lose
         self._now = asyncio.get_running_loop().time  # time.monotonic, unless a test simulates the clock
@@ -261,5 +270,24 @@ class PrefetchingFeed(Feed):
             self._stopping = True
             await end_worker(self._fetching, within)
 
+    def finish_fetching(self) -> None:
+        name = f"the last requests to fetch from {self._source.subscription!r}"
+        self._finishing = self._home.spawn(self._finish(), name)
+        if self._finishing is not None:
+            self._finishing.add_done_callback(lambda _: self._settler.progressed())  # the close waits for it
+
+    async def _finish(self) -> None:
+        try:
+            await self._source.finish_fetching()
+        except UNFORESEEN as error:
+            if is_meant(error):
+                raise
+            _log.debug("%s: the last requests to fetch failed: %r", self._source.subscription, error)
+
+    @property
+    def has_finished(self) -> bool:
+        return self._finishing is None or self._finishing.done()
+
     async def stop(self, within: float) -> None:
+        await cancel_all([self._finishing], within)
         await self._leases.stop(within)

@@ -43,7 +43,8 @@ Some fields are read or written without the lock.  Each is safe for a reason:
 
 * ``Settler.pump`` reads ``Settlements.queued`` and ``may_leave``.  If it reads them too early, it does nothing although
   a settlement is queued.  That settlement leaves all the same: the thread that queued it calls ``pump`` afterwards, and
-  a request that ends looks at the queue again, under the lock.
+  a request that ends looks at the queue again, under the lock.  It also reads ``is_waiting`` and ``is_worth_it``, which
+  only shorten a wait.
 * ``deque.append`` and ``popleft`` are atomic, so :attr:`Inbox.abandoned` needs no lock.
 * ``Settlements.abort`` writes one field, and ``has_deferred`` reads one.  Both run at home.
 * ``token`` and ``lease_until`` of a delivery are written only at home, where the lease keeper reads and writes them.
@@ -71,10 +72,10 @@ __all__ = ["Inbox"]
 class Inbox:
     """The deliveries of one receiver and their settlements, behind one lock."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, settle_unit: int = 1) -> None:
         self.lock = threading.Lock()
         self.ledger = ledger
-        self.settlements = Settlements(ledger)
+        self.settlements = Settlements(ledger, settle_unit)
         self.abandoned: deque[ReceivedMessage] = deque()
         """Messages that no one will settle, because the garbage collector has ended the coroutine that processed them.
         It does so in any thread, so append without the lock."""

@@ -79,7 +79,7 @@ class EngineReceiver(EventReceiver):
             eager=source.pushes,
             keeps_order=source.capabilities.ordering != "none",
         )
-        self._inbox = inbox = Inbox(self._ledger)
+        self._inbox = inbox = Inbox(self._ledger, surroundings.settle_unit)
         self._lock = inbox.lock
         self._settler = self._settler_class(
             source,
@@ -431,8 +431,9 @@ class EngineReceiver(EventReceiver):
                 self._inbox.give_back_overdue(time.monotonic())
                 self._inbox.settlements.enqueue(self._ledger.close())
             self._settler.pump()
+            self._feed.finish_fetching()
             # Settling goes on: messages that the application holds can end here instead of coming again.
-            await self._until(lambda: not self._ledger.held, self._close_time.patience)
+            await self._until(self._is_quiet, self._close_time.patience)
         except asyncio.CancelledError:  # there is no more time to wait for the application
             await self.end()
             raise
@@ -469,6 +470,10 @@ class EngineReceiver(EventReceiver):
         await self._home.close_quietly(self._source.close(), repr(self.subscription), within)
         self.give_up()
         self._forget(self)
+
+    def _is_quiet(self) -> bool:
+        """Return whether nothing is held, and nothing more will come.  Under the lock."""
+        return not self._ledger.held and self._feed.has_finished
 
     async def _until_closed(self) -> None:
         ends = time.monotonic() + SHORTEST_CLOSE

@@ -9,14 +9,16 @@ A settlement is one delivery with its outcome.  It goes this way::
 
 * One request is out at a time.  While it is out, further settlements gather in the queue, and travel together in the
   next one (S4).  A second request could overtake the first one, and break the order of a key.
+* If each request of the broker costs, settlements wait a moment so that they fill one (``gathering.py``).
 * A nack may wait for its delay first, if the broker has no delays (``delays.py``).  Its callers do not wait for that.
 * When a request fails as a whole, its settlements go back to the front of the queue, in order.
 * When the broker refuses one settlement for a while, that one is deferred.  The others go on, and it follows later.
 * A caller waits with a :class:`Ticket`.  Several callers may wait for one settlement (S2).  If the last of them gives
   up before the settlement has left, it never leaves (S5).
 
-The settler drives this at home (``settler.py``): :meth:`Settlements.claim`, then :meth:`Settlements.next`, the
-request, and :meth:`Settlements.answered` or :meth:`Settlements.put_back`, then ``next`` again until it returns nothing.
+The settler drives this at home (``settler.py``): :meth:`Settlements.claim`, :meth:`Settlements.wait` until it returns
+0, then :meth:`Settlements.next`, the request, and :meth:`Settlements.answered` or :meth:`Settlements.put_back`.  Then
+it waits again, until ``next`` returns nothing.
 A timer of the settler calls :meth:`Settlements.retry`.  The receiver's lock guards all of it (``inbox.py``).
 """
 
@@ -26,6 +28,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from events_core.engine.driver import BrokerError, Outcome, Settlement
+from events_core.engine.gathering import Gathering
 from events_core.engine.ledger import Begun, Ledger
 from events_core.engine.wakeable import Wakeable
 from events_core.errors import ErrorCode
@@ -72,8 +75,16 @@ class Ticket:
 class Settlements:
     """The settlements of one receiver that are under way."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, unit: int = 1) -> None:
+        """Begin with nothing under way.
+
+        :param unit: the number of settlements that share one request of the broker.
+        """
         self._ledger = ledger
+        self._unit = unit
+        self._gathering = Gathering(unit)
+        self.is_waiting = False
+        """Whether what is queued waits for further settlements."""
         self.queued: deque[Settlement] = deque()
         """The settlements that leave next.  Only this class changes it."""
         self._out: Sequence[Settlement] = ()
@@ -95,6 +106,15 @@ class Settlements:
         return bool(self.queued) and not self._is_busy
 
     @property
+    def is_worth_it(self) -> bool:
+        """Return whether what is queued need not wait for more: it fills a request, or is all that is held."""
+        return len(self.queued) >= self._unit or not self._is_more_held
+
+    @property
+    def _is_more_held(self) -> bool:
+        return self._ledger.held > len(self.queued) + len(self._deferred) and not self._ledger.closing
+
+    @property
     def has_deferred(self) -> bool:
         """Return whether the broker has refused some for a while."""
         return bool(self._deferred)
@@ -112,13 +132,20 @@ class Settlements:
         self._is_busy = True
         return True
 
+    def wait(self, now: float) -> float:
+        """Return the seconds to wait for further settlements before :meth:`next`."""
+        seconds = self._gathering.wait(len(self.queued), self._is_more_held, now)
+        self.is_waiting = seconds > 0
+        return seconds
+
     def next(self, limit: int, now: float) -> list[Settlement]:
         """Return up to *limit* settlements that leave now.  If there are none, end the claim.
 
         Nacks that wait for their delay here do not leave now, and have ended for their callers.
         """
         batch: list[Settlement] = []
-        while self.queued and not self.is_stopped and len(batch) < limit:
+        limit = min(limit, self._gathering.take(len(self.queued), self._is_more_held))
+        while self.queued and not self._is_stopped and len(batch) < limit:
             settlement = self.queued.popleft()
             if settlement._given_up:
                 continue
@@ -135,6 +162,7 @@ class Settlements:
 
     def put_back(self) -> None:
         """Move the settlements of a request that failed as a whole back to the front of the queue."""
+        self._gathering.answered(len(self.queued))
         for settlement in self._out:
             settlement.delivery._is_out = False
             self._ledger.use_newer_token(settlement.delivery)
@@ -142,6 +170,7 @@ class Settlements:
 
     def answered(self, results: Iterable[BrokerError | None]) -> None:
         """Record the broker's answers to what is out."""
+        self._gathering.answered(len(self.queued))
         for settlement, error in zip(self._out, results, strict=True):
             delivery = settlement.delivery
             delivery._is_out = False

@@ -63,6 +63,8 @@ class Settler:
         self._now = asyncio.get_running_loop().time  # time.monotonic, unless a test simulates the clock
         self._takes_notes = type(source).acknowledge_at_once is not Source.acknowledge_at_once
         self._retry_pauses = Backoff(maximum=1.0)
+        self._gathered: asyncio.Future[None] | None = None
+        """Ends the wait for further settlements.  Only home touches it."""
         self._name = f"settling for {source.subscription!r}"
         self._running: asyncio.Task[None] | None = None
         self._last_error: BrokerError | None = None
@@ -122,8 +124,12 @@ class Settler:
     def pump(self) -> None:
         """Let the next request leave, unless one is out.  Call it after each use of the lock, without the lock."""
         # Called for each message.  So look at the queue itself first: it is nearly always empty, or a request is out.
-        if self._settlements.queued and self._settlements.may_leave:
+        if not self._settlements.queued:
+            return
+        if self._settlements.may_leave:
             self._home.wake(self._start)
+        elif self._settlements.is_waiting and self._settlements.is_worth_it:
+            self._home.wake(self._end_waiting)
 
     async def finished(self, ticket: Ticket) -> None:
         """Wait for *ticket* until its time is up; what is not settled by then stays held (S5)."""
@@ -183,7 +189,7 @@ class Settler:
         # A caller waits as long as a request may take.  So pauses stay short of that, to leave time for a second try.
         pauses = self._link.pauses(Backoff(maximum=min(10.0, self._timeout / 4)))
         try:
-            batch = self._next()
+            batch = await self._next()
             if not batch:
                 self.progressed()  # all that was queued had been given up
             while batch:
@@ -198,18 +204,30 @@ class Settler:
                     self._last_error = None
                     pauses.reset()
                     self._answered(results)
-                batch = self._next()
+                batch = await self._next()
                 self.progressed()
         except BaseException:
             # Without the lock: a plain store, and the garbage collector may be what ends this coroutine.
             self._settlements.abort()
             raise
 
-    def _next(self) -> list[Settlement]:
-        with self._lock:
-            batch = self._settlements.next(self._limit, self._now())
-        self._set_timer()
-        return batch
+    async def _next(self) -> list[Settlement]:
+        """Wait until the next request is worth it; return its settlements, or nothing if there are none."""
+        while True:
+            with self._lock:
+                seconds = self._settlements.wait(self._now())
+                batch = [] if seconds else self._settlements.next(self._limit, self._now())
+            if not seconds:
+                self._set_timer()
+                return batch
+            self.progressed()
+            self._gathered = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._gathered], timeout=seconds)
+
+    def _end_waiting(self) -> None:
+        self._settlements.is_waiting = False
+        if self._gathered is not None and not self._gathered.done():
+            self._gathered.set_result(None)
 
     def _set_timer(self) -> None:
         """Let :meth:`_end_delays` be called when the first delay is over."""

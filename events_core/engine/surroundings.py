@@ -49,6 +49,8 @@ class Surroundings:
     options: CommonOptions
     settle_limit: int
     """The largest number of settlements in one request."""
+    settle_unit: int = 1
+    """The number of settlements that share one request of the broker."""
     check_process: Callable[[], None]
     """Raises if this process is a forked child."""
     is_observed: Callable[[], bool]
