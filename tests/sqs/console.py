@@ -33,7 +33,7 @@ class Console:
     def __init__(self, server: Server, **options: str) -> None:
         self.server = server
         self.topic = f"t-{uuid.uuid4().hex[:12]}"
-        self.subscription = "s"
+        self.subscription = self.topic if options.get("topology") == "queue" else "s"
         self.options = options
         self.sqs: Any = None
         self.sns: Any = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from events_core import EventMessage, EventReceiver, ReceivedMessage
+from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, ReceivedMessage
 
 PATIENCE = 60.0
 """Seconds within which a message that must come does come, also on a busy machine."""
@@ -35,3 +35,16 @@ async def settle_all(receiver: EventReceiver, count: int) -> list[int]:
         came += numbers(some)
         await receiver.acknowledge_messages(some)
     return came
+
+
+async def acknowledge_what_is_left(
+    receiver: EventReceiver, messages: Sequence[ReceivedMessage]
+) -> Sequence[ReceivedMessage]:
+    """Acknowledge *messages*, and return those whose deliveries had not expired."""
+    try:
+        await receiver.acknowledge_messages(messages)
+    except AcknowledgeError as error:
+        if any(each.code is not ErrorCode.EXPIRED for each in error.failed.values()):
+            raise
+        return [message for message in messages if message.message_id not in error.failed]
+    return messages
