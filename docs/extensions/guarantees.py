@@ -96,7 +96,8 @@ def rules(records: Sequence[Record], sentences: Mapping[str, str]) -> Iterator[s
     for rule, sentence in sentences.items():
         states = [each.content["rules"].get(rule, {}) for each in records]
         rows.append([rule, sentence, *(_state(state, notes) for state in states)])
-    yield from _table(rows, [8, 92 - 9 * len(records), *(9 for _ in records)])
+    width = min(9, 60 // len(records))
+    yield from _table(rows, [8, 92 - width * len(records), *(width for _ in records)])
     yield from notes.lines()
 
 
