@@ -6,26 +6,38 @@ which only configures a client does not wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from events_core import Capabilities, ConfigurationError, EventMessage
-from events_core.engine import BrokerError, Delivery, Driver
+from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessage
+from events_core.engine import BrokerError, Delivery, Driver, off_loop
 from events_sqs import limits
+from events_sqs.codec import size_objection
 from events_sqs.options import SQSOptions
 
 if TYPE_CHECKING:
+    from events_sqs.ephemeral import EphemeralQueues
+    from events_sqs.sending import Sender
+    from events_sqs.session import Services
     from events_sqs.source import SQSSource
+    from events_sqs.topology import Topic, Topology
 
 __all__ = ["SQSDriver"]
+
+T = TypeVar("T")
 
 
 class SQSDriver(Driver[SQSOptions]):
     """One topic of an account."""
 
     max_batch_messages = limits.MAX_BATCH
+    max_settle_batch = limits.MAX_SETTLE_BATCH
+    longest_pause = 10.0  # AWS is back within seconds, and a request that fails costs money
+    one_of_each_key = True  # SQS may store an entry behind a failed one of its message group
+    retries_results = True
 
     def __init__(self, topic_name: str, project_id: str, options: SQSOptions) -> None:
         super().__init__(topic_name, project_id, options)
@@ -34,6 +46,12 @@ class SQSDriver(Driver[SQSOptions]):
             raise ConfigurationError("; ".join(problems))
         self.address = options.endpoint_url or options.region or ""
         self.capabilities = _capabilities(options)
+        self.max_batch_bytes = options.request_bytes
+        # A standard queue chooses the ids itself.  SNS does too, but gives each of its queues another one.
+        self.wants_ids = options.topology == "sns" or options.is_fifo
+        # An id as long as those that a message carries itself.
+        self._sample_id = "0" * 32 if options.topology == "sns" and not options.is_fifo else None
+        self._services: Services | None = None
 
     def _problems(self) -> Iterator[str]:
         if self.project_id:
@@ -47,28 +65,149 @@ class SQSDriver(Driver[SQSOptions]):
         yield from filter(None, (limits.topic_objection(what, name, longest) for what, name in names))
         if dead == self.topic_name:
             yield f"option 'dead_letter_topic' is the topic itself, {dead!r}; name another"
+        if options.subscription is not None:
+            yield from filter(None, [self._objection_to(options.subscription)])
+
+    def _objection_to(self, subscription: str) -> str:
+        return limits.queue_objection(subscription, self.options.queue_of(self.topic_name, subscription))
 
     async def open(self) -> None:
-        raise NotImplementedError
+        await off_loop(_import_aiobotocore)
+        from events_sqs.ephemeral import EphemeralQueues
+        from events_sqs.sending import Sender
+        from events_sqs.session import Services
+        from events_sqs.topology import Topology
+
+        options = self.options
+        self._services = services = await Services.open(options)
+        try:
+            self.topology: Topology = Topology(services, options)
+            self._topic: Topic = await self.topology.find_topic(self.topic_name)
+            self._ephemeral: EphemeralQueues = EphemeralQueues(services, self.topology, self._topic, options)
+            self._sender: Sender = Sender(services, self._topic, options.request_bytes)
+            self._letters: Sender | None = None
+            if options.subscription is not None and options.create != "never" and options.topology == "sns":
+                await self.topology.join(self._topic, options.subscription)
+        except BaseException:
+            await self.close()
+            raise
+
+    # Sending
+
+    def objection(self, message: EventMessage) -> str:
+        return size_objection(message, self._sample_id, self.options.message_bytes)
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        raise NotImplementedError
+        return await self.publish_with_ids(messages, [""] * len(messages))
+
+    async def publish_with_ids(
+        self, messages: Sequence[EventMessage], ids: Sequence[str]
+    ) -> Sequence[str | BrokerError]:
+        try:
+            return await self._sender.send(messages, ids)
+        except BrokerError as error:
+            if error.code is not ErrorCode.NOT_FOUND or self.options.create != "all":
+                raise
+        await self.topology.find_topic(self.topic_name)  # the topic was deleted
+        return await self._sender.send(messages, ids)
+
+    async def store_letter(self, letter: EventMessage) -> None:
+        """Publish *letter* to the dead-letter topic, and return when AWS has stored it.
+
+        :raises BrokerError: if it may not be stored.
+        """
+        try:
+            letters = self._letters or await self._find_letters()
+            (result,) = await letters.send([letter], [token_hex(16)])
+        except BrokerError as error:
+            self._letters = None  # the topic may have been deleted, and is looked for again
+            result = error
+        if isinstance(result, BrokerError):
+            raise BrokerError(str(result), result.code, retryable=True) from result.__cause__
+
+    async def _find_letters(self) -> Sender:
+        from events_sqs.sending import Sender
+
+        assert self._services is not None
+        assert self.options.dead_letter_topic is not None
+        topic = await self.topology.find_topic(self.options.dead_letter_topic)
+        self._letters = Sender(self._services, topic, self.options.request_bytes)
+        return self._letters
+
+    # Receiving
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> SQSSource:
-        raise NotImplementedError
+        from events_sqs.source import Context, SQSSource
+
+        self._check_subscription(subscription)
+        if self.options.dead_letter_topic is not None:
+            await self._find_letters()
+        if subscription is None:
+            subscription, queue = await self._ephemeral.create()
+        else:
+            queue = await self.topology.join(self._topic, subscription)
+        assert self._services is not None
+        context = Context(
+            options=self.options,
+            topic_name=self.topic_name,
+            sqs=self._services.sqs,
+            capabilities=self.capabilities,
+            store_letter=self.store_letter,
+            release=lambda: self._ephemeral.remove(queue),
+        )
+        return SQSSource(subscription, queue, context)
+
+    def _check_subscription(self, name: str | None) -> None:
+        """Refuse a subscription that this configuration cannot have.
+
+        :raises BrokerError: ``UNSUPPORTED``, ``INVALID`` or ``NOT_FOUND``.
+        """
+        if self.options.start == "earliest":
+            raise BrokerError("this backend does not offer start=earliest; use latest", ErrorCode.UNSUPPORTED)
+        if self.options.topology == "queue" and name != self.topic_name:
+            found = "an ephemeral one" if name is None else repr(name)
+            raise BrokerError(
+                f"with topology=queue the only subscription is {self.topic_name!r}, not {found}; use topology=sns",
+                ErrorCode.UNSUPPORTED,
+            )
+        if name is not None and (objection := self._objection_to(name)):
+            raise BrokerError(objection, ErrorCode.INVALID)
+
+    async def has_subscription(self) -> bool | None:
+        return await self.topology.has_subscription(self._topic)
+
+    async def keep_dead_letters(self, subscription: str) -> bool | None:
+        assert self.options.dead_letter_topic is not None
+        topic = await self.topology.find_topic(self.options.dead_letter_topic)
+        return await self.topology.keep_letters(topic, subscription, self._ephemeral.is_ephemeral)
 
     async def delete_subscription(self, subscription: str) -> None:
-        raise NotImplementedError
+        self._check_subscription(subscription)
+        await self.topology.delete_subscription(self._topic, subscription)
 
     async def ping(self) -> None:
-        raise NotImplementedError
+        await self.topology.look_for_topic(self.topic_name)
+
+    async def run_native(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        return await work(self._services)
 
     def native_message(self, delivery: Delivery) -> dict[str, Any]:
         native: dict[str, Any] = delivery.token.message
         return native
 
     async def close(self) -> None:
-        pass
+        services, self._services = self._services, None
+        if services is not None:
+            await services.close()
+
+
+def _import_aiobotocore() -> None:
+    """Import aiobotocore.  That takes a second, so a thread does it."""
+    import events_sqs.ephemeral
+    import events_sqs.sending
+    import events_sqs.session
+    import events_sqs.source
+    import events_sqs.topology  # noqa: F401
 
 
 def _capabilities(options: SQSOptions) -> Capabilities:

@@ -16,6 +16,7 @@ __all__ = [
     "LONGEST_LEASE",
     "MAX_ATTRIBUTES",
     "MAX_BATCH",
+    "MAX_SETTLE_BATCH",
     "SNS_MESSAGE_BYTES",
     "SQS_MESSAGE_BYTES",
     "queue_objection",
@@ -24,6 +25,9 @@ __all__ = [
 
 MAX_BATCH = 10
 """Entries of one batch request, and messages of one ``ReceiveMessage``."""
+
+MAX_SETTLE_BATCH = 1000
+"""Settlements of one call.  The source makes requests of ten of them, and sends several at once."""
 
 SQS_MESSAGE_BYTES = 1_048_576
 """Bytes of one message, and of all messages of a request, to SQS."""

@@ -158,4 +158,13 @@ class SQSOptions(CommonOptions):
     @property
     def message_bytes(self) -> int:
         """The largest message, as AWS counts it."""
-        return self.max_message_bytes or (SNS_MESSAGE_BYTES if self.topology == "sns" else SQS_MESSAGE_BYTES)
+        return self.max_message_bytes or self._default_bytes
+
+    @property
+    def request_bytes(self) -> int:
+        """The largest request of several messages, as AWS counts it."""
+        return max(self.message_bytes, self._default_bytes)
+
+    @property
+    def _default_bytes(self) -> int:
+        return SNS_MESSAGE_BYTES if self.topology == "sns" else SQS_MESSAGE_BYTES

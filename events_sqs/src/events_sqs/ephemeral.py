@@ -1,0 +1,102 @@
+"""Queues of ephemeral subscriptions: they end with their receiver, or when they are no longer renewed.
+
+Each carries a tag with the time at which it expires.  Its client renews the tag.  If the process was killed, nobody
+does, and another client of the topic removes the queue and its subscription.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from secrets import token_hex
+
+from events_core import ErrorCode
+from events_core.engine import BrokerError
+from events_sqs.errors import translated
+from events_sqs.options import SQSOptions
+from events_sqs.session import Services
+from events_sqs.topology import Queue, Topic, Topology
+
+__all__ = ["EXPIRES", "EphemeralQueues"]
+
+_log = logging.getLogger("events_sqs")
+
+EXPIRES = "events-core:expires"
+"""The tag of an ephemeral queue: the ``time.time()`` from which on it may be removed."""
+
+_PREFIX = "ephemeral-"
+_SUFFIX_BYTES = 8
+
+
+class EphemeralQueues:
+    """The ephemeral queues of one client, and those that other clients of the topic have left behind."""
+
+    def __init__(self, services: Services, topology: Topology, topic: Topic, options: SQSOptions) -> None:
+        self._services = services
+        self._topology = topology
+        self._topic = topic
+        self._options = options
+        self._own: dict[str, Queue] = {}
+        """Those of this client, by their URLs."""
+
+    async def create(self) -> tuple[str, Queue]:
+        """Create an ephemeral subscription; return its name and its queue."""
+        name = f"{_PREFIX}{token_hex(_SUFFIX_BYTES)}"
+        queue_name = self._topology.queue_name(self._topic, name)
+        queue = await self._topology.create(self._topic, queue_name, {EXPIRES: self._expiry()})
+        self._own[queue.url] = queue
+        return name, queue
+
+    def _expiry(self) -> str:
+        return str(int(time.time() + self._options.ephemeral_idle))
+
+    async def remove(self, queue: Queue) -> None:
+        """Delete a queue of this client."""
+        if self._own.pop(queue.url, None) is not None:
+            await self._topology.delete(self._topic, queue)
+
+    async def renew(self) -> None:
+        """Let the queues of this client live on."""
+        for queue in list(self._own.values()):
+            with translated(f"renew the tag of queue {queue.name!r}"):
+                await self._services.sqs.tag_queue(QueueUrl=queue.url, Tags={EXPIRES: self._expiry()})
+
+    async def remove_expired(self) -> None:
+        """Delete queues whose clients were killed."""
+        async for name, url in self._candidates():
+            if url in self._own or not await self._has_expired(name, url):
+                continue
+            arn = await self._services.arn("sqs", name)
+            await self._topology.delete(self._topic, Queue(name, url, arn, self._topic.is_fifo))
+            _log.info("removed queue %r of an ephemeral subscription whose process is gone", name)
+
+    def is_ephemeral(self, queue: str) -> bool:
+        """Return whether a queue with this name belongs to an ephemeral subscription."""
+        return f"{_PREFIX}" in queue
+
+    async def _has_expired(self, name: str, url: str) -> bool:
+        try:
+            with translated(f"ask for the tags of queue {name!r}"):
+                tags = (await self._services.sqs.list_queue_tags(QueueUrl=url)).get("Tags", {})
+        except BrokerError as error:
+            if error.code is ErrorCode.NOT_FOUND:  # another client was quicker
+                return False
+            raise
+        expires = tags.get(EXPIRES, "")
+        return expires.isdecimal() and int(expires) < time.time()
+
+    async def _candidates(self) -> AsyncIterator[tuple[str, str]]:
+        """Yield the name and the URL of each queue that may be an ephemeral one of this topic."""
+        start, _, end = self._topology.queue_name(self._topic, f"{_PREFIX}{'0' * 16}").partition("0" * 16)
+        page: dict[str, str] = {}
+        while True:
+            with translated(f"list the queues that begin with {start!r}"):
+                answer = await self._services.sqs.list_queues(QueueNamePrefix=start, MaxResults=1000, **page)
+            for url in answer.get("QueueUrls", ()):
+                name = url.rpartition("/")[2]
+                if name.endswith(end):
+                    yield name, url
+            if not answer.get("NextToken"):
+                return
+            page = {"NextToken": answer["NextToken"]}

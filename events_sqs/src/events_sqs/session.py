@@ -1,0 +1,130 @@
+"""Credentials, and the clients of SQS and SNS that one driver uses.
+
+botocore's chain finds the credentials: those of the options, of the environment, of a profile, or of the machine.  It
+also renews them.  The engine alone retries, so the clients make one attempt for each request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from typing import Any, Self
+
+from aiobotocore.config import AioConfig
+from aiobotocore.credentials import AioAssumeRoleCredentialFetcher, AioDeferredRefreshableCredentials
+from aiobotocore.session import AioSession
+from botocore.exceptions import NoCredentialsError, UnknownRegionError
+from botocore.loaders import create_loader
+
+from events_core.engine import off_loop
+from events_sqs.errors import translated
+from events_sqs.options import SQSOptions
+
+__all__ = ["Services"]
+
+_CONNECT_TIMEOUT = 5
+"""Seconds for a connection.  A region answers within one."""
+_ANSWER_TIMEOUT = 10
+"""Seconds for which an answer may be late, after the time for which SQS was asked to wait."""
+_CONNECTIONS = 100
+"""Connections of each client.  The engine bounds the requests that are out."""
+
+_loader = create_loader()
+"""The descriptions of AWS's services, for all sessions.  Reading them takes 0.2 seconds, and 10 MB of memory."""
+
+
+class Services:
+    """The clients of one driver.
+
+    ``run_native`` gives it to the application, which may use its attributes ``sqs`` and ``sns``.
+    """
+
+    def __init__(self, options: SQSOptions) -> None:
+        self._options = options
+        self._stack = AsyncExitStack()
+        self._account = options.account_id
+        self.sqs: Any = None
+        self.sns: Any = None
+        """``None`` with ``topology=queue``."""
+
+    @classmethod
+    async def open(cls, options: SQSOptions) -> Self:
+        """Make the clients.  Nothing is asked yet, except for credentials of a role.
+
+        :raises BrokerError: if there is no region, or no such profile.
+        """
+        services = cls(options)
+        try:
+            with translated("make a client of AWS"):
+                await services._open()
+        except BaseException:
+            await services.close()
+            raise
+        return services
+
+    async def _open(self) -> None:
+        names = ["sqs", "sts"] if self._options.topology == "queue" else ["sqs", "sns", "sts"]
+        self._session = await off_loop(lambda: _session(self._options, names))
+        if self._options.role_arn is not None:
+            await self._assume(self._options.role_arn)
+        self.sqs = await self._stack.enter_async_context(self._client("sqs"))
+        if "sns" in names:
+            self.sns = await self._stack.enter_async_context(self._client("sns"))
+        self.region: str = self.sqs.meta.region_name
+
+    def _client(self, service: str, **credentials: Any) -> Any:
+        options = self._options
+        config = AioConfig(
+            connect_timeout=_CONNECT_TIMEOUT,
+            read_timeout=options.wait_time + _ANSWER_TIMEOUT,
+            max_pool_connections=_CONNECTIONS,
+            parameter_validation=False,  # it would take a large part of the time of a request
+            proxies=None if options.proxy is None else {"http": options.proxy, "https": options.proxy},
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            tcp_keepalive=True,
+        )
+        return self._session.create_client(
+            service, region_name=options.region, endpoint_url=options.endpoint_url, config=config, **credentials
+        )
+
+    async def _assume(self, role_arn: str) -> None:
+        """Let the session use a role, with credentials that it renews before they end."""
+        source = await self._session.get_credentials()
+        if source is None:
+            raise NoCredentialsError
+        fetcher = AioAssumeRoleCredentialFetcher(
+            self._client, source, role_arn, extra_args={"RoleSessionName": "events-sqs"}
+        )
+        # A session has no public way to take credentials that are renewed.
+        self._session._credentials = AioDeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
+
+    async def account(self) -> str:
+        """Return the account that owns topics and queues."""
+        if self._account is None:
+            with translated("ask STS for the account of the credentials"):
+                async with self._client("sts") as sts:
+                    self._account = (await sts.get_caller_identity())["Account"]
+        return self._account
+
+    async def arn(self, service: str, name: str) -> str:
+        """Return the name of a topic or queue in all of AWS."""
+        try:
+            partition = self._session.get_partition_for_region(self.region)
+        except UnknownRegionError:  # an emulator takes any
+            partition = "aws"
+        return f"arn:{partition}:{service}:{self.region}:{await self.account()}:{name}"
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._stack.aclose()
+
+
+def _session(options: SQSOptions, services: Iterable[str]) -> AioSession:
+    """Return a session that has read all files, so that nothing blocks the loop later; call it in a thread."""
+    session = AioSession(profile=options.profile)
+    session.register_component("data_loader", _loader)
+    for service in services:
+        session.warm_up_loader_caches(service)
+    if options.access_key_id is not None:
+        session.set_credentials(options.access_key_id, options.secret_access_key, options.session_token)
+    return session
