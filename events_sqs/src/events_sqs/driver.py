@@ -7,6 +7,7 @@ which only configures a client does not wait for it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from events_sqs.sending import Sender
     from events_sqs.session import Services
     from events_sqs.source import SQSSource
-    from events_sqs.topology import Topic, Topology
+    from events_sqs.topology import Queue, Topic, Topology
 
 __all__ = ["SQSDriver"]
 
@@ -146,6 +147,7 @@ class SQSDriver(Driver[SQSOptions]):
             subscription, queue = await self._ephemeral.create()
         else:
             queue = await self.topology.join(self._topic, subscription)
+        may_restore = queue.is_ephemeral or self.options.create != "never"
         assert self._services is not None
         context = Context(
             options=self.options,
@@ -154,8 +156,16 @@ class SQSDriver(Driver[SQSOptions]):
             capabilities=self.capabilities,
             store_letter=self.store_letter,
             release=lambda: self._ephemeral.remove(queue),
+            restore=partial(self._restore, queue, subscription) if may_restore else None,
         )
         return SQSSource(subscription, queue, context)
+
+    async def _restore(self, queue: Queue, subscription: str) -> None:
+        """Create a queue again, which was deleted under its receiver."""
+        if queue.is_ephemeral:
+            await self._ephemeral.restore(queue)
+        else:
+            await self.topology.join(self._topic, subscription)
 
     def _check_subscription(self, name: str | None) -> None:
         """Refuse a subscription that this configuration cannot have.

@@ -11,6 +11,8 @@ import time
 from collections.abc import AsyncIterator
 from secrets import token_hex
 
+import attrs
+
 from events_core import ErrorCode
 from events_core.engine import BrokerError
 from events_sqs.errors import translated
@@ -43,18 +45,25 @@ class EphemeralQueues:
     async def create(self) -> tuple[str, Queue]:
         """Create an ephemeral subscription; return its name and its queue."""
         name = f"{_PREFIX}{token_hex(_SUFFIX_BYTES)}"
-        queue_name = self._topology.queue_name(self._topic, name)
-        queue = await self._topology.create(self._topic, queue_name, {EXPIRES: self._expiry()})
-        self._own[queue.url] = queue
-        return name, queue
+        return name, await self._create(self._topology.queue_name(self._topic, name))
+
+    async def _create(self, name: str) -> Queue:
+        created = await self._topology.create(self._topic, name, {EXPIRES: self._expiry()})
+        queue = self._own[created.url] = attrs.evolve(created, is_ephemeral=True)
+        return queue
+
+    async def restore(self, queue: Queue) -> None:
+        """Create a queue of this client again, which was deleted."""
+        await self._create(queue.name)
 
     def _expiry(self) -> str:
         return str(int(time.time() + self._options.ephemeral_idle))
 
     async def remove(self, queue: Queue) -> None:
         """Delete a queue of this client."""
-        if self._own.pop(queue.url, None) is not None:
-            await self._topology.delete(self._topic, queue)
+        own = self._own.pop(queue.url, None)
+        if own is not None:
+            await self._topology.delete(self._topic, own)
 
     async def renew(self) -> None:
         """Let the queues of this client live on."""

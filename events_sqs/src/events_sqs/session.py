@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from aiobotocore.config import AioConfig
-from aiobotocore.credentials import AioAssumeRoleCredentialFetcher, AioDeferredRefreshableCredentials
+from aiobotocore.credentials import (
+    AioAssumeRoleCredentialFetcher,
+    AioDeferredRefreshableCredentials,
+    AioRefreshableCredentials,
+)
 from aiobotocore.session import AioSession
 from botocore.exceptions import NoCredentialsError, UnknownRegionError
 from botocore.loaders import create_loader
@@ -67,10 +72,32 @@ class Services:
         self._session = await off_loop(lambda: _session(self._options, names))
         if self._options.role_arn is not None:
             await self._assume(self._options.role_arn)
-        self.sqs = await self._stack.enter_async_context(self._client("sqs"))
+        self.sqs = await self._enter("sqs")
         if "sns" in names:
-            self.sns = await self._stack.enter_async_context(self._client("sns"))
+            self.sns = await self._enter("sns")
         self.region: str = self.sqs.meta.region_name
+
+    async def _enter(self, service: str) -> Any:
+        client = await self._stack.enter_async_context(self._client(service))
+        client.meta.events.register("needs-retry", self._renew)
+        return client
+
+    async def _renew(self, response: Any, attempts: int, **_: Any) -> float | None:
+        """Get new credentials if AWS says that those of a request have expired; botocore then signs it again, once.
+
+        Clocks differ, and a role may be revoked.  So botocore may think that they are still valid.
+
+        :returns: the seconds until the next attempt; ``None`` for no other attempt.
+        """
+        if response is None or attempts > 1:
+            return None
+        code = response[1].get("Error", {}).get("Code", "")
+        credentials = await self._session.get_credentials()
+        if not code.startswith("ExpiredToken") or not isinstance(credentials, AioRefreshableCredentials):
+            return None
+        # There is no public way to renew what has not expired by this machine's clock.
+        credentials._expiry_time = datetime.now(UTC)
+        return 0.0
 
     def _client(self, service: str, **credentials: Any) -> Any:
         options = self._options
