@@ -39,6 +39,7 @@ from events_core.engine.inline_publisher import InlinePublisher
 from events_core.engine.inline_receiver import InlineReceiver
 from events_core.engine.link import Link
 from events_core.engine.loop_thread import ThreadHome
+from events_core.engine.maintenance import maintain
 from events_core.engine.publisher import Publisher, parts
 from events_core.engine.receiver import EngineReceiver
 from events_core.engine.surroundings import Surroundings
@@ -454,6 +455,9 @@ class EngineClient(EventClient):
         self._opened = True
         self._link.up()
         self._publisher.open()
+        if self._driver.maintenance_interval is not None and not self._driver.inline:
+            # By a weak reference: otherwise the task would keep a client that nobody has closed.
+            self._home.spawn(maintain(self._driver, self._home, weakref.ref(self)), "maintenance")
 
     async def _ask(
         self,

@@ -410,6 +410,10 @@ class Driver(ABC, Generic[OptionsT]):
     :attr:`publish_max_inflight`.  Set it if a request carries only one key.  If all messages have different keys, this
     many leave in the time of one round trip."""
 
+    maintenance_interval: float | None = None
+    """Seconds between two calls of :meth:`maintain`; ``None`` if there is nothing to do.  Without meaning for an inline
+    driver."""
+
     capabilities: Capabilities
     """The promises of this configuration; set by ``__init__``."""
     address: str = ""
@@ -550,6 +554,17 @@ class Driver(ABC, Generic[OptionsT]):
         :meth:`close`.  *Cancelled* when the caller's time is up, and when the client closes.
 
         :raises BrokerError: when there was no answer.
+        """
+
+    async def maintain(self) -> None:
+        """Do what is due from time to time, for example remove what the clients of killed processes have left behind.
+
+        *Called* about every :attr:`maintenance_interval` seconds while the client is open, whether it is used or not.
+        The time varies, also before the first call, so that many clients do not ask the broker together.  Overlaps
+        every method but :meth:`open`, :meth:`close` and itself.  *Cancelled* when ``connect_timeout`` is over, and when
+        the client closes.
+
+        :raises BrokerError: the engine logs it at DEBUG, and calls again when it is time.
         """
 
     async def run_native(self, work: Callable[[Any], Awaitable[T]]) -> T:

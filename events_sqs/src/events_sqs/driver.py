@@ -47,6 +47,8 @@ class SQSDriver(Driver[SQSOptions]):
             raise ConfigurationError("; ".join(problems))
         self.address = options.endpoint_url or options.region or ""
         self.capabilities = _capabilities(options)
+        if options.topology == "sns":
+            self.maintenance_interval = options.ephemeral_idle / 3
         self.max_batch_bytes = options.request_bytes
         # A standard queue chooses the ids itself.  SNS does too, but gives each of its queues another one.
         self.wants_ids = options.topology == "sns" or options.is_fifo
@@ -194,6 +196,10 @@ class SQSDriver(Driver[SQSOptions]):
     async def delete_subscription(self, subscription: str) -> None:
         self._check_subscription(subscription)
         await self.topology.delete_subscription(self._topic, subscription)
+
+    async def maintain(self) -> None:
+        await self._ephemeral.renew()
+        await self._ephemeral.remove_expired()
 
     async def ping(self) -> None:
         await self.topology.look_for_topic(self.topic_name)

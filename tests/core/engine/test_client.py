@@ -385,6 +385,28 @@ class _TakesNothing(ScriptedDriver):
         return [UNAVAILABLE] * len(messages)
 
 
+def test_maintenance_goes_on_until_the_client_closes(caplog: pytest.LogCaptureFixture) -> None:
+    """A driver is asked to maintain its broker again and again, also after a failure, which is logged at DEBUG."""
+
+    class Maintained(ScriptedDriver):
+        maintenance_interval = 0.01
+        calls = 0
+
+        async def maintain(self) -> None:
+            Maintained.calls += 1
+            raise UNAVAILABLE
+
+    async def test(client: ScriptedClient) -> None:
+        await connected(client)
+        await until(lambda: Maintained.calls >= 3)
+
+    with caplog.at_level(logging.DEBUG, "events_core.engine"):
+        run(test, driver=Maintained)  # nothing is left of it
+    records = [record for record in caplog.records if "maintenance of topic 'topic' failed" in record.getMessage()]
+    assert len(records) >= 2
+    assert {record.levelno for record in records} == {logging.DEBUG}
+
+
 def test_after_an_outage_no_more_requests_are_out_than_before() -> None:
     """P5: the bound holds however many messages gathered during the outage."""
 

@@ -22,7 +22,7 @@ from events_core.engine import EngineClient
 from events_core.engine.home import Home
 from events_core.engine.loop_thread import ThreadHome
 
-from ..network_memory import NetworkClient
+from ..network_memory import NetworkClient, NetworkDriver
 
 ROOT = Path(__file__).parents[3]
 _topics = itertools.count()
@@ -72,6 +72,20 @@ def test_a_client_that_is_collected_unclosed_is_named(kind: type[EngineClient]) 
     (warning,) = warned(EngineClient.ping, kind)
     assert f"unclosed client <{kind.__name__} mine 'unclosed-" in warning
     assert "async with" in warning
+
+
+class _MaintainedDriver(NetworkDriver):
+    maintenance_interval = 0.01
+
+
+class _MaintainedClient(NetworkClient):
+    api_version = 1
+    driver_class = _MaintainedDriver
+
+
+def test_maintenance_keeps_no_client() -> None:
+    """C3: regular work at home does not hide that a client was not closed."""
+    assert len(warned(EngineClient.ping, _MaintainedClient)) == 1
 
 
 async def _use_and_close(client: EngineClient) -> None:
