@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from events_core import ErrorCode
@@ -14,11 +14,9 @@ from events_sqs.topology import Queue
 
 __all__ = ["Calls"]
 
-_ANSWER_TIME = 10.0
-"""Seconds that an answer may take, in addition to the time for which SQS waits for messages."""
-
-_OLD_HANDLE = ("ReceiptHandleIsInvalid", "MessageNotInflight")
-"""Codes of an entry whose receipt handle is too old, or whose message is deleted."""
+_ANSWER_TIME = 10
+"""Seconds that an answer may take, in addition to those for which SQS was asked to wait.  If a connection is silent,
+the next try is sent over another one."""
 
 
 class Calls:
@@ -32,9 +30,8 @@ class Calls:
         self._sqs = sqs
         self._url = queue.url
         self._subscription = subscription
-        self._loop = asyncio.get_running_loop()
+        self._now = asyncio.get_running_loop().time
         self._receiving: dict[str, Any] = {
-            "QueueUrl": queue.url,
             "VisibilityTimeout": lease,
             "MessageSystemAttributeNames": list(SYSTEM_ATTRIBUTES),
             "MessageAttributeNames": ["All"],
@@ -49,14 +46,8 @@ class Calls:
         asked = dict(self._receiving, MaxNumberOfMessages=limit, WaitTimeSeconds=wait)
         if attempt_id is not None:
             asked["ReceiveRequestAttemptId"] = attempt_id
-        what = f"receive from subscription {self._subscription!r}"
-        try:
-            with translated(what):
-                async with asyncio.timeout(wait + _ANSWER_TIME):
-                    answer = await self._sqs.receive_message(**asked)
-        except TimeoutError as error:
-            raise BrokerError(f"{what}: no answer", ErrorCode.TIMEOUT, retryable=True) from error
-        received = self._loop.time()
+        answer = await self._ask(self._sqs.receive_message, asked, "receive", wait)
+        received = self._now()
         return [decode(message, received) for message in answer.get("Messages", ())]
 
     async def delete(self, receipts: Sequence[Receipt]) -> Sequence[BrokerError | None]:
@@ -65,10 +56,7 @@ class Calls:
         :raises BrokerError: if no result is known.
         """
         entries = [{"Id": str(place), "ReceiptHandle": each.handle} for place, each in enumerate(receipts)]
-        what = f"acknowledge in subscription {self._subscription!r}"
-        with translated(what):
-            answer = await self._sqs.delete_message_batch(QueueUrl=self._url, Entries=entries)
-        return self._results(what, answer, len(entries))
+        return await self._batch(self._sqs.delete_message_batch, entries, "acknowledge")
 
     async def hide(self, receipts: Sequence[tuple[Receipt, int]]) -> Sequence[BrokerError | None]:
         """Let messages, 10 at most, come again after so many seconds each, and return the result of each.
@@ -79,26 +67,24 @@ class Calls:
             {"Id": str(place), "ReceiptHandle": each.handle, "VisibilityTimeout": seconds}
             for place, (each, seconds) in enumerate(receipts)
         ]
-        what = f"change visibility timeouts in subscription {self._subscription!r}"
-        with translated(what):
-            answer = await self._sqs.change_message_visibility_batch(QueueUrl=self._url, Entries=entries)
-        return self._results(what, answer, len(entries))
+        return await self._batch(self._sqs.change_message_visibility_batch, entries, "change visibility timeouts")
 
-    def _results(self, what: str, answer: Mapping[str, Any], count: int) -> Sequence[BrokerError | None]:
-        successful = answer.get("Successful", ())
-        if len(successful) == count:
-            return [None] * count
-        done = {each["Id"] for each in successful}
-        failed = {each["Id"]: self._error(what, each) for each in answer.get("Failed", ())}
+    async def _ask(
+        self, operation: Callable[..., Awaitable[Any]], parameters: Mapping[str, Any], what: str, wait: int = 0
+    ) -> Mapping[str, Any]:
+        with translated(f"{what} in subscription {self._subscription!r}"):
+            async with asyncio.timeout(wait + _ANSWER_TIME):
+                answer: Mapping[str, Any] = await operation(QueueUrl=self._url, **parameters)
+                return answer
+
+    async def _batch(
+        self, operation: Callable[..., Awaitable[Any]], entries: Sequence[Mapping[str, Any]], what: str
+    ) -> Sequence[BrokerError | None]:
+        answer = await self._ask(operation, {"Entries": entries}, what)
+        if len(answer.get("Successful", ())) == len(entries):
+            return [None] * len(entries)
+        results: dict[str, BrokerError | None] = {each["Id"]: None for each in answer.get("Successful", ())}
+        for failed in answer.get("Failed", ()):
+            results[failed["Id"]] = entry_error(f"{what} in subscription {self._subscription!r}", failed)
         unknown = BrokerError(f"{what}: SQS has not answered for one", ErrorCode.UNAVAILABLE, retryable=True)
-        return [None if str(place) in done else failed.get(str(place), unknown) for place in range(count)]
-
-    def _error(self, what: str, failed: Mapping[str, Any]) -> BrokerError:
-        text = failed.get("Message") or ""
-        # A FIFO queue says "The receipt handle has expired", with another code.
-        if failed["Code"].rpartition(".")[2] in _OLD_HANDLE or "receipt handle has expired" in text:
-            return BrokerError(
-                f"{what}: the receipt handle is too old ({failed['Code']}: {text}); settle the new delivery",
-                ErrorCode.EXPIRED,
-            )
-        return entry_error(what, failed)
+        return [results.get(entry["Id"], unknown) for entry in entries]

@@ -1,0 +1,189 @@
+"""Requests to receive that nothing cuts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from events_core import ErrorCode
+from events_core.engine import BrokerError, Delivery
+from events_sqs.polling import Polls
+
+AWAY = BrokerError("away", ErrorCode.UNAVAILABLE, retryable=True)
+
+
+class Requests:
+    """Requests to receive, whose answers a test gives."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int, str | None]] = []
+        self.answers: list[asyncio.Future[Sequence[Delivery]]] = []
+
+    async def __call__(self, limit: int, wait: int, attempt_id: str | None) -> Sequence[Delivery]:
+        self.asked.append((limit, wait, attempt_id))
+        answer: asyncio.Future[Sequence[Delivery]] = asyncio.get_running_loop().create_future()
+        self.answers.append(answer)
+        return await answer
+
+
+class Receiver:
+    """The requests of a receiver, and what it gives back."""
+
+    def __init__(self, *, is_fifo: bool = False) -> None:
+        self.requests = Requests()
+        self.polls = Polls(self.requests, 20, is_fifo=is_fifo)
+        self.returned: list[Delivery] = []
+
+    async def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        self.returned += deliveries
+
+    async def asks(self, count: int) -> None:
+        """Wait until so many requests have been sent in all."""
+        async with asyncio.timeout(60):
+            while len(self.requests.asked) < count:
+                await asyncio.sleep(0.001)
+
+
+def deliveries(count: int) -> list[Delivery]:
+    return [Delivery(str(number), b"x", {}) for number in range(count)]
+
+
+async def cancelled(task: asyncio.Task[Sequence[Delivery]]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def receive_after_cancelling(receiver: Receiver) -> asyncio.Task[Sequence[Delivery]]:
+    first = asyncio.create_task(receiver.polls.receive(100))
+    await receiver.asks(1)
+    await cancelled(first)
+    return asyncio.create_task(receiver.polls.receive(100))
+
+
+def test_cancelling_cuts_no_request() -> None:
+    """R3: the next receive gets what the request of a cancelled one brings."""
+
+    async def scenario() -> None:
+        receiver = Receiver()
+        second = await receive_after_cancelling(receiver)
+        brought = deliveries(3)
+        receiver.requests.answers[0].set_result(brought)
+        assert await second == brought
+        assert len(receiver.requests.asked) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_close_gives_back_what_a_request_brings() -> None:
+    """C1: the request of a cancelled receive goes on, and its messages go back."""
+
+    async def scenario() -> None:
+        receiver = Receiver()
+        second = await receive_after_cancelling(receiver)
+        await cancelled(second)
+        finishing = asyncio.create_task(receiver.polls.finish())
+        await asyncio.sleep(0)
+        brought = deliveries(3)
+        receiver.requests.answers[0].set_result(brought)
+        await finishing
+        await receiver.polls.close(receiver.give_back, 60)
+        assert receiver.returned == brought
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_is_cut_is_repeated_on_fifo() -> None:
+    """C1: a FIFO queue repeats the answer for the same ReceiveRequestAttemptId, and the messages go back."""
+
+    async def scenario() -> None:
+        receiver = Receiver(is_fifo=True)
+        await cancelled(await receive_after_cancelling(receiver))
+        closing = asyncio.create_task(receiver.polls.close(receiver.give_back, 0.01))
+        await receiver.asks(2)
+        (_, wait, first), (_, second_wait, second) = receiver.requests.asked
+        assert (wait, second_wait) == (20, 0)
+        assert first is not None
+        assert first == second
+        brought = deliveries(2)
+        receiver.requests.answers[1].set_result(brought)
+        await closing
+        assert receiver.requests.answers[0].cancelled()
+        assert receiver.returned == brought
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_is_cut_is_not_repeated_on_a_standard_queue() -> None:
+    """C1: a standard queue repeats nothing; the messages come again when their visibility timeout is over."""
+
+    async def scenario() -> None:
+        receiver = Receiver()
+        await cancelled(await receive_after_cancelling(receiver))
+        await receiver.polls.close(receiver.give_back, 0.01)
+        assert receiver.requests.answers[0].cancelled()
+        assert (len(receiver.requests.asked), receiver.returned) == (1, [])
+
+    asyncio.run(scenario())
+
+
+def test_a_lost_answer_is_asked_for_again_on_fifo() -> None:
+    """F1: after a failed request, the next one has the same attempt id; after an answer, another one."""
+
+    async def scenario() -> None:
+        receiver = Receiver(is_fifo=True)
+        ids = []
+        for number, result in enumerate([AWAY, [], []]):
+            receiving = asyncio.create_task(receiver.polls.receive(10))
+            await receiver.asks(number + 1)
+            answer = receiver.requests.answers[number]
+            if isinstance(result, BrokerError):
+                answer.set_exception(result)
+                with pytest.raises(BrokerError):
+                    await receiving
+            else:
+                answer.set_result(result)
+                assert await receiving == []
+            ids.append(receiver.requests.asked[number][2])
+        assert ids[0] == ids[1] != ids[2]
+
+    asyncio.run(scenario())
+
+
+def test_full_answers_lead_to_several_requests_that_do_not_wait() -> None:
+    """A backlog is fetched with several requests at once, within the room that there is."""
+
+    async def scenario() -> None:
+        receiver = Receiver()
+        receiving = asyncio.create_task(receiver.polls.receive(100))
+        await receiver.asks(1)
+        receiver.requests.answers[0].set_result(deliveries(10))
+        await receiving
+        receiving = asyncio.create_task(receiver.polls.receive(90))
+        await receiver.asks(3)
+        assert receiver.requests.asked == [(10, 20, None), (10, 0, None), (10, 0, None)]
+        receiver.requests.answers[1].set_result(deliveries(10))
+        receiver.requests.answers[2].set_result(deliveries(4))
+        assert len(await receiving) == 14
+
+    asyncio.run(scenario())
+
+
+def test_one_failure_does_not_hide_the_other_answers() -> None:
+    """If one of several requests fails, the messages of the others are returned."""
+
+    async def scenario() -> None:
+        receiver = Receiver()
+        receiving = asyncio.create_task(receiver.polls.receive(100))
+        await receiver.asks(1)
+        receiver.requests.answers[0].set_result(deliveries(10))
+        await receiving
+        receiving = asyncio.create_task(receiver.polls.receive(90))
+        await receiver.asks(3)
+        receiver.requests.answers[1].set_exception(AWAY)
+        receiver.requests.answers[2].set_result(deliveries(4))
+        assert len(await receiving) == 4
+
+    asyncio.run(scenario())
