@@ -36,6 +36,7 @@ class SQSDriver(Driver[SQSOptions]):
 
     max_batch_messages = limits.MAX_BATCH
     max_settle_batch = limits.MAX_SETTLE_BATCH
+    settle_unit = limits.MAX_BATCH
     longest_pause = 10.0  # AWS is back within seconds, and a request that fails costs money
     one_of_each_key = True  # SQS may store an entry behind a failed one of its message group
     retries_results = True
