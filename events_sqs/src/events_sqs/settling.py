@@ -42,6 +42,9 @@ _ACK, _, _RETURN, _ = Outcome
 _AT_ONCE = 10
 """Requests of one call that are out at the same time."""
 
+_LATENESS = 1.0
+"""Seconds for which the answer with a message may have been on its way.  Its lease ends so much earlier."""
+
 _MARGIN = 2
 """Seconds by which the 12 h of a message may have begun before its receipt here."""
 
@@ -56,6 +59,8 @@ class Settling:
         self._calls = calls
         self._letters = letters
         self._lease = lease
+        # SQS began to count when it sent the answer.
+        self._caution = min(_LATENESS, lease / 10)
         self._now = asyncio.get_running_loop().time
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
@@ -67,8 +72,9 @@ class Settling:
         deleted: list[Settlement] = []
         hidden: list[tuple[Settlement, int]] = []
         now = self._now()
+        over = now + self._caution
         for settlement in settlements:
-            if settlement.delivery.lease_until <= now:
+            if settlement.delivery.lease_until <= over:
                 results[settlement] = _expired(settlement.delivery)
             elif settlement.outcome is _ACK:
                 deleted.append(settlement)
