@@ -33,7 +33,7 @@ class Receiver:
 
     def __init__(self, *, is_fifo: bool = False) -> None:
         self.requests = Requests()
-        self.polls = Polls(self.requests, 20, is_fifo=is_fifo)
+        self.polls = Polls(self.requests, self.give_back, 20, is_fifo=is_fifo)
         self.returned: list[Delivery] = []
 
     async def give_back(self, deliveries: Sequence[Delivery]) -> None:
@@ -78,7 +78,7 @@ def test_cancelling_cuts_no_request() -> None:
 
 
 def test_a_close_gives_back_what_a_request_brings() -> None:
-    """C1: the request of a cancelled receive goes on, and its messages go back."""
+    """C1: the request of a cancelled receive goes on, and its messages go back as soon as they come."""
 
     async def scenario() -> None:
         receiver = Receiver()
@@ -89,7 +89,8 @@ def test_a_close_gives_back_what_a_request_brings() -> None:
         brought = deliveries(3)
         receiver.requests.answers[0].set_result(brought)
         await finishing
-        await receiver.polls.close(receiver.give_back, 60)
+        assert receiver.returned == brought
+        await receiver.polls.close(60)
         assert receiver.returned == brought
 
     asyncio.run(scenario())
@@ -101,7 +102,7 @@ def test_a_request_that_is_cut_is_repeated_on_fifo() -> None:
     async def scenario() -> None:
         receiver = Receiver(is_fifo=True)
         await cancelled(await receive_after_cancelling(receiver))
-        closing = asyncio.create_task(receiver.polls.close(receiver.give_back, 0.01))
+        closing = asyncio.create_task(receiver.polls.close(0.01))
         await receiver.asks(2)
         (_, wait, first), (_, second_wait, second) = receiver.requests.asked
         assert (wait, second_wait) == (20, 0)
@@ -122,7 +123,7 @@ def test_a_request_that_is_cut_is_not_repeated_on_a_standard_queue() -> None:
     async def scenario() -> None:
         receiver = Receiver()
         await cancelled(await receive_after_cancelling(receiver))
-        await receiver.polls.close(receiver.give_back, 0.01)
+        await receiver.polls.close(0.01)
         assert receiver.requests.answers[0].cancelled()
         assert (len(receiver.requests.asked), receiver.returned) == (1, [])
 

@@ -3,7 +3,7 @@
 If the connection of a request is closed, SQS goes on with the request.  It may give a message to the closed connection
 later, as long as the request would have waited.  The message is then invisible until its visibility timeout is over,
 and its attempt was counted.  So each request has a task of its own.  A cancelled ``fetch`` leaves that task running,
-and :meth:`Polls.close` hands back what the task brings.
+and :meth:`Polls.finish` hands back what the task brings.
 
 If there is no time to wait for the answer, the request must be cut.  A FIFO queue then gives the same messages again to
 a request with the same ``ReceiveRequestAttemptId``.  This also holds for a request whose answer was lost.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from events_core.engine import BrokerError, Delivery
@@ -53,12 +53,16 @@ class _Poll:
 class Polls:
     """The requests of one receiver.
 
+    :param give_back: lets messages come again at once, in order.
     :param wait: seconds that SQS waits for messages.
     :param is_fifo: whether the queue repeats answers.
     """
 
-    def __init__(self, receive: Receive, wait: int, *, is_fifo: bool) -> None:
+    def __init__(
+        self, receive: Receive, give_back: Callable[[Sequence[Delivery]], Awaitable[None]], wait: int, *, is_fifo: bool
+    ) -> None:
         self._receive = receive
+        self._give_back = give_back
         self._wait = wait
         self._is_fifo = is_fifo
         self._pace = PollPace()
@@ -66,6 +70,8 @@ class Polls:
         self._loop = asyncio.get_running_loop()
         self._lost: list[tuple[str, float]] = []
         """Attempt ids of requests whose answers were lost, and until when they may be used again."""
+        self._returned: list[Delivery] = []
+        """What is being given back."""
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
         """Wait until messages have come, and return them: *limit* at most, except that one answer may have more.
@@ -122,11 +128,16 @@ class Polls:
         return [delivery for answer in answers for delivery in answer]
 
     async def finish(self) -> None:
-        """Wait until no request is out."""
+        """Wait for what is out, and give back at once what has come.
+
+        It is not left to :meth:`close`, which comes when the application has settled what it holds.
+        """
         if self._out:
             await asyncio.wait([poll.task for poll in self._out])
+        polls, self._out = self._out, []
+        await self._return(await asyncio.gather(*(poll.task for poll in polls), return_exceptions=True))
 
-    async def close(self, give_back: Callable[[Sequence[Delivery]], Awaitable[None]], patience: float) -> None:
+    async def close(self, patience: float) -> None:
         """Wait for what is out, for *patience* seconds at most, cut the rest, and give back what has come.
 
         On FIFO, what was cut is repeated and given back.
@@ -137,5 +148,10 @@ class Polls:
         cut = [poll for poll in polls if poll.task.cancel()]
         brought = await asyncio.gather(*(poll.task for poll in polls), return_exceptions=True)
         repeated = [self._receive(MAX_BATCH, 0, poll.attempt_id) for poll in cut if self._is_fifo]
-        brought += await asyncio.gather(*repeated, return_exceptions=True)
-        await give_back([delivery for each in brought if not isinstance(each, BaseException) for delivery in each])
+        await self._return([*brought, *await asyncio.gather(*repeated, return_exceptions=True)])
+
+    async def _return(self, answers: Iterable[Sequence[Delivery] | BaseException]) -> None:
+        self._returned += [each for answer in answers if not isinstance(answer, BaseException) for each in answer]
+        if self._returned:
+            await self._give_back(self._returned)
+            self._returned = []

@@ -84,7 +84,7 @@ class SQSSource(Source):
         )
         calls = Calls(context.sqs, queue, subscription, options.visibility_timeout)
         self._settling = Settling(calls, self._letters, options.visibility_timeout)
-        self._polls = Polls(calls.receive, options.wait_time, is_fifo=queue.is_fifo)
+        self._polls = Polls(calls.receive, self._settling.give_back, options.wait_time, is_fifo=queue.is_fifo)
         self._now = asyncio.get_running_loop().time
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
@@ -134,5 +134,5 @@ class SQSSource(Source):
 
     async def close(self) -> None:
         await self._letters.close()
-        await self._polls.close(self._settling.give_back, 0.0 if self._is_ephemeral else _CUT_AFTER)
+        await self._polls.close(0.0 if self._is_ephemeral else _CUT_AFTER)
         await self._context.release()
