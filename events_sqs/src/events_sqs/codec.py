@@ -2,7 +2,7 @@
 
 A message whose data is text travels as it is: its body is the text, and its attributes are message attributes of the
 type ``String``.  Any program of AWS can read it.  Whatever SQS cannot carry goes into one more attribute,
-:data:`PACKED`.  It is a JSON object with these members, each only if it is needed:
+:data:`PACKED`.  That is the message's id alone, or a JSON object with these members, each only if it is needed:
 
 ``id``
     The message's id.  SQS gives each copy that SNS delivers an id of its own, so the sender cannot know that one.  Not
@@ -52,6 +52,7 @@ _NAME = re.compile(r"(?!(?i:aws|amazon)\.)[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """A character that no body and no value may have (``SendMessage``, SQS API reference)."""
 _GROUP = re.compile(r"[!-~]{1,128}")
+_ID = re.compile(r"[0-9a-f]{32}")
 _FIFO_ID = re.compile(r"events-[0-9a-f]{32}")
 _TYPE = "String"
 
@@ -149,7 +150,10 @@ def _add_attributes(given: Mapping[str, str], packed: dict[str, Any], attributes
     if odd:
         packed["attributes"] = odd
     if packed:
-        attributes[PACKED] = {"DataType": _TYPE, "StringValue": json.dumps(packed, separators=(",", ":"))}
+        # Usually the id is alone.  As JSON it would cost twice as much on SNS, which quotes its characters.
+        is_alone = len(packed) == 1 and "id" in packed
+        text = packed["id"] if is_alone else json.dumps(packed, separators=(",", ":"))
+        attributes[PACKED] = {"DataType": _TYPE, "StringValue": text}
     for name, attribute in attributes.items():
         value = attribute["StringValue"]
         size += len(name) + len(_TYPE) + (len(value) if value.isascii() else len(value.encode()))
@@ -230,6 +234,8 @@ class _Unpacked(NamedTuple):
 
 def _unpacked(text: str, body: str) -> _Unpacked | None:
     """Return the content of an attribute :data:`PACKED`; ``None`` if another program has made it."""
+    if _ID.fullmatch(text):
+        return _Unpacked(text, None, None, {})
     try:
         found = json.loads(text)
         match found.get("body"):

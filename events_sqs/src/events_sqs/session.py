@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any, Self
+from urllib.parse import quote_plus
 
 from aiobotocore.config import AioConfig
 from aiobotocore.credentials import (
@@ -18,6 +19,7 @@ from aiobotocore.credentials import (
     AioRefreshableCredentials,
 )
 from aiobotocore.session import AioSession
+from botocore.awsrequest import AWSRequest
 from botocore.exceptions import NoCredentialsError, UnknownRegionError
 from botocore.loaders import create_loader
 
@@ -80,6 +82,8 @@ class Services:
     async def _enter(self, service: str) -> Any:
         client = await self._stack.enter_async_context(self._client(service))
         client.meta.events.register("needs-retry", self._renew)
+        if service == "sns":
+            client.meta.events.register("before-sign.sns.PublishBatch", _encode_form)
         return client
 
     async def _renew(self, response: Any, attempts: int, **_: Any) -> float | None:
@@ -144,6 +148,17 @@ class Services:
     async def close(self) -> None:
         """Close all connections."""
         await self._stack.aclose()
+
+
+def _encode_form(request: AWSRequest, **_: Any) -> None:
+    """Encode the body of a request to SNS, which is a form.
+
+    botocore would do so twice, to sign it and to send it, and would look for characters to quote in the names of all
+    fields.  For a batch of messages that is half the cost of the request.
+    """
+    if isinstance(request.data, dict):
+        # The names have letters, digits and dots.
+        request.data = "&".join([f"{name}={quote_plus(value)}" for name, value in request.data.items()])
 
 
 def _session(options: SQSOptions, services: Iterable[str]) -> AioSession:
