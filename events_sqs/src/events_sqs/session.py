@@ -113,6 +113,8 @@ class Services:
             proxies=None if options.proxy is None else {"http": options.proxy, "https": options.proxy},
             retries={"total_max_attempts": 1, "mode": "standard"},
             tcp_keepalive=True,
+            # Given once, because botocore would put it together for each request, of 16 parts.
+            user_agent=f"{self._session.user_agent()} events-sqs",
         )
         return self._session.create_client(
             service, region_name=options.region, endpoint_url=options.endpoint_url, config=config, **credentials
