@@ -23,8 +23,8 @@ class SQSHarness(Harness):
     """An emulator.  An outage cuts a proxy in front of it."""
 
     settle_time = 0.5
-    patience = 20.0
-    bound = 60.0
+    patience = 40.0  # longer than the visibility timeout, after which a message comes that could not be handed back
+    bound = 120.0
     lease = 4.0
     lease_options = {"visibility_timeout": "4"}
     sdk_modules = ("aiobotocore", "aiohttp", "botocore")
@@ -44,6 +44,7 @@ class SQSHarness(Harness):
             "secret_access_key": SECRET,
             "create": "all",
             "wait_time": "1",  # a close waits for the request that is out
+            "visibility_timeout": "10",
             # What a request brings whose connection has broken comes again after this time.
             **(self.lease_options if self.proxy else {}),
         }
