@@ -16,6 +16,7 @@ today's protocols: JSON for SQS, and forms and XML for SNS and STS.  For faults 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import re
@@ -123,6 +124,17 @@ class FaultyProxy:
             await proxy._passed_on(call)
 
         self._add(operation, times, act)
+
+    def disturb(self, every: int) -> None:
+        """Cut each *every*-th request, whatever it asks, before or after it is passed on, in turn."""
+        came = itertools.count(1)
+
+        async def act(call: Call, proxy: FaultyProxy) -> None:
+            if next(acted) % 2:
+                await proxy._passed_on(call)
+
+        acted = itertools.count()
+        self._add("", math.inf, act, lambda call: next(came) % every == 0)
 
     def hold(self, operation: str, *, times: float = 1) -> None:
         """Pass nothing on and say nothing until :meth:`heal`.  Then break the connection."""

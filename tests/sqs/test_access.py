@@ -111,6 +111,7 @@ def test_a_wrong_secret_is_told(strict_server: Server) -> None:
 
 EVERY = (
     *("sns:CreateTopic", "sns:GetTopicAttributes", "sns:ListSubscriptionsByTopic", "sns:Publish", "sns:Subscribe"),
+    "sns:PublishBatch",  # MiniStack asks for it, and AWS for sns:Publish
     *("sns:GetSubscriptionAttributes", "sns:SetSubscriptionAttributes", "sns:Unsubscribe"),
     *("sqs:ChangeMessageVisibility", "sqs:CreateQueue", "sqs:DeleteMessage", "sqs:DeleteQueue", "sqs:GetQueueUrl"),
     *("sqs:GetQueueAttributes", "sqs:ListQueues", "sqs:ListQueueTags", "sqs:ReceiveMessage", "sqs:SendMessage"),
@@ -126,7 +127,7 @@ def test_a_missing_permission_is_named(strict_server: Server, missing: str) -> N
     async def scenario() -> None:
         async with Console(strict_server) as console, console.client() as anybody:
             await (await anybody.subscribe()).close()
-            user = await console.add_user(*(action for action in EVERY if action != missing))
+            user = await console.add_user(*(action for action in EVERY if not action.startswith(missing)))
             async with console.client(**user) as both, both.subscribe() as receiver:
 
                 async def work() -> None:
