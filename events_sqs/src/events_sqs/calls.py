@@ -80,7 +80,15 @@ class Calls:
     async def _batch(
         self, operation: Callable[..., Awaitable[Any]], entries: Sequence[Mapping[str, Any]], what: str
     ) -> Sequence[BrokerError | None]:
-        answer = await self._ask(operation, {"Entries": entries}, what)
+        try:
+            answer = await self._ask(operation, {"Entries": entries}, what)
+        except BrokerError as error:
+            if error.code is not ErrorCode.NOT_FOUND:
+                raise
+            # The queue was deleted, and its messages with it.
+            gone = BrokerError(str(error), ErrorCode.EXPIRED)
+            gone.__cause__ = error
+            return [gone] * len(entries)
         if len(answer.get("Successful", ())) == len(entries):
             return [None] * len(entries)
         results: dict[str, BrokerError | None] = {each["Id"]: None for each in answer.get("Successful", ())}
