@@ -16,7 +16,7 @@ import attrs
 from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessage
 from events_core.engine import BrokerError, Delivery, Driver, off_loop
 from events_sqs import limits
-from events_sqs.codec import size_objection
+from events_sqs.codec import ID_BYTES, size_objection
 from events_sqs.options import SQSOptions
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ class SQSDriver(Driver[SQSOptions]):
         self.wants_ids = options.topology == "sns" or options.is_fifo
         # An id as long as those that a message carries itself.
         self._sample_id = "0" * 32 if options.topology == "sns" and not options.is_fifo else None
+        if self._sample_id is not None:
+            largest = options.message_bytes - ID_BYTES
+            bounds = attrs.evolve(self.capabilities.limits, max_message_bytes=largest)
+            self.capabilities = attrs.evolve(self.capabilities, limits=bounds)
         self._services: Services | None = None
 
     def _problems(self) -> Iterator[str]:
