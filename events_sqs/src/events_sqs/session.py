@@ -6,6 +6,7 @@ also renews them.  The engine alone retries, so the clients make one attempt for
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -35,6 +36,9 @@ _ANSWER_TIMEOUT = 10
 """Seconds for which an answer may be late, after the time for which SQS was asked to wait."""
 _CONNECTIONS = 100
 """Connections of each client.  The engine bounds the requests that are out."""
+
+_LARGE = 2**20
+"""Bytes of a body from which on aiohttp warns (``aiohttp.payload.TOO_LARGE_BYTES_BODY``)."""
 
 _loader = create_loader()
 """The descriptions of AWS's services, for all sessions.  Reading them takes 0.2 seconds, and 10 MB of memory."""
@@ -81,6 +85,7 @@ class Services:
 
     async def _enter(self, service: str) -> Any:
         client = await self._stack.enter_async_context(self._client(service))
+        client.meta.events.register(f"before-send.{service}", _stream)
         client.meta.events.register("needs-retry", self._renew)
         if service == "sns":
             client.meta.events.register("before-sign.sns.PublishBatch", _encode_form)
@@ -161,6 +166,12 @@ def _encode_form(request: AWSRequest, **_: Any) -> None:
     if isinstance(request.data, dict):
         # The names have letters, digits and dots.
         request.data = "&".join([f"{name}={quote_plus(value)}" for name, value in request.data.items()])
+
+
+def _stream(request: Any, **_: Any) -> None:
+    """Let a large body be read in pieces, because aiohttp warns of one that would hold up the loop."""
+    if isinstance(request.body, bytes) and len(request.body) > _LARGE:
+        request.body = io.BytesIO(request.body)
 
 
 def _session(options: SQSOptions, services: Iterable[str]) -> AioSession:
