@@ -104,7 +104,7 @@ class SQSOptions(CommonOptions):
 
     wait_time: int = option(
         default=20,
-        minimum=0,
+        minimum=1,
         maximum=20,
         unit="seconds",
         help="Longest time for which a request to receive waits for messages at SQS. Each empty one is paid for.",
