@@ -24,7 +24,8 @@ one of the two sees the other.
 
 1. ``Feed.stop_fetching``; then give back the deliveries that were never handed out;
 2. wait until nothing is held and no request to fetch is out, or until :meth:`CloseTime.patience` is over;
-3. give back the rest, and wait until the broker has answered all settlements, or until :meth:`CloseTime.flush` is over;
+3. give back the rest, and wait until the broker has answered all settlements and no request to fetch is out, or until
+   :meth:`CloseTime.flush` is over;
 4. cancel the settler's request, then the lease keeper, if they still run;
 5. ``Source.close``.
 

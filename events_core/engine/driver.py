@@ -286,8 +286,9 @@ class Source(ABC):
         Override it if the broker would give messages to a request that is cut, as SQS does.  Then :meth:`fetch` leaves
         its request running when it is cancelled, and :meth:`close` gives back what the request brings.
 
-        *Called* once, when the receiver closes and has time, after :meth:`fetch` was cancelled.  Overlaps
-        :meth:`settle` and :meth:`extend`.  *Cancelled* when the receiver has no more time to wait for the application.
+        *Called* once, when the receiver closes, after :meth:`fetch` was cancelled.  Overlaps :meth:`settle` and
+        :meth:`extend`.  *Cancelled* when the receiver has no more time to wait for it: a second after the close began,
+        or later.
         """
 
     @abstractmethod

@@ -70,7 +70,7 @@ class Feed(ABC):
         """Fetch nothing more.  It takes *within* seconds at most, and may be called again."""
 
     def finish_fetching(self) -> None:
-        """Begin to wait for requests that are still out; call it after :meth:`stop_fetching`."""
+        """Begin to wait for requests that are still out; call it after :meth:`stop_fetching`, perhaps again."""
 
     @property
     def has_finished(self) -> bool:
@@ -271,6 +271,8 @@ class PrefetchingFeed(Feed):
             await end_worker(self._fetching, within)
 
     def finish_fetching(self) -> None:
+        if self._finishing is not None:
+            return
         name = f"the last requests to fetch from {self._source.subscription!r}"
         self._finishing = self._home.spawn(self._finish(), name)
         if self._finishing is not None:

@@ -457,10 +457,11 @@ class EngineReceiver(EventReceiver):
         self._waiting.wake_all()
         # First the feed, so that nothing arrives behind what is given back.
         await self._feed.stop_fetching(self._close_time.step())
+        self._feed.finish_fetching()
         with self._lock:
             self._inbox.settlements.enqueue((*self._ledger.close(), *self._ledger.surrender()))
         self._settler.pump()
-        await self._until(lambda: self._inbox.settlements.is_idle, self._close_time.flush)
+        await self._until(self._is_told, self._close_time.flush)
         # Leases are kept until all that can be told has been told: a lapsed one would make the settlement EXPIRED.
         await self._settler.stop(self._close_time.step())
         await self._feed.stop(self._close_time.step())
@@ -474,6 +475,10 @@ class EngineReceiver(EventReceiver):
     def _is_quiet(self) -> bool:
         """Return whether nothing is held, and nothing more will come.  Under the lock."""
         return not self._ledger.held and self._feed.has_finished
+
+    def _is_told(self) -> bool:
+        """Return whether the broker knows all that was settled, and nothing more will come.  Under the lock."""
+        return self._inbox.settlements.is_idle and self._feed.has_finished
 
     async def _until_closed(self) -> None:
         ends = time.monotonic() + SHORTEST_CLOSE

@@ -66,7 +66,7 @@ def test_no_pause_is_long() -> None:
     for size in deque([9, 1, 10, 3, 0, 10, 10, 7] * 20):
         now += 0.004
         pace.answered([size], 10, now)
-        assert pace.pause(now) <= LONGEST_PAUSE
+        assert pace.pause(now) <= LONGEST_PAUSE + 1e-9
 
 
 def test_requests_that_bring_nothing_are_not_repeated_soon() -> None:
@@ -85,3 +85,22 @@ def test_room_bounds_the_requests() -> None:
     for _ in range(10):
         pace.answered([10] * pace.count(room=1000), 10, 0.0)
     assert [pace.count(room) for room in (1, 9, 10, 25, 1000)] == [1, 1, 1, 2, 10]
+
+
+def test_empty_answers_that_did_not_wait_are_no_hot_loop() -> None:
+    """If SQS answers at once that there is nothing, the receiver asks once in a second."""
+    pace, now, times = PollPace(), 0.0, []
+    for _ in range(20):
+        now += pace.pause(now) + 0.002
+        pace.answered([0], 10, now)
+        times.append(now)
+    assert times[-1] - times[-2] > 0.9
+    assert times[1] - times[0] < 0.2
+
+
+def test_an_empty_answer_that_waited_leads_to_no_pause() -> None:
+    """A request that waited at SQS is followed by another one at once."""
+    pace = PollPace()
+    for now in (20.0, 40.0, 60.0):
+        pace.answered([0], 10, now)
+        assert pace.pause(now) == 0.0

@@ -153,6 +153,26 @@ def test_a_lost_answer_is_asked_for_again_on_fifo() -> None:
     asyncio.run(scenario())
 
 
+def test_a_failure_is_followed_by_a_request_that_does_not_wait() -> None:
+    """F1: the end of an outage is noticed at once, and not after a long poll."""
+
+    async def scenario() -> None:
+        receiver = Receiver()
+        results: list[BrokerError | list[Delivery]] = [[], AWAY, AWAY, [], []]
+        for number, result in enumerate(results):
+            receiving = asyncio.create_task(receiver.polls.receive(10))
+            await receiver.asks(number + 1)
+            if isinstance(result, BrokerError):
+                receiver.requests.answers[number].set_exception(result)
+            else:
+                receiver.requests.answers[number].set_result(result)
+            await asyncio.wait([receiving])
+            assert (receiving.exception() is None) is isinstance(result, list)
+        assert [wait for _, wait, _ in receiver.requests.asked] == [20, 20, 0, 0, 20]
+
+    asyncio.run(scenario())
+
+
 def test_full_answers_lead_to_several_requests_that_do_not_wait() -> None:
     """A backlog is fetched with several requests at once, within the room that there is."""
 

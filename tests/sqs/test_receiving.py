@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, ReceivedMessage
-from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement
+from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, uptime
 from events_sqs import SQSClient
 from events_sqs.codec import Receipt
 from events_sqs.settling import Settling
@@ -121,7 +121,9 @@ def test_an_acknowledgement_after_the_lease_is_expired(server: Server, ordering:
 
     async def scenario() -> None:
         console = Console(server, ordering=ordering)
-        async with disturbed(console, visibility_timeout="2") as (proxy, both, receiver):
+        # With one message, the receiver asks for no other one, so the message does not come to it again.
+        options = {"visibility_timeout": "2", "max_outstanding_messages": "1"}
+        async with disturbed(console, **options) as (proxy, both, receiver):
             await both.send_message(EventMessage(b"x"))
             message = await take(receiver)
             proxy.refuse(HIDE, "InternalError", status=500, times=FOREVER)
@@ -150,10 +152,8 @@ class Calls:
 
 def received_before(seconds: float) -> Delivery:
     """Return a delivery that came so long ago, and whose lease was always extended."""
-    now = asyncio.get_running_loop().time()
-    delivery = Delivery("1", b"x", {}, token=Receipt("handle", now - seconds, {}))
-    delivery.lease_until = now + 30
-    return delivery
+    now = uptime()
+    return Delivery("1", b"x", {}, token=Receipt("handle", now - seconds, {}, until=now + 30))
 
 
 async def nothing(*_: object) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from events_core import ErrorCode
-from events_core.engine import BrokerError, Delivery
+from events_core.engine import BrokerError, Delivery, uptime
 from events_sqs.codec import SYSTEM_ATTRIBUTES, Receipt, decode
 from events_sqs.errors import entry_error, translated
 from events_sqs.topology import Queue
@@ -30,7 +30,7 @@ class Calls:
         self._sqs = sqs
         self._url = queue.url
         self._subscription = subscription
-        self._now = asyncio.get_running_loop().time
+        self._lease = lease
         self._receiving: dict[str, Any] = {
             "VisibilityTimeout": lease,
             "MessageSystemAttributeNames": list(SYSTEM_ATTRIBUTES),
@@ -47,8 +47,11 @@ class Calls:
         if attempt_id is not None:
             asked["ReceiveRequestAttemptId"] = attempt_id
         answer = await self._ask(self._sqs.receive_message, asked, "receive", wait)
-        received = self._now()
-        return [decode(message, received) for message in answer.get("Messages", ())]
+        received = uptime()
+        deliveries = [decode(message, received) for message in answer.get("Messages", ())]
+        for delivery in deliveries:
+            delivery.token.until = received + self._lease
+        return deliveries
 
     async def delete(self, receipts: Sequence[Receipt]) -> Sequence[BrokerError | None]:
         """Delete messages, 10 at most, and return the result of each.

@@ -77,11 +77,13 @@ class Receipt:
     handle: str
     """What ``DeleteMessage`` and ``ChangeMessageVisibility`` need; of the latest receipt only."""
     received: float
-    """The ``time.monotonic()`` at which the message came."""
+    """The :func:`~events_core.engine.uptime` at which the message came."""
     message: Mapping[str, Any]
     """The message, as ``ReceiveMessage`` returned it."""
     is_deleting: bool = False
     """True if a request to delete the message has left; its answer may be lost."""
+    until: float = 0.0
+    """The :func:`~events_core.engine.uptime` at which its visibility timeout is over."""
 
 
 class Wire(NamedTuple):
@@ -200,7 +202,7 @@ def decode(message: Mapping[str, Any], received: float) -> Delivery:
 
     It never raises, whatever program has sent the message.
 
-    :param received: the ``time.monotonic()`` at which the answer came.
+    :param received: the :func:`~events_core.engine.uptime` at which the answer came.
     """
     system = message.get("Attributes", {})
     attributes = {name: _text(value) for name, value in message.get("MessageAttributes", {}).items()}

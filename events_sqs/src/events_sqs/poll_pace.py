@@ -8,7 +8,8 @@ SQS is paid by the request, and one request brings 10 messages at most.  So two 
   If that was in vain, it waits longer before it tries again.  For example, a FIFO queue with few groups has nothing
   more to give until the messages of the first answer are settled.
 
-A receiver without messages sends one request at a time, which waits at SQS for ``wait_time``.
+A receiver without messages sends one request at a time, which waits at SQS for ``wait_time``.  If SQS answers without
+waiting, for example because that is 0, the receiver pauses for up to a second.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ LONGEST_PAUSE = 0.05
 If fewer come, a pause does not fill an answer, so there is none."""
 
 _SHORTEST_PAUSE = 0.001
+_EMPTY_PAUSE = 0.05
+_LONGEST_EMPTY_PAUSE = 1.0
+"""Seconds after empty answers that did not wait.  The pause doubles with each."""
+_QUICK = 0.5
+"""Seconds.  An empty answer that took longer has waited at SQS."""
 _IMPATIENCE = 0.9
 """After a full answer, the pause is shortened by this factor: perhaps more was there."""
 _MOST_PATIENCE = 32
@@ -41,6 +47,7 @@ class PollPace:
         """Full answers that lead to no further requests after requests that were in vain."""
         self._let_pass = 0
         self._pause = 0.0
+        self._empty_pause = 0.0
         self._ended = -math.inf
 
     def count(self, room: int) -> int:
@@ -67,7 +74,12 @@ class PollPace:
         messages = sum(sizes)
         # The queue is empty now.  If messages go on to come as fast, this is the time until the next answer is full.
         time_to_fill = (now - before) * asked / messages if messages else math.inf
-        self._pause = time_to_fill if time_to_fill <= LONGEST_PAUSE else 0.0
+        has_waited = now - before - self._empty_pause >= _QUICK
+        if messages or has_waited or len(sizes) > 1:
+            self._pause = time_to_fill if time_to_fill <= LONGEST_PAUSE else 0.0
+            self._empty_pause = 0.0
+        else:
+            self._pause = self._empty_pause = min(max(_EMPTY_PAUSE, 2 * self._empty_pause), _LONGEST_EMPTY_PAUSE)
 
     def _grow(self, count: int) -> None:
         if count > 1:

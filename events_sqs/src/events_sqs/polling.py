@@ -70,6 +70,7 @@ class Polls:
         self._loop = asyncio.get_running_loop()
         self._lost: list[tuple[str, float]] = []
         """Attempt ids of requests whose answers were lost, and until when they may be used again."""
+        self._has_failed = False
         self._returned: list[Delivery] = []
         """What is being given back."""
 
@@ -92,8 +93,9 @@ class Polls:
 
     def _begin(self, limit: int) -> None:
         count = self._pace.count(limit)
-        # If there is much, none needs to wait for messages.  So no answer waits for another one.
-        wait = self._wait if count == 1 else 0
+        # If there is much, none needs to wait for messages, and no answer waits for another one.  After a failure, a
+        # quick answer ends the outage.
+        wait = self._wait if count == 1 and not self._has_failed else 0
         self._out = [_Poll(self._receive, min(limit, MAX_BATCH), wait, self._attempt_id()) for _ in range(count)]
 
     def _attempt_id(self) -> str | None:
@@ -122,7 +124,8 @@ class Polls:
                 failure = error
                 if poll.attempt_id is not None and error.retryable:
                     self._lost.append((poll.attempt_id, self._loop.time() + _REPEATABLE))
-        if failure is not None and not any(answers):
+        self._has_failed = failure is not None and not any(answers)
+        if failure is not None and self._has_failed:
             raise failure
         self._pace.answered([len(answer) for answer in answers], ended[0].limit, self._loop.time())
         return [delivery for answer in answers for delivery in answer]
@@ -143,9 +146,11 @@ class Polls:
         On FIFO, what was cut is repeated and given back.
         """
         polls, self._out = self._out, []
-        if polls:
-            await asyncio.wait([poll.task for poll in polls], timeout=patience)
-        cut = [poll for poll in polls if poll.task.cancel()]
+        try:
+            if polls:
+                await asyncio.wait([poll.task for poll in polls], timeout=patience)
+        finally:  # also when there is no more time at all
+            cut = [poll for poll in polls if poll.task.cancel()]
         brought = await asyncio.gather(*(poll.task for poll in polls), return_exceptions=True)
         repeated = [self._receive(MAX_BATCH, 0, poll.attempt_id) for poll in cut if self._is_fifo]
         await self._return([*brought, *await asyncio.gather(*repeated, return_exceptions=True)])

@@ -14,7 +14,8 @@ A request carries 10 of them.  The requests of one call are sent at the same tim
 request after the other, in order.
 
 **Receipt handles that are too old.**  When its visibility timeout is over, a delivery is ``EXPIRED``.  The clock
-decides that here, because a standard queue would answer a delete with success and perhaps delete nothing.
+decides that here, because a standard queue would answer a delete with success and perhaps delete nothing.  The clock
+also runs while the machine is suspended.
 
 **A delete whose answer was lost** is repeated.  The second one may be refused because the first one was not.
 """
@@ -27,7 +28,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from events_core import ErrorCode
-from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, redelivery_delay
+from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, redelivery_delay, uptime
 from events_sqs.calls import Calls
 from events_sqs.codec import Receipt
 from events_sqs.limits import LONGEST_LEASE, MAX_BATCH
@@ -61,7 +62,6 @@ class Settling:
         self._lease = lease
         # SQS began to count when it sent the answer.
         self._caution = min(_LATENESS, lease / 10)
-        self._now = asyncio.get_running_loop().time
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         """Tell SQS the outcomes, and return the result of each settlement.
@@ -71,10 +71,10 @@ class Settling:
         results: dict[Settlement, BrokerError | None] = {}
         deleted: list[Settlement] = []
         hidden: list[tuple[Settlement, int]] = []
-        now = self._now()
+        now = uptime()
         over = now + self._caution
         for settlement in settlements:
-            if settlement.delivery.lease_until <= over:
+            if settlement.delivery.token.until <= over:
                 results[settlement] = _expired(settlement.delivery)
             elif settlement.outcome is _ACK:
                 deleted.append(settlement)
@@ -110,15 +110,18 @@ class Settling:
             results.update(zip(some, errors, strict=True))
 
         async def hide() -> None:
-            # In the order of the queue: a message that is visible must not have an earlier one that is on its way.
+            # In the order of their keys.
             ordered = sorted(hidden, key=lambda each: each[0].delivery.order)
             for start in range(0, len(ordered), MAX_BATCH):
                 some = ordered[start : start + MAX_BATCH]
                 try:
                     errors = await self._calls.hide([(each.delivery.token, seconds) for each, seconds in some])
                 except BrokerError as error:
-                    failures.append(error)
-                    errors = [error] * len(some)
+                    if error.code is ErrorCode.NOT_FOUND:  # a message of a queue that was deleted need not go back
+                        errors = [_expired(each.delivery) for each, _ in some]
+                    else:
+                        failures.append(error)
+                        errors = [error] * len(some)
                 results.update(zip([each for each, _ in some], errors, strict=True))
 
         parts = [delete(deleted[start : start + MAX_BATCH]) for start in range(0, len(deleted), MAX_BATCH)]
@@ -155,15 +158,19 @@ class Settling:
 
         :raises BrokerError: if a request failed, or failed for one delivery and may succeed later.
         """
-        now = self._now()
+        now = uptime()
         parts = [deliveries[start : start + MAX_BATCH] for start in range(0, len(deliveries), MAX_BATCH)]
         places = asyncio.Semaphore(_AT_ONCE)
 
         async def extend(some: Sequence[Delivery]) -> Sequence[Delivery]:
+            # Read once: a message that comes again meanwhile has another receipt.
+            receipts: list[tuple[Receipt, int]] = [(each.token, min(self._lease, _longest(each, now))) for each in some]
             async with places:
-                errors = await self._calls.hide([(each.token, min(self._lease, _longest(each, now))) for each in some])
-            for error in errors:
-                if error is not None and error.code is not ErrorCode.EXPIRED:
+                errors = await self._calls.hide(receipts)
+            for (receipt, seconds), error in zip(receipts, errors, strict=True):
+                if error is None:
+                    receipt.until = now + seconds
+                elif error.code is not ErrorCode.EXPIRED:
                     raise error
             return [each for each, error in zip(some, errors, strict=True) if error is not None]
 

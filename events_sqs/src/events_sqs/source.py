@@ -12,14 +12,13 @@ All of it runs on the engine's I/O loop, so no lock is needed.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 import attrs
 
 from events_core import Capabilities, ErrorCode, EventMessage
-from events_core.engine import BrokerError, Delivery, Letters, Settlement, Source
+from events_core.engine import BrokerError, Delivery, Letters, Settlement, Source, uptime
 from events_sqs.calls import Calls
 from events_sqs.limits import LONGEST_LEASE
 from events_sqs.options import SQSOptions
@@ -29,8 +28,8 @@ from events_sqs.topology import Queue
 
 __all__ = ["Context", "SQSSource"]
 
-_CUT_AFTER = 0.4
-"""Seconds for which closing waits for a request that is out.  The engine has waited before, if there was time."""
+_CUT_AFTER = 0.1
+"""Seconds for which closing waits for a request that is out.  The engine has waited before, for a second at least."""
 
 _RESERVE = 60.0
 """Seconds before the end of the 12 hours in which a message goes back."""
@@ -85,7 +84,6 @@ class SQSSource(Source):
         calls = Calls(context.sqs, queue, subscription, options.visibility_timeout)
         self._settling = Settling(calls, self._letters, options.visibility_timeout)
         self._polls = Polls(calls.receive, self._settling.give_back, options.wait_time, is_fifo=queue.is_fifo)
-        self._now = asyncio.get_running_loop().time
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
         try:
@@ -117,7 +115,8 @@ class SQSSource(Source):
 
         The engine counts a lease from the end of :meth:`fetch`.
         """
-        old = [each for each in received if self._now() - each.token.received > self.lease / 4]
+        oldest = uptime() - self.lease / 4
+        old = [each for each in received if each.token.received < oldest]
         if not old:
             return received
         lost = set(await self._settling.extend(old))
@@ -130,7 +129,8 @@ class SQSSource(Source):
         return await self._settling.extend(deliveries)
 
     async def finish_fetching(self) -> None:
-        await self._polls.finish()
+        if not self._is_ephemeral:  # an ephemeral queue is deleted with its messages
+            await self._polls.finish()
 
     async def close(self) -> None:
         await self._letters.close()

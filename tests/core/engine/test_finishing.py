@@ -133,3 +133,16 @@ def test_a_wait_that_fails_does_not_hinder_the_close() -> None:
         assert time.monotonic() - began < 1800
 
     run(test, driver=LastingDriver)
+
+
+def test_a_close_without_a_timeout_waits_a_moment_too() -> None:
+    """C1: the last request may end while the broker is told of what was settled."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver = await client.subscribe("s")
+        source = last_source(client)
+        source.answer.set()
+        await receiver.close(timeout=0)
+        assert source.events == ["waiting", "answered", "closed"]
+
+    run(test, driver=LastingDriver)
