@@ -88,10 +88,10 @@ def find_emulator() -> Iterator[str]:
         yield address
         return
     sys.path.append(str(Path(__file__).parents[2]))
-    from tests.sqs.finding import find_or_start
+    from tests.sqs.finding import ministack
 
-    with tempfile.TemporaryDirectory() as folder, find_or_start(Path(folder)) as server:
-        yield server.address
+    with tempfile.TemporaryDirectory() as folder, ministack(Path(folder)) as server:
+        yield server.url
 
 
 class Emulator:
@@ -118,7 +118,9 @@ class Emulator:
         """
         topology = "queue" if contender == "kombu" else topology
         topic, suffix = f"bench-{uuid.uuid4().hex[:12]}", ".fifo" if fifo else ""
-        queue = f"{topic if topology == 'queue' else f'{topic}-{SUBSCRIPTION}'}{suffix}"
+        # A topic that is a queue has one subscription, with its own name.
+        subscription = SUBSCRIPTION if topology == "sns" else topic
+        queue = f"{f'{topic}-{subscription}' if topology == 'sns' else topic}{suffix}"
         marks = {"FifoQueue": "true"} if fifo else {}
         queue_url = self._sqs.create_queue(QueueName=queue, Attributes=marks)["QueueUrl"]
         topic_arn = self._join(f"{topic}{suffix}", queue_url, fifo) if topology == "sns" else ""
@@ -132,7 +134,7 @@ class Emulator:
                 fifo=fifo,
                 keys=KEYS if fifo else 0,
                 topic=topic,
-                subscription=SUBSCRIPTION,
+                subscription=subscription,
                 warm_up=0 if fifo else WARM_UP,
                 topic_arn=topic_arn,
                 queue_url=queue_url,
