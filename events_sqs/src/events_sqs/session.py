@@ -27,6 +27,7 @@ from botocore.loaders import create_loader
 from events_core.engine import off_loop
 from events_sqs.errors import translated
 from events_sqs.options import SQSOptions
+from events_sqs.untraced import keep_untraced
 
 __all__ = ["Services"]
 
@@ -89,6 +90,7 @@ class Services:
         client.meta.events.register("needs-retry", self._renew)
         if service == "sns":
             client.meta.events.register("before-sign.sns.PublishBatch", _encode_form)
+        keep_untraced(client)
         return client
 
     async def _renew(self, response: Any, attempts: int, **_: Any) -> float | None:
@@ -141,6 +143,7 @@ class Services:
         if self._account is None:
             with translated("ask STS for the account of the credentials"):
                 async with self._client("sts") as sts:
+                    keep_untraced(sts)
                     self._account = (await sts.get_caller_identity())["Account"]
         return self._account
 
