@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from events_core import ReceivedMessage
+from events_core import EventConfig, ReceivedMessage
 from events_core.engine import EngineClient
 from events_core.interface import Location
+from events_core.options import read_options
 from events_sqs.driver import SQSDriver
 from events_sqs.limits import FULL_CAPABILITIES
 from events_sqs.options import SQSOptions
+from events_sqs.scratch import creations
 
 __all__ = ["SQSClient"]
 
@@ -31,6 +34,14 @@ class SQSClient(EngineClient):
         """Return the region, which is the authority of the URL, and the topic."""
         topic_name = super().parse_location("", path).topic_name
         return Location(topic_name, options={"region": authority} if authority else {})
+
+    @classmethod
+    @asynccontextmanager
+    async def scratch(cls, config: EventConfig) -> AsyncIterator[EventConfig]:
+        """Yield *config* itself; on leaving, delete the topics and queues that this process has created since."""
+        options = read_options(cls.options_class, config.options, origins=config.origins, backend=config.backend)
+        async with creations(options):
+            yield config
 
     async def run_native(self, work: Callable[[Any], Awaitable[T]], timeout: float = 30.0) -> T:
         """Call *work* with the client's own AWS clients: an object with the attributes ``sqs`` and ``sns``.

@@ -21,6 +21,7 @@ from events_core.engine import BrokerError
 from events_sqs.errors import translated
 from events_sqs.limits import queue_objection
 from events_sqs.options import SQSOptions
+from events_sqs.scratch import created
 from events_sqs.session import Services
 
 __all__ = ["Queue", "Topic", "Topology"]
@@ -83,8 +84,9 @@ class Topology:
         full = self._options.topic_of(name)
         if self._is_sns:
             with translated(f"create SNS topic {full!r}"):
-                created = await self._services.sns.create_topic(Name=full, Attributes=self._topic_attributes())
-            return self._found(full, created["TopicArn"])
+                answer = await self._services.sns.create_topic(Name=full, Attributes=self._topic_attributes())
+            created("topic", answer["TopicArn"])
+            return self._found(full, answer["TopicArn"])
         return self._found(full, await self._create_queue(full, {}, {}))
 
     async def look_for_topic(self, name: str) -> Topic:
@@ -234,6 +236,7 @@ class Topology:
         with translated(f"create queue {name!r}"):
             answer = await self._services.sqs.create_queue(QueueName=name, Attributes=attributes, tags=tags)
         url: str = answer["QueueUrl"]
+        created("queue", url)
         return url
 
     # Links between a topic and its queues
