@@ -161,7 +161,7 @@ class FaultyProxy:
         async def act(call: Call, proxy: FaultyProxy) -> web.Response:
             return await proxy._partly(call, is_chosen, code, is_senders_fault)
 
-        self._add(operation, times, act, lambda call: any(is_chosen(_text(entry)) for entry in _entries(call)))
+        self._add(operation, times, act, lambda call: any(is_chosen(_text(entry)) for entry in entries_of(call)))
 
     def heal(self) -> None:
         """End all faults."""
@@ -227,7 +227,7 @@ class FaultyProxy:
     async def _partly(
         self, call: Call, is_chosen: Callable[[str], bool], code: str, is_senders_fault: bool
     ) -> web.Response:
-        entries = _entries(call)
+        entries = entries_of(call)
         failed = [entry for entry in entries if is_chosen(_text(entry))]
         left = [entry for entry in entries if entry not in failed]
         answer = await self._passed_on(_with_entries(call, left)) if left else None
@@ -255,7 +255,8 @@ def _refusal(call: Call, code: str, status: int, message: str) -> web.Response:
 # Requests of several entries.  An entry of a form is the mapping of its parameters without their common beginning.
 
 
-def _entries(call: Call) -> list[Entry]:
+def entries_of(call: Call) -> list[Entry]:
+    """Return the entries of a request; each has the parameters of its service."""
     if call.is_json:
         found: list[Entry] = call.parameters.get("Entries", [])
         return found

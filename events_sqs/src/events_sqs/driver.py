@@ -238,6 +238,6 @@ def _capabilities(options: SQSOptions) -> Capabilities:
     return attrs.evolve(
         full,
         ordering="subscription" if options.is_fifo else "none",
-        idempotent_publish=options.is_fifo,
+        idempotent_publish=options.is_fifo and options.send_timeout <= limits.DEDUPLICATION,
         limits=attrs.evolve(full.limits, max_message_bytes=options.message_bytes, max_nack_delay=longest_delay),
     )

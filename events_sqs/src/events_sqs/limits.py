@@ -12,6 +12,7 @@ import re
 from events_core import Capabilities, Limits
 
 __all__ = [
+    "DEDUPLICATION",
     "FULL_CAPABILITIES",
     "LONGEST_LEASE",
     "MAX_ATTRIBUTES",
@@ -37,6 +38,9 @@ SNS_MESSAGE_BYTES = 262_144
 
 MAX_ATTRIBUTES = 10
 """Message attributes that SQS takes.  SNS discards a message with more if the delivery is raw."""
+
+DEDUPLICATION = 300
+"""Seconds for which FIFO knows a deduplication id."""
 
 LONGEST_LEASE = 43_200
 """Seconds from the receipt of a message until its visibility timeout must have ended."""
