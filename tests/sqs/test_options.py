@@ -140,8 +140,8 @@ def test_what_a_configuration_promises_follows_from_its_options() -> None:
     assert [each.capabilities.ordering for each in (standard, fifo, queue)] == ["none", "subscription", "none"]
     assert [each.capabilities.idempotent_publish for each in (standard, fifo, queue)] == [False, True, False]
     sizes = [each.capabilities.limits.max_message_bytes for each in (standard, queue)]
-    assert sizes == [262_144, 1_048_576]
-    assert client(max_message_bytes="1000000").capabilities.limits.max_message_bytes == 1_000_000
+    assert sizes == [262_144 - 49, 1_048_576], "a message on SNS carries its id"
+    assert client(ordering="true", max_message_bytes="1000000").capabilities.limits.max_message_bytes == 1_000_000
 
 
 def test_a_long_send_timeout_promises_no_single_copy() -> None:

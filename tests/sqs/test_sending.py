@@ -67,7 +67,7 @@ def test_concurrent_sends_fill_requests(any_kind: Console) -> None:
             assert sends(proxy) <= 115
             assert max(map(len, entries(proxy))) == 10
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_every_message_arrives_with_its_id(any_kind: Console) -> None:
@@ -92,7 +92,7 @@ def test_every_message_arrives_with_its_id(any_kind: Console) -> None:
                     await receiver.acknowledge(message)
             assert [came[each] for each in ids] == sent
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_a_request_has_one_message_of_each_key(ordered: Console) -> None:
@@ -112,7 +112,7 @@ def test_a_request_has_one_message_of_each_key(ordered: Console) -> None:
                     await receiver.acknowledge(message)
             assert all(found == sorted(found) for found in by_key.values())
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_messages_without_a_key_share_requests_on_fifo(ordered: Console) -> None:
@@ -124,7 +124,7 @@ def test_messages_without_a_key_share_requests_on_fifo(ordered: Console) -> None
             assert sends(proxy) == 5
             assert len({*itertools.chain.from_iterable(map(groups, entries(proxy)))}) == 50
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 @pytest.mark.parametrize("kind", ["sns", "queue"])
@@ -140,7 +140,7 @@ def test_an_entry_that_fails_for_a_while_is_sent_again_alone(server: Server, kin
             assert [len(each) for each in entries(proxy)] == [10, 1, 1]
             assert sorted(await settle_all(receiver, 10)) == [*range(10)]
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_an_entry_that_is_refused_fails_alone(any_kind: Console) -> None:
@@ -158,7 +158,7 @@ def test_an_entry_that_is_refused_fails_alone(any_kind: Console) -> None:
             assert outcomes == ["sent", "sent", "sent", ErrorCode.INVALID, "sent", "sent"]
             assert sorted(await settled(receiver, 5)) == [0, 1, 2, 4, 5]
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_nothing_of_a_key_is_stored_behind_a_message_that_failed(ordered: Console) -> None:
@@ -179,7 +179,7 @@ def test_nothing_of_a_key_is_stored_behind_a_message_that_failed(ordered: Consol
             await both.send_message(EventMessage(b"5", ordering_key="k"))
             assert sorted(await settled(receiver, 3)) == [0, 5, 9]
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_a_message_that_is_retried_keeps_its_place(ordered: Console) -> None:
@@ -192,7 +192,7 @@ def test_a_message_that_is_retried_keeps_its_place(ordered: Console) -> None:
             await both.send_messages(numbered(5, "k"))
             assert await settled(receiver, 5) == [0, 1, 2, 3, 4]
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_a_lost_answer_stores_a_message_once_on_fifo(ordered: Console) -> None:
@@ -209,7 +209,7 @@ def test_a_lost_answer_stores_a_message_once_on_fifo(ordered: Console) -> None:
             await both.send_message(EventMessage(b"5"))
             assert sorted(await settle_all(receiver, 6)) == [*range(6)]
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -230,7 +230,7 @@ def test_a_message_that_is_too_large_is_refused_before_it_is_sent(server: Server
                 assert caught.value.code is ErrorCode.INVALID
             assert sends(proxy) == 0
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -247,7 +247,7 @@ def test_the_largest_message_arrives(server: Server, kind: str) -> None:
             assert message.data == b"x" * limit
             await receiver.acknowledge(message)
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_large_messages_share_no_request(any_kind: Console) -> None:
@@ -259,7 +259,7 @@ def test_large_messages_share_no_request(any_kind: Console) -> None:
             size = limit // 4 + 100
             messages = [EventMessage(bytes([number]) + b"\xff" * (size * 3 // 4)) for number in range(8)]
             await both.send_messages(messages)
-            assert max(map(len, entries(proxy))) == 3
+            assert max(map(len, entries(proxy))) <= 3
             came = set()
             while len(came) < 8:
                 message = await take(receiver)
@@ -267,25 +267,27 @@ def test_large_messages_share_no_request(any_kind: Console) -> None:
                 await receiver.acknowledge(message)
             assert came == {message.data for message in messages}
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_a_failure_in_the_middle_of_a_divided_request_sends_the_rest_again(server: Server) -> None:
     """P3, P7: what was stored is not sent again, and the rest is."""
 
     async def scenario() -> None:
-        async with disturbed(Console(server, topology="queue")) as (proxy, both, receiver):
-            large = [EventMessage(b"%d" % number + b"\xff" * 300_000) for number in range(4)]
+        async with disturbed(Console(server)) as (proxy, both, receiver):
+            # The engine counts less than 256 KiB for them, and AWS counts more.
+            large = [EventMessage(b"%d" % number + b"\xff" * 60_000) for number in range(4)]
             passed = itertools.count()
             original = proxy._answer
 
             async def every_second(call: Call) -> Any:
-                if call.operation == "SendMessageBatch" and next(passed) == 1:
-                    proxy.refuse("SendMessageBatch", "InternalError", status=500)
+                if call.operation == "PublishBatch" and next(passed) == 1:
+                    proxy.refuse("PublishBatch", "InternalError", status=500)
                 return await original(call)
 
             proxy._answer = every_second  # type: ignore[method-assign]  # the second request fails
             assert len({*await both.send_messages(large)}) == 4
+            assert [len(each) for each in entries(proxy)] == [3, 1, 1]
             came = []
             while len(came) < 4:
                 message = await take(receiver)
@@ -294,7 +296,7 @@ def test_a_failure_in_the_middle_of_a_divided_request_sends_the_rest_again(serve
             assert sorted(came) == [0, 1, 2, 3]
             assert await receiver.receive_message(0) is None
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_a_deleted_topic_is_created_again_if_that_is_allowed(console: Console) -> None:
@@ -312,4 +314,4 @@ def test_a_deleted_topic_is_created_again_if_that_is_allowed(console: Console) -
                     await careful.send_message(EventMessage(b"x"))
                 assert caught.value.code is ErrorCode.NOT_FOUND
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 120))

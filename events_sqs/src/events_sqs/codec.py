@@ -40,7 +40,6 @@ from events_core.engine import Delivery
 from events_sqs.limits import MAX_ATTRIBUTES
 
 __all__ = [
-    "ID_BYTES",
     "PACKED",
     "SYSTEM_ATTRIBUTES",
     "Receipt",
@@ -65,9 +64,6 @@ _GROUP = re.compile(r"[!-~]{1,128}")
 _ID = re.compile(r"[0-9a-f]{32}")
 _FIFO_ID = re.compile(r"events-[0-9a-f]{32}")
 _TYPE = "String"
-
-ID_BYTES = len(PACKED) + len(_TYPE) + 32
-"""Bytes that AWS counts for the id which a message carries itself."""
 
 
 @attrs.define(eq=False)

@@ -16,7 +16,7 @@ import attrs
 from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessage
 from events_core.engine import BrokerError, Delivery, Driver, off_loop
 from events_sqs import limits
-from events_sqs.codec import ID_BYTES, size_objection
+from events_sqs.codec import size_objection
 from events_sqs.options import SQSOptions
 
 if TYPE_CHECKING:
@@ -51,14 +51,8 @@ class SQSDriver(Driver[SQSOptions]):
         if options.topology == "sns":
             self.maintenance_interval = options.ephemeral_idle / 3
         self.max_batch_bytes = options.request_bytes
-        # A standard queue chooses the ids itself.  SNS does too, but gives each of its queues another one.
-        self.wants_ids = options.topology == "sns" or options.is_fifo
-        # An id as long as those that a message carries itself.
-        self._sample_id = "0" * 32 if options.topology == "sns" and not options.is_fifo else None
-        if self._sample_id is not None:
-            largest = options.message_bytes - ID_BYTES
-            bounds = attrs.evolve(self.capabilities.limits, max_message_bytes=largest)
-            self.capabilities = attrs.evolve(self.capabilities, limits=bounds)
+        self.wants_ids = options.carries_ids or options.is_fifo
+        self._sample_id = "0" * 32 if options.carries_ids else None
         self._services: Services | None = None
 
     def _problems(self) -> Iterator[str]:
@@ -239,5 +233,5 @@ def _capabilities(options: SQSOptions) -> Capabilities:
         full,
         ordering="subscription" if options.is_fifo else "none",
         idempotent_publish=options.is_fifo and options.send_timeout <= limits.DEDUPLICATION,
-        limits=attrs.evolve(full.limits, max_message_bytes=options.message_bytes, max_nack_delay=longest_delay),
+        limits=attrs.evolve(full.limits, max_message_bytes=options.data_bytes, max_nack_delay=longest_delay),
     )

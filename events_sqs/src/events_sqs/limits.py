@@ -12,6 +12,7 @@ import re
 from events_core import Capabilities, Limits
 
 __all__ = [
+    "CARRIED_ID",
     "DEDUPLICATION",
     "FULL_CAPABILITIES",
     "LONGEST_LEASE",
@@ -38,6 +39,9 @@ SNS_MESSAGE_BYTES = 262_144
 
 MAX_ATTRIBUTES = 10
 """Message attributes that SQS takes.  SNS discards a message with more if the delivery is raw."""
+
+CARRIED_ID = len("events_core") + len("String") + 32
+"""Bytes of the attribute in which a message carries its id."""
 
 DEDUPLICATION = 300
 """Seconds for which FIFO knows a deduplication id."""

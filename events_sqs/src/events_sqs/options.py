@@ -9,7 +9,7 @@ from typing import Literal
 import attrs
 
 from events_core.options import CommonOptions, option
-from events_sqs.limits import SNS_MESSAGE_BYTES, SQS_MESSAGE_BYTES
+from events_sqs.limits import CARRIED_ID, SNS_MESSAGE_BYTES, SQS_MESSAGE_BYTES
 
 __all__ = ["SQSOptions"]
 
@@ -159,6 +159,20 @@ class SQSOptions(CommonOptions):
     def message_bytes(self) -> int:
         """The largest message, as AWS counts it."""
         return self.max_message_bytes or self._default_bytes
+
+    @property
+    def data_bytes(self) -> int:
+        """The largest text that fits in a message next to what the message itself must carry."""
+        return self.message_bytes - (CARRIED_ID if self.carries_ids else 0)
+
+    @property
+    def carries_ids(self) -> bool:
+        """True if a message must carry its id itself.
+
+        FIFO has deduplication ids.  A standard queue chooses the ids and tells them.  SNS does too, but gives each of
+        its queues another one.
+        """
+        return self.topology == "sns" and not self.is_fifo
 
     @property
     def request_bytes(self) -> int:

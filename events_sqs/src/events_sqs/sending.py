@@ -7,6 +7,7 @@ entry behind a failed one of its group.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,8 +44,9 @@ class Sender:
         :param ids: an id for each message; without meaning for a standard queue, where SQS chooses it.
         :raises BrokerError: if no message was stored, or that is unknown.
         """
-        names = [self._name(unique) for unique in ids]
-        wires = [encode(message, self._carried(name)) for message, name in zip(messages, names, strict=True)]
+        names = [fifo_id(unique) for unique in ids] if self._topic.is_fifo else ids
+        carried = names if self._topic.is_sns and not self._topic.is_fifo else itertools.repeat(None)
+        wires = [encode(message, name) for message, name in zip(messages, carried, strict=False)]
         entries = [self._entry(place, wires[place], message, names[place]) for place, message in enumerate(messages)]
         results: list[str | BrokerError] = []
         for start, end in _parts(wires, self._limit):
@@ -61,13 +63,6 @@ class Sender:
                 results += [again] * (len(messages) - start)
                 break
         return results
-
-    def _name(self, unique: str) -> str:
-        return fifo_id(unique) if self._topic.is_fifo else unique
-
-    def _carried(self, name: str) -> str | None:
-        """Return the id that the message itself must carry."""
-        return name if self._topic.is_sns and not self._topic.is_fifo else None
 
     def _entry(self, place: int, wire: Wire, message: EventMessage, name: str) -> dict[str, Any]:
         entry: dict[str, Any] = {"Id": str(place), "Message" if self._topic.is_sns else "MessageBody": wire.body}

@@ -168,7 +168,7 @@ def _encode_form(request: AWSRequest, **_: Any) -> None:
     """
     if isinstance(request.data, dict):
         # The names have letters, digits and dots.
-        request.data = "&".join([f"{name}={quote_plus(value)}" for name, value in request.data.items()])
+        request.data = "&".join([f"{name}={quote_plus(value)}" for name, value in request.data.items()]).encode()
 
 
 def _stream(request: Any, **_: Any) -> None:
