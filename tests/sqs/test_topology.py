@@ -1,0 +1,256 @@
+"""Topics, queues and subscriptions: what is found, created, refused and deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from events_core import ErrorCode, EventError, EventMessage, PublishError, ReceiveError
+from events_sqs import SQSClient
+
+from .console import Console
+from .receiving import take
+from .server import Server
+
+
+@pytest.fixture(params=[None, "true"], ids=["standard", "fifo"])
+def either(request: pytest.FixtureRequest, server: Server) -> Console:
+    """Return a new SNS topic of each kind."""
+    return Console(server, **({"ordering": request.param} if request.param else {}))
+
+
+@pytest.fixture(params=[None, "true"], ids=["standard", "fifo"])
+def bare(request: pytest.FixtureRequest, server: Server) -> Console:
+    """Return a new queue of each kind."""
+    return Console(server, topology="queue", **({"ordering": request.param} if request.param else {}))
+
+
+async def refused(client: SQSClient, subscription: str | None, words: str) -> ErrorCode:
+    """Subscribe in vain; check that the error has *words*, and return its code."""
+    with pytest.raises(EventError, match=words) as caught:
+        await client.subscribe(subscription)
+    return ErrorCode(caught.value.code)
+
+
+def test_everything_is_created_as_aws_wants_it(either: Console) -> None:
+    """Q2: a queue with a policy for its topic only, and raw delivery; on FIFO, each group has a rate of its own."""
+
+    async def scenario() -> None:
+        async with either, either.client(retention="7200", max_message_bytes="100000") as both:
+            await both.ping()
+            topic = (await either.sns.get_topic_attributes(TopicArn=either.topic_arn))["Attributes"]
+            queue = await either.attributes()
+            (link,) = await either.subscriptions()
+            told = (await either.sns.get_subscription_attributes(SubscriptionArn=link["SubscriptionArn"]))["Attributes"]
+        (statement,) = json.loads(queue["Policy"])["Statement"]
+        assert statement["Condition"] == {"ArnEquals": {"aws:SourceArn": either.topic_arn}}
+        assert (statement["Action"], statement["Resource"]) == ("sqs:SendMessage", queue["QueueArn"])
+        assert (link["Endpoint"], told["RawMessageDelivery"]) == (queue["QueueArn"], "true")
+        assert (queue["MessageRetentionPeriod"], queue["MaximumMessageSize"]) == ("7200", "100000")
+        if either.is_fifo:
+            assert (topic["FifoTopic"], queue["FifoQueue"]) == ("true", "true")
+            assert (queue["DeduplicationScope"], queue["FifoThroughputLimit"]) == ("messageGroup", "perMessageGroupId")
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_configured_subscription_is_there_before_the_first_send(either: Console) -> None:
+    """Q2: so a program that sends before it subscribes receives its own message."""
+
+    async def scenario() -> None:
+        async with either, either.client() as both:
+            await both.send_message(EventMessage(b"x"))
+            async with both.subscribe() as receiver:
+                assert (await take(receiver)).data == b"x"
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_many_clients_create_one_subscription(either: Console) -> None:
+    """Q2: creating is safe to repeat, also at the same time."""
+
+    async def scenario() -> None:
+        async with either:
+            clients = [either.client() for _ in range(5)]
+            await asyncio.gather(*(client.ping() for client in clients))
+            assert len(await either.subscriptions()) == 1
+            for client in clients:
+                await client.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_missing_topic_is_not_found(either: Console) -> None:
+    """Q2: with create=subscription too, and the error says what to do."""
+
+    async def scenario() -> None:
+        async with either, either.client(create="subscription") as careful:
+            assert await refused(careful, "s", "set the option create") is ErrorCode.NOT_FOUND
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_missing_subscription_is_not_found(either: Console) -> None:
+    """Q2: a queue that does not exist, and one that is not subscribed; create=subscription makes both."""
+
+    async def scenario() -> None:
+        async with either, either.client(subscription="") as owner:
+            await owner.ping()
+            async with either.client(create="never") as careful:
+                assert await refused(careful, None, either.queue) is ErrorCode.NOT_FOUND
+                attributes = {"FifoQueue": "true"} if either.is_fifo else {}
+                await either.sqs.create_queue(QueueName=either.queue, Attributes=attributes)
+                assert await refused(careful, None, "is not subscribed") is ErrorCode.NOT_FOUND
+                async with either.client(create="subscription") as both:
+                    await (await both.subscribe()).close()
+                await (await careful.subscribe()).close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_subscription_that_wraps_messages_is_refused(console: Console) -> None:
+    """Q2: without raw delivery, a message would not arrive as it was sent."""
+
+    async def scenario() -> None:
+        async with console, console.client() as both:
+            await both.ping()
+            (link,) = await console.subscriptions()
+            await console.sns.set_subscription_attributes(
+                SubscriptionArn=link["SubscriptionArn"],
+                AttributeName="RawMessageDelivery",
+                AttributeValue="false",
+            )
+            assert await refused(both, "s", "RawMessageDelivery") is ErrorCode.INVALID
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_deleting_a_subscription_leaves_nothing(either: Console) -> None:
+    """Q1: the queue is gone, and so is its subscription to the topic; the second time there is none."""
+
+    async def scenario() -> None:
+        async with either, either.client() as both:
+            await both.ping()
+            await both.delete_subscription("s")
+            assert not await either.has_queue()
+            assert await either.subscriptions() == []
+            with pytest.raises(ReceiveError) as caught:
+                await both.delete_subscription("s")
+            assert caught.value.code is ErrorCode.NOT_FOUND
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_bare_queue_keeps_what_was_sent_before(bare: Console) -> None:
+    """Q3: its topic and its only subscription are one."""
+
+    async def scenario() -> None:
+        async with bare, bare.client(subscription="") as sender:
+            await sender.send_message(EventMessage(b"x"))
+            async with bare.client(create="never") as both, both.subscribe() as receiver:
+                assert (await take(receiver)).data == b"x"
+            assert await bare.messages(bare.queue) == 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_bare_queue_has_one_subscription(bare: Console) -> None:
+    """Q1: another name, and none, are UNSUPPORTED, and the error says which one there is."""
+
+    async def scenario() -> None:
+        async with bare, bare.client(subscription="") as both:
+            for name in ("another", None):
+                assert await refused(both, name, repr(bare.topic)) is ErrorCode.UNSUPPORTED
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_missing_bare_queue_is_not_found(bare: Console) -> None:
+    """Q2: for sends and receivers."""
+
+    async def scenario() -> None:
+        async with bare, bare.client(create="never") as both:
+            assert await refused(both, None, bare.queue) is ErrorCode.NOT_FOUND
+            with pytest.raises(PublishError) as caught:
+                await both.send_message(EventMessage(b"x"))
+            assert caught.value.code is ErrorCode.NOT_FOUND
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_name_that_no_queue_has_is_refused(console: Console) -> None:
+    """Q2: INVALID says what a name may have."""
+
+    async def scenario() -> None:
+        async with console, console.client() as both:
+            for name in ("two words", "s" * 80):
+                assert await refused(both, name, "1 to 80 letters") is ErrorCode.INVALID
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_what_exists_is_never_changed(console: Console) -> None:
+    """Q2: a queue keeps its attributes, whatever the options of a client are."""
+
+    async def scenario() -> None:
+        async with console, console.client(retention="7200") as both:
+            await both.ping()
+            before = await console.attributes()
+            async with console.client(retention="3600", max_message_bytes="2000") as other:
+                await (await other.subscribe()).close()
+            after = await console.attributes()
+            for name in ("MessageRetentionPeriod", "MaximumMessageSize", "Policy", "VisibilityTimeout"):
+                assert before[name] == after[name]
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+async def add_redrive(console: Console, letters: str, attempts: int) -> None:
+    arn = (await console.attributes(letters))["QueueArn"]
+    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": attempts})
+    await console.sqs.set_queue_attributes(QueueUrl=await console.url(), Attributes={"RedrivePolicy": policy})
+
+
+@pytest.mark.parametrize("matches", [True, False])
+def test_a_redrive_policy_that_is_that_of_the_options_moves_letters(
+    console: Console, matches: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R12: then SQS moves them, and otherwise the library does, which logs each."""
+    letters = f"{console.topic}-dead"
+    options = {"dead_letter_topic": letters, "max_delivery_attempts": "2", "dead_letter_subscription": "kept"}
+
+    async def scenario() -> None:
+        async with console:
+            async with console.client(**options) as owner:
+                await (await owner.subscribe()).close()
+            if matches:
+                await add_redrive(console, f"{letters}-kept", 2)
+            async with console.client(**options) as both, both.subscribe() as receiver:
+                await both.send_message(EventMessage(b"x"))
+                for _ in range(2):
+                    await receiver.nack(await take(receiver), delay=0)
+                async with console.client(letters, subscription="kept") as undertaker, undertaker.subscribe() as dead:
+                    assert (await take(dead)).data == b"x"
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+    assert ("was moved to dead-letter topic" in caplog.text) is not matches
+
+
+def test_run_native_gives_the_clients_of_aws(console: Console) -> None:
+    """N1: those of SQS and SNS, and the message as SQS delivered it."""
+
+    async def ask(services: Any) -> list[str]:
+        answer = await services.sns.list_subscriptions_by_topic(TopicArn=console.topic_arn)
+        return [link["Endpoint"] for link in answer["Subscriptions"]]
+
+    async def scenario() -> None:
+        async with console, console.client() as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"x"))
+            message = await take(receiver)
+            assert both.native_message(message)["Body"] == "x"
+            assert [arn.rpartition(":")[2] for arn in await both.run_native(ask)] == [console.queue]
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
