@@ -3,12 +3,13 @@
 A driver says how many settlements share one request of the broker (:attr:`Driver.settle_unit`).  If that is one, as it
 usually is, nothing here ever waits.  Otherwise:
 
-* **The rest of a number that fills requests waits**, if the application holds further messages.  Of 27 settlements,
-  with a unit of 10, 20 leave, and 7 are the first ones of the next request.
-* **Fewer than fill one request wait for others**, for :data:`LONGEST_WAIT` at most, while others are likely to come:
+* **Fewer than fill one request wait for others**, for :data:`LONGEST_WAIT` at most.
+* **The rest of a number that fills requests waits** for the next one.  Of 27 settlements, with a unit of 10, 20 leave.
 
-  * the application holds further messages, and
-  * it settles concurrently: lately, a settlement has come while another one waited or was out.
+Both only while others are likely to come:
+
+* the application holds further messages, and
+* it settles concurrently: lately, a settlement has come while another one waited or was out.
 
 So an application that settles one message after the other never waits.  Neither does one that settles all it holds.
 
@@ -54,7 +55,8 @@ class Gathering:
             # After a wait in vain, nothing waits until settlements come concurrently again.
             self._is_concurrent = queued > self._least
             self._began = None
-        rest = queued % self._unit if is_more_held and queued > self._unit else 0
+        is_worth_it = is_more_held and self._is_concurrent and queued > self._unit
+        rest = queued % self._unit if is_worth_it else 0
         self._least = rest
         return queued - rest
 

@@ -117,11 +117,8 @@ class Settling:
                 try:
                     errors = await self._calls.hide([(each.delivery.token, seconds) for each, seconds in some])
                 except BrokerError as error:
-                    if error.code is ErrorCode.NOT_FOUND:  # a message of a queue that was deleted need not go back
-                        errors = [_expired(each.delivery) for each, _ in some]
-                    else:
-                        failures.append(error)
-                        errors = [error] * len(some)
+                    failures.append(error)
+                    errors = [error] * len(some)
                 results.update(zip([each for each, _ in some], errors, strict=True))
 
         parts = [delete(deleted[start : start + MAX_BATCH]) for start in range(0, len(deleted), MAX_BATCH)]

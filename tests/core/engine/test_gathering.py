@@ -86,6 +86,15 @@ def test_the_rest_that_fills_no_request_waits() -> None:
     assert found.wait(7, MORE, 5.0) > 0
 
 
+def test_a_batch_leaves_at_once() -> None:
+    """An application that settles batches, one after the other, waits for one round trip and not for two."""
+    found = Gathering(10)
+    for turn in range(5):
+        assert found.wait(27, MORE, float(turn)) == 0.0
+        assert found.take(27, MORE) == 27
+        found.answered(0)
+
+
 class CostlyDriver(ScriptedDriver):
     """A driver whose broker takes money for each request of ten settlements."""
 
