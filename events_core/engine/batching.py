@@ -10,6 +10,9 @@ A *lane* is a queue of entries that must leave in order: those of one key, or th
 key have ``max_inflight`` places.  Requests with a key have ``max_keys`` places of their own, because each key has only
 one request out at a time.  With many keys and few places, the time of a round trip would bound the rate.
 
+With few places, batches gather many entries.  But small batches need more requests at once for the same rate.  So a
+batch may also leave in one of ``max_full`` places if it is full: waiting would add nothing to it.
+
 Usually a batch comes from one lane.  If the broker takes several keys in a request but only one message of each
 (``one_of_each_key``), a batch takes the first entry of every lane with a key that is ready, until it is full.  All
 these lanes are out with it.
@@ -44,10 +47,13 @@ __all__ = ["Batch", "Batcher"]
 class _Places:
     """The places for requests that may be out at once, and the lanes and batches that wait for one."""
 
-    __slots__ = ("claims", "free", "ready", "total")
+    __slots__ = ("claims", "free", "ready", "spare", "total")
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, spare: int = 0) -> None:
         self.total = self.free = total
+        """``free`` is below 0 while more requests are out, in the places for full ones."""
+        self.spare = spare
+        """Additional places, for full requests only."""
         self.ready: deque[_Lane] = deque()
         self.claims: deque[tuple[Batch, Wakeable]] = deque()
         """Paused batches that may try again.  They get a place before lanes do: they are older."""
@@ -95,6 +101,8 @@ class Batcher:
     :param max_bytes: most bytes of one batch; a larger entry leaves alone.
     :param max_inflight: most requests that are out.
     :param max_keys: most requests with a key that are out; ``None`` if they share ``max_inflight``.
+    :param max_full: most requests that are out if all but ``max_inflight`` of them have ``max_messages``; ``None`` for
+        ``max_inflight``.  Requests that have ``max_keys`` do not count.
     :param mixed_keys: True if one request may carry several keys; then requests leave one at a time.
     :param one_of_each_key: True if one request may carry several keys, but only one message of each.
     :param pace: bounds the bytes that are out.
@@ -108,12 +116,13 @@ class Batcher:
         max_inflight: int,
         mixed_keys: bool,
         max_keys: int | None = None,
+        max_full: int | None = None,
         one_of_each_key: bool = False,
         pace: Pace | None = None,
     ) -> None:
         self._max_messages = max_messages
         self._max_bytes = math.inf if max_bytes is None else max_bytes
-        self._places = _Places(1 if mixed_keys else max_inflight)
+        self._places = _Places(1) if mixed_keys else _Places(max_inflight, (max_full or max_inflight) - max_inflight)
         shared = mixed_keys or one_of_each_key or max_keys is None
         self._keyed_places = self._places if shared else _Places(max_keys or 1)
         self._kinds = deque({id(each): each for each in (self._places, self._keyed_places)}.values())
@@ -161,12 +170,24 @@ class Batcher:
         The only method that may be called without the lock.  It changes nothing, and a wrong answer does no harm: the
         owner looks again under the lock before a batch leaves, and whenever one may have become ready.
         """
+        # Written out twice, because this runs for each send.
         places = self._places
-        if not places.ready or places.free <= 0:
+        if not places.ready or (places.free <= 0 and (places.free <= -places.spare or not self._is_full(places))):
             places = self._keyed_places
-            if not places.ready or places.free <= 0:
+            if not places.ready or (places.free <= 0 and (places.free <= -places.spare or not self._is_full(places))):
                 return False
         return self._has_room
+
+    def _is_full(self, places: _Places) -> bool:
+        """Return whether the next batch would be full, if nothing of it had been given up; without the lock too."""
+        if not self._one_of_each:
+            try:
+                return len(places.ready[0].entries) >= self._max_messages
+            except IndexError:  # another thread has taken the last lane since
+                return False
+        lane = self._lanes.get(None)
+        others = len(lane.entries) - 1 if lane is not None and lane.queued else 0
+        return len(places.ready) + others >= self._max_messages
 
     @property
     def _has_room(self) -> bool:
@@ -188,7 +209,7 @@ class Batcher:
         return None
 
     def _next_at(self, places: _Places, now: float) -> Batch | None:
-        while places.free > 0 and places.ready:
+        while places.ready and (places.free > 0 or (places.free > -places.spare and self._is_full(places))):
             lane = places.ready.popleft()
             lane.queued = False
             if lane.failing >= places.total:

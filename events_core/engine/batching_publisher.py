@@ -57,6 +57,7 @@ class BatchingPublisher(Publisher):
             max_inflight=driver.publish_max_inflight,
             mixed_keys=driver.mixed_keys,
             max_keys=driver.publish_max_keys,
+            max_full=driver.publish_max_full,
             one_of_each_key=driver.one_of_each_key,
             pace=pace,
         )

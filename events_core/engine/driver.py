@@ -406,6 +406,10 @@ class Driver(ABC, Generic[OptionsT]):
     seconds."""
     publish_max_inflight: int = 4
     """Most requests to publish that are out at once (rule P5: batching)."""
+    publish_max_full: int | None = None
+    """Most requests to publish that are out at once if all but :attr:`publish_max_inflight` of them are full, with
+    :attr:`max_batch_messages`.  Set it if few messages fit in a request: then four requests are slow on a network, and
+    more than four that are not full cost more than they gain.  ``None`` for :attr:`publish_max_inflight`."""
     publish_max_keys: int | None = None
     """Most requests with an ordering key that are out at once, each of another key.  ``None`` if they share
     :attr:`publish_max_inflight`.  Set it if a request carries only one key.  If all messages have different keys, this

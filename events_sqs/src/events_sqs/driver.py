@@ -38,6 +38,7 @@ class SQSDriver(Driver[SQSOptions]):
     max_settle_batch = limits.MAX_SETTLE_BATCH
     settle_unit = limits.MAX_BATCH
     longest_pause = 10.0  # AWS is back within seconds, and a request that fails costs money
+    publish_max_full = limits.MAX_REQUESTS
     one_of_each_key = True  # SQS may store an entry behind a failed one of its message group
     retries_results = True
 

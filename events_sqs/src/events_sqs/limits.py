@@ -18,6 +18,7 @@ __all__ = [
     "LONGEST_LEASE",
     "MAX_ATTRIBUTES",
     "MAX_BATCH",
+    "MAX_REQUESTS",
     "MAX_SETTLE_BATCH",
     "SNS_MESSAGE_BYTES",
     "SQS_MESSAGE_BYTES",
@@ -27,6 +28,10 @@ __all__ = [
 
 MAX_BATCH = 10
 """Entries of one batch request, and messages of one ``ReceiveMessage``."""
+
+MAX_REQUESTS = 32
+"""Full requests to send that are out at once.  At a round trip of 30 ms they carry 10,000 messages a second, and that
+is more than one process can sign."""
 
 MAX_SETTLE_BATCH = 1000
 """Settlements of one call.  The source makes requests of ten of them, and sends several at once."""

@@ -89,6 +89,39 @@ def test_mixed_keys_leave_in_one_lane() -> None:
     assert target.next(0.0) is None
 
 
+def test_full_requests_have_more_places() -> None:
+    """P5: a batch that cannot grow does not wait for a place of those that can."""
+    target = batcher(max_inflight=1, max_full=3)
+    fill(target, *(send("") for _ in range(11)))
+    first = target.next(0.0)
+    assert [len(keys(first)), *(len(keys(target.next(0.0))) for _ in range(2))] == [3, 3, 3]
+    assert not target.is_ready
+    assert target.next(0.0) is None, "all places are taken"
+    fill(target, send(""))
+    assert first is not None
+    target.release(first, 0.0)
+    assert target.is_ready
+    second = target.next(0.0)
+    assert len(keys(second)) == 3, "it is full now"
+    assert second is not None
+    target.release(second, 0.0)
+    fill(target, send(""))
+    assert not target.is_ready
+    assert target.next(0.0) is None, "one message waits for the place that is for all"
+
+
+def test_full_requests_of_many_keys_have_more_places() -> None:
+    """P5: the keys that are ready count, and all messages without a key."""
+    target = batcher(max_inflight=1, max_full=9, one_of_each_key=True)
+    fill(target, send("a", "a", "b", "c", "d", "d", "d", "", ""))
+    assert [keys(target.next(0.0)) for _ in range(2)] == [["a", "b", "c"], ["d", None, None]]
+    assert target.next(0.0) is None
+    fill(target, send("e", "f"))
+    assert not target.is_ready
+    fill(target, send(""))
+    assert keys(target.next(0.0)) == ["e", "f", None]
+
+
 def test_one_of_each_key_fills_a_request_from_many_keys() -> None:
     """P5: a request carries the first message of each key that is ready, and messages without a key."""
     target = batcher(max_inflight=9, max_messages=4, one_of_each_key=True)
@@ -328,7 +361,7 @@ class Sender:
     """A machine that sends as the publisher does, step by step, and checks the invariants after each step."""
 
     def __init__(self, one_of_each_key: bool) -> None:
-        self.target = paced(max_inflight=2, max_keys=2, one_of_each_key=one_of_each_key)
+        self.target = paced(max_inflight=2, max_keys=2, max_full=4, max_messages=3, one_of_each_key=one_of_each_key)
         self.one_of_each_key = one_of_each_key
         assert self.target._pace is not None
         self.pace = self.target._pace
@@ -383,9 +416,10 @@ class Sender:
                 self._depart(batch)
         kinds = [{lane.key is not None for lane in batch.lanes} for batch in self.out]
         if self.one_of_each_key:
-            assert len(kinds) <= 2
+            assert len(kinds) <= 4
         else:
-            assert all(kinds.count({keyed}) <= 2 for keyed in (False, True))
+            assert kinds.count({False}) <= 4
+            assert kinds.count({True}) <= 2
         busy = [lane.key for batch in [*self.out, *self.paused] for lane in batch.lanes if lane.key is not None]
         assert len(busy) == len(set(busy))
         assert self.pace._out == sum(batch.trip.size for batch in self.out if batch.trip)
