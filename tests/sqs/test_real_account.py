@@ -38,7 +38,8 @@ def test_what_is_created_in_an_account_is_said_and_removed(server: Server) -> No
     sqs = session.create_client("sqs", REGION, endpoint_url=server.url)
     sns = session.create_client("sns", REGION, endpoint_url=server.url)
     assert not sqs.list_queues(QueueNamePrefix="events-real-").get("QueueUrls")
-    assert not [each for each in sns.list_topics()["Topics"] if ":events-real-" in each["TopicArn"]]
+    topics = [each["TopicArn"] for page in sns.get_paginator("list_topics").paginate() for each in page["Topics"]]
+    assert not [each for each in topics if ":events-real-" in each]
 
 
 def test_without_a_region_all_of_them_are_skipped() -> None:
