@@ -22,6 +22,8 @@ import pytest
 from ..gcp.servers import reserved_address
 from ..kafka.server import Server as KafkaServer
 from ..rabbitmq.server import Server
+from ..sqs.server import KEY, REGION, SECRET
+from ..sqs.server import Server as SQSServer
 from .reader import Reader
 
 PAGES = Path(__file__).parents[2] / "docs" / "howto"
@@ -307,3 +309,11 @@ def test_from_confluent_kafka_on_kafka(kafka_server: KafkaServer, tmp_path: Path
 def test_from_boto3(tmp_path: Path) -> None:
     """The program runs without a broker."""
     from_boto3(tmp_path, "memory:///from-boto3?create=all")
+
+
+def test_from_boto3_on_sqs(sqs_server: SQSServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an emulator of SQS and SNS it prints the same."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    topic = f"from-boto3-{secrets.token_hex(4)}"
+    from_boto3(tmp_path, f"sqs://{REGION}/{topic}?create=all&endpoint_url={quote(sqs_server.url, safe='')}")
