@@ -178,6 +178,22 @@ def test_no_delay_and_no_lease_goes_beyond_twelve_hours() -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_too_old_is_not_extended() -> None:
+    """R6: SQS may accept an old handle, and would hide the message from its new receiver."""
+
+    async def scenario() -> None:
+        calls = Calls()
+        letters = Letters(nothing, topic_name="t", subscription="s", dead_letter_topic=None)
+        settling = Settling(calls, letters, 30)  # type: ignore[arg-type]
+        old, young = received_before(100), received_before(10)
+        old.token.until = uptime() - 1
+        assert await settling.extend([old, young]) == [old]
+        assert calls.hidden == [30]
+        assert young.token.until > uptime() + 25
+
+    asyncio.run(scenario())
+
+
 # Settling
 
 

@@ -156,7 +156,10 @@ class Settling:
         :raises BrokerError: if a request failed, or failed for one delivery and may succeed later.
         """
         now = uptime()
-        parts = [deliveries[start : start + MAX_BATCH] for start in range(0, len(deliveries), MAX_BATCH)]
+        # An old handle is good for nothing, as above.  It may be old because the process was stopped.
+        lost = [each for each in deliveries if each.token.until <= now]
+        alive = [each for each in deliveries if each.token.until > now]
+        parts = [alive[start : start + MAX_BATCH] for start in range(0, len(alive), MAX_BATCH)]
         places = asyncio.Semaphore(_AT_ONCE)
 
         async def extend(some: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -171,7 +174,9 @@ class Settling:
                     raise error
             return [each for each, error in zip(some, errors, strict=True) if error is not None]
 
-        return [delivery for lost in await asyncio.gather(*map(extend, parts)) for delivery in lost]
+        for some in await asyncio.gather(*map(extend, parts)):
+            lost += some
+        return lost
 
     async def give_back(self, deliveries: Sequence[Delivery]) -> None:
         """Let *deliveries* come again at once, in order.  If that fails, they come when their leases run out."""
