@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from secrets import token_hex
-from typing import Any
+from typing import Any, TypeGuard
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.batching import Batch, Batcher
@@ -299,15 +299,17 @@ class BatchingPublisher(Publisher):
         :param confirmed: the batch that the broker has answered.
         """
         retried: BrokerError | None = None
-        may_retry = confirmed is not None and self._driver.retries_results
+        if confirmed is not None and self._driver.retries_results:
+            retried = next((result for result in results if _is_retryable(result)), None)
         with self._lock:
             if confirmed is not None:
                 self._outbox.batcher.confirm(confirmed, time.monotonic())
-            for entry, result in zip(entries, results, strict=True):
-                if may_retry and isinstance(result, BrokerError) and result.retryable:
-                    retried = retried or result
-                else:
-                    self._outbox.complete(entry, result)
+            if retried is None:
+                self._outbox.complete_all(entries, results)
+            else:
+                for entry, result in zip(entries, results, strict=True):
+                    if not _is_retryable(result):
+                        self._outbox.complete(entry, result)
             self._wake_if_drained()
         self.pump()  # there is room for others now
         return retried
@@ -342,3 +344,7 @@ class BatchingPublisher(Publisher):
     def _end_all(self) -> None:
         for send in list(self._outbox.sends):
             self._end(send, unconfirmed())
+
+
+def _is_retryable(result: str | BrokerError) -> TypeGuard[BrokerError]:
+    return isinstance(result, BrokerError) and result.retryable
