@@ -210,7 +210,7 @@ def entry_error(asked: str, failed: Mapping[str, Any]) -> BrokerError:
 def _error(asked: str, code: str, message: str, status: int) -> BrokerError:
     meaning = _meaning(code, message, status)
     # Only the first line: the others may have the request that was signed, with its session token.
-    found = message.partition("\n")[0][:500] or f"HTTP status {status}"
+    found = message.partition("\n")[0][:500].rstrip(".") or f"HTTP status {status}"
     advice = f"; {meaning.advice}" if meaning.advice else ""
     return BrokerError(f"{asked}: {found} ({code}){advice}", meaning.code, retryable=meaning.retryable)
 
@@ -230,7 +230,7 @@ def _local_error(asked: str, error: Exception) -> BrokerError:
     meaning = next(meaning for kind, meaning in _LOCAL if isinstance(error, kind))
     if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         meaning = _Meaning(ErrorCode.UNAUTHENTICATED, advice="set AWS_CA_BUNDLE to the file of its authority")
-    text = str(error).partition("\n")[0][:500] or type(error).__name__
+    text = str(error).partition("\n")[0][:500].rstrip(".") or type(error).__name__
     if isinstance(error, (exceptions.ProxyConnectionError, exceptions.InvalidProxiesConfigError)):
         text = "cannot connect to the proxy"  # its URL may have a password
     advice = f"; {meaning.advice}" if meaning.advice else ""

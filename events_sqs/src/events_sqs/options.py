@@ -31,7 +31,7 @@ class SQSOptions(CommonOptions):
     # Address and account
 
     region: str | None = option(
-        default=None, help="Region of AWS, such as us-east-1. Default: that of the environment or the profile."
+        default=None, help="Region of AWS, such as us-east-1. Default: AWS_DEFAULT_REGION, or that of the profile."
     )
     endpoint_url: str | None = option(
         default=None, help="URL of an emulator or a private endpoint, in place of AWS's own for the region."
