@@ -9,6 +9,7 @@ import pytest
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery
+from events_sqs import polling
 from events_sqs.polling import Polls
 
 AWAY = BrokerError("away", ErrorCode.UNAVAILABLE, retryable=True)
@@ -188,6 +189,32 @@ def test_full_answers_lead_to_several_requests_that_do_not_wait() -> None:
         receiver.requests.answers[1].set_result(deliveries(10))
         receiver.requests.answers[2].set_result(deliveries(4))
         assert len(await receiving) == 14
+
+    asyncio.run(scenario())
+
+
+def test_a_late_answer_does_not_stop_receiving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a connection is silent, further requests are sent over others; the late answer is used when it comes."""
+    monkeypatch.setattr(polling, "_STRAGGLERS", 0.01)
+
+    async def scenario() -> None:
+        receiver = Receiver()
+        receiving = asyncio.create_task(receiver.polls.receive(100))
+        await receiver.asks(1)
+        receiver.requests.answers[0].set_result(deliveries(10))
+        await receiving
+        receiving = asyncio.create_task(receiver.polls.receive(90))
+        await receiver.asks(3)
+        receiver.requests.answers[1].set_result(deliveries(10))
+        assert len(await receiving) == 10
+        receiving = asyncio.create_task(receiver.polls.receive(80))
+        await receiver.asks(4)
+        receiver.requests.answers[2].set_result(deliveries(7))
+        assert len(await receiving) == 7
+        receiving = asyncio.create_task(receiver.polls.receive(80))
+        for answer in receiver.requests.answers[3:]:
+            answer.set_result([])
+        await receiving
 
     asyncio.run(scenario())
 

@@ -46,6 +46,9 @@ class _Poll:
 
     def __init__(self, receive: Receive, limit: int, wait: int, attempt_id: str | None) -> None:
         self.limit = limit
+        self.wait = wait
+        self.is_late = False
+        """True if the answer should have come already.  Others are asked meanwhile."""
         self.attempt_id = attempt_id
         self.task = asyncio.ensure_future(receive(limit, wait, attempt_id))
 
@@ -82,13 +85,13 @@ class Polls:
         :returns: nothing if SQS has waited in vain.
         :raises BrokerError: if all requests failed.
         """
-        if not self._out:
+        if all(poll.is_late for poll in self._out):
             await asyncio.sleep(self._pace.pause(self._loop.time()))
-            self._begin(limit)
+            self._begin(max(1, limit - MAX_BATCH * len(self._out)))
         tasks = [poll.task for poll in self._out]
-        _, late = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if late:
-            await asyncio.wait(late, timeout=_STRAGGLERS)
+        _, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if others:
+            await asyncio.wait(others, timeout=_STRAGGLERS)
         return self._take()
 
     def _begin(self, limit: int) -> None:
@@ -96,7 +99,7 @@ class Polls:
         # If there is much, none needs to wait for messages, and no answer waits for another one.  After a failure, a
         # quick answer ends the outage.
         wait = self._wait if count == 1 and not self._has_failed else 0
-        self._out = [_Poll(self._receive, min(limit, MAX_BATCH), wait, self._attempt_id()) for _ in range(count)]
+        self._out += [_Poll(self._receive, min(limit, MAX_BATCH), wait, self._attempt_id()) for _ in range(count)]
 
     def _attempt_id(self) -> str | None:
         if not self._is_fifo:
@@ -115,6 +118,8 @@ class Polls:
         """
         ended = [poll for poll in self._out if poll.task.done()]
         self._out = [poll for poll in self._out if not poll.task.done()]
+        for poll in self._out:
+            poll.is_late = not poll.wait  # a long poll may wait on
         answers: list[Sequence[Delivery]] = []
         failure: BrokerError | None = None
         for poll in ended:
