@@ -31,6 +31,7 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import attrs
@@ -146,12 +147,18 @@ def _is_plain(text: str) -> bool:
     return text.isprintable() or _FORBIDDEN.search(text) is None
 
 
+@lru_cache(maxsize=1024)
+def _is_name(name: str) -> bool:
+    """Return whether an attribute may have *name*.  A program uses few names, and uses them often."""
+    return len(name) <= 256 and name != PACKED and _NAME.fullmatch(name) is not None
+
+
 def _add_attributes(given: Mapping[str, str], packed: dict[str, Any], attributes: dict[str, dict[str, str]]) -> int:
     """Put *given* and *packed* into *attributes*; return their bytes."""
     odd: dict[str, str] = {}
     size = 0
     for name, value in given.items():
-        if value and _is_plain(value) and len(name) <= 256 and _NAME.fullmatch(name) and name != PACKED:
+        if value and _is_name(name) and _is_plain(value):
             attributes[name] = {"DataType": _TYPE, "StringValue": value}
         else:
             odd[name] = value
