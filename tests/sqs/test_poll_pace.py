@@ -40,8 +40,9 @@ def asked_of_a_stream(rate: float, seconds: float) -> tuple[int, int]:
 
 
 def test_a_backlog_costs_little_more_than_full_answers() -> None:
-    """A queue of 1,000 messages is emptied with at most 115 requests, of which several are out at once."""
-    assert 100 <= asked_of_a_backlog(1000) <= 115
+    """Whatever its size, a backlog is emptied with at most 1.15 times the least requests, and one."""
+    for messages in (10, 100, 300, 1000, 3333, 10_000):
+        assert asked_of_a_backlog(messages) <= 1.15 * messages / 10 + 1, messages
 
 
 def test_a_fast_stream_comes_in_full_answers() -> None:
@@ -76,13 +77,13 @@ def test_requests_that_bring_nothing_are_not_repeated_soon() -> None:
         count = pace.count(room=1000)
         requests += count
         pace.answered([10, *[0] * (count - 1)], 10, float(turn))
-    assert requests <= 1.1 * 200
+    assert requests <= 1.15 * 200
 
 
 def test_room_bounds_the_requests() -> None:
     """Requests that are out together cannot bring more than there is room for."""
     pace = PollPace()
-    for _ in range(10):
+    for _ in range(100):
         pace.answered([10] * pace.count(room=1000), 10, 0.0)
     assert [pace.count(room) for room in (1, 9, 10, 25, 1000)] == [1, 1, 1, 2, 10]
 

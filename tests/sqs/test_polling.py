@@ -9,7 +9,7 @@ import pytest
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery
-from events_sqs import polling
+from events_sqs import poll_pace, polling
 from events_sqs.polling import Polls
 
 AWAY = BrokerError("away", ErrorCode.UNAVAILABLE, retryable=True)
@@ -49,6 +49,12 @@ class Receiver:
 
 def deliveries(count: int) -> list[Delivery]:
     return [Delivery(str(number), b"x", {}) for number in range(count)]
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each full answer lead to one request more."""
+    monkeypatch.setattr(poll_pace, "_FULL", 1)
 
 
 async def cancelled(task: asyncio.Task[Sequence[Delivery]]) -> None:
@@ -174,7 +180,7 @@ def test_a_failure_is_followed_by_a_request_that_does_not_wait() -> None:
     asyncio.run(scenario())
 
 
-def test_full_answers_lead_to_several_requests_that_do_not_wait() -> None:
+def test_full_answers_lead_to_several_requests_that_do_not_wait(eager: None) -> None:
     """A backlog is fetched with several requests at once, within the room that there is."""
 
     async def scenario() -> None:
@@ -193,7 +199,7 @@ def test_full_answers_lead_to_several_requests_that_do_not_wait() -> None:
     asyncio.run(scenario())
 
 
-def test_a_late_answer_does_not_stop_receiving(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_answer_does_not_stop_receiving(eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a connection is silent, further requests are sent over others; the late answer is used when it comes."""
     monkeypatch.setattr(polling, "_STRAGGLERS", 0.01)
 
@@ -219,7 +225,7 @@ def test_a_late_answer_does_not_stop_receiving(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(scenario())
 
 
-def test_one_failure_does_not_hide_the_other_answers() -> None:
+def test_one_failure_does_not_hide_the_other_answers(eager: None) -> None:
     """If one of several requests fails, the messages of the others are returned."""
 
     async def scenario() -> None:

@@ -4,9 +4,8 @@ SQS is paid by the request, and one request brings 10 messages at most.  So two 
 
 * **Full answers.**  If messages come one by one, a receiver that asks at once gets them one by one, and each costs a
   request.  If ten of them come within :data:`LONGEST_PAUSE`, the receiver asks a little later, and gets all ten.
-* **Several requests at once.**  If answers are full, there is more.  Then the receiver sends twice as many requests.
-  If that was in vain, it waits longer before it tries again.  For example, a FIFO queue with few groups has nothing
-  more to give until the messages of the first answer are settled.
+* **Several requests at once.**  If answers are full, there is probably more.  After each :data:`_FULL` of them in a
+  row, the receiver sends one request more at once.  The last ones bring nothing, so there are few for a short backlog.
 
 A receiver without messages sends one request at a time, which waits at SQS for ``wait_time``.  If SQS answers without
 waiting, for example because that is 0, the receiver pauses for up to a second.
@@ -33,7 +32,8 @@ _QUICK = 0.5
 """Seconds.  An empty answer that took longer has waited at SQS."""
 _IMPATIENCE = 0.9
 """After a full answer, the pause is shortened by this factor: perhaps more was there."""
-_MOST_PATIENCE = 32
+_FULL = 12
+"""Full answers that lead to one request more.  So about one request of this number is in vain."""
 _MOST = 10
 """Requests at once.  With a round trip of 10 ms they bring 10,000 messages a second."""
 
@@ -42,17 +42,15 @@ class PollPace:
     """The pace of one receiver."""
 
     def __init__(self) -> None:
-        self._count = 1
-        self._patience = 0
-        """Full answers that lead to no further requests after requests that were in vain."""
-        self._let_pass = 0
+        self._full = 0
+        """Full answers in a row."""
         self._pause = 0.0
         self._empty_pause = 0.0
         self._ended = -math.inf
 
     def count(self, room: int) -> int:
         """Return how many requests to send at once; *room* is the number of messages that may come."""
-        return max(1, min(self._count, room // MAX_BATCH))
+        return max(1, min(1 + self._full // _FULL, _MOST, room // MAX_BATCH))
 
     def pause(self, now: float) -> float:
         """Return the seconds to wait before the next request."""
@@ -66,11 +64,10 @@ class PollPace:
             self._pause *= _IMPATIENCE
             if self._pause < _SHORTEST_PAUSE:
                 self._pause = 0.0
-                self._grow(len(sizes))
+                self._full = min(self._full + full, _MOST * _FULL)
             return
-        if len(sizes) > 1:
-            self._let_pass = self._patience = min(2 * self._patience + 1, _MOST_PATIENCE)
-        self._count = max(1, full)
+        # Requests that do not wait may miss some messages, so one answer that is not full does not end it all.
+        self._full = max(0, full // 2 - 1) * _FULL
         messages = sum(sizes)
         # The queue is empty now.  If messages go on to come as fast, this is the time until the next answer is full.
         time_to_fill = (now - before) * asked / messages if messages else math.inf
@@ -80,11 +77,3 @@ class PollPace:
             self._empty_pause = 0.0
         else:
             self._pause = self._empty_pause = min(max(_EMPTY_PAUSE, 2 * self._empty_pause), _LONGEST_EMPTY_PAUSE)
-
-    def _grow(self, count: int) -> None:
-        if count > 1:
-            self._patience = 0
-        if self._let_pass:
-            self._let_pass -= 1
-        else:
-            self._count = min(2 * count, _MOST)
