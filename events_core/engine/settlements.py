@@ -45,7 +45,7 @@ class Ticket:
         self.awaited = begun.awaited
         self.failed = begun.refused
         """The errors of messages that were not settled, by message id."""
-        self.is_noted = False
+        self.is_noted = begun.is_noted
         """Whether the source has acknowledged some at once."""
         self.pending = 0
         """The number of settlements that have not ended."""
@@ -55,6 +55,7 @@ class Ticket:
         """Wait also for the settlements that the same call has *begun* later."""
         self.awaited += begun.awaited
         self.failed.update(begun.refused)
+        self.is_noted |= begun.is_noted
 
     def register(self, settlements: Iterable[Settlement]) -> None:
         """Let each of *settlements* report its end here."""
