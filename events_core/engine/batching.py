@@ -278,13 +278,24 @@ class Batcher:
 
     def release(self, batch: Batch, now: float) -> None:
         """End *batch*: free its place, and let its lane leave again."""
-        for lane in batch.lanes:
-            lane.out -= 1
-            lane.failing -= batch.failing
         if self._halves:
             self._halves.over(len(batch.entries), batch.began, now, waiting=bool(batch.lanes[0].entries))
         self._vacate(batch)
-        for lane in batch.lanes:
+        self._let_go(batch, batch.lanes)
+
+    def shed(self, batch: Batch) -> None:
+        """Let the keys of *batch* leave again of which no entry is sent again, so that it delays only the others."""
+        if not self._one_of_each:
+            return
+        keys = {entry.message.ordering_key for entry in batch.entries if entry.result is None}
+        over = [lane for lane in batch.lanes if lane.key not in keys]
+        batch.lanes = [lane for lane in batch.lanes if lane.key in keys]
+        self._let_go(batch, over)
+
+    def _let_go(self, batch: Batch, lanes: Sequence[_Lane]) -> None:
+        for lane in lanes:
+            lane.out -= 1
+            lane.failing -= batch.failing
             self._offer(lane)
             self._drop_if_empty(lane)
 

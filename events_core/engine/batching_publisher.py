@@ -247,6 +247,8 @@ class BatchingPublisher(Publisher):
                 retried = self._complete(sendable, results, batch)
                 # Nothing is left if the time has run out, or the callers were cancelled, since then.
                 if retried is not None and (left := [entry for entry in sendable if entry.result is None]):
+                    with self._lock:
+                        self._outbox.batcher.shed(batch)
                     await self._pause(batch, pauses, left, retried)
 
     def _depart(self, batch: Batch, entries: Sequence[Entry]) -> Sequence[Entry]:
@@ -263,8 +265,11 @@ class BatchingPublisher(Publisher):
         :raises BrokerError: for every failure of the driver.
         """
         try:
-            # The last entry was accepted last, so its deadline is the latest.
-            async with asyncio.timeout(entries[-1].deadline - time.monotonic()):
+            # Usually the last entry was accepted last.  Entries of several keys come in another order.
+            latest = (
+                max([entry.deadline for entry in entries]) if self._driver.one_of_each_key else entries[-1].deadline
+            )
+            async with asyncio.timeout(latest - time.monotonic()):
                 results = await self._ask(entries)
         except TimeoutError as error:
             raise self._outbox.timed_out(error) from error

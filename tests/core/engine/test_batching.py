@@ -153,6 +153,26 @@ def test_one_of_each_key_skips_what_nobody_waits_for() -> None:
     assert keys(target.next(0.0)) == ["b"]
 
 
+def test_one_of_each_key_frees_the_keys_that_are_not_retried() -> None:
+    """P5: a key that is being retried delays only itself, although others were in its request."""
+    target = batcher(max_inflight=2, one_of_each_key=True)
+    fill(target, send("a", "b", "", "a", "b"))
+    batch = target.next(0.0)
+    assert keys(batch) == ["a", "b", None]
+    fill(target, send(""))
+    assert batch is not None
+    for entry in batch.entries[1:]:
+        entry.complete("id")
+    target.shed(batch)
+    target.pause(batch)
+    other = target.next(0.0)
+    assert keys(other) == [None, "b"]
+    assert other is not None
+    target.release(batch, 0.0)
+    assert keys(target.next(0.0)) == ["a"]
+    target.release(other, 0.0)
+
+
 def test_one_of_each_key_holds_the_keys_of_a_paused_request() -> None:
     """P4: nothing overtakes a message that is retried, and other keys go on."""
     target = batcher(max_inflight=1, one_of_each_key=True)

@@ -366,6 +366,61 @@ def test_a_message_keeps_its_id_when_it_is_sent_again() -> None:
     run(test, driver=_TakesAPart)
 
 
+class _RefusesOneKey(ScriptedDriver):
+    """Its requests carry several keys, and it stores nothing of the key "a" for a while."""
+
+    one_of_each_key = True
+    retries_results = True
+    is_full = True
+
+    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        results = await super().publish(messages)
+        return [
+            UNAVAILABLE if self.is_full and each.ordering_key == "a" else result
+            for each, result in zip(messages, results, strict=True)
+        ]
+
+
+def test_a_key_that_is_retried_does_not_hold_up_another_one_of_its_request() -> None:
+    """P5: a key that is being retried delays only itself."""
+
+    async def test(client: ScriptedClient) -> None:
+        driver = client.broker
+        assert isinstance(driver, _RefusesOneKey)
+        refused = asyncio.create_task(client.send_messages([message("1", "a"), message("2", "b")]))
+        await until(lambda: len(driver.requests) >= 4)  # by now, the pauses are long
+        await asyncio.wait_for(client.send_message(message("3", "b")), 0.1)
+        driver.is_full = False
+        await refused
+
+    run(test, driver=_RefusesOneKey)
+
+
+class _Slow(ScriptedDriver):
+    one_of_each_key = True
+    publish_max_inflight = 1
+
+    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        await asyncio.sleep(0.6)
+        return await super().publish(messages)
+
+
+def test_a_request_may_take_until_the_latest_deadline_of_its_messages() -> None:
+    """P7: the last of its messages need not be the one that was accepted last, if it carries several keys."""
+
+    async def test(client: ScriptedClient) -> None:
+        first = asyncio.create_task(client.send_messages([message("1", "a"), message("2", "a")]))
+        await asyncio.sleep(0.5)
+        # The key b was there before the key a is ready again, and was accepted later.
+        later = asyncio.create_task(client.send_message(message("3", "b")))
+        with contextlib.suppress(PublishError):
+            await first
+        await later
+        assert client.broker.requests == [[b"1"], [b"3", b"2"]]
+
+    run(test, driver=_Slow, send_timeout="1")
+
+
 def test_a_retried_result_ends_with_the_time_of_its_send() -> None:
     """P7: a broker that never takes the rest does not hold the send up for ever."""
 
