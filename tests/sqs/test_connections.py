@@ -54,6 +54,23 @@ def test_connections_are_cut_all_the_time(console: Console) -> None:
     asyncio.run(scenario())
 
 
+def test_many_idle_receivers_leave_connections_to_others(server: Server) -> None:
+    """C3, F1: a request does not wait until one of the long polls of many receivers has ended."""
+
+    async def scenario() -> None:
+        console = Console(server, topology="queue", wait_time="20", subscription="")
+        async with console, console.client() as both:
+            for _ in range(101):
+                await both.subscribe(console.topic)
+            await asyncio.sleep(1)
+            await both.ping(PATIENCE)
+            took = await both.ping(PATIENCE)
+            await both.close(timeout=0)
+            assert took < 3
+
+    asyncio.run(scenario())
+
+
 def test_a_send_to_a_silent_server_ends(console: Console) -> None:
     """P7: a send that gets no answer raises TIMEOUT after its ``send_timeout``."""
 

@@ -64,14 +64,15 @@ def test_expired_queues_are_removed_by_other_clients(server: Server) -> None:
         console = Console(server)
         async with console, console.client(ephemeral_idle="3", create="all") as other:
             await other.ping()
-            await leave_behind(console, "ephemeral-1", {EXPIRES: "1000"})
-            await leave_behind(console, "ephemeral-2", {EXPIRES: str(int(time.time()) + 1000)})
-            await leave_behind(console, "ephemeral-3", {})
-            await leave_behind(console, "ephemeral-4", {EXPIRES: "soon"})
+            await leave_behind(console, f"ephemeral-{1:016}", {EXPIRES: "1000"})
+            await leave_behind(console, f"ephemeral-{2:016}", {EXPIRES: str(int(time.time()) + 1000)})
+            await leave_behind(console, f"ephemeral-{3:016}", {})
+            await leave_behind(console, f"ephemeral-{4:016}", {EXPIRES: "soon"})
             await leave_behind(console, "plain", {EXPIRES: "1000"})
-            while f"{console.topic}-ephemeral-1" in await queues(console):
+            while f"{console.topic}-ephemeral-{1:016}" in await queues(console):
                 await asyncio.sleep(0.1)
-            left = {console.topic + name for name in ("-s", "-ephemeral-2", "-ephemeral-3", "-ephemeral-4", "-plain")}
+            others = [f"-ephemeral-{number:016}" for number in (2, 3, 4)]
+            left = {console.topic + name for name in ("-s", *others, "-plain")}
             assert {*await queues(console)} == left
             endpoints = {link["Endpoint"].rpartition(":")[2] for link in await console.subscriptions()}
             assert endpoints == left
@@ -92,6 +93,51 @@ def test_a_live_subscription_is_renewed(server: Server) -> None:
             assert await queues(console) == [queue]
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_one_queue_that_is_gone_lets_the_others_live(server: Server) -> None:
+    """Q1: the others are renewed, although the receiver of the first one does not ask for its queue now."""
+
+    async def scenario() -> None:
+        console = Console(server)
+        options = {"subscription": "", "ephemeral_idle": "3", "max_outstanding_messages": "1"}
+        async with console, console.client(**options) as both, both.subscribe() as full:
+            (gone,) = await queues(console)
+            await both.send_message(EventMessage(b"x"))
+            await take(full)  # there is no room for another one, so nothing is asked of the queue
+            async with both.subscribe():
+                (queue,) = {*await queues(console)} - {gone}
+                first = await expiry(console, queue)
+                await asyncio.sleep(1.5)  # the last request of the first receiver has ended
+                await console.delete_queue(gone)
+                while await expiry(console, queue) < first + 4:
+                    await asyncio.sleep(0.1)
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_queue_of_a_topic_with_a_longer_name_is_left_alone(server: Server) -> None:
+    """Q1: it would leave its subscription behind, which belongs to the other topic."""
+
+    async def scenario() -> None:
+        console = Console(server)
+        template = "{subscription}-{topic}"
+        async with console, console.client(ephemeral_idle="3", create="all", queue_name=template) as other:
+            await other.ping()
+            names = [f"ephemeral-{'1' * 16}-{console.topic}", f"ephemeral-{'2' * 16}-big-{console.topic}"]
+            for name in names:
+                await console.sqs.create_queue(QueueName=name, tags={EXPIRES: "1000"})
+            while names[0] in await named(console, "ephemeral-1111"):
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(2)
+            assert names[1] in await named(console, "ephemeral-2222")
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+async def named(console: Console, start: str) -> list[str]:
+    answer = await console.sqs.list_queues(QueueNamePrefix=start)
+    return [url.rpartition("/")[2] for url in answer.get("QueueUrls", [])]
 
 
 def test_an_ephemeral_queue_that_was_removed_is_created_again(server: Server) -> None:

@@ -7,8 +7,10 @@ does, and another client of the topic removes the queue and its subscription.
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from secrets import token_hex
 
 import attrs
@@ -29,6 +31,7 @@ EXPIRES = "events-core:expires"
 
 _PREFIX = "ephemeral-"
 _SUFFIX_BYTES = 8
+_ID = re.compile(r"[0-9a-f]{16}")
 
 
 class EphemeralQueues:
@@ -68,7 +71,8 @@ class EphemeralQueues:
     async def renew(self) -> None:
         """Let the queues of this client live on."""
         for queue in list(self._own.values()):
-            with translated(f"renew the tag of queue {queue.name!r}"):
+            # A queue that is gone must not end the others.  Its receiver creates it again.
+            with _unless_gone(), translated(f"renew the tag of queue {queue.name!r}"):
                 await self._services.sqs.tag_queue(QueueUrl=queue.url, Tags={EXPIRES: self._expiry()})
 
     async def remove_expired(self) -> None:
@@ -77,8 +81,9 @@ class EphemeralQueues:
             if url in self._own or not await self._has_expired(name, url):
                 continue
             arn = await self._services.arn("sqs", name)
-            await self._topology.delete(self._topic, Queue(name, url, arn, self._topic.is_fifo))
-            _log.info("removed queue %r of an ephemeral subscription whose process is gone", name)
+            with _unless_gone():  # another client was quicker
+                await self._topology.delete(self._topic, Queue(name, url, arn, self._topic.is_fifo))
+                _log.info("removed queue %r of an ephemeral subscription whose process is gone", name)
 
     def is_ephemeral(self, queue: str) -> bool:
         """Return whether a queue with this name belongs to an ephemeral subscription."""
@@ -104,8 +109,19 @@ class EphemeralQueues:
                 answer = await self._services.sqs.list_queues(QueueNamePrefix=start, MaxResults=1000, **page)
             for url in answer.get("QueueUrls", ()):
                 name = url.rpartition("/")[2]
-                if name.endswith(end):
+                # Exactly, because the name of another topic may begin or end with the name of this one.
+                if name.endswith(end) and _ID.fullmatch(name.removesuffix(end)[len(start) :]):
                     yield name, url
             if not answer.get("NextToken"):
                 return
             page = {"NextToken": answer["NextToken"]}
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """Pass over a queue that is not there: ``NOT_FOUND``."""
+    try:
+        yield
+    except BrokerError as error:
+        if error.code is not ErrorCode.NOT_FOUND:
+            raise

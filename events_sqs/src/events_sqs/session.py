@@ -35,8 +35,9 @@ _CONNECT_TIMEOUT = 5
 """Seconds for a connection.  A region answers within one."""
 _ANSWER_TIMEOUT = 10
 """Seconds for which an answer may be late, after the time for which SQS was asked to wait."""
-_CONNECTIONS = 100
-"""Connections of each client.  The engine bounds the requests that are out."""
+_CONNECTIONS = 10_000
+"""Connections of each client: more than are ever out.  The engine bounds the requests, and each receiver has a long
+poll.  With fewer connections, all other requests would wait until a poll has ended."""
 
 _LARGE = 2**20
 """Bytes of a body from which on aiohttp warns (``aiohttp.payload.TOO_LARGE_BYTES_BODY``)."""
