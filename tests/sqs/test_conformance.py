@@ -46,7 +46,7 @@ class SQSHarness(Harness):
             "secret_access_key": SECRET,
             "create": "all",
             "wait_time": "1",  # a close waits for the request that is out
-            "visibility_timeout": "10",
+            "visibility_timeout": "20",
             # What a request brings whose connection has broken comes again after this time.
             **(self.lease_options if self.proxy else {}),
         }
