@@ -345,11 +345,18 @@ class Batcher:
         :param before: entries of *before_size* bytes that are in the batch already.
         """
         largest = self._max_bytes if self._pace is None else min(self._max_bytes, self._pace.request_size)
+        queue = lane.entries
         most = 1 if self._one_of_each and lane.key is not None else self._max_messages - len(before)
-        gathered: list[Entry] = []
-        size = 0
-        while lane.entries and len(gathered) < most:
-            entry = lane.entries[0]
+        # Usually all of it leaves: one send, or less than enough.  Then nothing is asked of each entry.
+        if queue and len(queue) <= most and (len(queue) <= enough or queue[0].send is queue[-1].send):
+            gathered = [entry for entry in queue if entry.result is None]
+            size = sum([entry.size for entry in gathered])
+            if before_size + size <= largest:
+                queue.clear()
+                return gathered, size
+        gathered, size = [], 0
+        while queue and len(gathered) < most:
+            entry = queue[0]
             if (gathered or before) and before_size + size + entry.size > largest:
                 break
             # A divided send would complete later, and its results are awaited together.

@@ -44,7 +44,7 @@ ACK, NACK, RETURN, REJECT = Outcome
 class Begun:
     """The first result of a call to settle several messages."""
 
-    __slots__ = ("awaited", "is_noted", "refused", "to_send")
+    __slots__ = ("awaited", "refused", "to_send")
 
     def __init__(self) -> None:
         self.to_send: list[Settlement] = []
@@ -53,8 +53,6 @@ class Begun:
         """The settlements that the caller waits for, including those that other calls have begun."""
         self.refused: dict[str, BrokerError] = {}
         """The errors of messages that cannot be settled in this way, by id."""
-        self.is_noted = False
-        """Whether the source has acknowledged others of the call at once."""
 
 
 class Ledger:

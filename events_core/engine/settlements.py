@@ -45,7 +45,7 @@ class Ticket:
         self.awaited = begun.awaited
         self.failed = begun.refused
         """The errors of messages that were not settled, by message id."""
-        self.is_noted = begun.is_noted
+        self.is_noted = False
         """Whether the source has acknowledged some at once."""
         self.pending = 0
         """The number of settlements that have not ended."""
@@ -55,7 +55,6 @@ class Ticket:
         """Wait also for the settlements that the same call has *begun* later."""
         self.awaited += begun.awaited
         self.failed.update(begun.refused)
-        self.is_noted |= begun.is_noted
 
     def register(self, settlements: Iterable[Settlement]) -> None:
         """Let each of *settlements* report its end here."""
@@ -146,7 +145,7 @@ class Settlements:
         """
         batch: list[Settlement] = []
         limit = min(limit, self._gathering.take(len(self.queued), self._is_more_held))
-        while self.queued and not self._is_stopped and len(batch) < limit:
+        while self.queued and not self.is_stopped and len(batch) < limit:
             settlement = self.queued.popleft()
             if settlement._given_up:
                 continue

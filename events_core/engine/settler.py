@@ -88,7 +88,6 @@ class Settler:
         left = self._acknowledge_at_once(targets, failed) if outcome is _ACK else targets
         begun = self._inbox.ledger.begin(left, outcome, delay, now, reason)
         begun.refused.update(failed)
-        begun.is_noted = left is not targets
         if ticket is None:
             ticket = Ticket(begun)
         else:
