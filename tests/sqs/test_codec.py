@@ -47,7 +47,7 @@ def assert_same(delivery: Delivery, message: EventMessage) -> None:
 @given(messages)
 def test_every_message_arrives_as_it_was_on_fifo(message: EventMessage) -> None:
     """R9: with its key, however odd, and the id that was sent."""
-    delivery = decode(received(message, None, fifo=True), 0.0)
+    delivery = decode(received(message, None, fifo=True), 0.0, is_fifo=True)
     assert_same(delivery, message)
     assert delivery.message_id == fifo_id(ID)
 
@@ -55,7 +55,7 @@ def test_every_message_arrives_as_it_was_on_fifo(message: EventMessage) -> None:
 @given(messages.filter(lambda message: message.ordering_key is None), st.sampled_from([ID, None]))
 def test_every_message_arrives_as_it_was_on_standard_queues(message: EventMessage, carried: str | None) -> None:
     """R9: with the id that it carries or, on a bare queue, with that of SQS."""
-    delivery = decode(received(message, carried, fifo=False), 0.0)
+    delivery = decode(received(message, carried, fifo=False), 0.0, is_fifo=False)
     assert_same(delivery, message)
     assert delivery.message_id == (carried or "of-sqs")
 

@@ -24,7 +24,7 @@ def arrived(body: str, attributes: dict[str, dict[str, Any]] | None = None, **sy
         message["Attributes"] = system
     if attributes is not None:
         message["MessageAttributes"] = attributes
-    return decode(message, 5.0)
+    return decode(message, 5.0, is_fifo=True)
 
 
 def string(value: str) -> dict[str, str]:

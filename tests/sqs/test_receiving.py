@@ -352,3 +352,18 @@ def test_a_backlog_takes_few_requests(console: Console) -> None:
             assert proxy.count(DELETE) <= 1.15 * 30
 
     asyncio.run(scenario())
+
+
+def test_the_group_of_a_message_in_a_standard_queue_is_no_key(console: Console) -> None:
+    """R8: there it serves fairness and keeps no order; the message can be sent on, and tells its group if asked."""
+
+    async def scenario() -> None:
+        async with console, console.client() as both, both.subscribe() as receiver:
+            await console.sqs.send_message(QueueUrl=await console.url(), MessageBody="x", MessageGroupId="tenant-7")
+            message = await take(receiver)
+            assert both.native_message(message)["Attributes"]["MessageGroupId"] == "tenant-7"
+            assert message.ordering_key is None
+            await both.send_message(message)
+            assert (await take(receiver)).data == b"x"
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))

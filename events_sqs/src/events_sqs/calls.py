@@ -29,6 +29,7 @@ class Calls:
     def __init__(self, sqs: Any, queue: Queue, subscription: str, lease: int) -> None:
         self._sqs = sqs
         self._url = queue.url
+        self._is_fifo = queue.is_fifo
         self._subscription = subscription
         self._lease = lease
         self._receiving: dict[str, Any] = {
@@ -48,7 +49,7 @@ class Calls:
             asked["ReceiveRequestAttemptId"] = attempt_id
         answer = await self._ask(self._sqs.receive_message, asked, "receive", wait)
         received = uptime()
-        deliveries = [decode(message, received) for message in answer.get("Messages", ())]
+        deliveries = [decode(message, received, is_fifo=self._is_fifo) for message in answer.get("Messages", ())]
         for delivery in deliveries:
             delivery.token.until = received + self._lease
         return deliveries

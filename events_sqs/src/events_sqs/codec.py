@@ -16,7 +16,7 @@ type ``String``.  Any program of AWS can read it.  Whatever SQS cannot carry goe
     The ordering key, if it cannot be the id of a message group.  That id is then a hash of the key.
 
 On FIFO, the id of the message group is the ordering key.  A message without a key is its own group: the id of the group
-is its own id.
+is its own id.  On a standard queue, a message group serves fairness and keeps no order, so it is no key.
 
 A message of any other program arrives by these rules.  Its data is the body, in UTF-8.  An attribute of the type
 ``Number`` becomes its text, and one of the type ``Binary`` its base64.  Its id is that of SQS.  An attribute
@@ -200,12 +200,13 @@ _MOST_OVERHEAD = 200
 """The most bytes of a message next to its data, attributes and key: :data:`PACKED` with an id."""
 
 
-def decode(message: Mapping[str, Any], received: float) -> Delivery:
+def decode(message: Mapping[str, Any], received: float, *, is_fifo: bool) -> Delivery:
     """Return the delivery of *message*, a member of ``Messages`` in the answer of ``ReceiveMessage``.
 
     It never raises, whatever program has sent the message.
 
     :param received: the :func:`~events_core.engine.uptime` at which the answer came.
+    :param is_fifo: whether the queue keeps the order of keys.  If not, the delivery has no key, so it can be sent on.
     """
     system = message.get("Attributes", {})
     attributes = {name: _text(value) for name, value in message.get("MessageAttributes", {}).items()}
@@ -227,7 +228,7 @@ def decode(message: Mapping[str, Any], received: float) -> Delivery:
         message_id,
         message["Body"].encode(errors="surrogatepass") if data is None else data,
         attributes,
-        key,
+        key if is_fifo else None,
         _time(system.get("SentTimestamp")),
         int(system.get("ApproximateReceiveCount", 1)),
         Receipt(message["ReceiptHandle"], received, message),
