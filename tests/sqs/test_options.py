@@ -153,4 +153,10 @@ def test_a_long_send_timeout_promises_no_single_copy() -> None:
 def test_a_delay_leaves_time_for_the_lease() -> None:
     """R11: SQS hides a message for 12 hours in all, so the longest delay is shorter by the longest lease."""
     assert client().capabilities.limits.max_nack_delay == 43_200 - 3600
-    assert client(max_lease_duration="43200").capabilities.limits.max_nack_delay == 3600
+    assert client(max_lease_duration="42000").capabilities.limits.max_nack_delay == 1200
+
+
+def test_a_minute_is_left_for_the_delay_of_a_message_that_was_held_for_long() -> None:
+    """R11: a message goes back a minute before the 12 hours are over, so a delay of a minute is always possible."""
+    for longest in ("43200", "1e9"):
+        assert client(max_lease_duration=longest).capabilities.limits.max_nack_delay == 60

@@ -229,7 +229,7 @@ def _import_aiobotocore() -> None:
 def _capabilities(options: SQSOptions) -> Capabilities:
     full = limits.FULL_CAPABILITIES
     # A delay and the time for which the message was held may have 12 hours together.
-    longest_delay = max(limits.LONGEST_LEASE - options.max_lease_duration, 3600.0)
+    longest_delay = limits.LONGEST_LEASE - min(options.max_lease_duration, limits.LONGEST_HOLD)
     return attrs.evolve(
         full,
         ordering="subscription" if options.is_fifo else "none",

@@ -15,6 +15,7 @@ __all__ = [
     "CARRIED_ID",
     "DEDUPLICATION",
     "FULL_CAPABILITIES",
+    "LONGEST_HOLD",
     "LONGEST_LEASE",
     "MAX_ATTRIBUTES",
     "MAX_BATCH",
@@ -53,6 +54,9 @@ DEDUPLICATION = 300
 
 LONGEST_LEASE = 43_200
 """Seconds from the receipt of a message until its visibility timeout must have ended."""
+
+LONGEST_HOLD = LONGEST_LEASE - 60.0
+"""Seconds from the receipt of a message until it goes back.  A nack then has a minute left for its delay."""
 
 FULL_CAPABILITIES = Capabilities(
     durable="power_loss",

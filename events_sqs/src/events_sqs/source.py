@@ -20,7 +20,7 @@ import attrs
 from events_core import Capabilities, ErrorCode, EventMessage
 from events_core.engine import BrokerError, Delivery, Letters, Settlement, Source, uptime
 from events_sqs.calls import Calls
-from events_sqs.limits import LONGEST_LEASE
+from events_sqs.limits import LONGEST_HOLD
 from events_sqs.options import SQSOptions
 from events_sqs.polling import Polls
 from events_sqs.settling import Settling
@@ -30,9 +30,6 @@ __all__ = ["Context", "SQSSource"]
 
 _CUT_AFTER = 0.1
 """Seconds for which closing waits for a request that is out.  The engine has waited before, for a second at least."""
-
-_RESERVE = 60.0
-"""Seconds before the end of the 12 hours in which a message goes back."""
 
 _PREFETCH = 100
 """Messages that are fetched ahead.  SQS is paid by the request, and each message that waits here is extended."""
@@ -64,7 +61,7 @@ class SQSSource(Source):
     redelivers_locally = True
     """Without meaning on standard queues, where the engine settles each message alone."""
     prefetch = _PREFETCH
-    longest_hold = LONGEST_LEASE - _RESERVE
+    longest_hold = LONGEST_HOLD
 
     def __init__(self, subscription: str, queue: Queue, context: Context) -> None:
         options = context.options
