@@ -6,11 +6,15 @@ import asyncio
 import time
 
 from events_core import EventMessage
+from events_sqs import SQSOptions
+from events_sqs.driver import SQSDriver
 from events_sqs.ephemeral import EXPIRES
 
 from .console import Console
+from .faults import faulty
 from .receiving import take
 from .server import Server
+from .waiting import until
 
 
 async def queues(console: Console) -> list[str]:
@@ -157,3 +161,36 @@ def test_an_ephemeral_queue_that_was_removed_is_created_again(server: Server) ->
             assert await console.subscriptions() == []
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_round_asks_for_the_tags_of_few_queues(server: Server) -> None:
+    """Q1: 50 of them, by chance.  So 1,000 clients do not ask for 1,000 tags each, and an expired queue is found."""
+
+    async def scenario() -> None:
+        console = Console(server)
+        async with (
+            console,
+            faulty(server.url) as proxy,
+            console.client(ephemeral_idle="4", endpoint_url=proxy.url) as other,
+        ):
+            await other.ping()
+            for number in range(1, 70):
+                tags = {EXPIRES: str(int(time.time()) + 1000)}
+                await console.sqs.create_queue(QueueName=f"{console.topic}-ephemeral-{number:016}", tags=tags)
+            expired = f"{console.topic}-ephemeral-{0:016}"
+            await console.sqs.create_queue(QueueName=expired, tags={EXPIRES: "1000"})
+            while await console.has_queue(expired):
+                await asyncio.sleep(0.1)
+            rounds = proxy.count("ListQueues")
+            await until(lambda: proxy.count("ListQueues") > rounds)
+            asked = "".join({"ListQueues": " ", "ListQueueTags": "."}.get(call.operation, "") for call in proxy.calls)
+            assert max(map(len, asked.split())) == 50
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_queue_is_renewed_twice_before_it_expires() -> None:
+    """Q1: so one renewal may fail; the engine waits for up to one and a half times the interval."""
+    driver = SQSDriver("orders", "", SQSOptions(region="us-east-1", ephemeral_idle=1000.0))
+    assert driver.maintenance_interval is not None
+    assert 2 * 1.5 * driver.maintenance_interval < 1000

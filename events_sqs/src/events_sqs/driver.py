@@ -50,7 +50,7 @@ class SQSDriver(Driver[SQSOptions]):
         self.address = options.endpoint_url or options.region or ""
         self.capabilities = _capabilities(options)
         if options.topology == "sns":
-            self.maintenance_interval = options.ephemeral_idle / 3
+            self.maintenance_interval = options.ephemeral_idle / 4
         self.max_batch_bytes = options.request_bytes
         self.wants_ids = options.carries_ids or options.is_fifo
         self._sample_id = "0" * 32 if options.carries_ids else None
