@@ -34,6 +34,8 @@ from aws_calls import counted as counting_proxy
 from contest import Figures, Goal, Work, cpu, finish, installed, print_heading, print_rows, rate, start, take_turns
 from sqs_peers import FULL, REGION, Task
 
+from events_sqs.policy import policy
+
 MESSAGES = 5_000
 ROUNDS = 3
 KEYS = 1_000
@@ -149,10 +151,12 @@ class Emulator:
         marks = {"FifoTopic": "true"} if fifo else {}
         topic_arn: str = self._sns.create_topic(Name=topic, Attributes=marks)["TopicArn"]
         told = self._sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn"])
+        arn = told["Attributes"]["QueueArn"]
+        self._sqs.set_queue_attributes(QueueUrl=queue_url, Attributes={"Policy": policy(arn, topic_arn)})
         self._sns.subscribe(
             TopicArn=topic_arn,
             Protocol="sqs",
-            Endpoint=told["Attributes"]["QueueArn"],
+            Endpoint=arn,
             Attributes={"RawMessageDelivery": "true"},
         )
         return topic_arn

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 import pytest
 
 from events_core import ErrorCode, EventError, EventMessage, PublishError, ReceiveError
 from events_sqs import SQSClient
+from events_sqs.policy import policy
 
 from .console import Console
+from .faults import faulty
 from .receiving import take
-from .server import Server
+from .server import REGION, Server
 
 
 @pytest.fixture(params=[None, "true"], ids=["standard", "fifo"])
@@ -102,6 +105,7 @@ def test_a_missing_subscription_is_not_found(either: Console) -> None:
             async with either.client(create="never") as careful:
                 assert await refused(careful, None, either.queue) is ErrorCode.NOT_FOUND
                 attributes = {"FifoQueue": "true"} if either.is_fifo else {}
+                attributes["Policy"] = policy(f"arn:aws:sqs:{REGION}:000000000000:{either.queue}", either.topic_arn)
                 await either.sqs.create_queue(QueueName=either.queue, Attributes=attributes)
                 assert await refused(careful, None, "is not subscribed") is ErrorCode.NOT_FOUND
                 async with either.client(create="subscription") as both:
@@ -124,6 +128,81 @@ def test_a_subscription_that_wraps_messages_is_refused(console: Console) -> None
                 AttributeValue="false",
             )
             assert await refused(both, "s", "RawMessageDelivery") is ErrorCode.INVALID
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_queue_into_which_sns_may_not_write_is_refused(strict_server: Server) -> None:
+    """Q2: its receivers would wait in vain; with the statement that the error shows, messages arrive."""
+
+    async def scenario() -> None:
+        console = Console(strict_server)
+        async with console, console.client(subscription="") as both:
+            await both.ping()
+            url = (await console.sqs.create_queue(QueueName=console.queue))["QueueUrl"]
+            with pytest.raises(EventError, match="add this statement") as caught:
+                await both.subscribe("s")
+            assert caught.value.code is ErrorCode.INVALID
+            assert await console.subscriptions() == []
+            text = str(caught.value)
+            statement, _ = json.JSONDecoder().raw_decode(text, text.index("{"))
+            document = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+            await console.sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": document})
+            async with both.subscribe("s") as receiver:
+                await both.send_message(EventMessage(b"x"))
+                assert (await take(receiver)).data == b"x"
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_policy_that_cannot_be_judged_is_warned_of(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """Q2: a condition that only AWS can check may hold, so the subscription is not refused."""
+
+    async def scenario() -> None:
+        async with console, console.client(subscription="") as both:
+            await both.ping()
+            document = policy("*", console.topic_arn).replace("aws:SourceArn", "aws:SourceOrgID")
+            await console.sqs.create_queue(QueueName=console.queue, Attributes={"Policy": document})
+            await (await both.subscribe("s")).close()
+
+    with caplog.at_level(logging.WARNING, "events_sqs"):
+        asyncio.run(asyncio.wait_for(scenario(), 120))
+    assert f"cannot be told whether queue {console.queue!r} lets" in caplog.text
+
+
+def test_a_failed_creation_leaves_the_queue_of_another_client(console: Console) -> None:
+    """Q2: if two clients create one subscription and one of them fails, the other keeps its queue and its messages."""
+
+    async def scenario() -> None:
+        async with console, console.client(subscription="") as owner, faulty(console.server.url) as proxy:
+            await (await owner.subscribe("s")).close()
+            await owner.send_message(EventMessage(b"x"))
+            async with console.client(subscription="", endpoint_url=proxy.url) as other:
+                await other.ping()
+                proxy.refuse("GetQueueUrl", "QueueDoesNotExist")  # as if the owner were a moment later
+                proxy.refuse("Subscribe", "AuthorizationError", status=403)
+                assert await refused(other, "s", "subscribe queue") is ErrorCode.PERMISSION_DENIED
+            assert len(await console.subscriptions()) == 1
+            async with owner.subscribe("s") as receiver:
+                assert (await take(receiver)).data == b"x"
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_failed_creation_leaves_no_ephemeral_queue(console: Console) -> None:
+    """Q1: nobody else can have its name."""
+
+    async def scenario() -> None:
+        async with (
+            console,
+            faulty(console.server.url) as proxy,
+            console.client(subscription="", endpoint_url=proxy.url) as both,
+        ):
+            proxy.refuse("Subscribe", "AuthorizationError", status=403)
+            assert await refused(both, None, "subscribe queue") is ErrorCode.PERMISSION_DENIED
+            assert proxy.count("CreateQueue") == 1
+            found = await console.sqs.list_queues(QueueNamePrefix=console.topic)
+            assert found.get("QueueUrls", []) == []
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
 

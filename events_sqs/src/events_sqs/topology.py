@@ -10,7 +10,8 @@ What exists already is never changed.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -21,10 +22,13 @@ from events_core.engine import BrokerError
 from events_sqs.errors import translated
 from events_sqs.limits import queue_objection
 from events_sqs.options import SQSOptions
+from events_sqs.policy import lets_send, policy, statement
 from events_sqs.scratch import created
 from events_sqs.session import Services
 
 __all__ = ["Queue", "Topic", "Topology"]
+
+_log = logging.getLogger("events_sqs")
 
 
 @attrs.frozen
@@ -59,6 +63,8 @@ class Queue:
     is_ephemeral: bool = False
     link: str = ""
     """The ARN of its subscription to the SNS topic, if that is known."""
+    policy: str | None = attrs.field(default=None, repr=False)
+    """Its policy in JSON, if it existed already and has one."""
 
 
 class Topology:
@@ -96,7 +102,7 @@ class Topology:
             return self._found(full, await self._queue_url(full))
         arn = await self._services.arn("sns", full)
         # A program that may only publish may not ask this.  Its first send then tells whether there is a topic.
-        with _unless_forbidden(), translated(f"look for SNS topic {full!r}"):
+        with _unless(ErrorCode.PERMISSION_DENIED), translated(f"look for SNS topic {full!r}"):
             await self._services.sns.get_topic_attributes(TopicArn=arn)
         return self._found(full, arn)
 
@@ -126,7 +132,10 @@ class Topology:
             if error.code is not ErrorCode.NOT_FOUND or self._options.create == "never":
                 raise
             return await self.create(topic, name)
-        return await self._linked(topic, queue) if self._is_sns else queue
+        if not self._is_sns:
+            return queue
+        _check_policy(topic, queue)
+        return await self._linked(topic, queue)
 
     def queue_name(self, topic: Topic, subscription: str) -> str:
         """Return the name of a subscription's queue.
@@ -139,17 +148,22 @@ class Topology:
         return name
 
     async def create(self, topic: Topic, name: str, tags: Mapping[str, str] | None = None) -> Queue:
-        """Create a queue, and subscribe it to *topic*; leave nothing behind if that fails."""
+        """Create a queue, and subscribe it to *topic*.
+
+        If that fails, an ephemeral queue, which has *tags*, is deleted.  A named queue stays, because SQS does not tell
+        who has created it: another client may have been quicker.  The next call subscribes it.
+        """
         if not self._is_sns:
             return await self._look_for_queue(name, await self._create_queue(name, {}, tags or {}))
         arn = await self._services.arn("sqs", name)
-        url = await self._create_queue(name, {"Policy": _policy(arn, topic.address)}, tags or {})
+        url = await self._create_queue(name, {"Policy": policy(arn, topic.address)}, tags or {})
         queue = Queue(name, url, arn, topic.is_fifo)
         try:
             return await self._link(topic, queue)
         except BaseException:  # also when cancelled
-            with suppress(BrokerError):
-                await self.delete(topic, queue)
+            if tags:
+                with suppress(BrokerError):
+                    await self.delete(topic, queue)
             raise
 
     async def delete_subscription(self, topic: Topic, subscription: str) -> None:
@@ -204,11 +218,12 @@ class Topology:
         url = url or await self._queue_url(name)
         with translated(f"ask for the attributes of queue {name!r}"):
             answer = await self._services.sqs.get_queue_attributes(
-                QueueUrl=url, AttributeNames=["QueueArn", "RedrivePolicy"]
+                QueueUrl=url, AttributeNames=["Policy", "QueueArn", "RedrivePolicy"]
             )
         attributes = answer.get("Attributes", {})
         redrives = not self._options.is_fifo and self._is_asked_for(attributes.get("RedrivePolicy"))
-        return Queue(name, url, attributes["QueueArn"], self._options.is_fifo, redrives)
+        arn, found = attributes["QueueArn"], attributes.get("Policy")
+        return Queue(name, url, arn, self._options.is_fifo, redrives, policy=found)
 
     def _is_asked_for(self, policy: str | None) -> bool:
         """Return whether the redrive policy of a queue is the one that the options describe."""
@@ -259,7 +274,7 @@ class Topology:
                     ErrorCode.NOT_FOUND,
                 )
             return await self._link(topic, queue)
-        with _unless_forbidden(), translated(f"ask for the subscription of queue {queue.name!r}"):
+        with _unless(ErrorCode.PERMISSION_DENIED), translated(f"ask for the subscription of queue {queue.name!r}"):
             answer = await self._services.sns.get_subscription_attributes(SubscriptionArn=link)
             if answer["Attributes"].get("RawMessageDelivery") != "true":
                 raise BrokerError(
@@ -299,23 +314,28 @@ class Topology:
             page = {"NextToken": answer["NextToken"]}
 
 
-def _policy(queue: str, topic: str) -> str:
-    """Return the policy of a queue to which SNS may send what is published to *topic*; both are ARNs."""
-    statement = {
-        "Effect": "Allow",
-        "Principal": {"Service": "sns.amazonaws.com"},
-        "Action": "sqs:SendMessage",
-        "Resource": queue,
-        "Condition": {"ArnEquals": {"aws:SourceArn": topic}},
-    }
-    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+def _check_policy(topic: Topic, queue: Queue) -> None:
+    """Refuse a queue into which SNS may not write: its receivers would wait in vain, and no error would say so.
+
+    :raises BrokerError: ``INVALID``.
+    """
+    allowed = lets_send(queue.policy, queue.arn, topic.address)
+    if allowed:
+        return
+    advice = f"add this statement to its policy: {json.dumps(statement(queue.arn, topic.address))}"
+    if allowed is None:
+        _log.warning(
+            "it cannot be told whether queue %r lets %s send to it; if no message comes, %s", queue.name, topic, advice
+        )
+        return
+    raise BrokerError(f"queue {queue.name!r} does not let {topic} send to it; {advice}", ErrorCode.INVALID)
 
 
 @contextmanager
-def _unless_forbidden() -> Iterator[None]:
-    """Pass over a question that the program may not ask: ``PERMISSION_DENIED``."""
+def _unless(code: ErrorCode) -> Iterator[None]:
+    """Pass over an error with this code."""
     try:
         yield
     except BrokerError as error:
-        if error.code is not ErrorCode.PERMISSION_DENIED:
+        if error.code is not code:
             raise
