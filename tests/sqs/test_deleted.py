@@ -1,4 +1,4 @@
-"""A queue is deleted or purged under a receiver."""
+"""A topic or a queue is deleted, or a queue is purged, under a client."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import logging
 
 import pytest
 
-from events_core import ErrorCode, EventMessage, ReceiveError
+from events_core import ErrorCode, EventMessage, PublishError, ReceiveError
 
 from .console import Console
-from .disturbed import outcome
-from .receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, take
+from .disturbed import disturbed, outcome
+from .receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, settle_all, take
 from .server import Server
 
 
@@ -51,6 +51,87 @@ def test_a_deleted_queue_is_told_where_nothing_may_be_created(console: Console) 
                 assert caught.value.code is ErrorCode.NOT_FOUND
 
     asyncio.run(scenario())
+
+
+def test_a_topic_that_is_created_again_has_its_queues(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """F1: nothing that is sent at the same time is lost to the receivers of the client; a log record says so."""
+
+    async def scenario() -> None:
+        async with console, console.client(subscription="") as both, both.subscribe("named") as named:
+            async with both.subscribe() as ephemeral:
+                await console.sns.delete_topic(TopicArn=console.topic_arn)
+                await asyncio.gather(*map(both.send_message, numbered(50)))
+                for receiver in (named, ephemeral):
+                    assert sorted(await settle_all(receiver, 50)) == list(range(50))
+                assert len(await console.subscriptions()) == 2
+            assert len(await console.subscriptions()) == 1
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(asyncio.wait_for(scenario(), 120))
+    assert caplog.text.count("was deleted and has been created again") == 1
+
+
+def test_a_topic_that_is_created_again_has_the_configured_subscription(console: Console) -> None:
+    """F1: also while it has no receiver."""
+
+    async def scenario() -> None:
+        async with console, console.client() as both:
+            await both.ping()
+            await console.sns.delete_topic(TopicArn=console.topic_arn)
+            await both.send_message(EventMessage(b"x"))
+            async with both.subscribe() as receiver:
+                assert (await take(receiver)).data == b"x"
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_nothing_is_sent_to_a_topic_whose_queues_are_missing(console: Console) -> None:
+    """F1: if the queues cannot be subscribed again, the send fails, and the next one subscribes them first."""
+
+    async def scenario() -> None:
+        async with disturbed(console) as (proxy, both, receiver):
+            await console.sns.delete_topic(TopicArn=console.topic_arn)
+            proxy.refuse("Subscribe", "AuthorizationError", status=403)
+            with pytest.raises(PublishError) as caught:
+                await both.send_message(EventMessage(b"x"))
+            assert outcome(caught.value) == (ErrorCode.PERMISSION_DENIED, False)
+            await both.send_message(EventMessage(b"y"))
+            assert (await take(receiver)).data == b"y"
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_deleted_topic_is_created_again_for_a_receiver(console: Console) -> None:
+    """F1, Q2: with create=all, a receiver whose queue was deleted with its topic creates both again."""
+
+    async def scenario() -> None:
+        async with console, console.client() as both, both.subscribe() as receiver:
+            await console.sns.delete_topic(TopicArn=console.topic_arn)
+            await console.delete_queue()
+            while not await console.has_queue():  # it is created after its topic
+                await asyncio.sleep(0.05)
+            while not await console.subscriptions():
+                await asyncio.sleep(0.05)
+            await both.send_message(EventMessage(b"x"))
+            assert (await take(receiver)).data == b"x"
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_letter_is_kept_when_its_topic_was_deleted(console: Console) -> None:
+    """R12: the dead-letter topic is created again with the queue of the letters."""
+    letters = f"{console.topic}-dead"
+    options = {"dead_letter_topic": letters, "max_delivery_attempts": "2", "dead_letter_subscription": "kept"}
+
+    async def scenario() -> None:
+        async with console, console.client(**options) as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"x"))
+            message = await take(receiver)
+            await console.sns.delete_topic(TopicArn=f"{console.topic_arn}-dead")
+            await receiver.reject(message, reason="the test wants a letter")
+            assert await console.messages(f"{letters}-kept") == 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_a_held_message_of_a_deleted_queue(console: Console) -> None:

@@ -106,12 +106,15 @@ class SQSDriver(Driver[SQSOptions]):
     async def publish_with_ids(
         self, messages: Sequence[EventMessage], ids: Sequence[str]
     ) -> Sequence[str | BrokerError]:
-        try:
-            return await self._sender.send(messages, ids)
-        except BrokerError as error:
-            if error.code is not ErrorCode.NOT_FOUND or self.options.create != "all":
-                raise
-        await self.topology.find_topic(self.topic_name)  # the topic was deleted
+        # A send may have been cancelled after it created the topic again, and before it subscribed the queues.
+        if not self.topology.is_deleted(self.topic_name):
+            try:
+                return await self._sender.send(messages, ids)
+            except BrokerError as error:
+                if error.code is not ErrorCode.NOT_FOUND or self.options.create != "all":
+                    raise
+            self.topology.note_deleted(self.topic_name)
+        await self.topology.find_topic(self.topic_name)
         return await self._sender.send(messages, ids)
 
     async def store_letter(self, letter: EventMessage) -> None:
@@ -123,7 +126,9 @@ class SQSDriver(Driver[SQSOptions]):
             letters = self._letters or await self._find_letters()
             (result,) = await letters.send([letter], [token_hex(16)])
         except BrokerError as error:
-            self._letters = None  # the topic may have been deleted, and is looked for again
+            self._letters = None  # the topic is looked for again
+            if error.code is ErrorCode.NOT_FOUND:
+                self.topology.note_deleted(self._dead_letter_topic)
             result = error
         if isinstance(result, BrokerError):
             raise BrokerError(str(result), result.code, retryable=True) from result.__cause__
@@ -132,10 +137,14 @@ class SQSDriver(Driver[SQSOptions]):
         from events_sqs.sending import Sender
 
         assert self._services is not None
-        assert self.options.dead_letter_topic is not None
-        topic = await self.topology.find_topic(self.options.dead_letter_topic)
+        topic = await self.topology.find_topic(self._dead_letter_topic)
         self._letters = Sender(self._services, topic, self.options.request_bytes)
         return self._letters
+
+    @property
+    def _dead_letter_topic(self) -> str:
+        assert self.options.dead_letter_topic is not None
+        return self.options.dead_letter_topic
 
     # Receiving
 
@@ -163,7 +172,10 @@ class SQSDriver(Driver[SQSOptions]):
         return SQSSource(subscription, queue, context)
 
     async def _restore(self, queue: Queue, subscription: str) -> None:
-        """Create a queue again, which was deleted under its receiver."""
+        """Create a queue again, which was deleted under its receiver, and its topic if that was deleted too."""
+        self.topology.forget(self._topic, queue)
+        if self.options.create == "all":
+            await self.topology.find_topic(self.topic_name)
         if queue.is_ephemeral:
             await self._ephemeral.restore(queue)
         else:
@@ -189,8 +201,7 @@ class SQSDriver(Driver[SQSOptions]):
         return await self.topology.has_subscription(self._topic)
 
     async def keep_dead_letters(self, subscription: str) -> bool | None:
-        assert self.options.dead_letter_topic is not None
-        topic = await self.topology.find_topic(self.options.dead_letter_topic)
+        topic = await self.topology.find_topic(self._dead_letter_topic)
         return await self.topology.keep_letters(topic, subscription, self._ephemeral.is_ephemeral)
 
     async def delete_subscription(self, subscription: str) -> None:

@@ -74,26 +74,60 @@ class Topology:
         self._services = services
         self._options = options
         self._is_sns = options.topology == "sns"
+        self._linked_queues: dict[str, dict[str, Queue]] = {}
+        """The queues that this client has subscribed or joined, by their ARNs, for each topic that it has found."""
+        self._deleted: set[str] = set()
+        """Topics that were deleted.  Nothing may be sent to one until :meth:`find_topic` has subscribed its queues."""
 
     # Topics
 
     async def find_topic(self, name: str) -> Topic:
         """Return the topic *name*; create it if the options allow that.
 
+        A topic that was deleted has lost its subscriptions.  Here it gets back those that this client knows.
+
         :raises BrokerError: ``NOT_FOUND`` if there is none.
         """
+        full = self._options.topic_of(name)
         try:
-            return await self.look_for_topic(name)
+            topic = await self.look_for_topic(name)
         except BrokerError as error:
             if error.code is not ErrorCode.NOT_FOUND or self._options.create != "all":
                 raise
-        full = self._options.topic_of(name)
-        if self._is_sns:
-            with translated(f"create SNS topic {full!r}"):
-                answer = await self._services.sns.create_topic(Name=full, Attributes=self._topic_attributes())
-            created("topic", answer["TopicArn"])
-            return self._found(full, answer["TopicArn"])
-        return self._found(full, await self._create_queue(full, {}, {}))
+            if full in self._linked_queues:
+                self._deleted.add(full)
+            topic = await self._create_topic(full)
+        queues = self._linked_queues.setdefault(full, {})
+        if full in self._deleted:
+            await self._link_again(topic, list(queues.values()))
+        return topic
+
+    async def _create_topic(self, full: str) -> Topic:
+        if not self._is_sns:
+            return self._found(full, await self._create_queue(full, {}, {}))
+        with translated(f"create SNS topic {full!r}"):
+            answer = await self._services.sns.create_topic(Name=full, Attributes=self._topic_attributes())
+        created("topic", answer["TopicArn"])
+        return self._found(full, answer["TopicArn"])
+
+    async def _link_again(self, topic: Topic, queues: Sequence[Queue]) -> None:
+        # The list of a new topic may still have subscriptions of the old one.  So they are not looked for.
+        for queue in queues:
+            with _unless(ErrorCode.INVALID):  # somebody has subscribed it with other attributes
+                await self._link(topic, queue)
+        if topic.name in self._deleted:  # several sends may have done this at the same time
+            self._deleted.remove(topic.name)
+            others = "; queues of other clients must be subscribed again" if self._is_sns else ""
+            _log.warning("%s was deleted and has been created again%s", topic, others)
+
+    def note_deleted(self, name: str) -> None:
+        """Note that the topic *name* was deleted; :meth:`find_topic` must be called before the next message is sent."""
+        if self._options.create != "never":
+            self._deleted.add(self._options.topic_of(name))
+
+    def is_deleted(self, name: str) -> bool:
+        """Return whether the topic *name* was deleted, and its queues are not subscribed again."""
+        return self._options.topic_of(name) in self._deleted
 
     async def look_for_topic(self, name: str) -> Topic:
         """Return the topic *name*, which must exist."""
@@ -175,13 +209,16 @@ class Topology:
 
     async def delete(self, topic: Topic, queue: Queue) -> None:
         """Delete *queue*, and its subscription first: without it, nobody would find that any more."""
+        queue = self.forget(topic, queue)
         if self._is_sns:
-            link = queue.link or await self._find_link(topic, queue)
-            if link:
-                with translated(f"unsubscribe queue {queue.name!r} from {topic}"):
-                    await self._services.sns.unsubscribe(SubscriptionArn=link)
+            with _unless(ErrorCode.NOT_FOUND):  # the topic was deleted
+                await self._unlink(topic, queue)
         with translated(f"delete queue {queue.name!r}"):
             await self._services.sqs.delete_queue(QueueUrl=queue.url)
+
+    def forget(self, topic: Topic, queue: Queue) -> Queue:
+        """Do not subscribe *queue* again if *topic* is deleted; return it with its latest subscription."""
+        return self._linked_queues.get(topic.name, {}).pop(queue.arn, queue)
 
     async def keep_letters(self, topic: Topic, subscription: str, is_ephemeral: Callable[[str], bool]) -> bool:
         """Create *subscription* if the dead-letter topic has no other that lasts; return whether it has one now.
@@ -282,7 +319,7 @@ class Topology:
                     "RawMessageDelivery to true",
                     ErrorCode.INVALID,
                 )
-        return attrs.evolve(queue, link=link)
+        return self._remembered(topic, attrs.evolve(queue, link=link))
 
     async def _link(self, topic: Topic, queue: Queue) -> Queue:
         with translated(f"subscribe queue {queue.name!r} to {topic}"):
@@ -293,7 +330,17 @@ class Topology:
                 Attributes={"RawMessageDelivery": "true"},
                 ReturnSubscriptionArn=True,
             )
-        return attrs.evolve(queue, link=answer["SubscriptionArn"])
+        return self._remembered(topic, attrs.evolve(queue, link=answer["SubscriptionArn"]))
+
+    async def _unlink(self, topic: Topic, queue: Queue) -> None:
+        link = queue.link or await self._find_link(topic, queue)
+        if link:
+            with translated(f"unsubscribe queue {queue.name!r} from {topic}"):
+                await self._services.sns.unsubscribe(SubscriptionArn=link)
+
+    def _remembered(self, topic: Topic, queue: Queue) -> Queue:
+        self._linked_queues.setdefault(topic.name, {})[queue.arn] = queue
+        return queue
 
     async def _find_link(self, topic: Topic, queue: Queue) -> str:
         async for link in self._links(topic):
