@@ -323,8 +323,8 @@ class Source(ABC):
         """Keep *deliveries* safe for another :attr:`lease` seconds, and return those that the broker has taken back.
 
         *Called* only if :attr:`lease` is a number and the source is not inline, for deliveries that have less than half
-        of it left.  Overlaps every method but :meth:`extend` itself and :meth:`close`: a delivery may be settled at
-        the same time.
+        of it left.  Overlaps every method but :meth:`extend` itself and :meth:`close`: a delivery may be acknowledged
+        or rejected at the same time.  It does not go back meanwhile: the two requests could overtake each other.
 
         *Cancelled* after a third of the lease, and when the receiver closes.  Leases may then be extended or not.
 

@@ -48,6 +48,7 @@ Some fields are read or written without the lock.  Each is safe for a reason:
 * ``deque.append`` and ``popleft`` are atomic, so :attr:`Inbox.abandoned` needs no lock.
 * ``Settlements.abort`` writes one field, and ``has_deferred`` reads one.  Both run at home.
 * ``token`` and ``lease_until`` of a delivery are written only at home, where the lease keeper reads and writes them.
+  ``Ledger.renewing`` is written and read only there.
 * The counters and times of a prefetching feed are written only at home.  Other threads read them for statistics only.
 * ``EngineReceiver._closed`` changes once, from False to True.  The tasks that wait for it are woken after that, and
   then read it again.

@@ -86,11 +86,21 @@ class LeaseKeeper:
         self._settler.pump()
 
     async def _renew(self, lease: float) -> None:
-        asked = self._now()
+        ledger = self._inbox.ledger
         with self._inbox.lock:
-            deliveries = self._inbox.ledger.renewals(asked + lease / 2)
+            deliveries = ledger.renewals(self._now() + lease / 2)
+            ledger.renewing = {delivery.message_id for delivery in deliveries}
         if not deliveries:
             return
+        try:
+            await self._extend(deliveries, lease)
+        finally:
+            # Without the lock: a plain store, and the garbage collector may be what ends this coroutine.
+            ledger.renewing = ()
+        self._settler.pump()  # what goes back has waited for this
+
+    async def _extend(self, deliveries: Sequence[Delivery], lease: float) -> None:
+        asked = self._now()
         tokens = [delivery.token for delivery in deliveries]
         try:
             # More than that is left of each lease, so a renewal that is not answered can be repeated.

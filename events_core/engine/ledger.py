@@ -111,6 +111,8 @@ class Ledger:
         """The number of deliveries that are handed out and not over."""
         self.duplicates = 0
         """The number of deliveries that repeated one that was here already (R7)."""
+        self.renewing: Collection[str] = ()
+        """The ids of the messages whose leases are being renewed.  The lease keeper alone writes it, at home."""
         self.closing = False
 
     def keep_order(self, keeps_order: bool) -> None:
@@ -540,8 +542,13 @@ class Ledger:
 
     def lose(self, deliveries: Collection[Delivery]) -> list[Settlement]:
         """End *deliveries*, which the broker has taken back; return settlements for their successors (R10)."""
-        # A delivery that is over cannot be lost.  The broker knows what it took back, so those need no settlement.
-        live = {delivery: None for delivery in deliveries if self._live.get(delivery.message_id) is delivery}
+        # A delivery that is over cannot be lost.  One whose settlement is out may be settled already: its answer tells.
+        # The broker knows what it took back, so those need no settlement.
+        live = {
+            delivery: None
+            for delivery in deliveries
+            if self._live.get(delivery.message_id) is delivery and not delivery._is_out
+        }
         for delivery in deliveries:
             if self.delays.find(delivery.message_id) is delivery:
                 delivery.lease_until = math.inf  # there is nothing to renew until it comes again
@@ -559,9 +566,16 @@ class Ledger:
         return next(iter(self._live.values()))._deadline if self._live else None
 
     def renewals(self, before: float) -> list[Delivery]:
-        """Return the deliveries whose leases end at the time *before* or earlier."""
+        """Return the deliveries whose leases end at the time *before* or earlier.
+
+        One that is going back is left out: the renewal could reach the broker later, and end the delay of a nack.
+        """
         here = itertools.chain(self._live.values(), self.delays.deliveries)
-        return [delivery for delivery in here if delivery.lease_until <= before]
+        return [each for each in here if each.lease_until <= before and not (each._is_out and self._goes_back(each))]
+
+    def _goes_back(self, delivery: Delivery) -> bool:
+        settlement = delivery._settlement  # None if its callers have given up; then the request ends now
+        return settlement is None or not self.is_last(settlement)
 
     # Closing
 

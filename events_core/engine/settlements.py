@@ -141,10 +141,13 @@ class Settlements:
     def next(self, limit: int, now: float) -> list[Settlement]:
         """Return up to *limit* settlements that leave now.  If there are none, end the claim.
 
-        Nacks that wait for their delay here do not leave now, and have ended for their callers.
+        Nacks that wait for their delay here do not leave now, and have ended for their callers.  What goes back does
+        not leave while its lease is being renewed, nor does anything behind it.  The renewal could overtake it, and the
+        broker would keep the message.
         """
         batch: list[Settlement] = []
         limit = min(limit, self._gathering.take(len(self.queued), self._is_more_held))
+        renewing = self._ledger.renewing
         while self.queued and not self.is_stopped and len(batch) < limit:
             settlement = self.queued.popleft()
             if settlement._given_up:
@@ -153,6 +156,9 @@ class Settlements:
             if delay:
                 self._end(settlement, None)
                 self._ledger.delays.keep(settlement.delivery, now + delay)
+            elif renewing and settlement.delivery.message_id in renewing and not self._ledger.is_last(settlement):
+                self.queued.appendleft(settlement)
+                break
             else:
                 settlement.delivery._is_out = True
                 batch.append(settlement)

@@ -7,6 +7,7 @@ import gc
 import tracemalloc
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from typing import TypeVar
 
 import pytest
 
@@ -22,6 +23,7 @@ from .settling import begin
 from .simulated_clock import simulate
 
 HOUR = 3600.0
+T = TypeVar("T")
 
 
 class Broker(Source):
@@ -185,6 +187,78 @@ def test_what_the_broker_has_taken_back_is_expired() -> None:
         assert not isinstance(begin(ledger, kept, Outcome.ACK, now=60.0), BrokerError)
 
     simulate(keep())
+
+
+class Recording(Broker):
+    """A broker that takes its time, and records when each request begins and ends."""
+
+    def __init__(self, messages: int) -> None:
+        super().__init__(messages, 60.0)
+        self.log: list[str] = []
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
+        return await self._recorded("renew " + " ".join(each.message_id for each in deliveries), 10, ())
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        return await self._recorded("settle", 50, [None] * len(settlements))
+
+    async def _recorded(self, what: str, seconds: float, answer: T) -> T:
+        self.log.append(what)
+        await asyncio.sleep(seconds)
+        self.log.append(f"end of {what}")
+        return answer
+
+
+def settle_at_home(receiving: Receiving, delivery: Delivery, outcome: Outcome) -> None:
+    """Begin to settle *delivery*, in a home that is the running loop."""
+    home, settler = receiving.feed._home, receiving.feed._settler
+    home.wake = lambda callback: asyncio.get_running_loop().call_soon(callback)  # type: ignore[method-assign]
+    home.spawn = lambda work, *_: asyncio.ensure_future(work)  # type: ignore[assignment, method-assign]
+    begun = begin(receiving.ledger, delivery, outcome)
+    assert not isinstance(begun, BrokerError)
+    settler._settlements.enqueue(begun)
+    settler.pump()
+
+
+@pytest.mark.parametrize(("outcome", "renewed"), [(Outcome.NACK, "renew 1"), (Outcome.ACK, "renew 0 1")])
+def test_what_goes_back_is_not_renewed(outcome: Outcome, renewed: str) -> None:
+    """R11: the renewal could reach the broker after the nack, and end its delay; an acknowledgement needs its lease."""
+    broker = Recording(2)
+
+    async def keep() -> None:
+        receiving = Receiving(broker, 2)
+        first, _ = await receiving.hold(2)
+        await asyncio.sleep(1)
+        settle_at_home(receiving, first, outcome)
+        await asyncio.sleep(44)
+        await receiving.stop()
+
+    simulate(keep())
+    assert broker.log[:2] == ["settle", renewed]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (Outcome.NACK, ["renew 0", "end of renew 0", "settle"]),
+        (Outcome.ACK, ["renew 0", "settle", "end of renew 0"]),
+    ],
+)
+def test_what_goes_back_waits_for_its_renewal(outcome: Outcome, expected: list[str]) -> None:
+    """R11: the nack could reach the broker before the renewal, which would end its delay."""
+    broker = Recording(1)
+
+    async def keep() -> None:
+        receiving = Receiving(broker, 1)
+        (held,) = await receiving.hold(1)
+        while not broker.log:
+            await asyncio.sleep(1)
+        settle_at_home(receiving, held, outcome)
+        await asyncio.sleep(15)
+        await receiving.stop()
+
+    simulate(keep())
+    assert broker.log == expected
 
 
 def test_a_settlement_that_fails_for_a_while_is_retried_with_backoff() -> None:

@@ -110,6 +110,20 @@ def test_a_settlement_that_is_given_up_does_not_leave() -> None:
     assert receiver.ledger.held == 2
 
 
+def test_what_is_perhaps_acknowledged_is_not_lost() -> None:
+    """S5, R6: its call has given up, and the broker may refuse to renew it because it is acknowledged."""
+    receiver = Receiver("1")
+    ticket = receiver.acknowledge("1")
+    receiver.leave()
+    receiver.settlements.give_up(ticket, LATE)
+    assert receiver.ledger.lose([receiver.held["1"].delivery]) == []  # type: ignore[list-item]
+    assert receiver.ledger.held == 1
+    receiver.settlements.answered([None])
+    receiver.acknowledge("1")
+    assert receiver.settlements.next(100, 0.0) == []
+    assert receiver.ledger.held == 0
+
+
 def test_a_settlement_goes_on_while_another_call_waits_for_it() -> None:
     """S5: only the call whose time is up has failed."""
     receiver = Receiver("1")
