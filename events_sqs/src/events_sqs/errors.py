@@ -7,11 +7,13 @@ its older protocol, and SNS and KMS add ``Exception`` or not.  The table has eac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from aiohttp import ClientError as HTTPError
+from aiohttp import ClientHttpProxyError
 from botocore import exceptions
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
@@ -40,6 +42,7 @@ _UNKNOWN = _Meaning(
     ErrorCode.UNAUTHENTICATED, advice="check the credentials: profile, role_arn, access_key_id or the environment"
 )
 _EXPIRED_TOKEN = _Meaning(ErrorCode.UNAUTHENTICATED, advice="get new credentials")
+_PROXY = _Meaning(ErrorCode.UNAUTHENTICATED, advice="check the user and the password in the option proxy")
 _SKEWED = _Meaning(ErrorCode.UNAUTHENTICATED, advice="check the clock of this machine and the secret access key")
 _MISSING = _Meaning(ErrorCode.NOT_FOUND, advice="create it, or set the option create")
 _LOST = _Meaning(ErrorCode.EXPIRED, advice="the message comes again, unless it was deleted before")
@@ -153,7 +156,18 @@ _MEANINGS: dict[str, _Meaning] = {
 }
 """The meaning of a code.  For any other code, :data:`_STATUSES` or the class of the status decides."""
 
-_STATUSES = {401: _UNKNOWN, 403: _FORBIDDEN, 404: _MISSING, 408: _SILENT, 413: _TOO_LARGE, 429: _THROTTLED}
+_STATUSES = {
+    401: _UNKNOWN,
+    403: _FORBIDDEN,
+    404: _MISSING,
+    407: _PROXY,
+    408: _SILENT,
+    413: _TOO_LARGE,
+    429: _THROTTLED,
+}
+
+_PASSWORD = re.compile(r"//\S*@")
+"""The part of a URL that may have a password."""
 
 _REGION = _Meaning(ErrorCode.INVALID, advice="set the option region, such as us-east-1")
 _LOCAL: tuple[tuple[type[Exception], _Meaning], ...] = (
@@ -198,7 +212,7 @@ def translated(asked: str) -> Iterator[None]:
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         raise _error(asked, found.get("Code", ""), found.get("Message", ""), status) from error
     except (BotoCoreError, ResponseParserError, HTTPError, OSError) as error:
-        raise _local_error(asked, error) from error
+        raise _local_error(asked, error) from _shown(error)
 
 
 def entry_error(asked: str, failed: Mapping[str, Any]) -> BrokerError:
@@ -231,7 +245,21 @@ def _local_error(asked: str, error: Exception) -> BrokerError:
     if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         meaning = _Meaning(ErrorCode.UNAUTHENTICATED, advice="set AWS_CA_BUNDLE to the file of its authority")
     text = str(error).partition("\n")[0][:500].rstrip(".") or type(error).__name__
+    text = _PASSWORD.sub("//", text)
     if isinstance(error, (exceptions.ProxyConnectionError, exceptions.InvalidProxiesConfigError)):
-        text = "cannot connect to the proxy"  # its URL may have a password
+        text = "cannot connect to the proxy"
+        refusal = error.__context__
+        if isinstance(refusal, ClientHttpProxyError) and refusal.status == 407:
+            text, meaning = "the proxy refuses the credentials in its URL", _PROXY
     advice = f"; {meaning.advice}" if meaning.advice else ""
     return BrokerError(f"{asked}: {text}{advice}", meaning.code, retryable=meaning.retryable)
+
+
+def _shown(error: Exception) -> Exception | None:
+    """Return *error* as the cause of another; ``None`` if its traceback would show the password of the proxy."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if _PASSWORD.search(str(behind)):
+            return None
+        behind = behind.__cause__ or behind.__context__
+    return error

@@ -34,7 +34,9 @@ class SQSOptions(CommonOptions):
         default=None, help="Region of AWS, such as us-east-1. Default: AWS_DEFAULT_REGION, or that of the profile."
     )
     endpoint_url: str | None = option(
-        default=None, help="URL of an emulator or a private endpoint, in place of AWS's own for the region."
+        default=None,
+        help="URL of an emulator or a private endpoint, in place of AWS's own for the region. An endpoint of AWS is "
+        "for the service in its name.",
     )
     account_id: str | None = option(
         default=None,

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any, Self
-from urllib.parse import quote_plus
+from urllib.parse import quote_plus, urlsplit
 
 from aiobotocore.config import AioConfig
 from aiobotocore.credentials import (
@@ -124,8 +124,9 @@ class Services:
             # Given once, because botocore would put it together for each request, of 16 parts.
             user_agent=f"{self._session.user_agent()} events-sqs",
         )
+        url = endpoint_of(service, options.endpoint_url)
         return self._session.create_client(
-            service, region_name=options.region, endpoint_url=options.endpoint_url, config=config, **credentials
+            service, region_name=options.region, endpoint_url=url, config=config, **credentials
         )
 
     async def _assume(self, role_arn: str) -> None:
@@ -159,6 +160,19 @@ class Services:
     async def close(self) -> None:
         """Close all connections."""
         await self._stack.aclose()
+
+
+def endpoint_of(service: str, url: str | None) -> str | None:
+    """Return the URL for requests to *service*, or ``None`` for AWS's own.
+
+    :param url: the option ``endpoint_url``.  An endpoint of AWS, such as a VPC endpoint, is for one service, and its
+        name says for which.  Any other host is an emulator, which has all services.
+    """
+    host = urlsplit(url or "").hostname or ""
+    if not host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws")):
+        return url
+    named = {"sqs" if part == "queue" else part.removesuffix("-fips") for part in host.split(".")}
+    return url if service in named or not named & {"sqs", "sns", "sts"} else None
 
 
 def _encode_form(request: AWSRequest, **_: Any) -> None:
