@@ -137,6 +137,34 @@ def test_a_request_that_is_cut_is_not_repeated_on_a_standard_queue() -> None:
     asyncio.run(scenario())
 
 
+def test_a_close_may_cut_without_giving_back() -> None:
+    """C1: for a queue that is deleted, nothing is repeated."""
+
+    async def scenario() -> None:
+        receiver = Receiver(is_fifo=True)
+        await cancelled(await receive_after_cancelling(receiver))
+        await receiver.polls.cut()
+        assert receiver.requests.answers[0].cancelled()
+        assert (len(receiver.requests.asked), receiver.returned) == (1, [])
+
+    asyncio.run(scenario())
+
+
+def test_what_is_kept_comes_again_before_anything_else() -> None:
+    """R3: a turn that failed loses nothing, and the order stays."""
+
+    async def scenario() -> None:
+        receiver = Receiver()
+        kept = deliveries(3)
+        receiver.polls.keep(kept)
+        assert await receiver.polls.receive(100) == kept
+        receiver.polls.keep(kept)
+        await receiver.polls.finish()
+        assert receiver.returned == kept
+
+    asyncio.run(scenario())
+
+
 def test_a_lost_answer_is_asked_for_again_on_fifo() -> None:
     """F1: after a failed request, the next one has the same attempt id; after an answer, another one."""
 
@@ -225,7 +253,8 @@ def test_a_late_answer_does_not_stop_receiving(eager: None, monkeypatch: pytest.
     asyncio.run(scenario())
 
 
-def test_one_failure_does_not_hide_the_other_answers(eager: None) -> None:
+@pytest.mark.parametrize("failure", [AWAY, RuntimeError("of the client library")])
+def test_one_failure_does_not_hide_the_other_answers(eager: None, failure: Exception) -> None:
     """If one of several requests fails, the messages of the others are returned."""
 
     async def scenario() -> None:
@@ -236,7 +265,7 @@ def test_one_failure_does_not_hide_the_other_answers(eager: None) -> None:
         await receiving
         receiving = asyncio.create_task(receiver.polls.receive(90))
         await receiver.asks(3)
-        receiver.requests.answers[1].set_exception(AWAY)
+        receiver.requests.answers[1].set_exception(failure)
         receiver.requests.answers[2].set_result(deliveries(4))
         assert len(await receiving) == 4
 

@@ -12,7 +12,8 @@ import pytest
 from events_core import AcknowledgeError, ErrorCode, EventMessage, EventReceiver, ReceivedMessage
 from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, uptime
 from events_sqs import SQSClient
-from events_sqs.codec import Receipt
+from events_sqs.codec import PACKED, Receipt, size_objection
+from events_sqs.limits import CARRIED_ID
 from events_sqs.settling import Settling
 
 from .console import Console
@@ -166,7 +167,7 @@ def test_no_delay_and_no_lease_goes_beyond_twelve_hours() -> None:
     async def scenario() -> None:
         calls = Calls()
         letters = Letters(nothing, topic_name="t", subscription="s", dead_letter_topic=None)
-        settling = Settling(calls, letters, 30)  # type: ignore[arg-type]
+        settling = Settling(calls, letters, 30, is_fifo=False)  # type: ignore[arg-type]
         hour = 3600
         await settling.settle([Settlement(received_before(0), Outcome.NACK, 11.5 * hour)])
         await settling.settle([Settlement(received_before(2 * hour), Outcome.NACK, 11.5 * hour)])
@@ -184,12 +185,28 @@ def test_what_is_too_old_is_not_extended() -> None:
     async def scenario() -> None:
         calls = Calls()
         letters = Letters(nothing, topic_name="t", subscription="s", dead_letter_topic=None)
-        settling = Settling(calls, letters, 30)  # type: ignore[arg-type]
+        settling = Settling(calls, letters, 30, is_fifo=False)  # type: ignore[arg-type]
         old, young = received_before(100), received_before(10)
         old.token.until = uptime() - 1
         assert await settling.extend([old, young]) == [old]
         assert calls.hidden == [30]
         assert young.token.until > uptime() + 25
+
+    asyncio.run(scenario())
+
+
+def test_a_copy_with_our_id_is_another_message(console: Console) -> None:
+    """R7: a program that copies the attributes of a message copies its id; both messages come, and both are settled."""
+
+    async def scenario() -> None:
+        async with disturbed(console) as (_, both, receiver):
+            sent = await both.send_message(EventMessage(b"x"))
+            copied = {PACKED: {"DataType": "String", "StringValue": sent}}
+            await console.sqs.send_message(QueueUrl=await console.url(), MessageBody="copy", MessageAttributes=copied)
+            came = [await take(receiver) for _ in range(2)]
+            assert sorted(message.data for message in came) == [b"copy", b"x"]
+            await receiver.acknowledge_messages(came)
+            assert await console.messages() == 0
 
     asyncio.run(scenario())
 
@@ -292,7 +309,58 @@ def test_a_redrive_policy_moves_dead_letters(console: Console) -> None:
     asyncio.run(scenario())
 
 
+def test_a_letter_whose_answer_was_lost_is_stored_once_on_fifo(fifo: Console) -> None:
+    """R12: it is stored again with the same id, which SNS knows."""
+    dead = f"{fifo.topic}-dead"
+    options = {"max_delivery_attempts": "5", "dead_letter_topic": dead, "dead_letter_subscription": "undertaker"}
+
+    async def scenario() -> None:
+        async with disturbed(fifo, **options) as (proxy, both, receiver):
+            await both.send_message(EventMessage(b"x"))
+            message = await take(receiver)
+            proxy.lose_answer("PublishBatch")
+            await receiver.reject(message, "bad")
+            assert proxy.count("PublishBatch") == 3
+            async with fifo.client(dead) as reader, reader.subscribe("undertaker") as coffin:
+                letter = await take(coffin)
+                await coffin.acknowledge(letter)
+                assert letter.attributes["dead_letter_reason"] == "bad"
+                assert await coffin.receive_message(1) is None
+
+    asyncio.run(scenario())
+
+
+def test_a_message_of_the_largest_size_becomes_a_letter(console: Console) -> None:
+    """R12: as much of its origin as fits goes with it."""
+    dead = f"{console.topic}-dead"
+    options = {"max_delivery_attempts": "5", "dead_letter_topic": dead, "dead_letter_subscription": "undertaker"}
+
+    async def scenario() -> None:
+        async with disturbed(console, **options) as (_, both, receiver):
+            largest = EventMessage(b"x" * (262_144 - CARRIED_ID - 40))
+            await both.send_message(largest)
+            await receiver.reject(await take(receiver), "bad" * 100)
+            async with console.client(dead) as reader, reader.subscribe("undertaker") as coffin:
+                letter = await take(coffin)
+                assert letter.data == largest.data
+                assert size_objection(EventMessage(letter.data, letter.attributes), "0" * 32, 262_144) == ""
+
+    asyncio.run(scenario())
+
+
 # Closing
+
+
+def test_an_ephemeral_subscription_repeats_no_request(fifo: Console) -> None:
+    """C1: the queue is deleted with its messages, so nothing needs to be given back."""
+
+    async def scenario() -> None:
+        async with disturbed(fifo, subscription="", wait_time="20") as (proxy, _, receiver):
+            await until(lambda: proxy.count(RECEIVE) > 0)
+            await receiver.close(timeout=0)
+            assert proxy.count(RECEIVE) == 1
+
+    asyncio.run(scenario())
 
 
 def test_a_close_hands_back_what_its_last_request_brings(console: Console) -> None:

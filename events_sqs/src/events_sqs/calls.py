@@ -8,7 +8,7 @@ from typing import Any
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery, uptime
-from events_sqs.codec import SYSTEM_ATTRIBUTES, Receipt, decode
+from events_sqs.codec import SYSTEM_ATTRIBUTES, Names, Receipt, decode
 from events_sqs.errors import entry_error, translated
 from events_sqs.topology import Queue
 
@@ -32,6 +32,7 @@ class Calls:
         self._is_fifo = queue.is_fifo
         self._subscription = subscription
         self._lease = lease
+        self._names = Names()
         self._receiving: dict[str, Any] = {
             "VisibilityTimeout": lease,
             "MessageSystemAttributeNames": list(SYSTEM_ATTRIBUTES),
@@ -47,11 +48,14 @@ class Calls:
         asked = dict(self._receiving, MaxNumberOfMessages=limit, WaitTimeSeconds=wait)
         if attempt_id is not None:
             asked["ReceiveRequestAttemptId"] = attempt_id
+        latest = uptime() + wait
         answer = await self._ask(self._sqs.receive_message, asked, "receive", wait)
-        received = uptime()
+        # SQS counts from the moment at which it took the messages.  It did not wait longer, however late this is.
+        received = min(uptime(), latest)
         deliveries = [decode(message, received, is_fifo=self._is_fifo) for message in answer.get("Messages", ())]
         for delivery in deliveries:
             delivery.token.until = received + self._lease
+            self._names.distinguish(delivery)
         return deliveries
 
     async def delete(self, receipts: Sequence[Receipt]) -> Sequence[BrokerError | None]:

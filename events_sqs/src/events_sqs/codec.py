@@ -18,6 +18,9 @@ type ``String``.  Any program of AWS can read it.  Whatever SQS cannot carry goe
 On FIFO, the id of the message group is the ordering key.  A message without a key is its own group: the id of the group
 is its own id.  On a standard queue, a message group serves fairness and keeps no order, so it is no key.
 
+An id that travels with the message is not SQS's own.  A program may copy a message with it, to this queue or another.
+If a receiver has a message and gets another one with the same id, the later one gets SQS's id too (:class:`Names`).
+
 A message of any other program arrives by these rules.  Its data is the body, in UTF-8.  An attribute of the type
 ``Number`` becomes its text, and one of the type ``Binary`` its base64.  Its id is that of SQS.  An attribute
 :data:`PACKED` that does not follow the rules above is an attribute as any other.
@@ -33,6 +36,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import attrs
 
@@ -43,6 +47,7 @@ from events_sqs.limits import MAX_ATTRIBUTES
 __all__ = [
     "PACKED",
     "SYSTEM_ATTRIBUTES",
+    "Names",
     "Receipt",
     "Wire",
     "decode",
@@ -74,7 +79,7 @@ class Receipt:
     handle: str
     """What ``DeleteMessage`` and ``ChangeMessageVisibility`` need; of the latest receipt only."""
     received: float
-    """The :func:`~events_core.engine.uptime` at which the message came."""
+    """The :func:`~events_core.engine.uptime` at which the message came; not later than SQS may have taken it."""
     message: Mapping[str, Any]
     """The message, as ``ReceiveMessage`` returned it."""
     is_deleting: bool = False
@@ -233,6 +238,26 @@ def decode(message: Mapping[str, Any], received: float, *, is_fifo: bool) -> Del
         int(system.get("ApproximateReceiveCount", 1)),
         Receipt(message["ReceiptHandle"], received, message),
     )
+
+
+class Names:
+    """The ids of what one receiver has, so that two messages never share one (rule R7: duplicates)."""
+
+    def __init__(self) -> None:
+        # A receipt lives as long as its delivery.
+        self._known: WeakValueDictionary[str, Receipt] = WeakValueDictionary()
+
+    def distinguish(self, delivery: Delivery) -> None:
+        """Change the id of *delivery* if it is that of another message which is here."""
+        own = delivery.token.message["MessageId"]
+        name = delivery.message_id
+        if name == own:
+            return
+        known, longer = self._known.get(name), f"{name}#{own}"
+        # Asked for both, because a copy keeps its name while it is here.
+        if longer in self._known or (known is not None and known.message["MessageId"] != own):
+            name = delivery.message_id = longer
+        self._known[name] = delivery.token
 
 
 def _text(value: Mapping[str, Any]) -> str:

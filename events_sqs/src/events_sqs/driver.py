@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -17,6 +16,7 @@ from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessag
 from events_core.engine import BrokerError, Delivery, Driver, off_loop
 from events_sqs import limits
 from events_sqs.codec import size_objection
+from events_sqs.letters import letter_id, shortened
 from events_sqs.options import SQSOptions
 
 if TYPE_CHECKING:
@@ -120,11 +120,15 @@ class SQSDriver(Driver[SQSOptions]):
     async def store_letter(self, letter: EventMessage) -> None:
         """Publish *letter* to the dead-letter topic, and return when AWS has stored it.
 
-        :raises BrokerError: if it may not be stored.
+        :raises BrokerError: if it may not be stored: ``INVALID`` if it is too large even without its origin, otherwise
+            a retryable one.
         """
+        unique, letter = letter_id(letter), shortened(letter, self.objection)
+        if objection := self.objection(letter):
+            raise BrokerError(f"no dead letter: {objection}", ErrorCode.INVALID)
         try:
             letters = self._letters or await self._find_letters()
-            (result,) = await letters.send([letter], [token_hex(16)])
+            (result,) = await letters.send([letter], [unique])
         except BrokerError as error:
             self._letters = None  # the topic is looked for again
             if error.code is ErrorCode.NOT_FOUND:

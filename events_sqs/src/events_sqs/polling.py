@@ -74,8 +74,8 @@ class Polls:
         self._lost: list[tuple[str, float]] = []
         """Attempt ids of requests whose answers were lost, and until when they may be used again."""
         self._has_failed = False
-        self._returned: list[Delivery] = []
-        """What is being given back."""
+        self._kept: list[Delivery] = []
+        """What has come and was not taken: the next :meth:`receive` returns it, or it is given back."""
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
         """Wait until messages have come, and return them: *limit* at most, except that one answer may have more.
@@ -85,6 +85,9 @@ class Polls:
         :returns: nothing if SQS has waited in vain.
         :raises BrokerError: if all requests failed.
         """
+        if self._kept:
+            kept, self._kept = self._kept, []
+            return kept
         if all(poll.is_late for poll in self._out):
             await asyncio.sleep(self._pace.pause(self._loop.time()))
             self._begin(max(1, limit - MAX_BATCH * len(self._out)))
@@ -93,6 +96,10 @@ class Polls:
         if others:
             await asyncio.wait(others, timeout=_STRAGGLERS)
         return self._take()
+
+    def keep(self, deliveries: Sequence[Delivery]) -> None:
+        """Take back what :meth:`receive` returned, because its turn has failed."""
+        self._kept += deliveries
 
     def _begin(self, limit: int) -> None:
         count = self._pace.count(limit)
@@ -114,20 +121,20 @@ class Polls:
     def _take(self) -> Sequence[Delivery]:
         """Take what the requests that have ended brought.
 
-        :raises BrokerError: if they have all failed.
+        :raises Exception: if they have all failed.
         """
         ended = [poll for poll in self._out if poll.task.done()]
         self._out = [poll for poll in self._out if not poll.task.done()]
         for poll in self._out:
             poll.is_late = not poll.wait  # a long poll may wait on
         answers: list[Sequence[Delivery]] = []
-        failure: BrokerError | None = None
+        failure: Exception | None = None
         for poll in ended:
             try:
                 answers.append(poll.task.result())
-            except BrokerError as error:
+            except Exception as error:  # whatever it is, the others' messages count
                 failure = error
-                if poll.attempt_id is not None and error.retryable:
+                if poll.attempt_id is not None and isinstance(error, BrokerError) and error.retryable:
                     self._lost.append((poll.attempt_id, self._loop.time() + _REPEATABLE))
         self._has_failed = failure is not None and not any(answers)
         if failure is not None and self._has_failed:
@@ -160,8 +167,15 @@ class Polls:
         repeated = [self._receive(MAX_BATCH, 0, poll.attempt_id) for poll in cut if self._is_fifo]
         await self._return([*brought, *await asyncio.gather(*repeated, return_exceptions=True)])
 
+    async def cut(self) -> None:
+        """Cut what is out, and give nothing back: the queue is deleted with its messages."""
+        polls, self._out = self._out, []
+        for poll in polls:
+            poll.task.cancel()
+        await asyncio.gather(*(poll.task for poll in polls), return_exceptions=True)
+
     async def _return(self, answers: Iterable[Sequence[Delivery] | BaseException]) -> None:
-        self._returned += [each for answer in answers if not isinstance(answer, BaseException) for each in answer]
-        if self._returned:
-            await self._give_back(self._returned)
-            self._returned = []
+        self._kept += [each for answer in answers if not isinstance(answer, BaseException) for each in answer]
+        if self._kept:
+            await self._give_back(self._kept)
+            self._kept = []

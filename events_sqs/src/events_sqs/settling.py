@@ -10,14 +10,15 @@ REJECT                        publish the letter, then delete
 RETURN                        visibility timeout: 0
 ============================  ===================================================================
 
-A request carries 10 of them.  The requests of one call are sent at the same time, except that messages go back one
-request after the other, in order.
+A request carries 10 of them.  The requests of one call are sent at the same time, except that messages of a FIFO queue
+go back one request after the other, in order.
 
 **Receipt handles that are too old.**  When its visibility timeout is over, a delivery is ``EXPIRED``.  The clock
 decides that here, because a standard queue would answer a delete with success and perhaps delete nothing.  The clock
 also runs while the machine is suspended.
 
-**A delete whose answer was lost** is repeated.  The second one may be refused because the first one was not.
+**A delete whose answer was lost** is repeated.  The second one may be refused because the first one was not.  An
+extension may be refused for the same reason, so it does not tell that the delivery is lost.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from typing import TypeVar
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, redelivery_delay, uptime
@@ -39,6 +41,9 @@ _log = logging.getLogger("events_sqs")
 
 # As globals, because reading a member from its class takes ten times as long (CPython 3.11).
 _ACK, _, _RETURN, _ = Outcome
+
+T = TypeVar("T")
+_Request = Callable[[Sequence[Settlement]], Awaitable[Sequence[BrokerError | None]]]
 
 _AT_ONCE = 10
 """Requests of one call that are out at the same time."""
@@ -54,32 +59,33 @@ class Settling:
     """The settlements and leases of one receiver.
 
     :param lease: seconds.
+    :param is_fifo: whether messages must go back in order.
     """
 
-    def __init__(self, calls: Calls, letters: Letters, lease: int) -> None:
+    def __init__(self, calls: Calls, letters: Letters, lease: int, *, is_fifo: bool) -> None:
         self._calls = calls
         self._letters = letters
         self._lease = lease
+        self._is_fifo = is_fifo
         # SQS began to count when it sent the answer.
         self._caution = min(_LATENESS, lease / 10)
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
         """Tell SQS the outcomes, and return the result of each settlement.
 
-        :raises BrokerError: if every request failed as a whole.
+        :raises BrokerError: if a request failed, and nothing has another result than one that may be repeated.
         """
         results: dict[Settlement, BrokerError | None] = {}
         deleted: list[Settlement] = []
-        hidden: list[tuple[Settlement, int]] = []
-        now = uptime()
-        over = now + self._caution
+        hidden: list[Settlement] = []
+        over = uptime() + self._caution
         for settlement in settlements:
             if settlement.delivery.token.until <= over:
                 results[settlement] = _expired(settlement.delivery)
             elif settlement.outcome is _ACK:
                 deleted.append(settlement)
             elif not self._letters.takes(settlement):
-                hidden.append((settlement, self._delay(settlement, now)))
+                hidden.append(settlement)
             elif (error := self._letters.move(settlement)) is not None:
                 results[settlement] = error
             else:
@@ -93,45 +99,40 @@ class Settling:
     async def _send(
         self,
         deleted: Sequence[Settlement],
-        hidden: Sequence[tuple[Settlement, int]],
+        hidden: Sequence[Settlement],
         results: dict[Settlement, BrokerError | None],
     ) -> BrokerError | None:
-        """Send the requests, and add their *results*; return the error if there is no other result."""
+        """Send the requests, and add their *results*; return an error of a request if all may be repeated."""
         places = asyncio.Semaphore(_AT_ONCE)
         failures: list[BrokerError] = []
 
-        async def delete(some: Sequence[Settlement]) -> None:
+        async def send(request: _Request, some: Sequence[Settlement]) -> None:
             async with places:
                 try:
-                    errors = await self._delete([each.delivery for each in some])
+                    errors = await request(some)
                 except BrokerError as error:
                     failures.append(error)
                     errors = [error] * len(some)
             results.update(zip(some, errors, strict=True))
 
-        async def hide() -> None:
-            # In the order of their keys.
-            ordered = sorted(hidden, key=lambda each: each[0].delivery.order)
-            for start in range(0, len(ordered), MAX_BATCH):
-                some = ordered[start : start + MAX_BATCH]
-                try:
-                    errors = await self._calls.hide([(each.delivery.token, seconds) for each, seconds in some])
-                except BrokerError as error:
-                    failures.append(error)
-                    errors = [error] * len(some)
-                results.update(zip([each for each, _ in some], errors, strict=True))
+        async def hide_in_order() -> None:
+            for some in _parts(sorted(hidden, key=lambda each: each.delivery.order)):
+                await send(self._hide, some)
 
-        parts = [delete(deleted[start : start + MAX_BATCH]) for start in range(0, len(deleted), MAX_BATCH)]
-        if hidden:
-            parts.append(hide())
+        parts = [send(self._delete, some) for some in _parts(deleted)]
+        if not self._is_fifo:
+            parts += [send(self._hide, some) for some in _parts(hidden)]
+        elif hidden:
+            parts.append(hide_in_order())
         if len(parts) == 1:
             await parts[0]  # a task costs more than the rest of this method
         else:
             await asyncio.gather(*parts)
-        return failures[0] if failures and None not in results.values() else None
+        may_repeat = all(error is not None and error.retryable for error in results.values())
+        return failures[0] if failures and may_repeat else None
 
-    async def _delete(self, deliveries: Sequence[Delivery]) -> Sequence[BrokerError | None]:
-        receipts: list[Receipt] = [delivery.token for delivery in deliveries]
+    async def _delete(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        receipts: list[Receipt] = [each.delivery.token for each in settlements]
         repeated = [receipt.is_deleting for receipt in receipts]
         for receipt in receipts:
             receipt.is_deleting = True
@@ -140,6 +141,10 @@ class Settling:
             None if error is not None and was_asked and error.code is ErrorCode.EXPIRED else error
             for error, was_asked in zip(errors, repeated, strict=True)
         ]
+
+    async def _hide(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+        now = uptime()
+        return await self._calls.hide([(each.delivery.token, self._delay(each, now)) for each in settlements])
 
     def _delay(self, settlement: Settlement, now: float) -> int:
         """Return the seconds until the message may come again: whole ones, as SQS counts."""
@@ -153,13 +158,14 @@ class Settling:
     async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
         """Let the leases of *deliveries* begin again, and return the deliveries that SQS has taken back.
 
+        One that is being deleted is none of those: SQS refuses it also if it is deleted.  The next delete tells.
+
         :raises BrokerError: if a request failed, or failed for one delivery and may succeed later.
         """
         now = uptime()
         # An old handle is good for nothing, as above.  It may be old because the process was stopped.
         lost = [each for each in deliveries if each.token.until <= now]
         alive = [each for each in deliveries if each.token.until > now]
-        parts = [alive[start : start + MAX_BATCH] for start in range(0, len(alive), MAX_BATCH)]
         places = asyncio.Semaphore(_AT_ONCE)
 
         async def extend(some: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -174,17 +180,31 @@ class Settling:
                     raise error
             return [each for each, error in zip(some, errors, strict=True) if error is not None]
 
-        for some in await asyncio.gather(*map(extend, parts)):
+        for some in await asyncio.gather(*map(extend, _parts(alive))):
             lost += some
-        return lost
+        return [each for each in lost if not each.token.is_deleting]
 
     async def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Let *deliveries* come again at once, in order.  If that fails, they come when their leases run out."""
-        try:
-            for start in range(0, len(deliveries), MAX_BATCH):
-                await self._calls.hide([(each.token, 0) for each in deliveries[start : start + MAX_BATCH]])
-        except BrokerError as error:
-            _log.debug("not given back; they come again when their leases run out: %s", error)
+        """Let *deliveries* come again at once; on FIFO in order.
+
+        What cannot be given back comes again when its lease runs out.
+        """
+        places = asyncio.Semaphore(1 if self._is_fifo else _AT_ONCE)
+
+        async def give_back(some: Sequence[Delivery]) -> None:
+            async with places:
+                await self._calls.hide([(each.token, 0) for each in some])
+
+        for result in await asyncio.gather(*map(give_back, _parts(deliveries)), return_exceptions=True):
+            if isinstance(result, BrokerError):
+                _log.debug("not given back; they come again when their leases run out: %s", result)
+            elif result is not None:
+                raise result
+
+
+def _parts(some: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield the part of *some* for each request."""
+    return (some[start : start + MAX_BATCH] for start in range(0, len(some), MAX_BATCH))
 
 
 def _longest(delivery: Delivery, now: float) -> int:

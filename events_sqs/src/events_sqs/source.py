@@ -46,8 +46,8 @@ class Context:
     """The client of SQS, of aiobotocore.  It never retries.  Its read timeout is longer than any long poll."""
     capabilities: Capabilities
     store_letter: Callable[[EventMessage], Awaitable[None]]
-    """Publishes a letter to the dead-letter topic, and returns when AWS has stored it.  It raises a retryable
-    :class:`BrokerError` otherwise."""
+    """Publishes a letter to the dead-letter topic, and returns when AWS has stored it.  It raises a
+    :class:`BrokerError` otherwise, which is retryable unless the letter is too large."""
     release: Callable[[], Awaitable[None]]
     """Called at the end of :meth:`Source.close`: deletes an ephemeral queue with its subscription; for any other queue
     it does nothing."""
@@ -79,7 +79,7 @@ class SQSSource(Source):
             last_attempt=self.local_attempts,
         )
         calls = Calls(context.sqs, queue, subscription, options.visibility_timeout)
-        self._settling = Settling(calls, self._letters, options.visibility_timeout)
+        self._settling = Settling(calls, self._letters, options.visibility_timeout, is_fifo=queue.is_fifo)
         self._polls = Polls(calls.receive, self._settling.give_back, options.wait_time, is_fifo=queue.is_fifo)
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
@@ -89,7 +89,11 @@ class SQSSource(Source):
             if error.code is not ErrorCode.NOT_FOUND or self._context.restore is None:
                 raise
             await self._restore(self._context.restore, error)
-        return await self._fresh(received)
+        try:
+            return await self._fresh(received)
+        except BaseException:
+            self._polls.keep(received)
+            raise
 
     async def _restore(self, restore: Callable[[], Awaitable[None]], error: BrokerError) -> NoReturn:
         """Create the queue again, which was deleted (F1).
@@ -131,5 +135,8 @@ class SQSSource(Source):
 
     async def close(self) -> None:
         await self._letters.close()
-        await self._polls.close(0.0 if self._is_ephemeral else _CUT_AFTER)
+        if self._is_ephemeral:
+            await self._polls.cut()
+        else:
+            await self._polls.close(_CUT_AFTER)
         await self._context.release()
