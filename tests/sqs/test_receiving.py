@@ -76,7 +76,10 @@ def test_a_nack_in_the_middle_of_a_run_keeps_the_order_over_all_receivers(fifo: 
 
 
 def test_a_closed_receiver_hands_its_run_to_another_one_in_order(fifo: Console) -> None:
-    """C1, R10: what was held and what was buffered goes back in order, at once; that counts an attempt."""
+    """C1, R10: what was held and what was buffered goes back in order, at once.
+
+    That counts an attempt.  It counts a second one if the request that is still out brings the messages here again.
+    """
 
     async def scenario() -> None:
         async with fifo, fifo.client() as both:
@@ -87,7 +90,8 @@ def test_a_closed_receiver_hands_its_run_to_another_one_in_order(fifo: Console) 
             await first.close(timeout=0)
             async with both.subscribe() as second:
                 again = await take(second)
-                assert (again.data, again.delivery_attempt) == (b"0", 2)
+                assert again.data == b"0"
+                assert again.delivery_attempt in (2, 3)
                 await second.acknowledge(again)
                 assert await settle_all(second, 24) == [*range(1, 25)]
 
