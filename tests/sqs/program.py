@@ -157,7 +157,7 @@ class ElasticMQ(Program):
             "java",
             "-XX:TieredStopAtLevel=1",  # starts in half of the time
             "-XX:+UseSerialGC",
-            "-Xmx256m",
+            "-Xmx512m",
             "-XX:-UsePerfData",  # no file in a folder that all users share
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-cp",
