@@ -5,7 +5,7 @@ from events_core.engine.backoff import redelivery_delay
 from events_core.engine.client import EngineClient
 from events_core.engine.clock import uptime
 from events_core.engine.dead_letter import DeadLetterLog, dead_letter_attributes, log_dead_letter
-from events_core.engine.driver import BrokerError, Delivery, Driver, Outcome, Settlement, Source
+from events_core.engine.driver import BrokerError, Delivery, Driver, Outcome, Publishing, Settlement, Source
 from events_core.engine.keyed_queue import KeyedQueue
 from events_core.engine.letters import Letters
 from events_core.engine.limits import message_size
@@ -20,6 +20,7 @@ __all__ = [
     "KeyedQueue",
     "Letters",
     "Outcome",
+    "Publishing",
     "Settlement",
     "Source",
     "dead_letter_attributes",

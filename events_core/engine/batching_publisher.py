@@ -8,6 +8,11 @@ Who does what, and where:
 
 The home looks for batches that may leave when a caller wakes it (:meth:`BatchingPublisher.pump`).
 
+Waking a thread takes longer than most of what a send does.  So a message that is sent while no other is goes a shorter
+way, if the driver can (``Driver.hand_over``).  The caller's thread takes the batch itself and begins its request, and a
+thread of the driver completes it.  The home is not woken.  It takes over a request that fails or takes more than a
+moment (:meth:`BatchingPublisher._take_over`).
+
 Two timers end each send at its deadline (P7).  The home has one: it ends the send and sends nothing of it afterwards,
 because the loop of the caller may be blocked or closed.  The caller has the other one, and never waits for the home,
 because a home may hang.  The first of them decides; the second finds nothing left to end.
@@ -18,12 +23,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Coroutine, Sequence
+from functools import partial
 from secrets import token_hex
 from typing import Any, TypeGuard
 
 from events_core.engine.backoff import Backoff
 from events_core.engine.batching import Batch, Batcher
-from events_core.engine.driver import BrokerError, Driver
+from events_core.engine.driver import BrokerError, Driver, Publishing
 from events_core.engine.failure import UNFORESEEN, internal
 from events_core.engine.home import Home
 from events_core.engine.link import Link, Pauses
@@ -62,6 +68,8 @@ class BatchingPublisher(Publisher):
             pace=pace,
         )
         self._outbox = Outbox(batcher, self._bounds, self._send_timeout)
+        self._handed_over: set[Batch] = set()
+        """Batches whose requests callers have begun.  The first one who takes a batch out of it goes on with it."""
         self._is_pumping = False  # read and set without the lock; see pump()
         self._is_watching = False  # only home reads and sets it
 
@@ -73,9 +81,36 @@ class BatchingPublisher(Publisher):
             self._refuse_if_closed()
             self._outbox.accept(send)
             self._outbox.queue(send.entries)
+            batch = self._lone_batch(send)
+        if batch is not None:
+            self._hand_over(batch)
         if self._opened:
             return self._results(send)
         return self._connect_and_wait(send, connect)
+
+    def _lone_batch(self, send: AnySend[Waiter]) -> Batch | None:
+        """Return the batch of *send* if this thread should begin its request.  Under the lock.
+
+        Not the first request of all, and none after an outage: home looks for subscriptions then, or probes the broker.
+        """
+        outbox = self._outbox
+        if len(outbox.sends) > 1 or not self._driver.hands_over or not isinstance(send, SingleSend):
+            return None
+        if not self._has_looked or not self._link.is_up:
+            return None
+        batch = outbox.batcher.next(time.monotonic())
+        # There is none if a send was given up whose request is still out.
+        if batch is not None:
+            self._handed_over.add(batch)
+        return batch
+
+    def _hand_over(self, batch: Batch) -> None:
+        is_out = False
+        try:
+            is_out = self._driver.hand_over(batch.entries[0].message, partial(self._report, batch))
+        finally:
+            if not is_out:  # also after a KeyboardInterrupt, because the batch has a place
+                self._report(batch, None)
 
     def _checked(self, messages: Sequence[EventMessage]) -> AnySend[Waiter]:
         deadline = time.monotonic() + self._send_timeout
@@ -164,7 +199,40 @@ class BatchingPublisher(Publisher):
             self._is_pumping = True
             self._home.wake(self._pump)
 
+    # In any thread
+
+    def _report(self, batch: Batch, found: str | Publishing | None) -> None:
+        """Complete *batch*, which a caller has handed over, or leave it to home.
+
+        :param found: the id of its message, which is stored; or a function that waits for its request; or ``None`` if
+            there is no request.
+        """
+        with self._lock:
+            if batch not in self._handed_over:
+                return
+            self._handed_over.remove(batch)
+        if not isinstance(found, str):
+            self._home.wake(partial(self._take_over, batch, found))
+            return
+        self._link.up()
+        (entry,) = batch.entries
+        with self._lock:
+            now = time.monotonic()
+            self._outbox.batcher.confirm(batch, now)
+            is_complete = self._outbox.record(entry, found)
+            self._outbox.batcher.release(batch, now)
+            self._wake_if_drained()
+        self.pump()  # others may have come since
+        if is_complete:
+            # Last, and without the lock: this thread may have to wait here until the caller has sent its next message.
+            entry.send.waiter.wake()
+
     # At home
+
+    def _take_over(self, batch: Batch, begun: Publishing | None) -> None:
+        """Send *batch*, which a caller has taken, or wait for its request if that has *begun*."""
+        self.watch()
+        self._home.spawn(self._run(batch, begun))
 
     def _pump(self) -> None:
         self._is_pumping = False  # before looking: what comes from now on wakes the home again
@@ -209,28 +277,33 @@ class BatchingPublisher(Publisher):
         with self._lock:
             return self._outbox.batcher.next(time.monotonic())
 
-    async def _run(self, batch: Batch) -> None:
-        """Send *batch*, then the batches that may leave at its end, so that the broker works while callers wake up."""
+    async def _run(self, batch: Batch, begun: Publishing | None = None) -> None:
+        """Send *batch*, then the batches that may leave at its end, so that the broker works while callers wake up.
+
+        :param begun: waits for the first request of *batch*, if that is out already.
+        """
         following: Batch | None = batch
         try:
             while following is not None:
                 batch = following
                 try:
-                    await self._publish(batch, batch.entries)
+                    await self._publish(batch, batch.entries, begun)
                 finally:
                     with self._lock:
                         self._outbox.batcher.release(batch, time.monotonic())
+                begun = None
                 following = self._next()
                 self.pump()  # a large request that is over may make room for several
         finally:
             self._pump()
 
-    async def _publish(self, batch: Batch, entries: Sequence[Entry]) -> None:
+    async def _publish(self, batch: Batch, entries: Sequence[Entry], begun: Publishing | None = None) -> None:
         """Send *entries* of *batch* until all of them are complete."""
         pauses = self._link.pauses(Backoff(maximum=10.0))
-        while sendable := self._depart(batch, entries):
+        while sendable := entries if begun else self._depart(batch, entries):
+            request, begun = begun, None
             try:
-                results = await self._request(sendable)
+                results = await self._request(sendable, request)
             except BrokerError as error:
                 if error.retryable:
                     self._link.down(error)
@@ -259,8 +332,8 @@ class BatchingPublisher(Publisher):
         self.pump()  # those that are complete leave room for others, which must not wait for this request
         return departing
 
-    async def _request(self, entries: Sequence[Entry]) -> Results:
-        """Send one request.
+    async def _request(self, entries: Sequence[Entry], begun: Publishing | None) -> Results:
+        """Send one request, or wait for the one that has *begun*.
 
         :raises BrokerError: for every failure of the driver.
         """
@@ -270,7 +343,7 @@ class BatchingPublisher(Publisher):
                 max([entry.deadline for entry in entries]) if self._driver.one_of_each_key else entries[-1].deadline
             )
             async with asyncio.timeout(latest - time.monotonic()):
-                results = await self._ask(entries)
+                results = await (begun() if begun else self._ask(entries))
         except TimeoutError as error:
             raise self._outbox.timed_out(error) from error
         except BrokerError:

@@ -38,7 +38,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import attrs
 
@@ -47,7 +47,7 @@ from events_core.errors import ErrorCode
 from events_core.message import EventMessage
 from events_core.options import CommonOptions
 
-__all__ = ["BrokerError", "Delivery", "Driver", "Outcome", "Settlement", "Source", "State"]
+__all__ = ["BrokerError", "Delivery", "Driver", "Outcome", "Publishing", "Settlement", "Source", "State"]
 
 T = TypeVar("T")
 OptionsT = TypeVar("OptionsT", bound=CommonOptions)
@@ -67,6 +67,11 @@ class BrokerError(Exception):
         super().__init__(text)
         self.code = code
         self.retryable = retryable
+
+
+Publishing: TypeAlias = Callable[[], Awaitable[Sequence[str | BrokerError]]]
+"""A function that waits, at home, for a request that has begun (:meth:`Driver.hand_over`).  It returns and raises as
+:meth:`Driver.publish` does."""
 
 
 class State(enum.Enum):
@@ -390,6 +395,9 @@ class Driver(ABC, Generic[OptionsT]):
     wants_ids: bool = False
     """True if the engine calls :meth:`publish_with_ids` in place of :meth:`publish`.  Set it if the sender chooses the
     ids of messages, or if the broker knows a message again by an id.  Without meaning for an inline driver."""
+    hands_over: bool = False
+    """True if the engine calls :meth:`hand_over`.  Set it if any thread can begin a request without waiting.
+    Without meaning if :attr:`wants_ids`."""
 
     max_batch_messages: int = 1000
     """Most messages in one request."""
@@ -494,6 +502,22 @@ class Driver(ABC, Generic[OptionsT]):
         :param ids: 32 hexadecimal digits each, chosen at random.
         """
         return await self.publish(messages)
+
+    def hand_over(self, message: EventMessage, report: Callable[[str | Publishing], None]) -> bool:
+        """Begin to publish *message*, and return True; or return False, and home calls :meth:`publish`.
+
+        So a lone send need not wait for home to begin its request, nor to see the answer.
+
+        *Called* if :attr:`hands_over`, for a message that is sent while no other is, in the thread of its caller.  The
+        broker has answered a request before.  It does not wait and does not raise.  Overlaps every method but
+        :meth:`open`.  Once :meth:`close` has begun, nothing may be sent.
+
+        :param report: takes the outcome.  If this method returns True, call *report* once, from any thread.  Call it
+            with the id when the message is stored.  If the message fails, or takes more than a moment, call it with a
+            function.  Home then calls the function in place of :meth:`publish`.  The function returns, raises and is
+            cancelled as :meth:`publish` is for this message.  *report* does not wait and does not raise.
+        """
+        return False
 
     @abstractmethod
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> Source:

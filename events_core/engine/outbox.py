@@ -113,19 +113,24 @@ class Outbox:
 
     def complete(self, entry: Entry, result: str | BrokerError) -> None:
         """Record the result of *entry*, unless it has one.  If that completes its send, wake the caller."""
+        if self.record(entry, result):
+            entry.send.waiter.wake()
+
+    def record(self, entry: Entry, result: str | BrokerError) -> bool:
+        """Record the result of *entry*, unless it has one.  Return whether the caller must be woken."""
         if entry.result is not None:
-            return
+            return False
         if entry.admitted:
             self.messages -= 1
             self._bytes -= entry.size
-        if entry.complete(result):
-            send = entry.send
-            self.sends.pop(send, None)
-            send.waiter.wake()
+        is_complete = entry.complete(result)
+        if is_complete:
+            self.sends.pop(entry.send, None)
         # Do this even if the entry was not admitted.  Then it is itself in the queue, perhaps at the front, where it
         # would hold up the others.
         if self._arriving:
             self._admit_waiting()
+        return is_complete
 
     def complete_all(self, entries: Sequence[Entry], results: Sequence[str | BrokerError]) -> None:
         """Record the results of admitted *entries*, except of those that have one."""

@@ -10,13 +10,14 @@ import itertools
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
 from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessage
-from events_core.engine import BrokerError, Delivery, Driver, off_loop
+from events_core.engine import BrokerError, Delivery, Driver, Publishing, off_loop
 from events_kafka import limits
 from events_kafka.options import KafkaOptions
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
     from events_kafka.admin import Administrator
-    from events_kafka.producing import Publisher
+    from events_kafka.producing import Begun, Publisher
     from events_kafka.source import KafkaSource
     from events_kafka.topology import Topology
 
@@ -38,6 +39,7 @@ class KafkaDriver(Driver[KafkaOptions]):
     """One topic of a cluster."""
 
     mixed_keys = True  # librdkafka keeps the order of each partition, and so of each key
+    hands_over = True
     max_batch_messages = limits.MAX_BATCH_MESSAGES
     max_batch_bytes = limits.MAX_BATCH_BYTES
     max_settle_batch = limits.MAX_SETTLE_BATCH
@@ -99,7 +101,16 @@ class KafkaDriver(Driver[KafkaOptions]):
         return ""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        results = await self._publish(messages)
+        return await self._store(messages)
+
+    def hand_over(self, message: EventMessage, report: Callable[[str | Publishing], None]) -> bool:
+        def take(found: str | Begun) -> None:
+            report(found if isinstance(found, str) else partial(self._store, [message], found))
+
+        return self._publisher.hand_over(message, take)
+
+    async def _store(self, messages: Sequence[EventMessage], begun: Begun | None = None) -> Sequence[str | BrokerError]:
+        results = await self._publish(messages, begun)
         # Asked for each message, and nearly all are ids.
         missing = [place for place, result in enumerate(results) if result.__class__ is not str and _is_missing(result)]
         if missing and self.options.create == "all":  # the topic was deleted
@@ -109,9 +120,9 @@ class KafkaDriver(Driver[KafkaOptions]):
                 results[place] = result
         return results
 
-    async def _publish(self, messages: Sequence[EventMessage]) -> list[str | BrokerError]:
+    async def _publish(self, messages: Sequence[EventMessage], begun: Begun | None = None) -> list[str | BrokerError]:
         try:
-            return [*await self._publisher.publish(messages)]
+            return [*await self._publisher.publish(messages, begun)]
         except BrokerError as error:
             if not _is_missing(error):
                 raise

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka.cimpl import KafkaError, KafkaException, Producer
 
@@ -21,13 +21,20 @@ from events_core.engine import BrokerError, off_loop
 from events_kafka.codec import shortened
 from events_kafka.errors import broker_error, not_made
 from events_kafka.options import KafkaOptions
-from events_kafka.sender import Sender
+from events_kafka.sender import Batch, Sender
 from events_kafka.settings import given, settings
 
 __all__ = ["Publisher"]
 
 _SHARE = 0.9
 """The part of ``send_timeout`` that librdkafka has.  The rest is for the time before a message is handed to it."""
+
+
+class Begun(NamedTuple):
+    """The batch of a message that a caller has handed over, and its sender."""
+
+    sender: Sender
+    batch: Batch
 
 
 class Publisher:
@@ -46,12 +53,29 @@ class Publisher:
         self._ending: set[asyncio.Future[None]] = set()
         self._opening = asyncio.Lock()
 
-    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+    def hand_over(self, message: EventMessage, report: Callable[[str | Begun], None]) -> bool:
+        """Begin to publish *message*, in any thread; return False if home must do that.
+
+        :param report: is called with the id of the message, or with what :meth:`publish` needs.
+        """
+        sender = self._current
+        if sender is None:
+            return False
+
+        def take(found: str | Batch) -> None:
+            report(Begun(sender, found) if isinstance(found, Batch) else found)
+
+        return sender.hand_over(message, self.max_message_bytes, take)
+
+    async def publish(
+        self, messages: Sequence[EventMessage], begun: Begun | None = None
+    ) -> Sequence[str | BrokerError]:
         """Publish *messages* in order; return the id of each, or the reason why it was not stored.
 
+        :param begun: the only one of them, if it was handed over.
         :raises BrokerError: if none was stored, or that is unknown.
         """
-        results = await self._publish(messages)
+        results = await self._publish(messages, begun)
         if not _failures(results):
             return results
         suspects = _suspects(messages, results)
@@ -69,14 +93,14 @@ class Publisher:
         (result,) = await self.publish([shortened(letter, self.max_message_bytes)])
         return result
 
-    async def _publish(self, messages: Sequence[EventMessage]) -> list[Any]:
-        sender = await self._open()
-        if sender.is_down:
-            # Ask before messages are handed over: until then the engine may give them up, and knows of the outage.
-            await self._probe()
-            sender.is_down = False
+    async def _publish(self, messages: Sequence[EventMessage], begun: Begun | None) -> list[Any]:
+        sender = begun.sender if begun else await self._ready()
         try:
-            results = await sender.send(messages, self.max_message_bytes)
+            if begun:
+                await begun.batch.done
+                results = begun.batch.results
+            else:
+                results = await sender.send(messages, self.max_message_bytes)
         except BaseException:  # cancelled, or the brokers refuse this client
             self._abandon(sender)
             raise
@@ -86,6 +110,14 @@ class Publisher:
         if sender.failure is not None or any(map(_is_missing, failures)) or all(map(_is_late, results)):
             self._abandon(sender)
         return results
+
+    async def _ready(self) -> Sender:
+        sender = await self._open()
+        if sender.is_down:
+            # Ask before messages are handed over: until then the engine may give them up, and knows of the outage.
+            await self._probe()
+            sender.is_down = False
+        return sender
 
     async def _open(self) -> Sender:
         async with self._opening:

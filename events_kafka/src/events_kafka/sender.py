@@ -5,6 +5,8 @@ Who does what, and where:
 * Home hands the messages of a batch to the producer, which does not block, and waits for the batch.
 * The thread polls the producer while messages are out.  There librdkafka calls the reports of a batch, one for each
   message.  When a turn of the thread has finished batches, it wakes home once.
+* A thread of the application may hand over a message too.  The thread that polls then tells the engine that it is
+  stored, and home is not woken.  A message that fails, or takes longer than a turn, is left to home.
 """
 
 from __future__ import annotations
@@ -52,15 +54,20 @@ class Batch:
         self.results: list[Any] = []
         """The id of each message, or its ``KafkaError`` or ``BrokerError``."""
         self.done: asyncio.Future[None]
+        self._take: Callable[[str | Batch], None] | None = None
+        """The function that takes the id of the message, or this batch, if a caller has handed it over."""
         self._prefix = f"{topic}/"
         self._on_done = on_done
         self._reports: list[Report] = []
         self._reported = count(1)
 
-    def begin(self, size: int) -> Sequence[Report]:
-        """Wait for *size* messages; return at least one report for each."""
+    def begin(self, size: int, done: asyncio.Future[None]) -> Sequence[Report]:
+        """Wait for *size* messages; return at least one report for each.
+
+        :param done: the future that home resolves when all are reported.
+        """
         self.results = [None] * size
-        self.done = asyncio.get_running_loop().create_future()
+        self.done = done
         # Home reports what cannot be sent, and the thread all others.  Counting is one step of the interpreter.
         self._reported = count(1)
         self._reports += [partial(self._report, place) for place in range(len(self._reports), size)]
@@ -71,6 +78,26 @@ class Batch:
         self.results[place] = error or f"{self._prefix}{record.partition()}/{record.offset()}"
         if next(self._reported) == len(self.results):
             self._on_done(self)
+
+    def begin_alone(self, done: asyncio.Future[None], take: Callable[[str | Batch], None]) -> Report:
+        """Wait for one message, which a caller hands over; return its report."""
+        self._take = take
+        return self.begin(1, done)[0]
+
+    def settle(self) -> bool:
+        """Tell the engine that the message is stored; return False if home must be told.  In the thread."""
+        is_told = self._take is not None and isinstance(self.results[0], str)
+        self._give(self.results[0] if is_told else self)
+        return is_told
+
+    def leave(self) -> None:
+        """Leave a message that a caller has handed over to home; in the thread."""
+        self._give(self)
+
+    def _give(self, found: str | Batch) -> None:
+        take, self._take = self._take, None
+        if take is not None:
+            take(found)
 
 
 class Sender:
@@ -108,7 +135,7 @@ class Sender:
         A message whose record has more than *limit* bytes fails alone, and its successors are not attempted.
         """
         batch = self._spare.pop() if self._spare else Batch(self._topic, self._finished.append)
-        reports = batch.begin(len(messages))
+        reports = batch.begin(len(messages), self._loop.create_future())
         with self._work:
             self._out.add(batch)
         failed: set[str] = set()
@@ -128,6 +155,26 @@ class Sender:
         await batch.done
         self._spare.append(batch)
         return batch.results
+
+    def hand_over(self, message: EventMessage, limit: int, take: Callable[[str | Batch], None]) -> bool:
+        """Hand *message* to the producer, in any thread; return False if home must send it.
+
+        :param take: is called in the thread, with the id of the message or with its batch.
+        """
+        batch = Batch(self._topic, self._finished.append)
+        report = batch.begin_alone(self._loop.create_future(), take)
+        # Under the lock, because nothing may be handed over once this has ended.
+        with self._work:
+            if self._has_ended or self.is_down or self.failure is not None:
+                return False
+            try:
+                is_out = self._produce(message, message.ordering_key, limit, report)
+            except (BrokerError, KafkaException):
+                return False  # home gets the same error
+            if is_out:
+                self._out.add(batch)
+                self._work.notify()
+            return is_out
 
     def _produce(self, message: EventMessage, key: str | None, limit: int, report: Report) -> bool:
         """Hand *message* to the producer; return False if its queue is full."""
@@ -195,6 +242,8 @@ class Sender:
                 self._stop(error.args[0])
             if self._finished:
                 self._finish()
+            elif is_idle:
+                self._leave()
         for _ in range(_PURGES):
             with suppress(KafkaException):  # a fatal error
                 self._producer.purge()
@@ -209,7 +258,16 @@ class Sender:
         finished = [self._finished.popleft() for _ in range(len(self._finished))]
         with self._work:
             self._out.difference_update(finished)
-        self._tell(_resolve, finished)
+        left = [batch for batch in finished if not batch.settle()]
+        if left:
+            self._tell(_resolve, left)
+
+    def _leave(self) -> None:
+        """Leave what takes longer than a turn to home."""
+        with self._work:
+            batches = [*self._out]
+        for batch in batches:
+            batch.leave()
 
     def on_error(self, error: KafkaError) -> None:
         code = error.code()
