@@ -81,7 +81,7 @@ class BatchingPublisher(Publisher):
             self._refuse_if_closed()
             self._outbox.accept(send)
             self._outbox.queue(send.entries)
-            batch = self._lone_batch(send)
+            batch = self._lone_batch(send) if len(self._outbox.sends) == 1 else None
         if batch is not None:
             self._hand_over(batch)
         if self._opened:
@@ -89,16 +89,15 @@ class BatchingPublisher(Publisher):
         return self._connect_and_wait(send, connect)
 
     def _lone_batch(self, send: AnySend[Waiter]) -> Batch | None:
-        """Return the batch of *send* if this thread should begin its request.  Under the lock.
+        """Return the batch of *send*, which is alone, if this thread should begin its request.  Under the lock.
 
         Not the first request of all, and none after an outage: home looks for subscriptions then, or probes the broker.
         """
-        outbox = self._outbox
-        if len(outbox.sends) > 1 or not self._driver.hands_over or not isinstance(send, SingleSend):
+        if not self._driver.hands_over or self._driver.wants_ids or not isinstance(send, SingleSend):
             return None
         if not self._has_looked or not self._link.is_up:
             return None
-        batch = outbox.batcher.next(time.monotonic())
+        batch = self._outbox.batcher.next(time.monotonic())
         # There is none if a send was given up whose request is still out.
         if batch is not None:
             self._handed_over.add(batch)

@@ -25,7 +25,7 @@ from typing import Any
 from events_core.engine.batching import Batch, Batcher
 from events_core.engine.bounds import Bounds
 from events_core.engine.driver import BrokerError
-from events_core.engine.sends import AnySend, Entry, EntryQueue, Send
+from events_core.engine.sends import AnySend, Entry, EntryQueue, Send, SingleSend
 from events_core.errors import ErrorCode
 
 __all__ = ["Outbox"]
@@ -136,8 +136,7 @@ class Outbox:
         """Record the results of admitted *entries*, except of those that have one."""
         send = _whole_send(entries)
         if send is None:
-            for entry, result in zip(entries, results, strict=True):
-                self.complete(entry, result)
+            self._complete_each(entries, results)
             return
         # The same for all at once, at a fifth of the cost.
         self.messages -= len(entries)
@@ -145,6 +144,21 @@ class Outbox:
         send.complete_all(results)
         self.sends.pop(send, None)
         send.waiter.wake()
+        self._admit_waiting()
+
+    def _complete_each(self, entries: Sequence[Entry], results: Sequence[str | BrokerError]) -> None:
+        for entry, result in zip(entries, results, strict=True):
+            if entry.result is not None:
+                continue
+            if not isinstance(entry, SingleSend):
+                self.complete(entry, result)
+                continue
+            # The same as complete(), written out: this runs for each message that is sent alone.
+            self.messages -= 1
+            self._bytes -= entry.size
+            entry.result = result
+            self.sends.pop(entry, None)
+            entry.waiter.wake()
         self._admit_waiting()
 
     def _admit_waiting(self) -> None:

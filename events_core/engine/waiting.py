@@ -28,35 +28,33 @@ _TURN = 0.005
 class _Mailbox:
     """The futures of one loop that other threads want to resolve: only the loop itself may do that.
 
-    Any thread posts, without a lock: appending to a deque is atomic.  A thread that finds ``_posted`` set leaves the
+    Any thread posts, without a lock: appending to a deque is atomic.  A thread that finds ``is_posted`` set leaves the
     crossing to the thread that has set it.  The loop clears it before it empties the deque, so a future that comes
     later causes a new crossing.
     """
 
-    __slots__ = ("_futures", "_posted", "_queues", "loop", "turn_ends")
+    __slots__ = ("_queues", "futures", "is_posted", "loop", "turn_ends")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._futures: deque[asyncio.Future[None]] = deque()
-        self._posted = False
+        self.futures: deque[asyncio.Future[None]] = deque()
+        self.is_posted = False
         self._queues: dict[float, _DeadlineQueue] = {}
         self.turn_ends = 0.0
         """The time of the loop at which :func:`give_way` lets other tasks run."""
 
-    def post(self, future: asyncio.Future[None]) -> None:
-        """Resolve *future* in its loop, soon; from any thread."""
-        self._futures.append(future)
-        if not self._posted:
-            self._posted = True
-            try:
-                self.loop.call_soon_threadsafe(self._deliver)
-            except RuntimeError:
-                self._futures.clear()  # the loop is closed, and its tasks with it
+    def cross(self) -> None:
+        """Resolve :attr:`futures` in their loop, soon; from any thread."""
+        self.is_posted = True
+        try:
+            self.loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:
+            self.futures.clear()  # the loop is closed, and its tasks with it
 
     def _deliver(self) -> None:
-        self._posted = False  # before draining: a post from now on needs a new wake-up
-        while self._futures:
-            _resolve(self._futures.popleft())
+        self.is_posted = False  # before draining: a post from now on needs a new wake-up
+        while self.futures:
+            _resolve(self.futures.popleft())
 
     def resolve_within(self, future: asyncio.Future[None], timeout: float) -> None:
         """Resolve *future* after *timeout* seconds, unless it is resolved before; from the loop."""
@@ -184,7 +182,11 @@ class Waiter:
         if asyncio._get_running_loop() is self.loop:
             _resolve(self._future)
         else:
-            self._mailbox.post(self._future)
+            # Each future that another thread resolves comes this way, so it costs no more than this.
+            mailbox = self._mailbox
+            mailbox.futures.append(self._future)
+            if not mailbox.is_posted:
+                mailbox.cross()
 
     async def wait(self, timeout: float | None = None) -> None:
         """Wait until woken, for *timeout* seconds at most.  Afterwards look yourself at what you waited for."""

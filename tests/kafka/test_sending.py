@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -242,6 +243,37 @@ def test_a_setting_that_librdkafka_refuses_is_named(console: Console) -> None:
                 await sender.send_message(EventMessage(b""))
             assert caught.value.code is ErrorCode.INVALID
             assert "s3cret" not in str(caught.value)
+
+    asyncio.run(scenario())
+
+
+def test_a_lone_send_does_not_wait_for_the_engines_loop(console: Console) -> None:
+    """P1: the caller hands its message to the producer, and the thread that polls confirms it."""
+
+    async def scenario() -> None:
+        async with console.client() as sender:
+            await sender.send_message(EventMessage(b"first"))
+            may_go_on = threading.Event()
+            sender._home.wake(lambda: may_go_on.wait(120))
+            try:
+                ids = [await sender.send_message(message) for message in numbered(3)]
+            finally:
+                may_go_on.set()
+            assert ids == [f"{console.topic}/0/{offset}" for offset in (1, 2, 3)]
+
+    asyncio.run(scenario())
+
+
+def test_a_lone_message_beyond_the_topics_limit_fails(console: Console) -> None:
+    """P3: its caller does not hand it over, and the next one is stored."""
+    console.create_topic(max_message_bytes="1000")
+
+    async def scenario() -> None:
+        async with console.client() as sender:
+            await sender.send_message(EventMessage(b"first"))
+            with pytest.raises(PublishError, match="its record has 1[0-9]{3} bytes"):
+                await sender.send_message(EventMessage(b"x" * 1000))
+            assert await sender.send_message(EventMessage(b"last")) == f"{console.topic}/0/1"
 
     asyncio.run(scenario())
 
