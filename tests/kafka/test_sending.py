@@ -271,7 +271,7 @@ def test_a_lone_message_beyond_the_topics_limit_fails(console: Console) -> None:
     async def scenario() -> None:
         async with console.client() as sender:
             await sender.send_message(EventMessage(b"first"))
-            with pytest.raises(PublishError, match="its record has 1[0-9]{3} bytes"):
+            with pytest.raises(PublishError, match=r"its record has 1[0-9]{3} bytes"):
                 await sender.send_message(EventMessage(b"x" * 1000))
             assert await sender.send_message(EventMessage(b"last")) == f"{console.topic}/0/1"
 
