@@ -208,7 +208,7 @@ class BatchingPublisher(Publisher):
         """
         with self._lock:
             if batch not in self._handed_over:
-                return
+                return  # the client was closed, or a KeyboardInterrupt came while the batch was handed over
             self._handed_over.remove(batch)
         if not isinstance(found, str):
             self._home.wake(partial(self._take_over, batch, found))
@@ -419,6 +419,8 @@ class BatchingPublisher(Publisher):
             self._drained.wake()
 
     def _end_all(self) -> None:
+        with self._lock:
+            self._handed_over.clear()  # what is reported from now on comes too late
         for send in list(self._outbox.sends):
             self._end(send, unconfirmed())
 

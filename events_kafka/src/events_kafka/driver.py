@@ -1,7 +1,8 @@
 """The client's side: one topic of a cluster.
 
-The engine calls everything here on its I/O loop.  Modules that import confluent-kafka are imported in
-:meth:`KafkaDriver.open`, so that a program which only configures a client does not wait for it.
+The engine calls everything here on its I/O loop, except ``objection`` and ``hand_over``.  Modules that import
+confluent-kafka are imported in :meth:`KafkaDriver.open`, so that a program which only configures a client does not wait
+for it.
 """
 
 from __future__ import annotations

@@ -240,6 +240,7 @@ class Sender:
                 is_idle = self._producer.poll(turn) == 0
             except KafkaException as error:  # of a fatal error, confluent-kafka tells in this way (2.16, measured)
                 self._stop(error.args[0])
+                is_idle = True
             if self._finished:
                 self._finish()
             elif is_idle:

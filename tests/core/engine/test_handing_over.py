@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -312,6 +313,23 @@ def test_a_close_does_not_wait_for_ever_for_a_request_that_was_handed_over() -> 
         assert caught.value.code is ErrorCode.CLOSED
 
     run(test, driver=HandsOver)
+
+
+def test_a_report_after_a_close_is_not_logged_as_a_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """V1: nothing connects a client that was closed."""
+
+    async def test(client: ScriptedClient) -> None:
+        driver = await _opened(client)
+        sending = await _send_without_report(client, "1")
+        await client.close(timeout=0)
+        await asyncio.wait([sending])
+        caplog.clear()
+        driver.reports[0]("id-1")
+        assert not client._link.is_up
+        assert caplog.messages == []
+
+    with caplog.at_level(logging.INFO, "events_core.engine"):
+        run(test, driver=HandsOver)
 
 
 def test_a_close_ends_when_a_request_that_was_handed_over_is_stored() -> None:
