@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 
 import pytest
 
+from ..servers.requiring import required
 from . import finding
 from .console import Console
-from .server import Missing, Server
+from .server import Server
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield a server of SQS and SNS.  Without one, tests are skipped, or fail if EVENTS_TEST_REQUIRE names sqs."""
-    yield from _found("sqs", finding.ministack(tmp_path_factory.mktemp("ministack")))
+    with required("sqs"), finding.ministack(tmp_path_factory.mktemp("ministack")) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
 def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield a server of SQS and SNS that checks signatures and policies."""
-    yield from _found("sqs", finding.ministack(tmp_path_factory.mktemp("strict"), checks_access=True))
+    with required("sqs"), finding.ministack(tmp_path_factory.mktemp("strict"), checks_access=True) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
 def bare_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield a server of SQS without SNS.  EVENTS_TEST_REQUIRE calls it elasticmq."""
-    yield from _found("elasticmq", finding.elasticmq(tmp_path_factory.mktemp("elasticmq")))
+    with required("elasticmq"), finding.elasticmq(tmp_path_factory.mktemp("elasticmq")) as found:
+        yield found
 
 
 @pytest.fixture
@@ -50,13 +52,3 @@ def console(server: Server) -> Console:
 def fifo(server: Server) -> Console:
     """Return a new FIFO topic and subscription."""
     return Console(server, ordering="true")
-
-
-def _found(required: str, finding: AbstractContextManager[Server]) -> Iterator[Server]:
-    try:
-        with finding as found:
-            yield found
-    except Missing as reason:
-        if required in os.environ.get("EVENTS_TEST_REQUIRE", "").split(","):
-            pytest.fail(f"no server of SQS: {reason}")
-        pytest.skip(f"no server of SQS: {reason}")

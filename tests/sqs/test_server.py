@@ -20,7 +20,7 @@ from aiobotocore.session import get_session
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
 from .faults import FaultyProxy, faulty
-from .server import KEY, REGION, SECRET, Server, answers
+from .server import KEY, REGION, SECRET, Server
 
 PATIENCE = 60.0
 """Seconds that an answer may take on a busy machine."""
@@ -127,9 +127,9 @@ def test_a_paused_server_answers_when_it_is_resumed(own_server: Server) -> None:
     """A paused server accepts a connection, because the system does it, and says nothing on it."""
     own_server.pause()
     with pytest.raises(TimeoutError):
-        answers(own_server.url, 1)
+        own_server.answers(1)
     own_server.resume()
-    assert answers(own_server.url, PATIENCE)
+    assert own_server.answers(PATIENCE)
 
 
 def test_a_bare_server_serves_queues(bare_server: Server) -> None:
