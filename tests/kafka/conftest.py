@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Protocol
 
 import pytest
 
+from ..servers.requiring import required
 from .console import Console
 from .finding import find_or_start
-from .program import Program, cluster
-from .server import Missing, Server
-
-
-def _without(reason: Missing) -> None:
-    if "kafka" in os.environ.get("EVENTS_TEST_REQUIRE", "").split(","):
-        pytest.fail(f"no Kafka server: {reason}")
-    pytest.skip(f"no Kafka server: {reason}")
+from .program import cluster
+from .server import Server
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield a server.  Without one, tests are skipped, or fail if EVENTS_TEST_REQUIRE names kafka."""
-    try:
-        with find_or_start(tmp_path_factory.mktemp("kafka")) as found:
-            yield found
-    except Missing as reason:
-        _without(reason)
+    with required("kafka"), find_or_start(tmp_path_factory.mktemp("kafka")) as found:
+        yield found
 
 
 @pytest.fixture
@@ -43,7 +34,7 @@ def own_server(server: Server) -> Iterator[Server]:
 class StartCluster(Protocol):
     """A function that starts a cluster of *size* brokers, with more lines for the settings of each."""
 
-    def __call__(self, size: int, *extra: str) -> list[Program]: ...
+    def __call__(self, size: int, *extra: str) -> list[Server]: ...
 
 
 @pytest.fixture
@@ -51,12 +42,9 @@ def start_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartClu
     """Return a function that starts a cluster, which ends with the test."""
     with ExitStack() as stack:
 
-        def start(size: int, *extra: str) -> list[Program]:
-            try:
+        def start(size: int, *extra: str) -> list[Server]:
+            with required("kafka"):
                 return stack.enter_context(cluster(tmp_path_factory.mktemp("kafka"), size, extra))
-            except Missing as reason:
-                _without(reason)
-                raise
 
         yield start
 

@@ -15,7 +15,7 @@ from events_kafka.settings import _SCOPES
 from ..receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, settle_all, settle_data, take
 from ..waiting import until
 from .console import Console, client
-from .program import Program
+from .server import Server
 
 SHORT = {"session_timeout": "6"}
 """A session that a test can wait for."""
@@ -356,7 +356,7 @@ def test_a_receiver_that_is_cut_gets_the_rest(console: Console) -> None:
     asyncio.run(scenario())
 
 
-def test_a_killed_leader_is_replaced(start_cluster: Callable[[int], list[Program]]) -> None:
+def test_a_killed_leader_is_replaced(start_cluster: Callable[[int], list[Server]]) -> None:
     """F1, F3: of three brokers, the one that leads the topic is killed; nothing is lost or stored twice."""
     brokers = start_cluster(3)
     console = Console(brokers[0], ",".join(broker.address for broker in brokers))

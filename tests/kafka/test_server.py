@@ -15,8 +15,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from .program import Program
-from .server import PASSWORD, USER, Server, answers
+from .server import PASSWORD, USER, Server
 
 PATIENCE = 60.0
 """Seconds that an answer may take on a busy machine."""
@@ -76,16 +75,16 @@ def test_a_stopped_server_refuses_connections(own_server: Server) -> None:
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), timeout=10)
     own_server.restore()
-    assert answers(own_server.address, PATIENCE)
+    assert own_server.answers(PATIENCE)
 
 
 def test_a_paused_server_answers_when_it_is_resumed(own_server: Server) -> None:
     """A paused server accepts a connection, because the system does it, and says nothing on it."""
     own_server.pause()
     with pytest.raises(TimeoutError):
-        answers(own_server.address, 1)
+        own_server.answers(1)
     own_server.resume()
-    assert answers(own_server.address, PATIENCE)
+    assert own_server.answers(PATIENCE)
 
 
 def test_a_client_of_the_proxy_stays_on_it(own_server: Server) -> None:
@@ -129,7 +128,7 @@ def test_a_client_checks_the_certificate(own_server: Server, listener: str) -> N
     assert produce(getattr(own_server, listener), topic, b"x", **settings).offset() == 0
 
 
-def test_a_cluster_goes_on_without_one_broker(start_cluster: Callable[[int], list[Program]]) -> None:
+def test_a_cluster_goes_on_without_one_broker(start_cluster: Callable[[int], list[Server]]) -> None:
     """When the leader of a topic is killed, another broker leads and has what was stored."""
     brokers = start_cluster(3)
     everywhere = ",".join(broker.address for broker in brokers)
