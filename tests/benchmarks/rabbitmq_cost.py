@@ -72,8 +72,8 @@ WORKS = {
 
 @contextmanager
 def find_server() -> Iterator[str]:
-    sys.path.append(str(Path(__file__).parents[1] / "rabbitmq"))
-    from server import find_or_start
+    sys.path.append(str(Path(__file__).parents[2]))
+    from tests.rabbitmq.server import find_or_start
 
     with tempfile.TemporaryDirectory() as folder, find_or_start(Path(folder)) as server:
         yield server.url

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
+from ..servers.requiring import required
 from .console import Console
-from .server import Missing, Server, find_or_start
+from .server import Server, find_or_start
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield a server.  Without one, tests are skipped, or fail if EVENTS_TEST_REQUIRE names rabbitmq."""
-    try:
-        with find_or_start(tmp_path_factory.mktemp("rabbitmq")) as found:
-            yield found
-    except Missing as reason:
-        if "rabbitmq" in os.environ.get("EVENTS_TEST_REQUIRE", "").split(","):
-            pytest.fail(f"no RabbitMQ server: {reason}")
-        pytest.skip(f"no RabbitMQ server: {reason}")
+    with required("rabbitmq"), find_or_start(tmp_path_factory.mktemp("rabbitmq")) as found:
+        yield found
 
 
 @pytest.fixture

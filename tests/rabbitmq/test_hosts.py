@@ -12,8 +12,8 @@ from events_core import EventConnectionError, EventMessage
 from events_core.testing import TcpProxy
 
 from ..receiving import take
+from ..servers.ports import reserved_ports
 from .console import Console, client
-from .server import reserved_ports
 
 
 def test_the_first_host_that_answers_is_used(console: Console) -> None:

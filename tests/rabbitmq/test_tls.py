@@ -13,8 +13,10 @@ import trustme
 from events_core import ErrorCode, EventConnectionError, EventError, EventMessage
 
 from ..receiving import take
+from ..servers.ports import reserved_ports
+from ..servers.server import Missing
 from .console import client
-from .server import Missing, Program, Server, program, reserved_ports
+from .server import Server, program
 
 
 @dataclass
@@ -46,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 class Encrypted:
     """A server with a port for TLS only, which asks for a client's certificate and does not require it."""
 
-    server: Program
+    server: Server
     port: int
 
     @property
