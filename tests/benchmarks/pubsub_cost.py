@@ -119,20 +119,11 @@ class Emulator:
 
 @contextmanager
 def find_emulator() -> Iterator[Emulator]:
-    sys.path.append(str(Path(__file__).parents[1] / "gcp"))
-    from servers import find_or_start, program, reserved_address
+    sys.path.append(str(Path(__file__).parents[2]))
+    from tests.gcp.emulator import find_or_start
 
-    with tempfile.TemporaryDirectory() as folder:
-
-        @contextmanager
-        def gcloud() -> Iterator[str]:
-            with reserved_address() as address:
-                command = f"gcloud beta emulators pubsub start --host-port={address} --data-dir={folder}"
-                with program(command.split(), address, Path(folder) / "log"):
-                    yield address
-
-        with find_or_start(["EVENTS_TEST_PUBSUB", "PUBSUB_EMULATOR_HOST"], [gcloud]) as address:
-            yield Emulator(address)
+    with tempfile.TemporaryDirectory() as folder, find_or_start(Path(folder)) as found:
+        yield Emulator(found.address)
 
 
 # Measuring

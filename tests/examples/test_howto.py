@@ -19,9 +19,9 @@ from urllib.parse import quote
 
 import pytest
 
-from ..gcp.servers import reserved_address
 from ..kafka.server import Server as KafkaServer
 from ..rabbitmq.server import Server
+from ..servers.ports import reserved_address
 from ..sqs.server import KEY, REGION, SECRET
 from ..sqs.server import Server as SQSServer
 from .reader import Reader

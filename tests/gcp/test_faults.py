@@ -27,10 +27,10 @@ from events_core.engine import Delivery, feed
 from events_core.engine.backoff import Backoff
 from events_gcp import channels, stream
 
+from ..servers.ports import reserved_address
 from .broker import Broker, Subscription
 from .console import PROJECT, client
 from .faults import FaultyServer, never, serving
-from .servers import reserved_address
 from .waiting import PATIENCE, until
 
 

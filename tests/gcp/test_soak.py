@@ -26,8 +26,8 @@ import pytest
 from events_core import AcknowledgeError, EventClient, EventError, EventMessage, EventReceiver, PublishError
 from events_core.testing import TcpProxy
 
+from ..servers.server import Missing
 from .console import client
-from .servers import Missing
 
 FULL = os.environ.get("EVENTS_TEST_SOAK") == "full"
 DURATION = 900.0 if FULL else 10.0

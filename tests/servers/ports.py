@@ -33,3 +33,10 @@ def reserved_ports(number: int) -> Iterator[list[int]]:
         else:
             raise Missing(f"no {number} unused ports of 127.0.0.1 between 10000 and 32767")
         yield found
+
+
+@contextmanager
+def reserved_address() -> Iterator[str]:
+    """Yield a ``host:port`` as above.  Without a server it refuses connections."""
+    with reserved_ports(1) as (port,):
+        yield f"127.0.0.1:{port}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -71,6 +72,7 @@ class Process(Runner):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(STOP_TIMEOUT)
             process.stdin.close()
+            _await_end_of_group(process.pid)
         self._is_paused = False
 
     def pause(self) -> None:
@@ -97,6 +99,16 @@ class Process(Runner):
 
     def run(self, command: Sequence[str]) -> str:
         return run(command, self._environment)
+
+
+def _await_end_of_group(number: int) -> None:
+    """Wait until the children have ended too, because they may have the ports of the server."""
+    # A machine whose first process does not wait for orphans, such as some containers, keeps them as zombies for ever.
+    ends = time.monotonic() + 5
+    with suppress(ProcessLookupError):
+        while time.monotonic() < ends:
+            os.killpg(number, 0)
+            time.sleep(0.01)
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
