@@ -210,7 +210,9 @@ def translated(asked: str) -> Iterator[None]:
         answer = error.response
         found = answer.get("Error", {})
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        raise _error(asked, found.get("Code", ""), found.get("Message", ""), status) from error
+        # AWS may quote the request that was signed, with its session token.  A traceback would show it.
+        shown = None if "\n" in found.get("Message", "") else error
+        raise _error(asked, found.get("Code", ""), found.get("Message", ""), status) from shown
     except (BotoCoreError, ResponseParserError, HTTPError, OSError) as error:
         raise _local_error(asked, error) from _shown(error)
 
