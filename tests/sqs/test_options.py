@@ -100,6 +100,13 @@ def test_a_url_names_the_region_and_the_topic() -> None:
     assert dict(config.options) == {"region": "eu-west-1", "subscription": "billing"}
 
 
+def test_credentials_in_a_url_are_refused_and_not_shown() -> None:
+    """O2: Celery takes such a URL; here the key would be a part of the region, which errors show."""
+    with pytest.raises(ConfigurationError, match="access_key_id") as caught:
+        EventConfig.from_url("sqs://AKIA:s3cret@eu-west-1/orders")
+    assert "s3cret" not in str(caught.value)
+
+
 def test_a_url_without_a_region_leaves_it_to_the_environment() -> None:
     """The chain of botocore finds it."""
     config = EventConfig.from_url("sqs:///orders")

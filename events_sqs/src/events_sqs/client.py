@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from events_core import EventConfig, ReceivedMessage
+from events_core import ConfigurationError, EventConfig, ReceivedMessage
 from events_core.engine import EngineClient
 from events_core.interface import Location
 from events_core.options import read_options
@@ -32,6 +32,13 @@ class SQSClient(EngineClient):
     @classmethod
     def parse_location(cls, authority: str, path: str) -> Location:
         """Return the region, which is the authority of the URL, and the topic."""
+        if "@" in authority:  # Celery and Kombu take URLs with a key in front of the region
+            # The error does not repeat it: it contains a secret.
+            raise ConfigurationError(
+                "the URL has credentials; give the options access_key_id and secret_access_key, or leave them to the "
+                "environment",
+                backend="sqs",
+            )
         topic_name = super().parse_location("", path).topic_name
         return Location(topic_name, options={"region": authority} if authority else {})
 
