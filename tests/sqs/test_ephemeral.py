@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 
 from events_core import EventMessage
 from events_sqs import SQSOptions
 from events_sqs.driver import SQSDriver
-from events_sqs.ephemeral import EXPIRES
+from events_sqs.ephemeral import EXPIRES, TOPIC
 
 from .console import Console
 from .faults import faulty
@@ -68,11 +69,12 @@ def test_expired_queues_are_removed_by_other_clients(server: Server) -> None:
         console = Console(server)
         async with console, console.client(ephemeral_idle="3", create="all") as other:
             await other.ping()
-            await leave_behind(console, f"ephemeral-{1:016}", {EXPIRES: "1000"})
-            await leave_behind(console, f"ephemeral-{2:016}", {EXPIRES: str(int(time.time()) + 1000)})
-            await leave_behind(console, f"ephemeral-{3:016}", {})
-            await leave_behind(console, f"ephemeral-{4:016}", {EXPIRES: "soon"})
-            await leave_behind(console, "plain", {EXPIRES: "1000"})
+            mine = {TOPIC: console.topic}
+            await leave_behind(console, f"ephemeral-{1:016}", mine | {EXPIRES: "1000"})
+            await leave_behind(console, f"ephemeral-{2:016}", mine | {EXPIRES: str(int(time.time()) + 1000)})
+            await leave_behind(console, f"ephemeral-{3:016}", mine)
+            await leave_behind(console, f"ephemeral-{4:016}", mine | {EXPIRES: "soon"})
+            await leave_behind(console, "plain", mine | {EXPIRES: "1000"})
             while f"{console.topic}-ephemeral-{1:016}" in await queues(console):
                 await asyncio.sleep(0.1)
             others = [f"-ephemeral-{number:016}" for number in (2, 3, 4)]
@@ -130,11 +132,36 @@ def test_a_queue_of_a_topic_with_a_longer_name_is_left_alone(server: Server) -> 
             await other.ping()
             names = [f"ephemeral-{'1' * 16}-{console.topic}", f"ephemeral-{'2' * 16}-big-{console.topic}"]
             for name in names:
-                await console.sqs.create_queue(QueueName=name, tags={EXPIRES: "1000"})
+                await console.sqs.create_queue(QueueName=name, tags={EXPIRES: "1000", TOPIC: console.topic})
             while names[0] in await named(console, "ephemeral-1111"):
                 await asyncio.sleep(0.1)
             await asyncio.sleep(2)
             assert names[1] in await named(console, "ephemeral-2222")
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_queue_of_another_topic_with_the_same_pattern_is_left_alone(server: Server) -> None:
+    """Q1: with queue_name={subscription}, only the tag tells whose it is; without it, the subscription would stay."""
+
+    async def scenario() -> None:
+        console = Console(server)
+        options = {"ephemeral_idle": "3", "create": "all", "queue_name": "{subscription}"}
+        async with console, console.client(**options, subscription="") as other:
+            await other.ping()
+            async with other.subscribe() as receiver:
+                made = (await console.sqs.list_queue_tags(QueueUrl=await console.url(receiver.subscription)))["Tags"]
+                assert made[TOPIC] == console.topic
+            mine, foreign, untagged = (f"ephemeral-{secrets.token_hex(8)}" for _ in range(3))
+            await console.sqs.create_queue(QueueName=foreign, tags={EXPIRES: "1000", TOPIC: "another"})
+            await console.sqs.create_queue(QueueName=untagged, tags={EXPIRES: "1000"})
+            await console.sqs.create_queue(QueueName=mine, tags={EXPIRES: "1000", TOPIC: console.topic})
+            while await console.has_queue(mine):
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(2)  # one more round
+            for queue in (foreign, untagged):
+                assert await console.has_queue(queue)
+                await console.delete_queue(queue)
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
@@ -178,7 +205,7 @@ def test_a_round_asks_for_the_tags_of_few_queues(server: Server) -> None:
                 tags = {EXPIRES: str(int(time.time()) + 1000)}
                 await console.sqs.create_queue(QueueName=f"{console.topic}-ephemeral-{number:016}", tags=tags)
             expired = f"{console.topic}-ephemeral-{0:016}"
-            await console.sqs.create_queue(QueueName=expired, tags={EXPIRES: "1000"})
+            await console.sqs.create_queue(QueueName=expired, tags={EXPIRES: "1000", TOPIC: console.topic})
             while await console.has_queue(expired):
                 await asyncio.sleep(0.1)
             rounds = proxy.count("ListQueues")

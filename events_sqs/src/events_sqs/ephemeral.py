@@ -1,7 +1,7 @@
 """Queues of ephemeral subscriptions: they end with their receiver, or when they are no longer renewed.
 
-Each carries a tag with the time at which it expires.  Its client renews the tag.  If the process was killed, nobody
-does, and another client of the topic removes the queue and its subscription.
+Each carries two tags: the time at which it expires, and its topic.  Its client renews the first one.  If the process
+was killed, nobody does, and another client of the topic removes the queue and its subscription.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from events_sqs.options import SQSOptions
 from events_sqs.session import Services
 from events_sqs.topology import Queue, Topic, Topology
 
-__all__ = ["EXPIRES", "EphemeralQueues"]
+__all__ = ["EXPIRES", "TOPIC", "EphemeralQueues"]
 
 _log = logging.getLogger("events_sqs")
 
 EXPIRES = "events-core:expires"
 """The tag of an ephemeral queue: the ``time.time()`` from which on it may be removed."""
+
+TOPIC = "events-core:topic"
+"""The tag with the name of the topic.  The queues of several topics may have the same pattern (option ``queue_name``),
+and only a client of the right topic finds the subscription of a queue.  An ARN may be too long for a tag."""
 
 _PREFIX = "ephemeral-"
 _SUFFIX_BYTES = 8
@@ -54,7 +58,8 @@ class EphemeralQueues:
         return name, await self._create(self._topology.queue_name(self._topic, name))
 
     async def _create(self, name: str) -> Queue:
-        created = await self._topology.create(self._topic, name, {EXPIRES: self._expiry()})
+        tags = {EXPIRES: self._expiry(), TOPIC: self._topic.name}
+        created = await self._topology.create(self._topic, name, tags)
         queue = self._own[created.url] = attrs.evolve(created, is_ephemeral=True)
         return queue
 
@@ -102,7 +107,7 @@ class EphemeralQueues:
                 return False
             raise
         expires = tags.get(EXPIRES, "")
-        return expires.isdecimal() and int(expires) < time.time()
+        return tags.get(TOPIC) == self._topic.name and expires.isdecimal() and int(expires) < time.time()
 
     async def _candidates(self) -> AsyncIterator[tuple[str, str]]:
         """Yield the name and the URL of each queue that may be an ephemeral one of this topic."""
