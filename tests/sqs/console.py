@@ -129,3 +129,10 @@ class Console:
         await self.iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=policy)
         made = (await self.iam.create_access_key(UserName=name))["AccessKey"]
         return {"access_key_id": made["AccessKeyId"], "secret_access_key": made["SecretAccessKey"]}
+
+
+async def add_redrive(console: Console, letters: str, attempts: int) -> None:
+    """Give the subscription's queue a redrive policy, whose target is the queue *letters*."""
+    arn = (await console.attributes(letters))["QueueArn"]
+    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": attempts})
+    await console.sqs.set_queue_attributes(QueueUrl=await console.url(), Attributes={"RedrivePolicy": policy})

@@ -9,7 +9,7 @@ import pytest
 
 from events_core import ErrorCode, EventMessage, PublishError, ReceiveError
 
-from .console import Console
+from .console import Console, add_redrive
 from .disturbed import disturbed, outcome
 from .receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, settle_all, take
 from .server import Server
@@ -51,6 +51,43 @@ def test_a_deleted_queue_is_told_where_nothing_may_be_created(console: Console) 
                 assert caught.value.code is ErrorCode.NOT_FOUND
 
     asyncio.run(scenario())
+
+
+def test_a_queue_that_redrives_is_not_created_again(console: Console) -> None:
+    """F1, R12: a new one would have no redrive policy, and the receiver leaves letters to that."""
+    letters = f"{console.topic}-dead"
+    options = {"dead_letter_topic": letters, "max_delivery_attempts": "2", "dead_letter_subscription": "kept"}
+
+    async def scenario() -> None:
+        async with console:
+            async with console.client(**options) as owner:
+                await (await owner.subscribe()).close()
+            await add_redrive(console, f"{letters}-kept", 2)
+            async with console.client(**options) as both, both.subscribe() as receiver:
+                await console.delete_queue()
+                with pytest.raises(ReceiveError, match=console.subscription) as caught:
+                    await receiver.receive_message(PATIENCE)
+                assert caught.value.code is ErrorCode.NOT_FOUND
+                assert not await console.has_queue()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_bare_queue_is_a_topic(server: Server) -> None:
+    """F1, Q2: with topology=queue and create=subscription, a receiver does not create its queue again either."""
+
+    async def scenario() -> None:
+        console = Console(server, topology="queue")
+        async with console, console.client() as owner:
+            await owner.ping()
+            async with console.client(create="subscription") as both, both.subscribe() as receiver:
+                await console.delete_queue()
+                with pytest.raises(ReceiveError) as caught:
+                    await receiver.receive_message(PATIENCE)
+                assert caught.value.code is ErrorCode.NOT_FOUND
+                assert not await console.has_queue()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_a_topic_that_is_created_again_has_its_queues(console: Console, caplog: pytest.LogCaptureFixture) -> None:

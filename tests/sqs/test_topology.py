@@ -13,7 +13,7 @@ from events_core import ErrorCode, EventError, EventMessage, PublishError, Recei
 from events_sqs import SQSClient
 from events_sqs.policy import policy
 
-from .console import Console
+from .console import Console, add_redrive
 from .faults import faulty
 from .receiving import take
 from .server import REGION, Server
@@ -285,12 +285,6 @@ def test_what_exists_is_never_changed(console: Console) -> None:
                 assert before[name] == after[name]
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
-
-
-async def add_redrive(console: Console, letters: str, attempts: int) -> None:
-    arn = (await console.attributes(letters))["QueueArn"]
-    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": attempts})
-    await console.sqs.set_queue_attributes(QueueUrl=await console.url(), Attributes={"RedrivePolicy": policy})
 
 
 @pytest.mark.parametrize("matches", [True, False])

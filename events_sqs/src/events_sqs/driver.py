@@ -162,7 +162,8 @@ class SQSDriver(Driver[SQSOptions]):
             subscription, queue = await self._ephemeral.create()
         else:
             queue = await self.topology.join(self._topic, subscription)
-        may_restore = queue.is_ephemeral or self.options.create != "never"
+        # A new queue would have no redrive policy, but the receiver leaves letters to that.
+        may_restore = queue.is_ephemeral or (self.options.creates_queues and not queue.redrives)
         assert self._services is not None
         context = Context(
             options=self.options,

@@ -158,6 +158,11 @@ class SQSOptions(CommonOptions):
         return name + ".fifo" if self.is_fifo else name
 
     @property
+    def creates_queues(self) -> bool:
+        """True if a missing queue of a named subscription may be created; with ``topology=queue`` it is a topic."""
+        return self.create == "all" or (self.create == "subscription" and self.topology == "sns")
+
+    @property
     def message_bytes(self) -> int:
         """The largest message, as AWS counts it."""
         return self.max_message_bytes or self._default_bytes

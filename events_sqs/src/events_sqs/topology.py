@@ -163,7 +163,7 @@ class Topology:
         try:
             queue = await self._look_for_queue(name)
         except BrokerError as error:
-            if error.code is not ErrorCode.NOT_FOUND or self._options.create == "never":
+            if error.code is not ErrorCode.NOT_FOUND or not self._options.creates_queues:
                 raise
             return await self.create(topic, name)
         if not self._is_sns:
