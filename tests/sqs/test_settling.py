@@ -97,6 +97,59 @@ def test_what_is_being_deleted_is_not_lost() -> None:
     asyncio.run(scenario())
 
 
+class Extensions(Answers):
+    """Requests to extend the leases of 10 messages each; the first one of a call fails at once, or one of its entries.
+
+    The others wait until the test lets them end.
+    """
+
+    def __init__(self, failure: BrokerError, *, of_an_entry: bool) -> None:
+        super().__init__()
+        self.failure = failure
+        self.of_an_entry = of_an_entry
+        self.may_end = asyncio.Event()
+        self.ended = 0
+
+    async def hide(self, receipts: Sequence[tuple[Receipt, int]]) -> Sequence[BrokerError | None]:
+        if receipts[0][0].handle != "0":
+            await self.may_end.wait()
+            self.ended += 1
+            return [None] * len(receipts)
+        if not self.of_an_entry:
+            raise self.failure
+        return [self.failure, *[None] * (len(receipts) - 1)]
+
+
+@pytest.mark.parametrize("of_an_entry", [True, False])
+def test_an_extension_that_failed_leaves_no_request_behind(of_an_entry: bool) -> None:
+    """R6: a late one would overtake a nack, or the next extension."""
+
+    async def scenario() -> None:
+        answers = Extensions(AWAY, of_an_entry=of_an_entry)
+        some = [delivery(number) for number in range(30)]
+        extending = asyncio.create_task(answers.settling().extend(some))
+        await asyncio.sleep(0.05)
+        assert not extending.done()
+        answers.may_end.set()
+        with pytest.raises(BrokerError) as caught:
+            await extending
+        assert (caught.value, answers.ended) == (AWAY, 2)
+
+    asyncio.run(scenario())
+
+
+def test_a_delivery_whose_lease_cannot_be_extended_is_lost() -> None:
+    """R6: if asking again cannot help, it is lost, and the others are extended."""
+
+    async def scenario() -> None:
+        answers = Extensions(DENIED, of_an_entry=True)
+        answers.may_end.set()
+        some = [delivery(number) for number in range(30)]
+        assert list(await answers.settling().extend(some)) == some[:1]
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("is_fifo", [True, False])
 @pytest.mark.parametrize("gives_back", [True, False])
 def test_messages_go_back_together_or_in_order(is_fifo: bool, gives_back: bool) -> None:

@@ -156,9 +156,12 @@ class Settling:
         return min(math.ceil(delay), _longest(delivery, now))
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
-        """Let the leases of *deliveries* begin again, and return the deliveries that SQS has taken back.
+        """Let the leases of *deliveries* begin again, and return the deliveries that are lost.
 
-        One that is being deleted is none of those: SQS refuses it also if it is deleted.  The next delete tells.
+        SQS has taken those back, or refuses for good to extend them.  One that is being deleted is none of those: SQS
+        refuses it also if it is deleted.  The next delete tells.
+
+        When this returns or raises, no request is out: a late one would overtake what comes next.
 
         :raises BrokerError: if a request failed, or failed for one delivery and may succeed later.
         """
@@ -168,20 +171,24 @@ class Settling:
         alive = [each for each in deliveries if each.token.until > now]
         places = asyncio.Semaphore(_AT_ONCE)
 
-        async def extend(some: Sequence[Delivery]) -> Sequence[Delivery]:
+        async def extend(some: Sequence[Delivery]) -> BrokerError | None:
             # Read once: a message that comes again meanwhile has another receipt.
             receipts: list[tuple[Receipt, int]] = [(each.token, min(self._lease, _longest(each, now))) for each in some]
             async with places:
                 errors = await self._calls.hide(receipts)
-            for (receipt, seconds), error in zip(receipts, errors, strict=True):
+            failure = None
+            for each, (receipt, seconds), error in zip(some, receipts, errors, strict=True):
                 if error is None:
                     receipt.until = now + seconds
-                elif error.code is not ErrorCode.EXPIRED:
-                    raise error
-            return [each for each, error in zip(some, errors, strict=True) if error is not None]
+                elif error.retryable:
+                    failure = error
+                else:
+                    lost.append(each)
+            return failure
 
-        for some in await asyncio.gather(*map(extend, _parts(alive))):
-            lost += some
+        for result in await asyncio.gather(*map(extend, _parts(alive)), return_exceptions=True):
+            if result is not None:
+                raise result
         return [each for each in lost if not each.token.is_deleting]
 
     async def give_back(self, deliveries: Sequence[Delivery]) -> None:
