@@ -12,6 +12,8 @@ from events_core.engine import BrokerError, Delivery
 from events_sqs import poll_pace, polling
 from events_sqs.polling import Polls
 
+from .waiting import until
+
 AWAY = BrokerError("away", ErrorCode.UNAVAILABLE, retryable=True)
 
 
@@ -186,6 +188,74 @@ def test_a_lost_answer_is_asked_for_again_on_fifo() -> None:
         assert ids[0] == ids[1] != ids[2]
 
     asyncio.run(scenario())
+
+
+async def lose_an_answer(receiver: Receiver) -> str | None:
+    """Let a request fail; return its attempt id."""
+    receiving = asyncio.create_task(receiver.polls.receive(10))
+    await receiver.asks(1)
+    receiver.requests.answers[0].set_exception(AWAY)
+    with pytest.raises(BrokerError):
+        await receiving
+    return receiver.requests.asked[0][2]
+
+
+@pytest.mark.parametrize("is_lost_by_the_close", [True, False])
+def test_a_close_asks_for_a_lost_answer_again_on_fifo(is_lost_by_the_close: bool) -> None:
+    """C1: an answer that was lost just before the close may have brought messages, and they go back."""
+
+    async def scenario() -> None:
+        receiver = Receiver(is_fifo=True)
+        if is_lost_by_the_close:
+            receiving = asyncio.create_task(receiver.polls.receive(10))
+            await receiver.asks(1)
+            await cancelled(receiving)
+            lost = receiver.requests.asked[0][2]
+            receiver.requests.answers[0].set_exception(AWAY)
+            await receiver.polls.finish()
+        else:
+            lost = await lose_an_answer(receiver)
+        closing = asyncio.create_task(receiver.polls.close(0.01))
+        await receiver.asks(2)
+        assert receiver.requests.asked[1] == (10, 0, lost)
+        brought = deliveries(2)
+        receiver.requests.answers[1].set_result(brought)
+        await closing
+        assert receiver.returned == brought
+
+    asyncio.run(scenario())
+
+
+def test_what_a_cancelled_close_got_is_given_back_by_the_next(eager: None) -> None:
+    """C1: an answer came, another one did not, and the close was cancelled while it waited."""
+
+    async def scenario() -> None:
+        receiver = Receiver()
+        receiving = asyncio.create_task(receiver.polls.receive(100))
+        await receiver.asks(1)
+        receiver.requests.answers[0].set_result(deliveries(10))
+        await receiving
+        await cancelled_when_asked(receiver, 3)
+        closing = asyncio.create_task(receiver.polls.close(60))
+        await asyncio.sleep(0)
+        brought = deliveries(4)
+        receiver.requests.answers[1].set_result(brought)
+        await asyncio.sleep(0.01)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await until(receiver.requests.answers[2].cancelled)
+        await receiver.polls.close(0.01)
+        assert receiver.returned == brought
+
+    asyncio.run(scenario())
+
+
+async def cancelled_when_asked(receiver: Receiver, count: int) -> None:
+    """Receive, and cancel that when *count* requests have been sent in all."""
+    receiving = asyncio.create_task(receiver.polls.receive(90))
+    await receiver.asks(count)
+    await cancelled(receiving)
 
 
 def test_a_failure_is_followed_by_a_request_that_does_not_wait() -> None:

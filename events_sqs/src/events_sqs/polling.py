@@ -50,7 +50,7 @@ class _Poll:
         self.is_late = False
         """True if the answer should have come already.  Others are asked meanwhile."""
         self.attempt_id = attempt_id
-        self.task = asyncio.ensure_future(receive(limit, wait, attempt_id))
+        self.task: asyncio.Task[Sequence[Delivery]] = asyncio.ensure_future(receive(limit, wait, attempt_id))
 
 
 class Polls:
@@ -127,6 +127,15 @@ class Polls:
         self._out = [poll for poll in self._out if not poll.task.done()]
         for poll in self._out:
             poll.is_late = not poll.wait  # a long poll may wait on
+        answers, failure = self._answers(ended)
+        self._has_failed = failure is not None and not any(answers)
+        if failure is not None and self._has_failed:
+            raise failure
+        self._pace.answered([len(answer) for answer in answers], ended[0].limit, self._loop.time())
+        return [delivery for answer in answers for delivery in answer]
+
+    def _answers(self, ended: Iterable[_Poll]) -> tuple[Sequence[Sequence[Delivery]], Exception | None]:
+        """Return the answers to requests that have ended, and a failure if any has failed."""
         answers: list[Sequence[Delivery]] = []
         failure: Exception | None = None
         for poll in ended:
@@ -134,13 +143,14 @@ class Polls:
                 answers.append(poll.task.result())
             except Exception as error:  # whatever it is, the others' messages count
                 failure = error
-                if poll.attempt_id is not None and isinstance(error, BrokerError) and error.retryable:
-                    self._lost.append((poll.attempt_id, self._loop.time() + _REPEATABLE))
-        self._has_failed = failure is not None and not any(answers)
-        if failure is not None and self._has_failed:
-            raise failure
-        self._pace.answered([len(answer) for answer in answers], ended[0].limit, self._loop.time())
-        return [delivery for answer in answers for delivery in answer]
+                if isinstance(error, BrokerError) and error.retryable:
+                    self._lose(poll)
+        return answers, failure
+
+    def _lose(self, poll: _Poll) -> None:
+        """Record that the answer to *poll* was lost, so that it is asked for again; on FIFO."""
+        if poll.attempt_id is not None:
+            self._lost.append((poll.attempt_id, self._loop.time() + _REPEATABLE))
 
     async def finish(self) -> None:
         """Wait for what is out, and give back at once what has come.
@@ -149,33 +159,49 @@ class Polls:
         """
         if self._out:
             await asyncio.wait([poll.task for poll in self._out])
-        polls, self._out = self._out, []
-        await self._return(await asyncio.gather(*(poll.task for poll in polls), return_exceptions=True))
+        self._keep_answers()
+        await self._return()
 
     async def close(self, patience: float) -> None:
         """Wait for what is out, for *patience* seconds at most, cut the rest, and give back what has come.
 
-        On FIFO, what was cut is repeated and given back.
+        On FIFO, a request that was cut, or whose answer was lost, is repeated, and what it brings is given back.
         """
-        polls, self._out = self._out, []
         try:
-            if polls:
-                await asyncio.wait([poll.task for poll in polls], timeout=patience)
+            if self._out:
+                await asyncio.wait([poll.task for poll in self._out], timeout=patience)
         finally:  # also when there is no more time at all
-            cut = [poll for poll in polls if poll.task.cancel()]
-        brought = await asyncio.gather(*(poll.task for poll in polls), return_exceptions=True)
-        repeated = [self._receive(MAX_BATCH, 0, poll.attempt_id) for poll in cut if self._is_fifo]
-        await self._return([*brought, *await asyncio.gather(*repeated, return_exceptions=True)])
+            self._keep_answers()
+            cut = self._cancel()
+        await asyncio.gather(*cut, return_exceptions=True)
+        lost = [attempt_id for attempt_id, until in self._lost if self._loop.time() < until]
+        # Before anything goes back: one that AWS has never seen would get that, which counts an attempt.
+        repeated = [self._receive(MAX_BATCH, 0, attempt_id) for attempt_id in lost]
+        for answer in await asyncio.gather(*repeated, return_exceptions=True):
+            if not isinstance(answer, BaseException):
+                self._kept += answer
+        await self._return()
 
     async def cut(self) -> None:
         """Cut what is out, and give nothing back: the queue is deleted with its messages."""
+        await asyncio.gather(*self._cancel(), return_exceptions=True)
+
+    def _cancel(self) -> Sequence[asyncio.Task[Sequence[Delivery]]]:
+        """Cut what is out, and return the tasks that are ending."""
         polls, self._out = self._out, []
         for poll in polls:
+            self._lose(poll)
             poll.task.cancel()
-        await asyncio.gather(*(poll.task for poll in polls), return_exceptions=True)
+        return [poll.task for poll in polls]
 
-    async def _return(self, answers: Iterable[Sequence[Delivery] | BaseException]) -> None:
-        self._kept += [each for answer in answers if not isinstance(answer, BaseException) for each in answer]
+    def _keep_answers(self) -> None:
+        """Keep what has come.  It does not wait, so a cancellation loses nothing."""
+        ended = [poll for poll in self._out if poll.task.done()]
+        self._out = [poll for poll in self._out if not poll.task.done()]
+        answers, _ = self._answers(ended)
+        self._kept += [each for answer in answers for each in answer]
+
+    async def _return(self) -> None:
         if self._kept:
             await self._give_back(self._kept)
             self._kept = []
