@@ -142,10 +142,11 @@ class Settlements:
         """Return up to *limit* settlements that leave now.  If there are none, end the claim.
 
         Nacks that wait for their delay here do not leave now, and have ended for their callers.  What goes back does
-        not leave while its lease is being renewed, nor does anything behind it.  The renewal could overtake it, and the
-        broker would keep the message.
+        not leave while its lease is being renewed, nor does what goes back behind it.  The renewal could overtake it,
+        and the broker would keep the message.  Acknowledgements need not wait.
         """
         batch: list[Settlement] = []
+        waiting: list[Settlement] = []
         limit = min(limit, self._gathering.take(len(self.queued), self._is_more_held))
         renewing = self._ledger.renewing
         while self.queued and not self.is_stopped and len(batch) < limit:
@@ -156,12 +157,16 @@ class Settlements:
             if delay:
                 self._end(settlement, None)
                 self._ledger.delays.keep(settlement.delivery, now + delay)
-            elif renewing and settlement.delivery.message_id in renewing and not self._ledger.is_last(settlement):
-                self.queued.appendleft(settlement)
-                break
+            elif (
+                renewing
+                and (waiting or settlement.delivery.message_id in renewing)
+                and not self._ledger.is_last(settlement)
+            ):
+                waiting.append(settlement)
             else:
                 settlement.delivery._is_out = True
                 batch.append(settlement)
+        self.queued.extendleft(reversed(waiting))
         self._is_busy = bool(batch)
         self._out = batch
         return batch

@@ -27,7 +27,10 @@ class Receiver:
 
     def acknowledge(self, *names: str) -> Ticket:
         """Begin to acknowledge messages; return the ticket of the call."""
-        begun = self.ledger.begin([self.held[name] for name in names], Outcome.ACK, None, 0.0)
+        return self.settle(Outcome.ACK, *names)
+
+    def settle(self, outcome: Outcome, *names: str) -> Ticket:
+        begun = self.ledger.begin([self.held[name] for name in names], outcome, None, 0.0)
         ticket = Ticket(begun)
         self.settlements.enqueue(begun.to_send)
         ticket.register(begun.awaited)
@@ -72,6 +75,20 @@ def test_a_request_that_failed_leaves_again_before_the_others() -> None:
     receiver.acknowledge("3")
     receiver.settlements.put_back()
     assert ids(receiver.settlements.next(100, 0.0)) == ["1", "2", "3"]
+
+
+def test_a_nack_that_waits_for_a_renewal_holds_no_acknowledgement_up() -> None:
+    """R11, S4: only what goes back waits, in order."""
+    receiver = Receiver("1", "2", "3", "4")
+    receiver.ledger.renewing = {"2"}
+    receiver.acknowledge("1")
+    receiver.settle(Outcome.NACK, "2", "3")
+    receiver.acknowledge("4")
+    assert receiver.leave() == ["1", "4"]
+    receiver.settlements.answered([None, None])
+    assert receiver.settlements.next(100, 0.0) == []
+    receiver.ledger.renewing = ()
+    assert receiver.leave() == ["2", "3"]
 
 
 def test_a_settlement_that_is_refused_for_a_while_does_not_hold_others_up() -> None:
