@@ -9,7 +9,7 @@ import time
 from events_core import EventMessage
 from events_sqs import SQSOptions
 from events_sqs.driver import SQSDriver
-from events_sqs.ephemeral import EXPIRES, TOPIC
+from events_sqs.ephemeral import EXPIRES, TOPIC, EphemeralQueues
 
 from .console import Console
 from .faults import faulty
@@ -221,3 +221,10 @@ def test_a_queue_is_renewed_twice_before_it_expires() -> None:
     driver = SQSDriver("orders", "", SQSOptions(region="us-east-1", ephemeral_idle=1000.0))
     assert driver.maintenance_interval is not None
     assert 2 * 1.5 * driver.maintenance_interval < 1000
+
+
+def test_a_named_queue_of_a_topic_that_is_called_ephemeral_lasts() -> None:
+    """R12: so letters that it gets are kept."""
+    assert EphemeralQueues.is_ephemeral("ephemeral-orders-ephemeral-0123456789abcdef")
+    assert not EphemeralQueues.is_ephemeral("ephemeral-orders-billing")
+    assert not EphemeralQueues.is_ephemeral("ephemeral-orders-ephemeral-billing")

@@ -37,6 +37,8 @@ and only a client of the right topic finds the subscription of a queue.  An ARN 
 _PREFIX = "ephemeral-"
 _SUFFIX_BYTES = 8
 _ID = re.compile(r"[0-9a-f]{16}")
+_NAME = re.compile(_PREFIX + _ID.pattern)
+"""Not only the prefix, because the name of a topic may contain that."""
 _SAMPLE = 50
 """Queues whose tags one call asks for.  Otherwise 1,000 clients would ask for 1,000 each."""
 
@@ -94,9 +96,10 @@ class EphemeralQueues:
                 await self._topology.delete(self._topic, Queue(name, url, arn, self._topic.is_fifo))
                 _log.info("removed queue %r of an ephemeral subscription whose process is gone", name)
 
-    def is_ephemeral(self, queue: str) -> bool:
-        """Return whether a queue with this name belongs to an ephemeral subscription."""
-        return f"{_PREFIX}" in queue
+    @staticmethod
+    def is_ephemeral(queue: str) -> bool:
+        """Return whether a queue with this name belongs to an ephemeral subscription, of whatever topic."""
+        return bool(_NAME.search(queue))
 
     async def _has_expired(self, name: str, url: str) -> bool:
         try:
