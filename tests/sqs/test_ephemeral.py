@@ -12,7 +12,7 @@ from events_sqs.driver import SQSDriver
 from events_sqs.ephemeral import EXPIRES, TOPIC, EphemeralQueues
 
 from .console import Console
-from .faults import faulty
+from .faults import FOREVER, faulty
 from .receiving import take
 from .server import Server
 from .waiting import until
@@ -228,3 +228,22 @@ def test_a_named_queue_of_a_topic_that_is_called_ephemeral_lasts() -> None:
     assert EphemeralQueues.is_ephemeral("ephemeral-orders-ephemeral-0123456789abcdef")
     assert not EphemeralQueues.is_ephemeral("ephemeral-orders-billing")
     assert not EphemeralQueues.is_ephemeral("ephemeral-orders-ephemeral-billing")
+
+
+def test_a_round_that_is_forbidden_is_not_repeated(console: Console) -> None:
+    """Q1: a client that may not list queues asks once, and renews its own queue as before."""
+
+    async def scenario() -> None:
+        async with (
+            console,
+            faulty(console.server.url) as proxy,
+            console.client(subscription="", ephemeral_idle="3", endpoint_url=proxy.url) as both,
+            both.subscribe(),
+        ):
+            proxy.refuse("ListQueues", "AccessDenied", status=403, times=FOREVER)
+            await until(lambda: proxy.count("ListQueues") > 0)
+            renewed = proxy.count("TagQueue")
+            await until(lambda: proxy.count("TagQueue") > renewed + 2)
+            assert proxy.count("ListQueues") == 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))

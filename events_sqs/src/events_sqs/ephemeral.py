@@ -53,6 +53,8 @@ class EphemeralQueues:
         self._options = options
         self._own: dict[str, Queue] = {}
         """Those of this client, by their URLs."""
+        self._is_forbidden = False
+        """True if this client may not remove the queues of others."""
 
     async def create(self) -> tuple[str, Queue]:
         """Create an ephemeral subscription; return its name and its queue."""
@@ -86,7 +88,21 @@ class EphemeralQueues:
                 await self._services.sqs.tag_queue(QueueUrl=queue.url, Tags={EXPIRES: self._expiry()})
 
     async def remove_expired(self) -> None:
-        """Delete queues whose clients were killed, among some that are chosen at random."""
+        """Delete queues whose clients were killed, among some that are chosen at random.
+
+        If AWS forbids that, this client does not ask again: each request costs, and shows as an error in the account.
+
+        :raises BrokerError: if a request failed.
+        """
+        if self._is_forbidden:
+            return
+        try:
+            await self._remove_expired()
+        except BrokerError as error:
+            self._is_forbidden = error.code is ErrorCode.PERMISSION_DENIED
+            raise
+
+    async def _remove_expired(self) -> None:
         others = [(name, url) async for name, url in self._candidates() if url not in self._own]
         for name, url in random.sample(others, min(len(others), _SAMPLE)):
             if not await self._has_expired(name, url):
