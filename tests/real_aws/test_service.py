@@ -432,6 +432,33 @@ def test_what_a_receiver_gives_back_comes_to_the_next_in_order(account: Account)
     run(test())
 
 
+@pytest.mark.parametrize("topology", ["sns", "queue"])
+def test_a_backlog_comes_in_few_requests(account: Account, topology: str) -> None:
+    """R5: 1,000 messages need 100 full answers; AWS may send smaller ones.  The report says how many there were."""
+    asked: list[object] = []
+
+    async def count(services: Any) -> None:
+        services.sqs.meta.events.register("before-call.sqs.ReceiveMessage", lambda **_: asked.append(None))
+
+    async def test() -> None:
+        # A queue alone is the only subscription of its topic.
+        more = {"subscription": "s"} if topology == "sns" else {}
+        async with account.client(f"backlog-{topology}", topology=topology, **more) as both:
+            await both.run_native(count)
+            await both.send_messages([EventMessage(b"%d" % number) for number in range(1000)])
+            name = more.get("subscription", f"{account.prefix}backlog-{topology}")
+            async with both.subscribe(name) as receiver:
+                received = 0
+                while received < 1000:
+                    some = await gather(receiver, 100)
+                    await receiver.acknowledge_messages(some)
+                    received += len(some)
+
+    run(test())
+    print(f"{len(asked)} requests brought 1,000 messages")
+    assert len(asked) <= (150 if EMULATED else 300)
+
+
 def test_a_lease_is_extended(account: Account) -> None:
     """R6: a message that is held for 12 s with a visibility timeout of 4 s does not come again."""
 

@@ -10,6 +10,7 @@ import pytest
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery
 from events_sqs import poll_pace, polling
+from events_sqs.poll_pace import PollPace
 from events_sqs.polling import Polls
 
 from .waiting import until
@@ -278,23 +279,49 @@ def test_a_failure_is_followed_by_a_request_that_does_not_wait() -> None:
     asyncio.run(scenario())
 
 
-def test_full_answers_lead_to_several_requests_that_do_not_wait(eager: None) -> None:
+@pytest.mark.parametrize(("is_fifo", "wait"), [(False, 1), (True, 0)])
+def test_full_answers_lead_to_several_requests_that_wait_little(eager: None, is_fifo: bool, wait: int) -> None:
     """A backlog is fetched with several requests at once, within the room that there is."""
 
     async def scenario() -> None:
-        receiver = Receiver()
+        receiver = Receiver(is_fifo=is_fifo)
         receiving = asyncio.create_task(receiver.polls.receive(100))
         await receiver.asks(1)
         receiver.requests.answers[0].set_result(deliveries(10))
         await receiving
         receiving = asyncio.create_task(receiver.polls.receive(90))
         await receiver.asks(3)
-        assert receiver.requests.asked == [(10, 20, None), (10, 0, None), (10, 0, None)]
+        assert [asked[:2] for asked in receiver.requests.asked] == [(10, 20), (10, wait), (10, wait)]
         receiver.requests.answers[1].set_result(deliveries(10))
         receiver.requests.answers[2].set_result(deliveries(4))
         assert len(await receiving) == 14
 
     asyncio.run(scenario())
+
+
+def test_a_request_that_waits_in_vain_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is empty when others are full.  When its late answer comes, that says nothing about a newer backlog."""
+    learned: list[list[int]] = []
+    monkeypatch.setattr(polling, "_STRAGGLERS", 0.01)
+    monkeypatch.setattr(PollPace, "count", lambda *_: 2)
+    monkeypatch.setattr(PollPace, "answered", lambda _, sizes, *__: learned.append([*sizes]))
+
+    async def scenario() -> None:
+        receiver = Receiver()
+
+        async def receive(asked: int, answered: dict[int, int]) -> int:
+            receiving = asyncio.create_task(receiver.polls.receive(100))
+            await receiver.asks(asked)
+            for number, count in answered.items():
+                receiver.requests.answers[number].set_result(deliveries(count))
+            return len(await receiving)
+
+        assert await receive(2, {0: 10}) == 10  # the second one waits at SQS
+        assert await receive(4, {1: 0}) == 0
+        assert await receive(4, {2: 10, 3: 7}) == 17
+
+    asyncio.run(scenario())
+    assert learned == [[10, 0], [10, 7]]
 
 
 def test_a_late_answer_does_not_stop_receiving(eager: None, monkeypatch: pytest.MonkeyPatch) -> None:

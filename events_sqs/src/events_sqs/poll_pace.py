@@ -7,8 +7,8 @@ SQS is paid by the request, and one request brings 10 messages at most.  So two 
 * **Several requests at once.**  If answers are full, there is probably more.  After each :data:`_FULL` of them in a
   row, the receiver sends one request more at once.  The last ones bring nothing, so there are few for a short backlog.
 
-A receiver without messages sends one request at a time, which waits at SQS for ``wait_time``.  If SQS answers without
-waiting, for example because that is 0, the receiver pauses for up to a second.
+A receiver without messages sends one request at a time, which waits at SQS for ``wait_time``.  If an answer without
+messages comes sooner, for example from an emulator that does not wait, the receiver pauses for up to a second.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class PollPace:
                 self._pause = 0.0
                 self._full = min(self._full + full, _MOST * _FULL)
             return
-        # Requests that do not wait may miss some messages, so one answer that is not full does not end it all.
+        # A request may miss some messages, so one answer that is not full does not end it all.
         self._full = max(0, full // 2 - 1) * _FULL
         messages = sum(sizes)
         # The queue is empty now.  If messages go on to come as fast, this is the time until the next answer is full.

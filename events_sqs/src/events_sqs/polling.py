@@ -44,11 +44,12 @@ class Receive(Protocol):
 class _Poll:
     """One request that is out, or whose answer nobody has taken."""
 
-    def __init__(self, receive: Receive, limit: int, wait: int, attempt_id: str | None) -> None:
+    def __init__(self, receive: Receive, limit: int, wait: int, attempt_id: str | None, *, is_alone: bool) -> None:
         self.limit = limit
-        self.wait = wait
+        self.is_alone = is_alone
+        """True if it may wait for long.  False if others were sent with it because there was much to fetch."""
         self.is_late = False
-        """True if the answer should have come already.  Others are asked meanwhile."""
+        """True if those that were sent with it have been answered.  Others are asked meanwhile."""
         self.attempt_id = attempt_id
         self.task: asyncio.Task[Sequence[Delivery]] = asyncio.ensure_future(receive(limit, wait, attempt_id))
 
@@ -103,10 +104,18 @@ class Polls:
 
     def _begin(self, limit: int) -> None:
         count = self._pace.count(limit)
-        # If there is much, none needs to wait for messages, and no answer waits for another one.  After a failure, a
-        # quick answer ends the outage.
-        wait = self._wait if count == 1 and not self._has_failed else 0
-        self._out += [_Poll(self._receive, min(limit, MAX_BATCH), wait, self._attempt_id()) for _ in range(count)]
+        is_alone = count == 1 and not self._has_failed
+        limit = min(limit, MAX_BATCH)
+        for _ in range(count):
+            wait = self._wait if is_alone else self._short_wait(count)
+            self._out.append(_Poll(self._receive, limit, wait, self._attempt_id(), is_alone=is_alone))
+
+    def _short_wait(self, count: int) -> int:
+        """Return the seconds that SQS waits if *count* requests are sent at once, or the last one has failed."""
+        # If SQS does not wait at all, it asks only some of its servers, and may say that there is nothing.  But on
+        # FIFO, requests are often in vain, because their groups are in flight.  After a failure, a quick answer ends
+        # the outage.
+        return 0 if self._is_fifo or count == 1 else 1
 
     def _attempt_id(self) -> str | None:
         if not self._is_fifo:
@@ -125,13 +134,18 @@ class Polls:
         """
         ended = [poll for poll in self._out if poll.task.done()]
         self._out = [poll for poll in self._out if not poll.task.done()]
-        for poll in self._out:
-            poll.is_late = not poll.wait  # a long poll may wait on
+        # Those that wait in vain count as empty at once.  Their late answers tell nothing about what is there by then.
+        fresh = [poll for poll in ended if not poll.is_late]
+        late = [poll for poll in self._out if fresh and not poll.is_alone and not poll.is_late]
+        for poll in late:
+            poll.is_late = True
         answers, failure = self._answers(ended)
         self._has_failed = failure is not None and not any(answers)
         if failure is not None and self._has_failed:
             raise failure
-        self._pace.answered([len(answer) for answer in answers], ended[0].limit, self._loop.time())
+        sizes = [len(poll.task.result()) for poll in fresh if poll.task.exception() is None]
+        if sizes:
+            self._pace.answered(sizes + [0] * len(late), fresh[0].limit, self._loop.time())
         return [delivery for answer in answers for delivery in answer]
 
     def _answers(self, ended: Iterable[_Poll]) -> tuple[Sequence[Sequence[Delivery]], Exception | None]:
