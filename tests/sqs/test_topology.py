@@ -14,7 +14,7 @@ from events_sqs import SQSClient
 from events_sqs.policy import policy
 
 from .console import Console, add_redrive
-from .faults import faulty
+from .faults import FOREVER, faulty
 from .receiving import take
 from .server import REGION, Server
 
@@ -267,6 +267,41 @@ def test_a_name_that_no_queue_has_is_refused(console: Console) -> None:
         async with console, console.client() as both:
             for name in ("two words", "s" * 80):
                 assert await refused(both, name, "1 to 80 letters") is ErrorCode.INVALID
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+@pytest.mark.parametrize("topology", ["sns", "queue"])
+def test_nothing_is_created_in_the_wrong_account(server: Server, topology: str) -> None:
+    """Q2: AWS creates only in the account of the credentials, so another account_id is refused before that."""
+
+    async def scenario() -> None:
+        console = Console(server, topology=topology)
+        async with console, console.client(account_id="111111111111") as both:
+            with pytest.raises(EventError, match=r"'111111111111'.*'000000000000'") as caught:
+                await both.ping()
+            assert caught.value.code is ErrorCode.INVALID
+            topics = [each["TopicArn"] for each in (await console.sns.list_topics())["Topics"]]
+            assert console.topic_arn not in topics
+            assert not await console.has_queue()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_an_account_that_cannot_be_checked_is_believed(server: Server) -> None:
+    """Q2: STS may be out of reach, and is then no reason to fail."""
+
+    async def scenario() -> None:
+        console = Console(server)
+        async with (
+            console,
+            faulty(server.url) as proxy,
+            console.client(account_id="000000000000", endpoint_url=proxy.url) as both,
+        ):
+            proxy.break_down("GetCallerIdentity", status=503, times=FOREVER)
+            await both.ping()
+            assert await console.has_queue()
+            assert proxy.count("GetCallerIdentity") == 1
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
 

@@ -7,6 +7,7 @@ also renews them.  The engine alone retries, so the clients make one attempt for
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -24,12 +25,15 @@ from botocore.awsrequest import AWSRequest
 from botocore.exceptions import NoCredentialsError, UnknownRegionError
 from botocore.loaders import create_loader
 
-from events_core.engine import off_loop
+from events_core import ErrorCode
+from events_core.engine import BrokerError, off_loop
 from events_sqs.errors import translated
 from events_sqs.options import SQSOptions
 from events_sqs.untraced import keep_untraced
 
 __all__ = ["Services"]
+
+_log = logging.getLogger("events_sqs")
 
 _CONNECT_TIMEOUT = 5
 """Seconds for a connection.  A region answers within one."""
@@ -56,6 +60,8 @@ class Services:
         self._options = options
         self._stack = AsyncExitStack()
         self._account = options.account_id
+        self._is_checked = False
+        """True if :meth:`check_account` need not ask again."""
         self.sqs: Any = None
         self.sns: Any = None
         """``None`` with ``topology=queue``."""
@@ -143,11 +149,38 @@ class Services:
     async def account(self) -> str:
         """Return the account that owns topics and queues."""
         if self._account is None:
-            with translated("ask STS for the account of the credentials"):
-                async with self._client("sts") as sts:
-                    keep_untraced(sts)
-                    self._account = (await sts.get_caller_identity())["Account"]
+            self._account = await self._own_account()
         return self._account
+
+    async def _own_account(self) -> str:
+        with translated("ask STS for the account of the credentials"):
+            async with self._client("sts") as sts:
+                keep_untraced(sts)
+                account: str = (await sts.get_caller_identity())["Account"]
+                return account
+
+    async def check_account(self) -> None:
+        """Call this before anything is created: AWS does that in the account of the credentials, whatever was asked.
+
+        If STS cannot be asked, the option ``account_id`` is believed.
+
+        :raises BrokerError: ``INVALID`` if the option ``account_id`` is another account.
+        """
+        asked = self._options.account_id
+        if asked is None or self._is_checked:
+            return
+        try:
+            own = await self._own_account()
+        except BrokerError as error:
+            _log.debug("the option account_id is not checked: %s", error)
+            own = asked
+        if own != asked:
+            raise BrokerError(
+                f"option 'account_id' is {asked!r}, but the credentials are of account {own!r}, and AWS creates topics "
+                "and queues only there; create them with credentials of the other account, or leave out account_id",
+                ErrorCode.INVALID,
+            )
+        self._is_checked = True
 
     async def arn(self, service: str, name: str) -> str:
         """Return the name of a topic or queue in all of AWS."""

@@ -105,6 +105,7 @@ class Topology:
     async def _create_topic(self, full: str) -> Topic:
         if not self._is_sns:
             return self._found(full, await self._create_queue(full, {}, {}))
+        await self._services.check_account()
         with translated(f"create SNS topic {full!r}"):
             answer = await self._services.sns.create_topic(Name=full, Attributes=self._topic_attributes())
         created("topic", answer["TopicArn"])
@@ -285,6 +286,7 @@ class Topology:
             attributes["MessageRetentionPeriod"] = str(options.retention)
         if options.max_message_bytes is not None:
             attributes["MaximumMessageSize"] = str(options.max_message_bytes)
+        await self._services.check_account()
         with translated(f"create queue {name!r}"):
             answer = await self._services.sqs.create_queue(QueueName=name, Attributes=attributes, tags=tags)
         url: str = answer["QueueUrl"]
