@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from events_core import ErrorCode, EventError, EventMessage
+from events_sqs.ephemeral import EXPIRES, TOPIC
 
 from .console import Console
 from .receiving import take
@@ -86,7 +87,7 @@ def test_the_policy_of_a_creator_is_enough_to_create_and_remove(strict_server: S
                 await both.delete_subscription("billing")
                 assert not await console.has_queue(f"{console.topic}-billing")
                 left = f"{console.topic}-ephemeral-{'0' * 16}"
-                await console.sqs.create_queue(QueueName=left, tags={"events-core:expires": "1"})
+                await console.sqs.create_queue(QueueName=left, tags={EXPIRES: "1", TOPIC: console.topic})
                 async with asyncio.timeout(PATIENCE):
                     while await console.has_queue(left):
                         await asyncio.sleep(0.2)
