@@ -12,10 +12,10 @@ import pytest
 
 from events_core import ErrorCode, EventError, EventMessage, PublishError, ReceiveError
 
+from ..receiving import PATIENCE, take
 from .console import Console
 from .disturbed import disturbed, outcome, refuse_sends, sends
 from .faults import FOREVER
-from .receiving import PATIENCE, take
 from .server import KEY, SECRET, Server
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from events_core import ErrorCode, EventError, EventMessage, PublishError
 
+from ..receiving import numbered, numbers, settle_all, take
+from ..waiting import until
 from .console import Console
 from .disturbed import SENDS, disturbed, outcome, refuse_sends, sends
 from .faults import FOREVER
-from .receiving import numbered, numbers, settle_all, take
 from .server import Server
-from .waiting import until
 
 BUSY = [
     ("RequestThrottled", 403),

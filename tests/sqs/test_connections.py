@@ -8,12 +8,12 @@ import pytest
 
 from events_core import ErrorCode, EventConnectionError, EventMessage, PublishError
 
+from ..receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, take
+from ..waiting import until
 from .console import Console
 from .disturbed import SENDS, disturbed, outcome
 from .faults import FOREVER, faulty
-from .receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, take
 from .server import Server
-from .waiting import until
 
 
 @pytest.mark.parametrize("ordering", ["false", "true"])

@@ -12,8 +12,8 @@ import pytest
 from events_core import ErrorCode, EventConfig, EventError, EventMessage
 from events_sqs import SQSClient
 
+from ..receiving import take
 from .console import PATIENT, Console
-from .receiving import take
 from .server import KEY, REGION, SECRET, Server
 
 

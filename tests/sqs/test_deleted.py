@@ -9,9 +9,9 @@ import pytest
 
 from events_core import ErrorCode, EventMessage, PublishError, ReceiveError
 
+from ..receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, settle_all, take
 from .console import Console, add_redrive
 from .disturbed import disturbed, outcome
-from .receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, settle_all, take
 from .server import Server
 
 

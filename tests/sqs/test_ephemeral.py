@@ -11,11 +11,11 @@ from events_sqs import SQSOptions
 from events_sqs.driver import SQSDriver
 from events_sqs.ephemeral import EXPIRES, TOPIC, EphemeralQueues
 
+from ..receiving import take
+from ..waiting import until
 from .console import Console
 from .faults import FOREVER, faulty
-from .receiving import take
 from .server import Server
-from .waiting import until
 
 
 async def queues(console: Console) -> list[str]:

@@ -14,8 +14,8 @@ import pytest
 from events_core import ErrorCode, EventError, EventMessage
 from events_sqs.ephemeral import EXPIRES, TOPIC
 
+from ..receiving import take
 from .console import Console
-from .receiving import take
 from .server import REGION, Server
 
 PAGE = Path(__file__).parents[2] / "docs" / "backends" / "sqs.rst"

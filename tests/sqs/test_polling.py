@@ -13,7 +13,7 @@ from events_sqs import poll_pace, polling
 from events_sqs.poll_pace import PollPace
 from events_sqs.polling import Polls
 
-from .waiting import until
+from ..waiting import until
 
 AWAY = BrokerError("away", ErrorCode.UNAVAILABLE, retryable=True)
 

@@ -16,12 +16,12 @@ from events_sqs.codec import PACKED, Receipt, size_objection
 from events_sqs.limits import CARRIED_ID
 from events_sqs.settling import Settling
 
+from ..receiving import PATIENCE, numbered, settle_all, take
+from ..waiting import until
 from .console import Console
 from .disturbed import disturbed, outcome
 from .faults import FOREVER, FaultyProxy
-from .receiving import PATIENCE, numbered, settle_all, take
 from .server import Server
-from .waiting import until
 
 DELETE, HIDE, RECEIVE = "DeleteMessageBatch", "ChangeMessageVisibilityBatch", "ReceiveMessage"
 

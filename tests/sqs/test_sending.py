@@ -11,10 +11,10 @@ import pytest
 
 from events_core import ErrorCode, EventError, EventMessage, EventReceiver, PublishError
 
+from ..receiving import numbered, numbers, settle_all, take
 from .console import Console
 from .disturbed import SENDS, disturbed, sends
 from .faults import FOREVER, Call, FaultyProxy, entries_of
-from .receiving import numbered, numbers, settle_all, take
 from .server import Server
 
 KINDS = {

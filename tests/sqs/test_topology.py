@@ -13,9 +13,9 @@ from events_core import ErrorCode, EventError, EventMessage, PublishError, Recei
 from events_sqs import SQSClient
 from events_sqs.policy import policy
 
+from ..receiving import take
 from .console import Console, add_redrive
 from .faults import FOREVER, faulty
-from .receiving import take
 from .server import REGION, Server
 
 
