@@ -32,7 +32,7 @@ async def expiry(console: Console, queue: str) -> int:
 async def leave_behind(console: Console, name: str, tags: dict[str, str]) -> None:
     """Create a queue that is subscribed to the topic, as a killed process leaves it."""
     queue = f"{console.topic}-{name}"
-    url = (await console.sqs.create_queue(QueueName=queue, tags=tags))["QueueUrl"]
+    url = (await console.sqs.create_queue(QueueName=queue))["QueueUrl"]
     told = await console.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
     await console.sns.subscribe(
         TopicArn=console.topic_arn,
@@ -40,6 +40,8 @@ async def leave_behind(console: Console, name: str, tags: dict[str, str]) -> Non
         Endpoint=told["Attributes"]["QueueArn"],
         Attributes={"RawMessageDelivery": "true"},
     )
+    # Last: from now on another client may remove it.
+    await console.sqs.tag_queue(QueueUrl=url, Tags=tags)
 
 
 def test_an_ephemeral_subscription_ends_with_its_receiver(server: Server) -> None:
