@@ -13,9 +13,9 @@ way, if the driver can (``Driver.hand_over``).  The caller's thread takes the ba
 thread of the driver completes it.  The home is not woken.  It takes over a request that fails or takes more than a
 moment (:meth:`BatchingPublisher._take_over`).
 
-Two timers end each send at its deadline (P7).  The home has one: it ends the send and sends nothing of it afterwards,
-because the loop of the caller may be blocked or closed.  The caller has the other one, and never waits for the home,
-because a home may hang.  The first of them decides; the second finds nothing left to end.
+Two timers end each send at its deadline (P7).  The home has one, because the loop of the caller may be blocked or
+closed.  The loop of the caller has the other one, because a home may hang.  The first of them decides: it ends the
+send, of which nothing leaves afterwards.  The second one finds nothing left to end.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from events_core.engine.outbox import Outbox
 from events_core.engine.pace import Pace
 from events_core.engine.publisher import Connect, Publisher, Results, parts, unconfirmed
 from events_core.engine.sends import AnySend, Entry, Send, SingleSend
-from events_core.engine.waiting import Waiter
+from events_core.engine.waiting import LoopTimers, Waiter
 from events_core.errors import ErrorCode
 from events_core.message import EventMessage
 
@@ -46,7 +46,7 @@ __all__ = ["BatchingPublisher"]
 _ID_BYTES = 16
 """Random bytes of a message's id."""
 _ENDED_AT_ONCE = 1000
-"""Sends that the home ends at their deadline before it turns to other things."""
+"""Sends that a loop ends at their deadline before it turns to other things."""
 
 
 class BatchingPublisher(Publisher):
@@ -71,7 +71,7 @@ class BatchingPublisher(Publisher):
         self._handed_over: set[Batch] = set()
         """Batches whose requests callers have begun.  The first one who takes a batch out of it goes on with it."""
         self._is_pumping = False  # read and set without the lock; see pump()
-        self._is_watching = False  # only home reads and sets it
+        self._timers = LoopTimers(self._end_overdue)
 
     # In the caller's thread
 
@@ -82,6 +82,7 @@ class BatchingPublisher(Publisher):
             self._outbox.accept(send)
             self._outbox.queue(send.entries)
             batch = self._lone_batch(send) if len(self._outbox.sends) == 1 else None
+        self._timers.ensure(send.waiter.loop)
         if batch is not None:
             self._hand_over(batch)
         if self._opened:
@@ -124,7 +125,7 @@ class BatchingPublisher(Publisher):
         async with self.order.turn():
             send = await self._submit_gently(messages)
         if self._opened:
-            return await self._results(send, has_waited=True)
+            return await self._results(send)
         return await self._connect_and_wait(send, connect)
 
     async def _submit_gently(self, messages: Sequence[EventMessage]) -> AnySend[Waiter]:
@@ -136,6 +137,7 @@ class BatchingPublisher(Publisher):
         with self._lock:
             self._refuse_if_closed()
             self._outbox.accept(send)
+        self._timers.ensure(send.waiter.loop)
         try:
             for part in parts(send.entries):
                 with self._lock:
@@ -158,26 +160,17 @@ class BatchingPublisher(Publisher):
             self._end(send, reason)
             if not isinstance(error, BrokerError):
                 raise
-        return await self._results(send, has_waited=True)
+        return await self._results(send)
 
-    async def _results(self, send: AnySend[Waiter], *, has_waited: bool = False) -> Results:
-        """Wait until *send* is complete, at the latest when its time is up, and return its results.
-
-        :param has_waited: True if some of its time has gone since it was accepted.
-        """
+    async def _results(self, send: AnySend[Waiter]) -> Results:
+        """Wait until *send* is complete, at the latest when its time is up, and return its results."""
         self.pump()
         try:
-            if has_waited:
-                await send.waiter.wait(send.deadline - time.monotonic())
-            else:
-                await send.waiter.wait_within(self._send_timeout)
+            await send.waiter
+        # Not GeneratorExit: then the garbage collector runs this, and may not take the lock.  The home ends the send.
         except asyncio.CancelledError:
             self._end(send, self._outbox.timed_out(send.last_error))
             raise
-        # Not in a ``finally`` clause.  If the loop was closed, the garbage collector runs such a clause, perhaps in a
-        # thread that holds the lock.  The home ends the send in that case.
-        if send.pending:
-            self._end(send, self._outbox.timed_out(send.last_error))
         return send.take_results()
 
     def _end(self, send: AnySend[Waiter], error: BrokerError) -> None:
@@ -226,6 +219,17 @@ class BatchingPublisher(Publisher):
             # Last, and without the lock: this thread may have to wait here until the caller has sent its next message.
             entry.send.waiter.wake()
 
+    def _end_overdue(self) -> float | None:
+        """End sends whose time is up, a few at a time; return when to look again, or ``None`` if no send is left."""
+        with self._lock:
+            oldest = self._outbox.oldest(_ENDED_AT_ONCE)
+        now = time.monotonic()
+        for send in oldest:
+            if send.deadline > now:
+                return send.deadline
+            self._end(send, self._outbox.timed_out(send.last_error))
+        return now if oldest else None
+
     # At home
 
     def _take_over(self, batch: Batch, begun: Publishing | None) -> None:
@@ -240,29 +244,7 @@ class BatchingPublisher(Publisher):
             self._home.spawn(self._run(batch))
 
     def watch(self) -> None:
-        if not self._is_watching:
-            self._is_watching = True
-            self._home.spawn(self._watch())
-
-    async def _watch(self) -> None:
-        """End each send at its deadline, until no send is left."""
-        try:
-            while self._outbox.sends:
-                deadline = self._end_overdue()
-                await asyncio.sleep(deadline - time.monotonic())
-        finally:
-            self._is_watching = False
-
-    def _end_overdue(self) -> float:
-        """End sends whose time is up, a few at a time; return when to look again."""
-        with self._lock:
-            oldest = self._outbox.oldest(_ENDED_AT_ONCE)
-        now = time.monotonic()
-        for send in oldest:
-            if send.deadline > now:
-                return send.deadline
-            self._end(send, self._outbox.timed_out(send.last_error))
-        return now
+        self._timers.ensure(asyncio.get_running_loop())
 
     def unreached(self, error: BrokerError) -> None:
         self._outbox.unreached = error
@@ -405,7 +387,7 @@ class BatchingPublisher(Publisher):
         place = Waiter()
         with self._lock:
             self._outbox.batcher.resume(batch, place)
-        await place.wait()
+        await place
 
     # Closing (closing.py)
 

@@ -147,7 +147,7 @@ class Settler:
             waiter = ticket.waiter = Waiter() if ticket.pending else None
         if waiter is None:
             return
-        await waiter.wait_within(self._timeout)
+        await waiter.wait(self._timeout)
         with self._lock:
             if ticket.pending:
                 self._settlements.give_up(ticket, self._timed_out())

@@ -15,11 +15,12 @@ import asyncio
 import inspect
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
-__all__ = ["SingleFlight", "Waiter", "WaitingRoom", "give_way"]
+__all__ = ["LoopTimers", "SingleFlight", "Waiter", "WaitingRoom", "give_way"]
 
 _TURN = 0.005
 """Seconds for which calls that need not wait may keep a loop to themselves."""
@@ -33,13 +34,12 @@ class _Mailbox:
     later causes a new crossing.
     """
 
-    __slots__ = ("_queues", "futures", "is_posted", "loop", "turn_ends")
+    __slots__ = ("futures", "is_posted", "loop", "turn_ends")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.futures: deque[asyncio.Future[None]] = deque()
         self.is_posted = False
-        self._queues: dict[float, _DeadlineQueue] = {}
         self.turn_ends = 0.0
         """The time of the loop at which :func:`give_way` lets other tasks run."""
 
@@ -55,70 +55,6 @@ class _Mailbox:
         self.is_posted = False  # before draining: a post from now on needs a new wake-up
         while self.futures:
             _resolve(self.futures.popleft())
-
-    def resolve_within(self, future: asyncio.Future[None], timeout: float) -> None:
-        """Resolve *future* after *timeout* seconds, unless it is resolved before; from the loop."""
-        queue = self._queues.get(timeout)
-        if queue is None:
-            queue = self._queues[timeout] = _DeadlineQueue(self.loop)
-        queue.add(future, self.loop.time() + timeout)
-
-
-_CROWDED = 10_000
-"""The number of waits of one length from which on the queue looks for those that are over."""
-
-
-class _DeadlineQueue:
-    """Waits of one length in one loop.
-
-    They fall due in the order in which they began, so one timer is enough for all of them.  A timer for each would cost
-    more than the wait.
-    """
-
-    __slots__ = ("_armed", "_crowded", "_deadlines", "_futures", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        # Two deques with the same positions.  A pair for each wait would be one more object that the garbage collector
-        # looks at, and that is most of the cost of thousands of waits.
-        self._futures: deque[asyncio.Future[None]] = deque()
-        self._deadlines: deque[float] = deque()
-        self._crowded = _CROWDED
-        self._armed = False
-
-    def __len__(self) -> int:
-        return len(self._futures)
-
-    def add(self, future: asyncio.Future[None], deadline: float) -> None:
-        futures = self._futures
-        # Most waits end long before their time.  Removing those in front here keeps the queue short.
-        while futures and futures[0].done():
-            futures.popleft()
-            self._deadlines.popleft()
-        if len(futures) >= self._crowded:
-            self._compact()
-        self._futures.append(future)
-        self._deadlines.append(deadline)
-        if not self._armed:
-            self._armed = True
-            self._loop.call_at(deadline, self._expire)
-
-    def _compact(self) -> None:
-        """Drop all waits that are over, also those behind a wait that is not."""
-        waiting = [pair for pair in zip(self._futures, self._deadlines, strict=True) if not pair[0].done()]
-        self._futures = deque(future for future, _ in waiting)
-        self._deadlines = deque(deadline for _, deadline in waiting)
-        self._crowded = max(_CROWDED, 2 * len(waiting))
-
-    def _expire(self) -> None:
-        futures, deadlines = self._futures, self._deadlines
-        now = self._loop.time()
-        while futures and (futures[0].done() or deadlines[0] <= now):
-            _resolve(futures.popleft())
-            deadlines.popleft()
-        self._armed = bool(futures)
-        if futures:
-            self._loop.call_at(deadlines[0], self._expire)
 
 
 class _Own(threading.local):
@@ -188,10 +124,14 @@ class Waiter:
             if not mailbox.is_posted:
                 mailbox.cross()
 
-    async def wait(self, timeout: float | None = None) -> None:
+    def __await__(self) -> Generator[Any, None, None]:
+        """Wait until woken."""
+        return self._future.__await__()
+
+    async def wait(self, timeout: float | None) -> None:
         """Wait until woken, for *timeout* seconds at most.  Afterwards look yourself at what you waited for."""
         if timeout is None:
-            await self._future
+            await self
             return
         timer = self.loop.call_later(max(0.0, timeout), _resolve, self._future)
         try:
@@ -199,10 +139,37 @@ class Waiter:
         finally:
             timer.cancel()
 
-    def wait_within(self, timeout: float) -> Awaitable[None]:
-        """Wait as with :meth:`wait`; cheaper if many waits have the same *timeout*, since they share one timer."""
-        self._mailbox.resolve_within(self._future, timeout)
-        return self._future
+
+class LoopTimers:
+    """One timer in each loop in which tasks wait for an owner, for all of them: it ends what is overdue.
+
+    A timer for each task would cost more than the wait.
+
+    :param check: ends what is overdue, whichever loop waits for it.  It returns the ``time.monotonic()`` at which to
+        look again, or ``None`` if no task waits.  It is a method of the owner, which the timers do not keep alive.
+    """
+
+    def __init__(self, check: Callable[[], float | None]) -> None:
+        self._check = weakref.WeakMethod(check)
+        # Several threads use it at once.  Each adds and removes only the loop that it runs, or one that is closed.
+        self._loops: set[asyncio.AbstractEventLoop] = set()
+
+    def ensure(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make sure that *loop*, which is running, has its timer.  Call it when the task can be found by the check."""
+        if loop not in self._loops:
+            for other in [*self._loops]:
+                if other.is_closed():
+                    self._loops.discard(other)
+            self._loops.add(loop)
+            self._look(loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        check = self._check()
+        again = check() if check is not None else None
+        if again is None:
+            self._loops.discard(loop)
+        else:
+            loop.call_later(max(0.0, again - time.monotonic()), self._look, loop)
 
 
 class WaitingRoom:

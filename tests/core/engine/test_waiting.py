@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import time
+import weakref
 from collections.abc import Coroutine
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 
 from events_core.engine import BrokerError
 from events_core.engine.loop_thread import ThreadHome
-from events_core.engine.waiting import SingleFlight, Waiter, WaitingRoom, _mailbox
+from events_core.engine.waiting import LoopTimers, SingleFlight, Waiter, WaitingRoom
 
 
 def test_a_waiter_is_woken_from_another_thread() -> None:
@@ -20,25 +23,61 @@ def test_a_waiter_is_woken_from_another_thread() -> None:
     async def main() -> Waiter:
         waiter = Waiter()
         threading.Thread(target=waiter.wake).start()
-        await asyncio.wait_for(waiter.wait(), 60)
+        await asyncio.wait_for(waiter.wait(60), 60)
         waiter.wake()
         return waiter
 
     asyncio.run(main()).wake()
 
 
-def test_bounded_waits_end_when_their_time_is_up() -> None:
-    """P7: a bounded wait ends by itself, and the queue does not keep those that were woken before."""
+def test_each_loop_has_one_timer_while_something_waits() -> None:
+    """P7: a timer looks again when its owner says so, ends when nothing waits, and does not keep its owner alive."""
 
-    async def main() -> None:
-        for _ in range(100):
-            waiter = Waiter()
-            waiter.wake()
-            await waiter.wait_within(0.05)
-        assert len(_mailbox()._queues[0.05]) == 1
-        await asyncio.wait_for(asyncio.gather(*(Waiter().wait_within(0.05) for _ in range(3))), 60)
+    class Owner:
+        def __init__(self) -> None:
+            self.timers = LoopTimers(self.check)
+            self.looks = 0
+            self.waits = True
 
-    asyncio.run(main())
+        def check(self) -> float | None:
+            self.looks += 1
+            return time.monotonic() + 0.01 if self.waits else None
+
+    owner = Owner()
+
+    async def look() -> None:
+        loop = asyncio.get_running_loop()
+        before = owner.looks
+        for _ in range(3):
+            owner.timers.ensure(loop)
+        assert owner.looks == before + 1
+        async with asyncio.timeout(60):
+            while owner.looks < before + 3:
+                await asyncio.sleep(0.01)
+
+    async def end() -> None:
+        await look()
+        owner.waits = False
+        async with asyncio.timeout(60):
+            while owner.timers._loops:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(look())  # leaves a closed loop behind
+    asyncio.run(end())
+    owner.waits = True
+
+    async def abandon() -> weakref.ref[LoopTimers]:
+        nonlocal owner
+        await look()
+        timers = weakref.ref(owner.timers)
+        del owner
+        gc.collect()
+        async with asyncio.timeout(60):
+            while timers() is not None:
+                await asyncio.sleep(0.01)
+        return timers
+
+    assert asyncio.run(abandon())() is None
 
 
 def test_one_waiter_of_each_loop_is_woken() -> None:
