@@ -169,6 +169,8 @@ class Delivery:
     """The token of a redelivery that came while a request was out."""
     _was_acknowledged: bool
     """True if the broker has confirmed an acknowledgement with an older token."""
+    _is_lost: bool
+    """True while it is held although the broker has taken it back, until the message comes here again."""
 
     def __init__(
         self,
@@ -197,9 +199,8 @@ class Delivery:
         self._settlement = None
         self._nacks = 0
         self._arrived = self._deadline = self._kept_until = 0.0
-        self._is_out = False
+        self._is_out = self._was_acknowledged = self._is_lost = False
         self._newer_token = None
-        self._was_acknowledged = False
 
     def has_token(self, token: object) -> bool:
         """Return whether *token* is the newest one."""
@@ -284,6 +285,7 @@ class Source(ABC):
     timeout leaves, and then calls the method.  When the time is over, it logs a warning and cancels the call."""
 
     _tell_lost: Callable[[Callable[[Delivery], bool]], None] | None = None
+    _take_back: Callable[[Callable[[Delivery], bool]], None] | None = None
 
     def lost(self, is_lost: Callable[[Delivery], bool]) -> None:
         """Tell the engine which deliveries this receiver has lost: a session ended, a partition went to another.
@@ -300,6 +302,16 @@ class Source(ABC):
         """
         if self._tell_lost is not None:
             self._tell_lost(is_lost)
+
+    def take_back(self, is_meant: Callable[[Delivery], bool]) -> None:
+        """Drop deliveries that the engine has buffered, because :meth:`fetch` will return them again.
+
+        Do not override it.  Call it from any thread, before :meth:`fetch` returns them.
+
+        :param is_meant: is asked of the buffered deliveries only; otherwise as in :meth:`lost`.
+        """
+        if self._take_back is not None:
+            self._take_back(is_meant)
 
     @abstractmethod
     async def fetch(self, limit: int) -> Sequence[Delivery]:

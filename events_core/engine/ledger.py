@@ -186,6 +186,7 @@ class Ledger:
             else:
                 known.lease_until = lease_until
                 known._arrived = now
+                known._is_lost = False
                 self.duplicates += 1
                 if known._is_out:
                     # The driver may still read the token.  In a tuple, because a token may be None.
@@ -374,8 +375,9 @@ class Ledger:
         """Give back *delivery*, and with it every later one of its key (R10); return the settlements to send."""
         assert delivery.ordering_key is not None
         later = self._successors(delivery, delivery.ordering_key)
-        if not self._local or self.closing:
+        if not self._local or self.closing or delivery._is_lost:
             # The broker keeps the order if it gets the run in one request.  When closing, nothing is handed out again.
+            # What is lost may be with another receiver.
             return [_begin(delivery, outcome, delay), *self._give_back(later, delivery.ordering_key)]
         if outcome is NACK and self._attempts.are_used_up(delivery):
             last = [_begin(delivery, NACK, delay)]
@@ -523,7 +525,7 @@ class Ledger:
             delivery._deadline = now + self.max_lease
             self._live.move_to_end(delivery.message_id)
             return True
-        if delivery._state is not HELD or self._attempts.are_used_up(delivery):
+        if delivery._state is not HELD or delivery._is_lost or self._attempts.are_used_up(delivery):
             return False
         self._redeliver([delivery, *self._successors(delivery, key)], NACK, None, now, expired=True)
         return True
@@ -560,6 +562,15 @@ class Ledger:
         A held delivery stays with the application.  If its message comes again, it only gets a newer token (F2, R7).
         """
         return self.lose([each for each in self._live.values() if each._state is BUFFERED and is_lost(each)])
+
+    def mark_lost(self, is_lost: Callable[[Delivery], bool]) -> None:
+        """Take note that the broker has taken back the handed-out deliveries for which *is_lost* returns True.
+
+        They do not stay here after a nack, or when they expire: another receiver may have their messages.
+        """
+        for delivery in self._live.values():
+            if delivery._state is not BUFFERED and is_lost(delivery):
+                delivery._is_lost = True
 
     def next_deadline(self) -> float | None:
         """Return when the next delivery expires; ``None`` if nothing is here."""
@@ -639,7 +650,7 @@ def _copy(delivery: Delivery) -> Delivery:
         delivery.size,
     )
     copy.order, copy.lease_until, copy._nacks = delivery.order, delivery.lease_until, delivery._nacks
-    copy._arrived = delivery._arrived
+    copy._arrived, copy._is_lost = delivery._arrived, delivery._is_lost
     return copy
 
 

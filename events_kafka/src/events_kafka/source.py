@@ -277,7 +277,7 @@ class KafkaSource(Source, Listener):
             return True
 
         if first:
-            self.lost(is_behind)
+            self.take_back(is_behind)
         return taken
 
     async def close(self) -> None:
