@@ -285,7 +285,7 @@ class Source(ABC):
     timeout leaves, and then calls the method.  When the time is over, it logs a warning and cancels the call."""
 
     _tell_lost: Callable[[Callable[[Delivery], bool]], None] | None = None
-    _take_back: Callable[[Callable[[Delivery], bool]], None] | None = None
+    _drop_buffered: Callable[[Callable[[Delivery], bool]], None] | None = None
 
     def lost(self, is_lost: Callable[[Delivery], bool]) -> None:
         """Tell the engine which deliveries this receiver has lost: a session ended, a partition went to another.
@@ -310,8 +310,8 @@ class Source(ABC):
 
         :param is_meant: is asked of the buffered deliveries only; otherwise as in :meth:`lost`.
         """
-        if self._take_back is not None:
-            self._take_back(is_meant)
+        if self._drop_buffered is not None:
+            self._drop_buffered(is_meant)
 
     @abstractmethod
     async def fetch(self, limit: int) -> Sequence[Delivery]:

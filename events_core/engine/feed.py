@@ -140,7 +140,7 @@ class PrefetchingFeed(Feed):
         self._finishing: asyncio.Task[None] | None = None
         self._go_on = asyncio.Event()
         source._tell_lost = self._lose
-        source._take_back = self._take_back
+        source._drop_buffered = self._drop_buffered
         self._now = asyncio.get_running_loop().time  # time.monotonic, unless a test simulates the clock
         self._fetching = home.spawn(self._fetch_until_stopped(), f"fetching from {source.subscription!r}")
         self._leases = LeaseKeeper(
@@ -191,9 +191,9 @@ class PrefetchingFeed(Feed):
         """Drop the lost deliveries from the buffer before this call returns."""
         with self._lock:
             self._ledger.mark_lost(is_lost)
-        self._take_back(is_lost)
+        self._drop_buffered(is_lost)
 
-    def _take_back(self, is_meant: Callable[[Delivery], bool]) -> None:
+    def _drop_buffered(self, is_meant: Callable[[Delivery], bool]) -> None:
         with self._lock:
             self._settlements.enqueue(self._ledger.lose_buffered(is_meant))
             self._refill()
