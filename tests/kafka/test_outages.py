@@ -381,3 +381,27 @@ def test_a_killed_leader_is_replaced(start_cluster: Callable[[int], list[Server]
         assert await asyncio.to_thread(console.end) == 200
 
     asyncio.run(scenario())
+
+
+def test_a_topic_without_a_leader_is_not_missing(
+    start_cluster: Callable[[int], list[Server]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """F1: a client that comes while the only replica is away waits until it is back."""
+    brokers = start_cluster(3)
+    console = Console(brokers[0], ",".join(broker.address for broker in brokers))
+
+    async def scenario() -> None:
+        async with console.client(replication_factor="1") as first:
+            await first.send_message(EventMessage(b"before"))
+        leader = brokers[await asyncio.to_thread(console.leader) - 1]
+        await asyncio.to_thread(leader.kill)
+        while await asyncio.to_thread(console.leader) != -1:
+            await asyncio.sleep(0.1)
+        async with console.client(subscription="other") as later:
+            sending = asyncio.create_task(later.send_message(EventMessage(b"after")))
+            await until(lambda: sending.done() or "cannot connect" in caplog.text)
+            await asyncio.to_thread(leader.start)
+            await sending
+        assert await asyncio.to_thread(console.end) == 2
+
+    asyncio.run(scenario())

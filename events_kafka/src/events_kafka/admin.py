@@ -45,6 +45,7 @@ _NOT_READY = COORDINATOR_IS_COMING | {
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError._NOENT,  # no partition has a leader
 }
 """The errors of requests that were not carried out, because a broker starts or partitions move."""
 

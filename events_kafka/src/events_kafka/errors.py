@@ -74,6 +74,8 @@ _MEANINGS: dict[str, _Meaning] = {
     "_IN_PROGRESS": _BUSY,
     "_ISR_INSUFF": _BUSY,
     "_NODE_UPDATE": _BUSY,
+    # librdkafka says so if no partition has a leader.  A missing topic is found before (2.16, measured).
+    "_NOENT": _BUSY,
     "_OUTDATED": _BUSY,
     "_PREV_IN_PROGRESS": _BUSY,
     "_RESOLVE": _UNREACHABLE,
@@ -126,7 +128,6 @@ _MEANINGS: dict[str, _Meaning] = {
     "RESOURCE_NOT_FOUND": _MISSING,
     "UNKNOWN_TOPIC_ID": _MISSING,
     "UNKNOWN_TOPIC_OR_PART": _MISSING,
-    "_NOENT": _MISSING,
     "_UNKNOWN_GROUP": _MISSING,
     "_UNKNOWN_PARTITION": _MISSING,
     "_UNKNOWN_TOPIC": _MISSING,
