@@ -116,6 +116,11 @@ class Server(server.Server):
         """Set the permissions of a user in a virtual host, each as a regular expression for names."""
         self.command("set_permissions", "--vhost", vhost, user, configure, write, read)
 
+    def limit_connections(self, of: str, name: str, most: int) -> None:
+        """Allow *most* connections of the user or virtual host *name*; *of* is ``user`` or ``vhost``."""
+        place = ("--vhost", name) if of == "vhost" else (name,)
+        self.command(f"set_{of}_limits", *place, json.dumps({"max-connections": most}))
+
     def set_alarm(self) -> None:
         """Set the memory alarm: the server blocks connections on which a client publishes."""
         self.command("set_vm_memory_high_watermark", "0")

@@ -46,12 +46,19 @@ class _Stack(AsyncioConnection, asyncio.Protocol):  # type: ignore[misc]
         self._frame_buffer: bytes = b""
         self.inlets: dict[int, Inlet] = {}
         """The inlets of channels, by number."""
+        self.reason: BaseException | None = None
+        """The reason why the connection has ended; ``None`` before that."""
         super().__init__(*arguments, **named)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is None and self._error is None:  # pika asks for a reason
             exc = ConnectionAbortedError("the stream has ended")
         self._proto_connection_lost(exc)
+
+    def _on_stream_terminated(self, error: BaseException | None) -> None:
+        # Before the connection is open, pika replaces the reason with a guess, such as a wrong password.
+        self.reason = self._error or error
+        super()._on_stream_terminated(error)
 
     def emit(self, data: bytes) -> None:
         """Write frames."""
@@ -178,7 +185,7 @@ async def connect(
 
     def fail(_: Any, error: Exception) -> None:
         if not opened.done():
-            opened.set_exception(error)
+            opened.set_exception(stack.reason or error)
 
     parameters = ConnectionParameters(
         virtual_host=address.virtual_host,
@@ -233,7 +240,11 @@ class Channel:
         with translated(asked):
             native = connection.native.channel(on_open_callback=lambda _: resolve(opened))
         channel = cls(connection, native)
-        await channel._answer(asked, opened)
+        try:
+            await channel._answer(asked, opened)
+        except BaseException:  # also when cancelled: the server may have opened it
+            channel.close()
+            raise
         return channel
 
     async def call(self, asked: str, method: str, *arguments: Any, **named: Any) -> Any:
@@ -285,7 +296,7 @@ class Channel:
             listener(reason)
 
     def close(self) -> None:
-        """Ask the server to close the channel.  It returns at once."""
-        if self.native.is_open:
+        """Ask the server to close the channel, also while it opens.  It returns at once."""
+        if not (self.native.is_closing or self.native.is_closed):
             with suppress(BrokerError), translated("close a channel"):
                 self.native.close()

@@ -22,7 +22,6 @@ class _Meaning(NamedTuple):
 
 
 _UNREACHABLE = _Meaning(ErrorCode.UNAVAILABLE, True, "check the network and the options of the address")
-_UNKNOWN_USER = _Meaning(ErrorCode.UNAUTHENTICATED, advice="check the options username and password, or url")
 _BUSY = _Meaning(ErrorCode.UNAVAILABLE, True)
 
 # Reply codes of AMQP 0-9-1 (section 1.2 of the specification), as RabbitMQ uses them.
@@ -48,7 +47,9 @@ _CODES = {
 # RabbitMQ uses one code for several reasons.  The first text that fits decides.  It must not fit a name: texts quote
 # names of queues, exchanges, virtual hosts and users, which may be any words.
 _TEXTS = {
-    (403, "Login was refused"): _UNKNOWN_USER,
+    (403, "Login was refused"): _Meaning(
+        ErrorCode.UNAUTHENTICATED, advice="check the options username and password, or url"
+    ),
     (403, "' in exclusive use"): _Meaning(
         ErrorCode.PERMISSION_DENIED, advice="another consumer has the queue for itself"
     ),
@@ -64,8 +65,6 @@ _TEXTS = {
 
 # The first type that fits decides.  The text is pika's own where there is none.
 _KINDS = {
-    exceptions.ProbableAuthenticationError: (_UNKNOWN_USER, "the server refuses the user"),
-    exceptions.ProbableAccessDeniedError: (_CODES[530], "the server refuses the virtual host"),
     exceptions.AMQPHeartbeatTimeout: (_UNREACHABLE, "the server gave no sign of life"),
     ssl.SSLError: (_Meaning(ErrorCode.UNAUTHENTICATED, advice="check the options tls_…"), ""),
     TimeoutError: (_UNREACHABLE, "no answer in time"),

@@ -90,7 +90,11 @@ class _Confirms:
         """
         channel = await Channel.open(connection)
         confirms = cls(channel, place)
-        await channel.call("ask for confirms", "confirm_delivery", confirms._on_confirm)
+        try:
+            await channel.call("ask for confirms", "confirm_delivery", confirms._on_confirm)
+        except BaseException:  # also when cancelled
+            channel.close()
+            raise
         return confirms
 
     async def send(self, ids: Sequence[str], messages: Sequence[EventMessage]) -> _Batch:
