@@ -78,7 +78,7 @@ class Capabilities:
     handback_counts: bool = False
     """True if a message that goes back without having been handed out counts an attempt (rule C1: closing)."""
     redelivery: Literal["lease", "disconnect"] = "lease"
-    """The event after which the broker delivers an unsettled message again: the end of its lease, or of the connection
-    (rule R9: redelivery)."""
+    """The event after which the broker delivers an unsettled message again: the end of its lease, or of the connection;
+    on Kafka, of the membership in the group (rule R9: redelivery)."""
     limits: Limits = attrs.field(factory=Limits)
     """The sizes that the backend accepts."""

@@ -177,8 +177,9 @@ class EventClient(ABC):
         A trial such as ``events check`` works there.  The context manager yields the configuration of the place.  By
         default it yields ``None``, because the broker has no such place: a trial then leaves its topics behind.
 
-        The context manager may be asynchronous.  Both its ends then run on one event loop, which stands still while the
-        trial runs loops of its own.  So keep no connection in between.
+        The context manager may be asynchronous.  Its ``__aenter__`` and ``__aexit__`` then run on the same event loop.
+        The loop does not run between them, because the trial runs loops of its own.  So leave no task or connection
+        open.
 
         :raises ConfigurationError: on entering, if the place cannot be made.
         """

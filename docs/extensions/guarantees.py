@@ -37,6 +37,9 @@ PROMISES: Mapping[str, tuple[str, Mapping[object, str]]] = {
 }
 """A sentence for each capability, and the words for its values.  Those of a capability without words are yes and no."""
 
+OWN_WORDS = {("kafka", "redelivery"): "its membership in the group"}
+"""Cells that need other words than those of their values: Kafka's deliveries outlive a connection."""
+
 MARKS = {"kept": "✓", "partly": "✓", "excepted": "(✓)", "not declared": "–", "not shown": "?", "not applicable": "·"}
 """The signs in the table of rules."""
 
@@ -79,7 +82,7 @@ def _promise(capability: str, records: Sequence[Record]) -> str:
     if most is False:
         return "no"
     words = PROMISES[capability][1]
-    said = words.get(most, "yes")
+    said = OWN_WORDS.get((records[0].backend, capability)) or words.get(most, "yes")
     if usual != most:
         said = f"{words[usual]} … {said}" if words else "by option"
     claims = {capability, f"{capability}={most}"}

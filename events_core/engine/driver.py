@@ -554,9 +554,9 @@ class Driver(ABC, Generic[OptionsT]):
 
         So a lone send need not wait for home to begin its request, nor to see the answer.
 
-        *Called* if :attr:`hands_over`, for a message that is sent while no other is, in the thread of its caller.  The
-        broker has answered a request before.  It does not wait and does not raise.  Overlaps every method but
-        :meth:`open`.  Once :meth:`close` has begun, nothing may be sent.
+        *Called* if :attr:`hands_over`, in the thread of the caller, for a single message.  No other send is in progress
+        then, and the broker has already answered at least one request.  It does not wait and does not raise.  Overlaps
+        every method but :meth:`open`.  Once :meth:`close` has begun, nothing may be sent.
 
         :param report: takes the outcome.  If this method returns True, call *report* once, from any thread.  Call it
             with the id when the message is stored.  If the message fails, or takes more than a moment, call it with a

@@ -25,7 +25,7 @@ class Assignment:
     :param native: the consumer of librdkafka.
     :param lose: ends claims whose records another receiver may have.
     :param is_eager: True if the group takes all partitions away before it gives new ones.
-    :param max_gap: the most settled records behind an unsettled one, for each partition.
+    :param max_gap: the most settled records after an unsettled one, for each partition.
     """
 
     def __init__(

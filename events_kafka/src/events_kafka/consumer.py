@@ -115,7 +115,7 @@ class Consumer(Group):
     :param settings: those of librdkafka, with those that this module depends on.
     :param begin: the offsets from which to read partitions, without a group; ``None`` to join the group of *settings*.
     :param safe_time: the time for which a member of a group may be silent.
-    :param max_gap: the most settled records behind an unsettled one, for each partition.
+    :param max_gap: the most settled records after an unsettled one, for each partition.
     """
 
     def __init__(

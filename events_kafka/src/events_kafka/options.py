@@ -128,7 +128,7 @@ class KafkaOptions(CommonOptions):
     max_gap: int = option(
         default=10_000,
         minimum=1,
-        help="Largest number of messages behind an unsettled one that a partition delivers before it pauses.",
+        help="Largest number of messages after an unsettled one that a partition delivers before it pauses.",
     )
 
     def problems(self) -> Iterable[str]:
