@@ -79,6 +79,39 @@ def test_a_buffered_message_goes_back_before_the_consumer_timeout(console: Conso
     asyncio.run(scenario())
 
 
+def test_a_full_receiver_takes_no_more_after_a_nack(console: Console) -> None:
+    """R5: the receiver holds all that it may and nacks again and again; the others stay in the queue."""
+
+    async def scenario() -> None:
+        async with console.client(max_outstanding_messages="10") as both, both.subscribe() as receiver:
+            await both.send_messages(numbered(100))
+            held = await gather(receiver, 10)
+            for _ in range(8):
+                await receiver.nack(held.pop(), delay=0)
+                held.append(await take(receiver))
+                assert await asyncio.to_thread(console.ready) >= 90
+
+    asyncio.run(scenario())
+
+
+def test_a_full_receiver_that_closes_takes_no_more(console: Console) -> None:
+    """C1: the receiver holds all that it may and closes; what it settles makes no room for others."""
+
+    async def scenario() -> None:
+        async with console.client(max_outstanding_messages="10") as both:
+            receiver = await both.subscribe()
+            await both.send_messages(numbered(30))
+            held = await gather(receiver, 10)
+            closing = asyncio.create_task(receiver.close(timeout=600))
+            await until(lambda: console.queue not in console.server.command("list_consumers", "--quiet"))
+            await receiver.acknowledge_messages(held[:9])
+            assert await asyncio.to_thread(console.ready) == 20
+            await receiver.acknowledge(held[9])
+            await closing
+
+    asyncio.run(scenario())
+
+
 def test_attempts_are_counted(console: Console) -> None:
     """R11: each nack raises the attempt by one."""
 

@@ -116,6 +116,11 @@ class Connection:
         return bool(self.native.is_open)
 
     @property
+    def heartbeat(self) -> int:
+        """Seconds between signs of life, as agreed with the server; 0 if there are none."""
+        return int(self.native.params.heartbeat or 0)
+
+    @property
     def frame_max(self) -> int:
         """Bytes of the largest frame, as agreed with the server."""
         return int(self.native.params.frame_max)

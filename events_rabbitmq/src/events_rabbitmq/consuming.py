@@ -85,8 +85,8 @@ class Consumer:
         """
         consumer = cls(await Channel.open(connection), queue, prefetch, ended, lost)
         try:
-            await consumer._set_prefetch()
-            await consumer.resume()
+            await consumer.ask()
+            await consumer._consume()
         except BaseException:
             consumer._channel.close()
             raise
@@ -99,15 +99,14 @@ class Consumer:
 
     # Receiving
 
-    async def resume(self) -> None:
-        """Let the server push messages, if it does not."""
-        if self._consumer_tag is None:
-            asked = f"consume from queue {self._queue!r}"
-            # Its callback is never called, because deliveries do not go through pika.
-            answer = await self._channel.call(asked, "basic_consume", self._queue, lambda *_: None)
-            self._consumer_tag = answer.consumer_tag
+    async def _consume(self) -> None:
+        # Once for each channel: the server would not count what is out from an earlier time, and push a whole prefetch.
+        asked = f"consume from queue {self._queue!r}"
+        # Its callback is never called, because deliveries do not go through pika.
+        answer = await self._channel.call(asked, "basic_consume", self._queue, lambda *_: None)
+        self._consumer_tag = answer.consumer_tag
 
-    def pause(self) -> None:
+    def stop(self) -> None:
         """Let the server push no more messages.  Unsettled messages, and those on their way, stay here."""
         tag, self._consumer_tag = self._consumer_tag, None
         if tag is not None and self.is_open:
@@ -215,16 +214,20 @@ class Consumer:
 
         A settlement has no answer (AMQP 0-9-1).  But a channel handles its requests in order, so the answer to the next
         one tells that the channel has passed the settlements on to the queue.  A quorum queue may store them later:
-        that has no answer.  That request sets the prefetch of later consumers, to what it is.
+        that has no answer.
 
         :raises BrokerError: if the channel has ended.
         """
         written = self._written
         if self._confirmed < written:
-            await self._set_prefetch()
+            await self.ask()
             self._confirmed = written  # only now: a caller that was cancelled before asks again
 
-    async def _set_prefetch(self) -> None:
+    async def ask(self) -> None:
+        """Make a request, and wait for the answer.  It sets the prefetch of later consumers, to what it is.
+
+        :raises BrokerError: if the channel has ended.
+        """
         await self._channel.call("set the prefetch", "basic_qos", prefetch_count=self._prefetch)
 
     # The end

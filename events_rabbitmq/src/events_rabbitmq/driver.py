@@ -139,7 +139,7 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         self._check_subscription(subscription)
         ephemeral = subscription is None
         name = subscription or f"~{socket.gethostname()[:60]}-{os.getpid()}-{token_hex(8)}"
-        source = RabbitMQSource(self, name, ephemeral=ephemeral)
+        source = RabbitMQSource(self, name, wake, ephemeral=ephemeral)
         try:
             await self.topology.join(source.queue, ephemeral=ephemeral)
             await source.start()

@@ -12,6 +12,10 @@ server takes back everything at once, in order.
 engine gives the delivery the new token, and an acknowledgement that was under way succeeds.  So it waits a while, and
 only then is ``EXPIRED``.
 
+**A process that was stopped.**  The server ends a connection from which it has heard nothing for two heartbeats.  They
+are sent on the I/O loop, so the receiver is safe while that loop runs.  After the loop has stood still for a heartbeat,
+the receiver asks the server before it hands out anything (F2).
+
 All of it runs on the engine's I/O loop, so no lock is needed.
 """
 
@@ -19,13 +23,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
 
 from events_core import Capabilities, ErrorCode
-from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, Source
+from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, Source, uptime
 from events_rabbitmq.consuming import Consumer
 from events_rabbitmq.limits import MAX_PREFETCH, behaviour
 
@@ -49,7 +53,7 @@ class RabbitMQSource(Source):
     redelivers_locally = True
     keeps_delays = False
 
-    def __init__(self, driver: RabbitMQDriver, subscription: str, *, ephemeral: bool) -> None:
+    def __init__(self, driver: RabbitMQDriver, subscription: str, wake: Callable[[], None], *, ephemeral: bool) -> None:
         options = driver.options
         self.subscription = subscription
         self.capabilities: Capabilities = driver.capabilities
@@ -67,7 +71,9 @@ class RabbitMQSource(Source):
             dead_letter_topic=options.dead_letter_topic,
             last_attempt=self.local_attempts,
         )
+        self._wake = wake
         self._consumer: Consumer | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         """Held while a consumer starts.  Both :meth:`fetch` and :meth:`settle` may find that it has ended."""
         self._is_fetching = False
@@ -80,6 +86,7 @@ class RabbitMQSource(Source):
         :raises BrokerError: if that failed.
         """
         connection = await self._driver.links.receiving()
+        asked = uptime()
         prefetch = min(self._driver.options.max_outstanding_messages, MAX_PREFETCH)
         self._consumer = await Consumer.open(
             connection,
@@ -88,8 +95,30 @@ class RabbitMQSource(Source):
             lambda ended: self.lost(lambda each: each.token.consumer is ended),
             self._consumer.lost() if self._consumer is not None else (),
         )
+        self._is_safe_for(connection.heartbeat, asked)
+        if connection.heartbeat and self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep_safe(connection.heartbeat))
         counts = behaviour(connection.version).handback_counts
         self.capabilities = attrs.evolve(self.capabilities, handback_counts=counts)
+
+    def _is_safe_for(self, heartbeat: int, asked: float) -> None:
+        """Take note that the server has heard this client at the time *asked* or later, by ``uptime``."""
+        before, self.safe_until = self.safe_until, asked + heartbeat if heartbeat else None
+        if before is not None and uptime() >= before:
+            self._wake()
+
+    async def _keep_safe(self, heartbeat: int) -> None:
+        while True:
+            await asyncio.sleep(heartbeat / 4)
+            asked, consumer = uptime(), self._consumer
+            if consumer is None or not consumer.is_open:
+                continue  # what had come is dropped, and start() follows
+            if self.safe_until is not None and asked >= self.safe_until:
+                try:
+                    await consumer.ask()
+                except BrokerError:
+                    continue
+            self._is_safe_for(heartbeat, asked)
 
     # Receiving
 
@@ -101,16 +130,15 @@ class RabbitMQSource(Source):
         assert consumer is not None
         self._is_fetching = True
         try:
-            await consumer.resume()
             return await consumer.take(limit)
-        except asyncio.CancelledError:
-            # The receiver is closing and will give messages back: they must not come here again.  With order they stay
-            # out, and the next consumer must not begin before they are back.
-            if not self._is_ordered:
-                consumer.pause()
-            raise
         finally:
             self._is_fetching = False
+
+    async def finish_fetching(self) -> None:
+        # The receiver gives messages back: they must not come here again.  With order they stay out, and the next
+        # consumer must not begin before they are back.
+        if self._consumer is not None and not self._is_ordered:
+            self._consumer.stop()
 
     @property
     def _is_open(self) -> bool:
@@ -158,11 +186,11 @@ class RabbitMQSource(Source):
         if not self._is_open and any(each.outcome is _ACK or each.outcome is _REJECT for each in settlements):
             # Not only fetch: there is no room to fetch while the application holds all that it may.
             await self._start_again()
+        if not self._is_fetching:
+            # If the receiver closes, the engine has begun finish_fetching before this.  That must come first, otherwise
+            # the server pushes here again what goes back.
+            await asyncio.sleep(0)
         consumer = self._consumer
-        # The server would push a returned message to this receiver again, although it is full or closes.
-        goes_back = any(settlement.outcome is _RETURN or settlement.outcome is _NACK for settlement in settlements)
-        if goes_back and consumer is not None and not self._is_fetching and not self._is_ordered:
-            consumer.pause()
         done: list[int] = []
         results = [self._settle(settlement, done) for settlement in settlements]
         if consumer is not None and consumer.is_open:
@@ -228,6 +256,8 @@ class RabbitMQSource(Source):
         return None
 
     async def close(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
         await self._letters.close()
         if self._consumer is not None:
             await self._consumer.close()
