@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -104,6 +105,25 @@ def test_a_server_that_falls_silent_is_left(own: Console) -> None:
             own.server.resume()
             await both.send_message(EventMessage(b"after"))
             await settle_data(receiver, {b"after"})
+
+    asyncio.run(scenario())
+
+
+def test_a_receiver_whose_loop_stood_still_asks_the_server_first(console: Console) -> None:
+    """F2: what is buffered may be with another receiver, because the server has heard nothing."""
+
+    async def scenario() -> None:
+        async with console.client(heartbeat="1") as both, both.subscribe() as receiver:
+            await both.send_messages(numbered(3))
+            await until(lambda: receiver.stats.buffered == 3)
+            may_go_on = threading.Event()
+            both._home.wake(lambda: may_go_on.wait(PATIENCE))
+            try:
+                await asyncio.sleep(1.5)  # longer than the heartbeat
+                assert await receiver.receive_message(0) is None
+            finally:
+                may_go_on.set()
+            await settle_data(receiver, {each.data for each in numbered(3)})
 
     asyncio.run(scenario())
 
