@@ -355,20 +355,31 @@ class BatchingPublisher(Publisher):
     ) -> BrokerError | None:
         """Record *results*, and return a failure that lets its entry leave again, if there is any.
 
+        A driver does not attempt messages behind a failed one of their key (P3).  It does not know which call a message
+        is of.  So a message that was not attempted leaves again, unless the failed one is of its own call.
+
         :param confirmed: the batch that the broker has answered.
         """
         retried: BrokerError | None = None
-        if confirmed is not None and self._driver.retries_results:
-            retried = next((result for result in results if _is_retryable(result)), None)
+        is_over = True
+        # Nearly always all results are ids, and this looks at each.
+        if confirmed is not None and (failures := [each for each in results if each.__class__ is not str]):
+            if self._driver.retries_results:
+                retried = next(filter(_is_retryable, failures), None)
+            # Without the second bound, a driver that attempts nothing would get the same messages without end.
+            is_over = retried is None and not 0 < sum(map(_is_unattempted, failures)) < len(results)
         with self._lock:
             if confirmed is not None:
                 self._outbox.batcher.confirm(confirmed, time.monotonic())
-            if retried is None:
+            if is_over:
                 self._outbox.complete_all(entries, results)
             else:
                 for entry, result in zip(entries, results, strict=True):
-                    if not _is_retryable(result):
-                        self._outbox.complete(entry, result)
+                    if retried is not None and _is_retryable(result):
+                        continue
+                    if _is_unattempted(result) and entry.hindrance() is None:
+                        continue
+                    self._outbox.complete(entry, result)
             self._wake_if_drained()
         self.pump()  # there is room for others now
         return retried
@@ -409,3 +420,7 @@ class BatchingPublisher(Publisher):
 
 def _is_retryable(result: str | BrokerError) -> TypeGuard[BrokerError]:
     return isinstance(result, BrokerError) and result.retryable
+
+
+def _is_unattempted(result: str | BrokerError) -> bool:
+    return isinstance(result, BrokerError) and result.code is ErrorCode.NOT_ATTEMPTED

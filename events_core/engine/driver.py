@@ -526,6 +526,7 @@ class Driver(ABC, Generic[OptionsT]):
         Return one result for each message, in order: its id, or the reason why this message alone was not stored.  Such
         a reason is final, unless it is ``retryable`` and :attr:`retries_results`.  After a message that failed, later
         ones of its key must not be stored: their result is ``NOT_ATTEMPTED``, and it is ``retryable`` if the reason is.
+        The engine sends such a message again if the failed one is of another call.
 
         *Called* with messages of one ordering key, or with messages without a key, unless :attr:`mixed_keys` or
         :attr:`one_of_each_key`.  An inline driver gets up to 1000 messages of one send, of any keys.  Overlaps every

@@ -333,6 +333,30 @@ def test_answers_that_are_lost_double_nothing(console: Console) -> None:
     asyncio.run(scenario())
 
 
+def test_a_letter_outlives_the_close_of_another_receiver(console: Console) -> None:
+    """R12, S5: the letters of all receivers have one producer.  A receiver that closes with a letter out ends it."""
+    proxy = through_a_proxy(console)
+    dead = Console(console.server)
+
+    async def scenario() -> None:
+        options = {"dead_letter_topic": dead.topic, "max_delivery_attempts": "5", "bootstrap_servers": proxy.address}
+        async with console.client(**options) as both, both.subscribe("a") as closing, both.subscribe("b") as staying:
+            await both.send_messages(numbered(2))
+            await closing.reject(await take(closing))
+            await staying.reject(await take(staying))
+            held = {receiver: await take(receiver) for receiver in (closing, staying)}
+            with proxy.lose_answers():
+                given_up, rejecting = (
+                    asyncio.create_task(receiver.reject(message)) for receiver, message in held.items()
+                )
+                await until(lambda: dead.end() == 4)
+                await closing.close(timeout=2)
+            await asyncio.wait_for(rejecting, PATIENCE)
+            await asyncio.gather(given_up, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
 def test_a_receiver_that_is_cut_gets_the_rest(console: Console) -> None:
     """R9: the connection of a receiver breaks again and again while it works; every message comes."""
     proxy = through_a_proxy(console)

@@ -98,6 +98,23 @@ def test_a_message_beyond_the_topics_limit_fails_alone(console: Console) -> None
     assert [record.value() for record in console.records(4)] == [b"0", b"3", b"4", b"5"]
 
 
+def test_a_message_beyond_the_topics_limit_fails_nobody_elses(console: Console) -> None:
+    """P3: a message of another call that has its key, and leaves in the same batch, is stored."""
+    console.create_topic(max_message_bytes="10000")
+
+    async def scenario() -> None:
+        async with console.client() as sender:
+            await sender.send_message(EventMessage(b"0"))
+            # The first one is out at once, and the others gather behind it.
+            data = [b"1", bytes(10_000), b"2", bytes(10_000), b"3"]
+            sends = [sender.send_message(EventMessage(each, ordering_key="a")) for each in data]
+            results = await asyncio.gather(*sends, return_exceptions=True)
+            assert codes([*results]) == [None, ErrorCode.INVALID, None, ErrorCode.INVALID, None]
+
+    asyncio.run(scenario())
+    assert [record.value() for record in console.records(4)] == [b"0", b"1", b"2", b"3"]
+
+
 @pytest.mark.parametrize("count", [1, 30])
 def test_the_largest_messages_that_a_topic_takes_are_stored(console: Console, count: int) -> None:
     """The limit of the topic counts for one record, and not for all records of a request together."""

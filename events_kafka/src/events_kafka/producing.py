@@ -11,7 +11,7 @@ sent later.  The next batch gets a new producer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from typing import Any, NamedTuple
 
 from confluent_kafka.cimpl import KafkaError, KafkaException, Producer
@@ -21,7 +21,7 @@ from events_core.engine import BrokerError, off_loop
 from events_kafka.codec import shortened
 from events_kafka.errors import broker_error, not_made
 from events_kafka.options import KafkaOptions
-from events_kafka.sender import Batch, Sender
+from events_kafka.sender import Batch, Sender, not_attempted
 from events_kafka.settings import given, settings
 
 __all__ = ["Publisher"]
@@ -82,11 +82,27 @@ class Publisher:
         if len(suspects) > 1:
             # One caller's bad message must not fail another's.  So halve until only the offenders fail (P3).
             middle = len(suspects) // 2
-            for places in (suspects[:middle], suspects[middle:]):
-                again = await self.publish([messages[place] for place in places])
-                for place, result in zip(places, again, strict=True):
-                    results[place] = result
+            failed = await self._again(messages, results, suspects[:middle])
+            left = []
+            for place in suspects[middle:]:
+                key = messages[place].ordering_key
+                if key in failed:
+                    results[place] = not_attempted(key)
+                else:
+                    left.append(place)
+            await self._again(messages, results, left)
         return [self._result(found) for found in results]
+
+    async def _again(
+        self, messages: Sequence[EventMessage], results: list[Any], places: Sequence[int]
+    ) -> Set[str | None]:
+        """Publish the messages at *places* again and replace their results; return the keys that have failed."""
+        if not places:
+            return set()
+        again = await self.publish([messages[place] for place in places])
+        for place, result in zip(places, again, strict=True):
+            results[place] = result
+        return {messages[place].ordering_key for place in places if not isinstance(results[place], str)} - {None}
 
     async def publish_letter(self, letter: EventMessage) -> str | BrokerError:
         """Publish *letter* as :meth:`publish` does.  If its record is too large, attributes are cut."""
@@ -117,6 +133,7 @@ class Publisher:
             # Ask before messages are handed over: until then the engine may give them up, and knows of the outage.
             await self._probe()
             sender.is_down = False
+            sender = await self._open()  # an overlapping call may have ended it meanwhile
         return sender
 
     async def _open(self) -> Sender:

@@ -27,7 +27,7 @@ from events_core.engine import BrokerError
 from events_kafka.codec import packed, record_size
 from events_kafka.errors import broker_error
 
-__all__ = ["Batch", "Sender"]
+__all__ = ["Batch", "Sender", "not_attempted"]
 
 _TURN = 0.1
 """Seconds of one turn of the thread.  ``Producer.poll`` returns after the first event only if this is below 0.2."""
@@ -143,7 +143,7 @@ class Sender:
             key = message.ordering_key
             try:
                 if failed and key in failed:
-                    raise _not_attempted(key)
+                    raise not_attempted(key)
                 if not self._produce(message, key, limit, report):
                     await self._produce_later(message, key, limit, report)
             except (BrokerError, KafkaException) as error:
@@ -178,6 +178,12 @@ class Sender:
 
     def _produce(self, message: EventMessage, key: str | None, limit: int, report: Report) -> bool:
         """Hand *message* to the producer; return False if its queue is full."""
+        if self._has_ended:  # while another message waited for room
+            raise BrokerError(
+                f"send to topic {self._topic!r}: its producer was replaced before the message left",
+                ErrorCode.UNAVAILABLE,
+                retryable=True,
+            )
         value, headers, size = packed(message)
         if size > limit:
             self._measure(message, limit)
@@ -248,10 +254,14 @@ class Sender:
         for _ in range(_PURGES):
             with suppress(KafkaException):  # a fatal error
                 self._producer.purge()
-                if not self._producer.flush(_TURN):
+                left = self._producer.flush(_TURN)
+                # Sends that overlap the one that was given up wait for these reports.
+                self._finish()
+                if not left:
                     # Otherwise its destructor ends it.  This call would wait for the messages.
                     self._producer.close()
                     break
+        self._tell(self._fail, KafkaError(KafkaError._PURGE_INFLIGHT))
         self._tell(_resolve_one, self.ended)
 
     def _finish(self) -> None:
@@ -280,17 +290,16 @@ class Sender:
 
     def _stop(self, error: KafkaError) -> None:
         self.failure = error
-        self._tell(self._fail)
+        self._tell(self._fail, error)
 
-    def _fail(self) -> None:
+    def _fail(self, failure: KafkaError) -> None:
         """Fail what is out; at home."""
         with self._work:
             batches = [*self._out]
-        failure = self.failure
-        assert failure is not None
         for batch in batches:
             if not batch.done.done():
                 batch.done.set_exception(broker_error(f"send to topic {self._topic!r}", failure))
+                batch.done.exception()  # otherwise asyncio would log it, if the send was cancelled before
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
         with suppress(RuntimeError):  # the loop is closed
@@ -307,6 +316,7 @@ def _resolve_one(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _not_attempted(key: str | None) -> BrokerError:
+def not_attempted(key: str | None) -> BrokerError:
+    """Return the result of a message of *key* behind one that failed."""
     text = f"not attempted, because an earlier message of ordering key {key!r} failed"
     return BrokerError(text, ErrorCode.NOT_ATTEMPTED, retryable=True)

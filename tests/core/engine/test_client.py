@@ -756,6 +756,71 @@ def test_later_messages_of_a_failed_key_are_not_attempted() -> None:
     run(test)
 
 
+class _AnswersForEach(ScriptedDriver):
+    """It refuses some messages, and does not attempt what follows one of them with the same key."""
+
+    mixed_keys = True
+
+    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+        results: list[str | BrokerError] = [*await super().publish(messages)]
+        failed: set[str | None] = set()
+        for place, each in enumerate(messages):
+            if each.ordering_key in failed:
+                results[place] = BrokerError("after a bad one", ErrorCode.NOT_ATTEMPTED)
+            elif each.data.startswith(b"bad"):
+                results[place] = BrokerError("a bad message", ErrorCode.INVALID)
+                failed.add(each.ordering_key)
+        return results
+
+
+class _RetriesAfterEach(_AnswersForEach):
+    retries_results = True
+
+
+def outcomes_of(results: Sequence[Any]) -> list[Any]:
+    """Return ids and codes of errors."""
+    return [result.code if isinstance(result, PublishError) else result for result in results]
+
+
+@pytest.mark.parametrize("driver", [_AnswersForEach, _RetriesAfterEach])
+def test_a_message_behind_a_bad_one_of_another_caller_is_sent(driver: type[ScriptedDriver]) -> None:
+    """P3: the driver does not attempt later messages of the key, and does not know which caller sent them."""
+
+    async def test(client: ScriptedClient) -> None:
+        await client.send_message(message("0"))
+        async with held_back(client):
+            out = asyncio.create_task(client.send_message(message("1")))
+            await until(lambda: len(client.broker.requests) == 2)
+            several = asyncio.create_task(client.send_messages([message("bad", "k"), message("2", "k")]))
+            texts = ["3", "bad too", "4"]
+            others = [asyncio.create_task(client.send_message(message(text, "k"))) for text in texts]
+            await asyncio.sleep(0)
+        await out
+        with pytest.raises(PublishError) as caught:
+            await several
+        assert outcomes_of(caught.value.results) == [ErrorCode.INVALID, ErrorCode.NOT_ATTEMPTED]
+        results = outcomes_of(await asyncio.gather(*others, return_exceptions=True))
+        assert results == ["id-3", ErrorCode.INVALID, "id-4"]
+        assert client.broker.requests[2:] == [[b"bad", b"2", b"3", b"bad too", b"4"], [b"3", b"bad too", b"4"], [b"4"]]
+
+    run(test, driver=driver)
+
+
+def test_a_driver_that_attempts_nothing_ends_the_send() -> None:
+    """P7: its messages are not sent again without end."""
+
+    class AttemptsNothing(ScriptedDriver):
+        async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
+            return [BrokerError("not attempted", ErrorCode.NOT_ATTEMPTED) for _ in messages]
+
+    async def test(client: ScriptedClient) -> None:
+        with pytest.raises(PublishError) as caught:
+            await client.send_messages([message("1", "k"), message("2", "k")])
+        assert outcomes_of(caught.value.results) == [ErrorCode.NOT_ATTEMPTED] * 2
+
+    run(test, driver=AttemptsNothing)
+
+
 def test_past_the_bound_a_send_waits_for_room() -> None:
     """P6: waiting sends keep their order, and memory does not grow."""
 
