@@ -347,8 +347,9 @@ class Source(ABC):
         """Tell the broker the outcome of deliveries; return when the broker has confirmed, if it can.
 
         Return one result for each settlement, in order: ``None`` for success.  If a delivery no longer belongs to this
-        receiver, its result is ``EXPIRED``, and nothing has changed at the broker.  If a result is ``retryable``, the
-        engine sends that settlement again.
+        receiver, its result is ``EXPIRED``, and nothing has changed at the broker.  If an earlier outcome, whose caller
+        got no answer in time, has ended the message, its result is ``ALREADY_SETTLED``.  If a result is ``retryable``,
+        the engine sends that settlement again.
 
         *Called* with at most :attr:`Driver.max_settle_batch` settlements; an inline source gets all of one call at
         once.  Overlaps every method but :meth:`close` and, unless it is inline, :meth:`settle` itself.

@@ -443,6 +443,9 @@ class Ledger:
         ):
             # The broker does not know this delivery any more, so its message comes again.
             return self._return(delivery)
+        elif error.code is ErrorCode.ALREADY_SETTLED:
+            # The caller's time was up, and the broker has applied that outcome all the same (S5).
+            self._retire([delivery], ACKNOWLEDGED)
         else:
             delivery._state = HELD
         return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -40,13 +40,27 @@ async def bodies(receiver: EventReceiver, wanted: set[bytes]) -> list[ReceivedMe
 
 async def acknowledges(receiver: EventReceiver, message: ReceivedMessage) -> bool:
     """Acknowledge *message*; return False if its time was over."""
+    code = await failure(receiver.acknowledge(message))
+    assert code in (None, ErrorCode.TIMEOUT)
+    return code is None
+
+
+async def failure(settling: Awaitable[None]) -> ErrorCode | None:
+    """Settle one message; return the code of the error, or ``None`` for a success."""
     try:
-        await receiver.acknowledge(message)
+        await settling
     except AcknowledgeError as error:
-        if any(each.code is not ErrorCode.TIMEOUT for each in error.failed.values()):
-            raise
-        return False
-    return True
+        return next(iter(error.failed.values())).code
+    return None
+
+
+async def outcome(settle: Callable[[], Awaitable[None]]) -> ErrorCode | None:
+    """Settle one message again and again until the server answers in time; return as :func:`failure` does."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            code = await failure(settle())
+            if code is not ErrorCode.TIMEOUT:
+                return code
 
 
 def test_a_full_receiver_settles_what_it_held_when_its_connection_ended(
@@ -170,10 +184,76 @@ def test_an_acknowledgement_is_confirmed_only_by_the_server(own: Console) -> Non
                 assert [await acknowledges(receiver, message) for _ in range(2)] == [False, False]
             finally:
                 own.server.resume()
-            async with asyncio.timeout(PATIENCE):
-                while not await acknowledges(receiver, message):
-                    pass
+            assert await outcome(lambda: receiver.acknowledge(message)) is None
         assert own.ready() == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_nack_after_an_acknowledgement_without_an_answer_fails(own: Console) -> None:
+    """S2, S5: the acknowledgement was written, and its time was over; the server handles it, so a nack fails."""
+
+    async def scenario() -> None:
+        async with own.client(ack_timeout="3", heartbeat="60") as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"1"))
+            message = await take(receiver)
+            own.server.pause()
+            try:
+                assert [await acknowledges(receiver, message) for _ in range(2)] == [False, False]
+            finally:
+                own.server.resume()
+            assert await outcome(lambda: receiver.nack(message, delay=0)) is ErrorCode.ALREADY_SETTLED
+            assert receiver.stats.held == 0
+        assert own.ready() == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_acknowledgement_after_a_nack_without_an_answer_fails(own: Console) -> None:
+    """S3, S5, R9: the nack was written, and its time was over; the message comes again, so it is not acknowledged."""
+
+    async def scenario() -> None:
+        options = {"ack_timeout": "3", "heartbeat": "60", "max_outstanding_messages": "1"}
+        async with own.client(**options) as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"1"))
+            message = await take(receiver)
+            own.server.pause()
+            try:
+                assert await failure(receiver.nack(message, delay=0)) is ErrorCode.TIMEOUT
+                assert not await acknowledges(receiver, message)
+            finally:
+                own.server.resume()
+            assert await outcome(lambda: receiver.acknowledge(message)) is ErrorCode.EXPIRED
+            again = await take(receiver)
+            assert again.data == b"1"
+            assert await outcome(lambda: receiver.acknowledge(again)) is None
+        assert own.ready() == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_equal_message_is_no_copy_after_two_losses(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R7, R9: as before, but the connection ends once more before the acknowledgement has ended."""
+    monkeypatch.setattr(source, "_REDELIVERY_TIME", 10 * PATIENCE)
+
+    async def scenario() -> None:
+        with through(console) as (proxy, url):
+            async with console.client(url=url) as both, both.subscribe() as receiver:
+                console.publish(b"tick", message_id="order")
+                held = await take(receiver)
+                with proxy.lose_answers():
+                    acknowledging = asyncio.create_task(acknowledge_what_is_left(receiver, [held]))
+                    await until(lambda: console.messages() == 0)
+                    proxy.drop()
+                await until(lambda: receiver.stats.reconnects == 1)
+                proxy.drop()
+                await until(lambda: receiver.stats.reconnects == 2)
+                console.publish(b"tick", message_id="order")
+                again = await take(receiver)
+                assert not acknowledging.done()
+                monkeypatch.setattr(source, "_REDELIVERY_TIME", 0)
+                await acknowledging
+                await receiver.acknowledge(again)
 
     asyncio.run(scenario())
 
@@ -210,7 +290,7 @@ def test_a_consumer_that_has_ended_hands_out_nothing(console: Console) -> None:
         connection = await connect(address, None, heartbeat=30, timeout=PATIENCE, client_name="test")
         try:
             ended = asyncio.Event()
-            consumer = await Consumer.open(connection, console.queue, 100, lambda _: ended.set())
+            consumer = await Consumer.open(connection, console.queue, 100, lambda _: ended.set(), {})
             taking = asyncio.create_task(consumer.take(10))
             await asyncio.sleep(0)
             for body in (b"1", b"2"):

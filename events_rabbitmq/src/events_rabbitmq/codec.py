@@ -21,9 +21,10 @@ from datetime import datetime
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import attrs
 from pika import spec  # type: ignore[import-untyped]
 
-from events_core.engine import Delivery
+from events_core.engine import Delivery, Outcome
 from events_rabbitmq.limits import FULL_CAPABILITIES, KEY_HEADER
 from events_rabbitmq.wire import APP_ID, properties, time_of
 
@@ -55,7 +56,8 @@ NAMELESS = "#"
 """The begin of the id of a message without ``message-id``.  Equal messages have equal ids then."""
 
 
-class Token(NamedTuple):
+@attrs.define(eq=False)
+class Token:
     """The handle of a delivery."""
 
     consumer: Consumer
@@ -63,6 +65,9 @@ class Token(NamedTuple):
     method: bytes
     """The payload of the frame, as the server sent it; also ``header``."""
     header: bytes
+    settled: Outcome | None = None
+    """What was written for the delivery, perhaps without an answer: ``NACK`` if it goes back, ``REJECT`` if it became a
+    dead letter."""
 
 
 class NativeMessage(NamedTuple):

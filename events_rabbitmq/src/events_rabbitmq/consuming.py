@@ -10,7 +10,7 @@ long.  Then this module closes the channel: all that is out on it comes again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from itertools import takewhile
 from typing import Any
 
@@ -18,15 +18,12 @@ from pika import spec  # type: ignore[import-untyped]
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery
-from events_rabbitmq.codec import NAMELESS, decode
+from events_rabbitmq.codec import NAMELESS, Token, decode
 from events_rabbitmq.connection import Channel, Connection, resolve
 from events_rabbitmq.errors import broker_error
 from events_rabbitmq.wire import method_frame
 
 __all__ = ["Consumer"]
-
-_LOST = 0
-"""The tag of a delivery whose channel has ended.  Tags begin with 1."""
 
 _CLOSE_TIMEOUT = 1.0
 """Seconds to wait until the server has closed a channel.  Closing a receiver has 2 s."""
@@ -36,12 +33,12 @@ class Consumer:
     """The consumer of one queue.  Make it with :meth:`open`.
 
     :param prefetch: the most deliveries that are out at once.
-    :param ended: called when the channel has ended.
-    :param lost: the ids of what was out on the channel before, when that ended.
+    :param ended: called when the channel has ended.  It calls :meth:`forget` for each delivery that the engine drops.
+    :param lost: the tokens of what was out when earlier channels ended, by id.  The consumers of a receiver share it.
     """
 
     def __init__(
-        self, channel: Channel, queue: str, prefetch: int, ended: Callable[[Consumer], None], lost: Iterable[str]
+        self, channel: Channel, queue: str, prefetch: int, ended: Callable[[Consumer], None], lost: dict[str, Token]
     ) -> None:
         self._channel = channel
         self._queue = queue
@@ -54,9 +51,10 @@ class Consumer:
         self._wake: asyncio.Future[None] | None = None
         self._out: dict[int, Delivery] = {}
         """The unsettled deliveries, by tag.  Tags rise, so they are in order."""
-        self._ids = dict.fromkeys(lost, _LOST)
-        """The tags of what is out, by id.  An id stays until :meth:`forget`: until then, the engine would take another
-        message with that id for a copy."""
+        self._ids: dict[str, Token] = {}
+        """The tokens of what is out, by id.  An id stays until :meth:`forget`, because the engine would take another
+        message with that id for a copy.  When the channel ends, the ids that the engine knows move to ``_lost``."""
+        self._lost = lost
         self._written = 0
         """The number of writes of settlements."""
         self._confirmed = 0
@@ -77,7 +75,7 @@ class Consumer:
         queue: str,
         prefetch: int,
         ended: Callable[[Consumer], None],
-        lost: Iterable[str] = (),
+        lost: dict[str, Token],
     ) -> Consumer:
         """Consume from *queue*, on a new channel.
 
@@ -125,6 +123,8 @@ class Consumer:
             raise self._error
         taken = self._arrived[:limit]
         del self._arrived[:limit]
+        for delivery in taken if self._lost else ():
+            self._lost.pop(delivery.message_id, None)  # it is here again
         return taken
 
     def _on_delivery(self, method: bytes, header: bytes, body: bytes) -> None:
@@ -142,7 +142,7 @@ class Consumer:
             # chosen the same id (R7).
             name = f"{name}#{tag}"
         delivery.message_id = name
-        self._ids[name] = tag
+        self._ids[name] = delivery.token
         self._out[tag] = delivery
         self._arrived.append(delivery)
         if self._wake is not None:
@@ -150,17 +150,14 @@ class Consumer:
 
     def _is_free(self, name: str, delivery: Delivery) -> bool:
         """Return whether *delivery* may have the id *name*, because nothing else that is here has it."""
-        tag = self._ids.get(name)
-        if tag != _LOST:
-            return tag is None
+        if name in self._ids:
+            return False
+        if name not in self._lost:
+            return True
         # Only a message that was out before can be the one that was lost.  The flag is behind the tag.  If the message
         # has no id, it may also be an equal one: the server may have handled the acknowledgement of the lost one.
         method = delivery.token.method
         return bool(method[13 + method[4]]) and not name.startswith(NAMELESS)
-
-    def lost(self) -> list[str]:
-        """Return the ids of what was out."""
-        return [name for name, tag in self._ids.items() if tag != _LOST]
 
     # Settling
 
@@ -169,12 +166,9 @@ class Consumer:
         for delivery in self._arrived:
             if delivery.message_id == message_id:
                 self._arrived.remove(delivery)
+                self._lost.pop(message_id, None)
                 return delivery
         return None
-
-    def holds(self, tag: int) -> bool:
-        """Return whether the delivery is out: neither settled nor lost."""
-        return tag in self._out
 
     def acknowledge(self, tags: Collection[int]) -> None:
         """Acknowledge deliveries that are out, in one write."""
@@ -206,8 +200,9 @@ class Consumer:
 
     def forget(self, delivery: Delivery) -> None:
         """Let another message have the id of *delivery*, which the engine does not wait for any more."""
-        if self._ids.get(delivery.message_id) == delivery.token.tag:
-            del self._ids[delivery.message_id]
+        for tokens in (self._ids, self._lost):
+            if tokens.get(delivery.message_id) is delivery.token:
+                del tokens[delivery.message_id]
 
     async def confirm(self) -> None:
         """Wait until the server has handled the settlements that were written before.
@@ -254,8 +249,12 @@ class Consumer:
         if self._error is not None:
             return
         self._error = error
+        for delivery in self._arrived:
+            self.forget(delivery)
         self._arrived.clear()
         self._out.clear()
         self._ended(self)
+        self._lost.update(self._ids)
+        self._ids.clear()
         if self._wake is not None:
             resolve(self._wake)

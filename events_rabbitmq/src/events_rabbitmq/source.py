@@ -30,6 +30,7 @@ import attrs
 
 from events_core import Capabilities, ErrorCode
 from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, Source, uptime
+from events_rabbitmq.codec import Token
 from events_rabbitmq.consuming import Consumer
 from events_rabbitmq.limits import MAX_PREFETCH, behaviour
 
@@ -74,6 +75,8 @@ class RabbitMQSource(Source):
         self._wake = wake
         self._consumer: Consumer | None = None
         self._keeping: asyncio.Task[None] | None = None
+        self._lost_tokens: dict[str, Token] = {}
+        """The tokens of deliveries whose channel has ended before they were settled, by id."""
         self._starting = asyncio.Lock()
         """Held while a consumer starts.  Both :meth:`fetch` and :meth:`settle` may find that it has ended."""
         self._is_fetching = False
@@ -88,13 +91,7 @@ class RabbitMQSource(Source):
         connection = await self._driver.links.receiving()
         asked = uptime()
         prefetch = min(self._driver.options.max_outstanding_messages, MAX_PREFETCH)
-        self._consumer = await Consumer.open(
-            connection,
-            self.queue,
-            prefetch,
-            lambda ended: self.lost(lambda each: each.token.consumer is ended),
-            self._consumer.lost() if self._consumer is not None else (),
-        )
+        self._consumer = await Consumer.open(connection, self.queue, prefetch, self._drop, self._lost_tokens)
         self._is_safe_for(connection.heartbeat, asked)
         if connection.heartbeat and self._keeping is None:
             self._keeping = asyncio.create_task(self._keep_safe(connection.heartbeat))
@@ -119,6 +116,20 @@ class RabbitMQSource(Source):
                 except BrokerError:
                     continue
             self._is_safe_for(heartbeat, asked)
+
+    def _drop(self, ended: Consumer) -> None:
+        """Let the engine drop what it has buffered of a consumer that has ended, and know that the rest is lost (F2)."""
+
+        def is_lost(delivery: Delivery) -> bool:
+            return delivery.token.consumer is ended
+
+        def is_dropped(delivery: Delivery) -> bool:
+            if is_lost(delivery):
+                ended.forget(delivery)
+            return is_lost(delivery)
+
+        self.take_back(is_dropped)
+        self.lost(is_lost)
 
     # Receiving
 
@@ -199,10 +210,15 @@ class RabbitMQSource(Source):
             await consumer.confirm()
             if self._owes_returns and self._is_fetching:
                 consumer.abandon("messages of an ordering key go back together")
-        settled = [each.delivery for each, error in zip(settlements, results, strict=True) if error is None]
-        self._letters.forget(delivery.message_id for delivery in settled)
-        for delivery in settled:
+        settled: list[str] = []
+        for settlement, error in zip(settlements, results, strict=True):
+            delivery = settlement.delivery
+            if error is None or error.code is ErrorCode.ALREADY_SETTLED:
+                settled.append(delivery.message_id)
+            elif error.code is not ErrorCode.EXPIRED:
+                continue
             delivery.token.consumer.forget(delivery)
+        self._letters.forget(settled)
         return results
 
     def _settle(self, settlement: Settlement, done: list[int]) -> BrokerError | None:
@@ -217,12 +233,30 @@ class RabbitMQSource(Source):
                 token = delivery.token = again.token
         if token.consumer is not consumer or not consumer.is_open:
             return self._lost(settlement)
-        if not consumer.holds(token.tag):
-            return None  # the engine asks again after a cancellation
+        if token.settled is not None:
+            return self._settled_before(settlement, token.settled)
         if settlement.outcome is not _ACK:
             return self._give_up(consumer, settlement, done)
+        token.settled = _ACK
         done.append(token.tag)
         return None
+
+    def _settled_before(self, settlement: Settlement, first: Outcome) -> BrokerError | None:
+        """Return the result for a delivery whose settlement was written before, perhaps with another outcome.
+
+        Its caller got no answer in time.  The result is right as soon as the server answers now (S2, S3).
+
+        :param first: what was written.
+        """
+        outcome = _REJECT if self._letters.takes(settlement) else _ACK if settlement.outcome is _ACK else _NACK
+        if outcome is first:
+            return None
+        if first is _NACK:
+            text = "it was nacked before, and the message comes again; settle the new delivery"
+            return BrokerError(text, ErrorCode.EXPIRED)
+        done = "acknowledged" if first is _ACK else "rejected"
+        text = f"message {settlement.delivery.message_id!r} was already {done}; the answer came too late"
+        return BrokerError(text, ErrorCode.ALREADY_SETTLED)
 
     def _lost(self, settlement: Settlement) -> BrokerError:
         """Return the result for a delivery whose channel has ended.
@@ -241,18 +275,21 @@ class RabbitMQSource(Source):
 
     def _give_up(self, consumer: Consumer, settlement: Settlement, done: list[int]) -> BrokerError | None:
         delivery = settlement.delivery
-        tag = delivery.token.tag
+        token = delivery.token
         if self._letters.takes(settlement):
             error = self._letters.move(settlement)
             if error is None:
-                done.append(tag)
+                token.settled = _REJECT
+                done.append(token.tag)
             return error
         if self._is_ordered and delivery.ordering_key:
             self._owes_returns = True
-        elif settlement.outcome is _RETURN:
-            consumer.give_back(tag)
+            return None
+        if settlement.outcome is _RETURN:
+            consumer.give_back(token.tag)
         else:
-            consumer.reject(tag)
+            consumer.reject(token.tag)
+        token.settled = _NACK
         return None
 
     async def close(self) -> None:

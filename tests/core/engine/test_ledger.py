@@ -88,6 +88,17 @@ def test_the_same_outcome_twice_is_nothing_and_the_other_is_refused() -> None:
     assert code(begin(target, nacked, Outcome.ACK)) is ErrorCode.ALREADY_SETTLED
 
 
+def test_a_message_that_an_earlier_outcome_has_ended_is_not_held() -> None:
+    """S5: an acknowledgement got no answer in time, and the broker says so when the message is nacked."""
+    target = ledger()
+    (message,) = held(target, "1")
+    settle(target, message, Outcome.ACK, BrokerError("no answer", ErrorCode.TIMEOUT, retryable=True))
+    settle(target, message, Outcome.NACK, BrokerError("acknowledged", ErrorCode.ALREADY_SETTLED))
+    assert target.held == 0
+    assert begin(target, message, Outcome.ACK) == []
+    assert code(begin(target, message, Outcome.NACK)) is ErrorCode.ALREADY_SETTLED
+
+
 def test_an_id_names_the_newest_delivery_handed_out() -> None:
     """S2: the id does not name a redelivery that is still buffered."""
     target = ledger()
