@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -110,6 +112,46 @@ def test_a_callback_that_fails_is_unauthenticated(console: Console) -> None:
             return caught.value
 
     assert asyncio.run(scenario()).code is ErrorCode.UNAUTHENTICATED
+
+
+IS_OPEN = threading.Event()
+"""Set while :func:`token_while_open` returns tokens."""
+refusals: list[str] = []
+"""An entry for each token that :func:`token_while_open` has refused."""
+
+
+def token_while_open(config: str) -> tuple[str, float]:
+    if not IS_OPEN.is_set():
+        refusals.append(config)
+        return no_token(config)
+    return unsigned_token(config)
+
+
+def test_a_receiver_outlives_an_outage_without_tokens(own: Console) -> None:
+    """F1: the broker and the identity provider are away for longer than a session.  The receiver goes on afterwards."""
+    options = sasl(own, sasl_mechanism="OAUTHBEARER", oauth_callback=f"{__name__}:token_while_open")
+    del options["username"], options["password"]
+
+    async def scenario() -> None:
+        async with own.client(**options, session_timeout="6") as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"before"))
+            await receiver.acknowledge(await take(receiver))
+            await until(lambda: own.committed() == 1)
+            receiving = asyncio.create_task(take(receiver, 300))
+            IS_OPEN.clear()
+            refusals.clear()
+            await asyncio.to_thread(own.server.stop)
+            await until(lambda: receiving.done() or len(refusals) > 1)
+            IS_OPEN.set()
+            await asyncio.to_thread(own.server.start)
+            if not receiving.done():
+                await both.send_message(EventMessage(b"after"))
+            message = await receiving
+            assert message.data == b"after"
+            await receiver.acknowledge(message)
+
+    IS_OPEN.set()
+    asyncio.run(scenario())
 
 
 def no_token(config: str) -> tuple[str, float]:
@@ -281,6 +323,32 @@ def test_a_missing_certificate_file_is_named(console: Console) -> None:
     error = asyncio.run(scenario())
     assert error.code is ErrorCode.INVALID
     assert "s3cret" not in str(error)
+
+
+@pytest.mark.parametrize("subscription", ["s", ""], ids=["named", "ephemeral"])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("partition.assignment.strategy", "range,s3cret"), ("queued.min.messages", "99999999")]
+)
+def test_a_setting_that_a_consumer_refuses_is_invalid(
+    console: Console, caplog: pytest.LogCaptureFixture, setting: str, value: str, subscription: str
+) -> None:
+    """O2: the error names the setting and not its value, because the option librdkafka is secret."""
+    options = {"bootstrap_servers": console.address, "librdkafka": f"{setting}={value}"}
+    if subscription:
+        options["subscription"] = subscription
+
+    async def scenario() -> EventError:
+        async with client(console.topic, **options) as receiving:
+            with pytest.raises(EventError, match=setting) as caught:
+                await receiving.subscribe()
+            return caught.value
+
+    with caplog.at_level(logging.DEBUG):
+        error = asyncio.run(scenario())
+    assert error.code is ErrorCode.INVALID
+    shown = caplog.text + "".join(traceback.format_exception(error))
+    assert "s3cret" not in shown
+    assert "99999999" not in shown
 
 
 def test_brokers_that_cannot_be_reached_are_told(caplog: pytest.LogCaptureFixture) -> None:

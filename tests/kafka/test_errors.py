@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError
-from events_kafka.errors import broker_error, translated
+from events_kafka.errors import broker_error, not_made, translated
 
 CODES = {
     name: code
@@ -69,3 +71,28 @@ def test_an_exception_is_translated() -> None:
     with pytest.raises(BrokerError, match="ask: ") as caught, translated("ask"):
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
     assert caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ('Invalid value "s3cret" for configuration property "debug"', 'Invalid value its value for .* "debug"'),
+        ("Unsupported partition.assignment.strategy: s3cret", "Unsupported .*: its value;"),
+        ("value 99999999 is outside allowed range 1..100", r"value its value is outside allowed range 1\.\.100"),
+        ("s3cretary", "s3cretary"),
+    ],
+    ids=["quoted", "bare", "number", "other word"],
+)
+def test_a_client_that_cannot_be_made_shows_no_setting(found: str, told: str) -> None:
+    """O2: the text has what librdkafka says, without the values that the option librdkafka has."""
+    error = KafkaException(KafkaError(KafkaError._INVALID_ARG, found))
+    refusal = not_made(error, ["", "roundrobin, s3cret", "99999999"])
+    assert refusal.code is ErrorCode.INVALID
+    assert re.search(told, str(refusal))
+
+
+def test_a_client_that_fails_while_it_calls_back_is_not_made() -> None:
+    """Python turns the exception of a constructor into SystemError if a callback was called meanwhile."""
+    error = SystemError("note returned a result with an exception set")
+    error.__cause__ = KafkaException(KafkaError(KafkaError.SASL_AUTHENTICATION_FAILED))
+    assert not_made(error, []).code is ErrorCode.UNAUTHENTICATED

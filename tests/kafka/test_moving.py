@@ -123,6 +123,34 @@ def test_what_was_acknowledged_before_its_partition_moves_does_not_come_again(co
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("strategy", ["cooperative-sticky", "range"])
+def test_a_partition_that_was_paused_goes_on_when_it_comes_back(
+    console: Console, caplog: pytest.LogCaptureFixture, strategy: str
+) -> None:
+    """R9: a held message pauses its partition, which moves to another receiver and back; the message comes again."""
+    console.create_topic(partitions=2)
+
+    async def scenario() -> None:
+        options = {"max_gap": "5", "librdkafka": f"partition.assignment.strategy={strategy}"}
+        async with console.client(**options) as both:
+            first = await both.subscribe()
+            for number in range(20):
+                await asyncio.to_thread(console.produce, b"%d" % number, partition=number % 2)
+            received = await gather(first, 20)
+            held = {message.data: message for message in received if int(message.data) < 2}
+            await first.acknowledge_messages([message for message in received if int(message.data) > 1])
+            await until(lambda: caplog.text.count("pauses") == 2)
+            second = await both.subscribe()
+            moved = await take(second)
+            assert await acknowledge_what_is_left(first, [held[moved.data]]) == []
+            await second.close(timeout=0)
+            again = await take(first)
+            assert again.data == moved.data
+            await first.acknowledge(again)
+
+    asyncio.run(scenario())
+
+
 def test_a_close_in_the_middle_of_a_rebalance_is_no_failure(console: Console, caplog: pytest.LogCaptureFixture) -> None:
     """C1: the receiver leaves when the rebalance is over, also after its close has returned, and warns of nothing."""
     console.create_topic(partitions=2)

@@ -8,8 +8,11 @@ import logging
 import pytest
 
 from events_core import AcknowledgeError, ErrorCode, EventMessage
+from events_core.engine import BrokerError
+from events_kafka.source import KafkaSource
+from events_kafka.topology import Topology
 
-from ..receiving import gather, numbered, numbers, settle_data, take, take_after
+from ..receiving import acknowledge_what_is_left, gather, numbered, numbers, settle_data, take, take_after
 from ..waiting import until
 from .console import Console, client
 
@@ -110,6 +113,85 @@ def test_a_deleted_topic_is_created_again(console: Console, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, "events_kafka"):
         asyncio.run(scenario())
     assert "was deleted" in caplog.text
+
+
+class Reports:
+    """The number of times that a receiver has learned that its topic is missing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        failed = KafkaSource.failed
+
+        def count(source: KafkaSource, error: BrokerError) -> None:
+            failed(source, error)
+            self.count += error.code is ErrorCode.NOT_FOUND
+
+        monkeypatch.setattr(KafkaSource, "failed", count)
+
+    async def another(self) -> None:
+        """Wait for another one."""
+        before = self.count
+        await until(lambda: self.count > before)
+
+
+def test_a_deleted_topic_is_created_again_when_the_receiver_has_room(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F1: with create=all, the receiver is full when it learns that the topic is missing.  No receive fails."""
+    reports = Reports(monkeypatch)
+
+    async def scenario() -> None:
+        async with console.client(max_outstanding_messages="1", **WATCHFUL) as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"old"))
+            await receiver.acknowledge(await take(receiver))
+            await until(lambda: console.committed() == 1)
+            await both.send_message(EventMessage(b"held"))
+            held = await take(receiver)
+            await asyncio.to_thread(console.delete_topic)
+            await reports.another()
+            await acknowledge_what_is_left(receiver, [held])
+            receiving = asyncio.create_task(take(receiver))
+            await until(lambda: receiving.done() or console.partitions() > 0)
+            if not receiving.done():
+                await asyncio.to_thread(console.produce, b"new")
+            assert (await receiving).data == b"new"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_deleted_topic_is_created_again_however_long_it_takes(
+    console: Console, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """F1: with create=all, the topic is reported as missing again while a request creates it, or fails to."""
+    reports = Reports(monkeypatch)
+    create = Topology.create
+    tries = 0
+
+    async def create_slowly(topology: Topology, *, again: bool = False) -> None:
+        nonlocal tries
+        tries += again
+        if again and tries == 1:
+            await reports.another()
+            if fails:
+                raise BrokerError("the brokers are busy", ErrorCode.UNAVAILABLE, retryable=True)
+        await create(topology, again=again)
+
+    monkeypatch.setattr(Topology, "create", create_slowly)
+
+    async def scenario() -> None:
+        async with console.client(**WATCHFUL) as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"old"))
+            await receiver.acknowledge(await take(receiver))
+            await until(lambda: console.committed() == 1)
+            receiving = asyncio.create_task(take(receiver))
+            await asyncio.to_thread(console.delete_topic)
+            await until(lambda: receiving.done() or console.partitions() > 0)
+            if not receiving.done():
+                await asyncio.to_thread(console.produce, b"new")
+            assert (await receiving).data == b"new"
+
+    asyncio.run(scenario())
 
 
 def test_messages_that_retention_has_deleted_are_told(console: Console, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from events_core.engine import uptime
+from events_kafka.source import KafkaSource
+
 from ..receiving import PATIENCE, numbered, settle_all, take
 from ..waiting import until
 from .console import Console
@@ -120,3 +125,34 @@ def test_a_receiver_that_was_stopped_for_a_moment_goes_on(console: Console) -> N
                     assert await asyncio.to_thread(ask, "take") == str(number)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("options", "heartbeat"),
+    [
+        ({}, 1),
+        ({"librdkafka": "heartbeat.interval.ms=10000"}, 10),
+        ({"librdkafka": "heartbeat.interval.ms=30000"}, 30),
+        ({"group_protocol": "consumer"}, 5),
+    ],
+    ids=["default", "longer", "very long", "KIP-848"],
+)
+def test_a_receiver_trusts_its_session_for_less_than_the_broker_keeps_it(
+    console: Console, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], heartbeat: float
+) -> None:
+    """F2: when the receiver renews its session, its last sign of life may be one interval old."""
+    trusted: list[float] = []
+    safe = KafkaSource.safe
+
+    def note(source: KafkaSource, ends: float) -> None:
+        trusted.append(ends - uptime())
+        safe(source, ends)
+
+    monkeypatch.setattr(KafkaSource, "safe", note)
+
+    async def scenario() -> None:
+        async with console.client(session_timeout="45", **options) as both, both.subscribe():
+            await until(lambda: bool(trusted))
+
+    asyncio.run(scenario())
+    assert max(trusted) <= 45 - heartbeat

@@ -46,6 +46,8 @@ class Assignment:
         self._max_gap = max_gap
         self.is_paused = False
         """True while all partitions are paused."""
+        self.ignores = False
+        """True once :meth:`ignore` was called."""
         self._astray: set[int] = set()
         """Partitions whose position the broker does not have."""
 
@@ -55,21 +57,26 @@ class Assignment:
         :param again: librdkafka has them already, and is elsewhere.
         """
         if self._is_eager:
-            self._native.assign(self._partitions(self._claims.all))
-            return
-        placed = self._partitions(claims)
-        if again:
-            self._native.incremental_unassign(placed)
-        self._native.incremental_assign(placed)
+            claims = self._claims.all
+            placed = self._partitions(claims)
+            self._native.assign(placed)
+        else:
+            placed = self._partitions(claims)
+            if again:
+                self._native.incremental_unassign(placed)
+            self._native.incremental_assign(placed)
         if again:
             for claim in claims:
                 claim.is_paused = False
-            self._native.resume(placed)
+        # A partition that was paused when it was removed is still paused when it comes back (2.16, measured).
         if self.is_paused:
             self._native.pause(placed)
+        else:
+            self._native.resume(self._partitions([claim for claim in claims if not claim.is_paused]))
 
     def ignore(self, partitions: Sequence[TopicPartition]) -> None:
         """Take *partitions* and fetch nothing of them: librdkafka wants each that the group gives to be taken."""
+        self.ignores = True
         if self._is_eager:
             self._native.assign(list(partitions))
         else:

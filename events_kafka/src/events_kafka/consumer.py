@@ -47,7 +47,7 @@ from events_kafka.assignment import Assignment
 from events_kafka.claims import Claim, Claims, Start
 from events_kafka.codec import Token, decode
 from events_kafka.commits import Commits, Group
-from events_kafka.errors import broker_error
+from events_kafka.errors import NOT_MADE, broker_error, not_made
 from events_kafka.health import Health
 from events_kafka.leaving import leave
 from events_kafka.room import Room
@@ -71,6 +71,9 @@ _FULL_TURN = 0.5
 
 _FULL_PAUSE = 10.0
 """Seconds for which the buffer is full before the thread pauses all partitions."""
+
+_REPLACE_PAUSE = 5.0
+"""Seconds between two attempts to make another consumer of librdkafka."""
 
 _HOME_ANSWER = 5.0
 """Seconds to wait until home knows that a partition is lost.  Home never blocks, but it may be ending."""
@@ -114,8 +117,10 @@ class Consumer(Group):
 
     :param settings: those of librdkafka, with those that this module depends on.
     :param begin: the offsets from which to read partitions, without a group; ``None`` to join the group of *settings*.
-    :param safe_time: the time for which a member of a group may be silent.
+    :param session: the time after which the group gives the partitions of a silent member to others.
+    :param safe_time: the time for which the group certainly keeps this member after a turn of the thread.
     :param max_gap: the most settled records after an unsettled one, for each partition.
+    :param secrets: the values of settings that no error may show.
     """
 
     def __init__(
@@ -126,16 +131,20 @@ class Consumer(Group):
         listener: Listener,
         *,
         room: Room,
+        session: float,
         safe_time: float,
         max_gap: int,
+        secrets: Collection[str],
     ) -> None:
         self.claims = Claims()
         self._topic = topic
         self._begin = None if begin is None else [Start(partition, offset) for partition, offset in begin.items()]
         self._listener = listener
         self._room = room
+        self._session = session
         self._safe_time = safe_time
         self._max_gap = max_gap
+        self._secrets = secrets
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._closing = threading.Event()
@@ -154,6 +163,7 @@ class Consumer(Group):
         self._next_commit = 0.0
         self._safe_until = 0.0
         self._next_discovery = 0.0
+        self._next_replacement = 0.0
         self._full_since: float | None = None
         self._full_turn = 0.0
 
@@ -198,8 +208,8 @@ class Consumer(Group):
     def _run(self) -> None:
         try:
             self._make()
-        except (KafkaException, ValueError, TypeError) as error:
-            self._post(_fail, self._started, _refused(error))
+        except NOT_MADE as error:
+            self._post(_fail, self._started, not_made(error, self._secrets))
             self._post(_finish, self._done)
             return
         self._post(_finish, self._started)
@@ -207,7 +217,7 @@ class Consumer(Group):
             self._open()
             while not self._closing.is_set():
                 self._turn()
-                if self._is_lost:
+                if self._is_lost and time.monotonic() >= self._next_replacement:
                     self._replace()
         # confluent-kafka also raises KafkaError, which is no class of exceptions (2.16, measured).
         except:  # noqa: E722
@@ -217,8 +227,16 @@ class Consumer(Group):
 
     def _make(self) -> None:
         """Make the consumer of librdkafka, in place of the one before, which ends."""
+        is_made = False
+
+        def note(error: KafkaError) -> None:
+            # An error of a consumer that is being made says nothing about the one that it is to replace.
+            if is_made:
+                self._health.note(error)
+
         commits = Commits(self.claims, self._topic, self)
-        native = Native({**self._settings, "error_cb": self._health.note, "on_commit": commits.answered})
+        native = Native({**self._settings, "error_cb": note, "on_commit": commits.answered})
+        is_made = True
         strategy = str(self._settings.get("partition.assignment.strategy", "cooperative"))
         assignment = Assignment(
             native,
@@ -232,21 +250,31 @@ class Consumer(Group):
 
     @property
     def _is_lost(self) -> bool:
-        """Return whether the broker is silent for so long that others have the partitions."""
-        return self._health.silence > self._safe_time
+        """Return whether the broker is silent for so long that others have the partitions, or nothing is fetched."""
+        return self._health.silence > self._session or self._assignment.ignores
 
     def _replace(self) -> None:
-        """Go on with another consumer of librdkafka.
+        """Go on with another consumer of librdkafka, or with this one until another one can be made.
 
         librdkafka may lose all brokers for good.  A broker that its controller does not admit, for example because it
         hung for some seconds, tells clients of no brokers, and they forget those that they had (2.16, #5301).
         """
-        _log.info("no broker has answered for %.3g s; another consumer reads topic %r", self._safe_time, self._topic)
+        try:
+            self._make()
+        except NOT_MADE as error:
+            # For example, an outage of the network leaves the process without a token too.
+            _log.info(
+                "no broker answers, and another consumer of topic %r cannot be made yet: %s",
+                self._topic,
+                not_made(error, self._secrets),
+            )
+            self._next_replacement = time.monotonic() + _REPLACE_PAUSE
+            return
+        _log.info("no broker has answered for %.3g s; another consumer reads topic %r", self._session, self._topic)
         ended = self.claims.all
         self._lose(ended)
         if self._begin is not None:
             self._begin = [Start(each.partition, each.position.offset, each.position.metadata()) for each in ended]
-        self._make()
         self._open()
         self._health.forgive()
 
@@ -484,8 +512,3 @@ def _finish(future: asyncio.Future[None]) -> None:
 def _fail(future: asyncio.Future[None], error: BrokerError) -> None:
     if not future.done():
         future.set_exception(error)
-
-
-def _refused(error: Exception) -> BrokerError:
-    reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-    return BrokerError(f"librdkafka refuses the settings: {reason}", ErrorCode.INVALID)

@@ -5,6 +5,7 @@ The names are those of ``confluent_kafka.KafkaError``.  Names with an underscore
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,7 +15,13 @@ from confluent_kafka.cimpl import KafkaError, KafkaException
 from events_core import ErrorCode
 from events_core.engine import BrokerError
 
-__all__ = ["broker_error", "not_made", "translated"]
+__all__ = ["NOT_MADE", "broker_error", "not_made", "translated"]
+
+NOT_MADE = (KafkaException, TypeError, ValueError, SystemError)
+"""The exceptions of a client of confluent-kafka that cannot be made.
+
+Before its constructor raises, it may call callbacks, and Python makes a ``SystemError`` of that (2.16, measured).
+"""
 
 
 class _Meaning(NamedTuple):
@@ -200,14 +207,19 @@ def broker_error(asked: str, error: KafkaError) -> BrokerError:
 def not_made(error: Exception, secrets: Iterable[str]) -> BrokerError:
     """Return the error for a client of librdkafka that cannot be made.
 
-    :param secrets: the values of settings, which librdkafka would quote.
+    :param secrets: the values of settings, which librdkafka may repeat.
     """
-    found = error.args[0] if error.args else error
+    reason: BaseException = error
+    while isinstance(reason, SystemError) and reason.__cause__ is not None:
+        reason = reason.__cause__
+    found = reason.args[0] if reason.args else reason
     if isinstance(found, KafkaError) and found.code() == KafkaError.SASL_AUTHENTICATION_FAILED:
         return broker_error("get a token", found)
     text = found.str() if isinstance(found, KafkaError) else str(found)
-    for secret in secrets:
-        text = text.replace(f'"{secret}"', "its value")
+    # librdkafka may repeat a single word of a list.
+    words = {word.strip() for secret in secrets for word in (secret, *secret.split(","))} - {""}
+    for word in sorted(words, key=len, reverse=True):
+        text = re.sub(rf'"{re.escape(word)}"|(?<!\w){re.escape(word)}(?!\w)', "its value", text)
     return BrokerError(
         f"these settings cannot be used: {text}; check the options librdkafka, oauth_callback and tls_…",
         ErrorCode.INVALID,

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 
 from confluent_kafka.cimpl import Consumer, KafkaError, KafkaException, TopicPartition
 
-from events_kafka.errors import broker_error, translated
+from events_kafka.errors import NOT_MADE, broker_error, not_made, translated
 from events_kafka.options import KafkaOptions
-from events_kafka.settings import settings
+from events_kafka.settings import given, settings
 
 __all__ = ["COORDINATOR_IS_COMING", "positions", "set_positions"]
 
@@ -69,8 +69,14 @@ def set_positions(options: KafkaOptions, group: str, topic: str, offsets: Mappin
 
 @contextmanager
 def _passer_by(options: KafkaOptions, group: str) -> Iterator[Consumer]:
-    """Enter with a consumer of *group* that does not join it."""
-    consumer = Consumer({**settings(options, "consumer"), "group.id": group, "enable.auto.commit": False})
+    """Enter with a consumer of *group* that does not join it.
+
+    :raises BrokerError: if it cannot be made.
+    """
+    try:
+        consumer = Consumer({**settings(options, "consumer"), "group.id": group, "enable.auto.commit": False})
+    except NOT_MADE as error:
+        raise not_made(error, given(options).values()) from None  # the cause may show a secret
     try:
         yield consumer
     finally:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -26,7 +26,7 @@ from events_kafka.codec import Token
 from events_kafka.consumer import Consumer, Listener
 from events_kafka.options import KafkaOptions
 from events_kafka.room import Room
-from events_kafka.settings import settings
+from events_kafka.settings import given, settings
 from events_kafka.topology import Topology
 
 __all__ = ["Context", "KafkaSource", "join"]
@@ -48,6 +48,9 @@ _BUFFER_BYTES = 16 * 2**20
 
 _HEARTBEAT = 1.0
 """Seconds between two signs of life.  A receiver that joins waits for one of each other member."""
+
+_BROKERS_HEARTBEAT = 5.0
+"""The same with KIP-848, where the broker says it (``group.consumer.heartbeat.interval.ms``)."""
 
 _CLOSE_SHARE = 0.8
 """The part of its time to close after which the source leaves the rest to the consumer's thread."""
@@ -110,16 +113,17 @@ class KafkaSource(Source, Listener):
         self._waiting: asyncio.Future[None] | None = None
         messages = min(_BUFFER_MESSAGES, options.max_outstanding_messages)
         self._room = Room(messages, min(_BUFFER_BYTES, options.max_outstanding_bytes))
-        heartbeat = min(_HEARTBEAT, options.session_timeout / 4)
+        configured = _settings(options, group or context.subscription)
         self._consumer = Consumer(
-            _settings(options, group or context.subscription, heartbeat),
+            configured,
             topic,
             begin,
             self,
             room=self._room,
-            # The last sign of life may be older than the last turn of the thread.
-            safe_time=options.session_timeout - 2 * heartbeat,
+            session=options.session_timeout,
+            safe_time=_safe_time(options.session_timeout, configured),
             max_gap=options.max_gap,
+            secrets=given(options).values(),
         )
         self._claims = self._consumer.claims
 
@@ -133,11 +137,14 @@ class KafkaSource(Source, Listener):
     # Receiving
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
-        while not self._again and not self._ready and self._failure is None and not self._has_recovered:
-            self._waiting = asyncio.get_running_loop().create_future()
-            await self._waiting
-            if self._failure is not None and self._failure.code is ErrorCode.NOT_FOUND and self._restores:
+        while not self._again and not self._ready and not self._has_recovered:
+            if self._may_restore:
                 await self._restore()
+            elif self._failure is not None:
+                break
+            else:
+                self._waiting = asyncio.get_running_loop().create_future()
+                await self._waiting
         taken = self._take_again(limit)
         new = self._ready[: limit - len(taken)]
         if new:
@@ -150,13 +157,19 @@ class KafkaSource(Source, Listener):
         self._has_recovered = False
         return taken
 
+    @property
+    def _may_restore(self) -> bool:
+        """Return whether the topic is missing, and the options allow the receiver to create it."""
+        failure = self._failure if self._end is None else None
+        return self._restores and failure is not None and failure.code is ErrorCode.NOT_FOUND
+
     async def _restore(self) -> None:
         """Create the topic again, which was deleted, as the options allow (F1).
 
         :raises BrokerError: if that failed.
         """
-        self._failure = None
         await self._topology.create(again=True)
+        self._failure = self._end  # another report may have come meanwhile
         _log.warning("topic %r was deleted and has been created again; the messages in it are lost", self._topic)
 
     def _take_again(self, limit: int) -> list[Delivery]:
@@ -315,13 +328,27 @@ def _expired(delivery: Delivery) -> BrokerError:
     )
 
 
-def _settings(options: KafkaOptions, group: str, heartbeat: float) -> dict[str, object]:
+def _safe_time(session: float, configured: Mapping[str, object]) -> float:
+    """Return the seconds for which the group certainly keeps a member after a turn of its thread.
+
+    The last sign of life is older than the turn by up to one interval between two of them, or two if one is late.
+    """
+    heartbeat = _BROKERS_HEARTBEAT
+    if "heartbeat.interval.ms" in configured:  # not with KIP-848
+        try:
+            heartbeat = int(str(configured["heartbeat.interval.ms"]), 0) / 1000
+        except ValueError:
+            heartbeat = session  # librdkafka refuses the value, and the error does not show it
+    return max(session - 2 * heartbeat, session / 4)
+
+
+def _settings(options: KafkaOptions, group: str) -> dict[str, object]:
     """Return the settings of the consumer.  Those above the options may be changed by the option ``librdkafka``."""
     milliseconds = 1000
     classic: dict[str, object] = {}
     if options.group_protocol == "classic":
         classic = {
-            "heartbeat.interval.ms": int(heartbeat * milliseconds),
+            "heartbeat.interval.ms": int(min(_HEARTBEAT, options.session_timeout / 4) * milliseconds),
             # A member keeps what it has while another one joins.
             "partition.assignment.strategy": "cooperative-sticky",
         }
