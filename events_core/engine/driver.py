@@ -304,7 +304,7 @@ class Source(ABC):
             self._tell_lost(is_lost)
 
     def take_back(self, is_meant: Callable[[Delivery], bool]) -> None:
-        """Drop deliveries that the engine has buffered: :meth:`fetch` returns them again, or another receiver gets them.
+        """Drop deliveries that the engine has buffered, because :meth:`fetch` or another receiver gets them again.
 
         Do not override it.  Call it from any thread, before :meth:`fetch` returns them.
 

@@ -124,7 +124,7 @@ class Assignment:
         claim.is_paused = True
         self._native.pause(self._partitions([claim]))
         _log.warning(
-            "partition %d of topic %r pauses: %d messages are settled behind one that is not; settle that one, or "
+            "partition %d of topic %r pauses: %d messages are settled after one that is not; settle that one, or "
             "raise the option max_gap",
             claim.partition,
             self._topic,

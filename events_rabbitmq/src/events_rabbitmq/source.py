@@ -118,7 +118,7 @@ class RabbitMQSource(Source):
             self._is_safe_for(heartbeat, asked)
 
     def _drop(self, ended: Consumer) -> None:
-        """Let the engine drop what it has buffered of a consumer that has ended, and mark what it has handed out (F2)."""
+        """Let the engine drop what it has buffered of a consumer that has ended, and know of the rest (F2)."""
 
         def is_lost(delivery: Delivery) -> bool:
             return delivery.token.consumer is ended
