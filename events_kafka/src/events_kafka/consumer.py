@@ -216,9 +216,9 @@ class Consumer(Group):
         try:
             self._open()
             while not self._closing.is_set():
-                self._turn()
                 if self._is_lost and time.monotonic() >= self._next_replacement:
                     self._replace()
+                self._turn()
         # confluent-kafka also raises KafkaError, which is no class of exceptions (2.16, measured).
         except:  # noqa: E722
             self._break(sys.exc_info()[1])
