@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
+import traceback
 
 import pytest
 
@@ -251,15 +253,16 @@ def test_a_send_without_an_answer_ends_in_time(own: Console) -> None:
     asyncio.run(scenario())
 
 
-def test_a_setting_that_librdkafka_refuses_is_named(console: Console) -> None:
-    """O1: the value of another setting is checked when the client connects, and the error shows no secret."""
+@pytest.mark.parametrize(("name", "value"), [("batch.size", "s3cret"), ("batch.num.messages", "98765432")])
+def test_a_setting_that_librdkafka_refuses_is_named(console: Console, name: str, value: str) -> None:
+    """O1, O2: the value of another setting is checked when the client connects, and no traceback shows it."""
 
     async def scenario() -> None:
-        async with console.client(librdkafka="batch.size=s3cret") as sender:
-            with pytest.raises(EventError, match=r"batch\.size") as caught:
+        async with console.client(librdkafka=f"{name}={value}") as sender:
+            with pytest.raises(EventError, match=re.escape(name)) as caught:
                 await sender.send_message(EventMessage(b""))
             assert caught.value.code is ErrorCode.INVALID
-            assert "s3cret" not in str(caught.value)
+            assert value not in "".join(traceback.format_exception(caught.value))
 
     asyncio.run(scenario())
 

@@ -14,12 +14,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence, Set
 from typing import Any, NamedTuple
 
-from confluent_kafka.cimpl import KafkaError, KafkaException, Producer
+from confluent_kafka.cimpl import KafkaError, Producer
 
 from events_core import ErrorCode, EventMessage
 from events_core.engine import BrokerError, off_loop
 from events_kafka.codec import shortened
-from events_kafka.errors import broker_error, not_made
+from events_kafka.errors import NOT_MADE, broker_error, not_made
 from events_kafka.options import KafkaOptions
 from events_kafka.sender import Batch, Sender, not_attempted
 from events_kafka.settings import given, settings
@@ -142,8 +142,8 @@ class Publisher:
                 sender = Sender(self._topic)
                 try:
                     producer = await off_loop(lambda: Producer(self._config(sender.on_error)))
-                except (KafkaException, TypeError, ValueError) as error:
-                    raise not_made(error, given(self._options).values()) from error
+                except NOT_MADE as error:
+                    raise not_made(error, given(self._options).values()) from None  # the cause may show a secret
                 sender.start(producer)
                 self._current = sender
             return self._current
