@@ -125,7 +125,7 @@ class BatchingPublisher(Publisher):
         async with self.order.turn():
             send = await self._submit_gently(messages)
         if self._opened:
-            return await self._results(send)
+            return await self._results(send, was_late=True)
         return await self._connect_and_wait(send, connect)
 
     async def _submit_gently(self, messages: Sequence[EventMessage]) -> AnySend[Waiter]:
@@ -160,17 +160,26 @@ class BatchingPublisher(Publisher):
             self._end(send, reason)
             if not isinstance(error, BrokerError):
                 raise
-        return await self._results(send)
+        return await self._results(send, was_late=True)
 
-    async def _results(self, send: AnySend[Waiter]) -> Results:
-        """Wait until *send* is complete, at the latest when its time is up, and return its results."""
+    async def _results(self, send: AnySend[Waiter], *, was_late: bool = False) -> Results:
+        """Wait until *send* is complete, at the latest when its time is up, and return its results.
+
+        :param was_late: True if sends that end later may have been accepted before it.  The timer of the loop then
+            looks at those first.
+        """
         self.pump()
         try:
-            await send.waiter
+            if was_late:
+                await send.waiter.wait(send.deadline - time.monotonic())
+            else:
+                await send.waiter
         # Not GeneratorExit: then the garbage collector runs this, and may not take the lock.  The home ends the send.
         except asyncio.CancelledError:
             self._end(send, self._outbox.timed_out(send.last_error))
             raise
+        if send.pending:
+            self._end(send, self._outbox.timed_out(send.last_error))
         return send.take_results()
 
     def _end(self, send: AnySend[Waiter], error: BrokerError) -> None:
@@ -366,7 +375,7 @@ class BatchingPublisher(Publisher):
         if confirmed is not None and (failures := [each for each in results if each.__class__ is not str]):
             if self._driver.retries_results:
                 retried = next(filter(_is_retryable, failures), None)
-            # Without the second bound, a driver that attempts nothing would get the same messages without end.
+            # If a driver has attempted none of them, it would get the same messages without end.
             is_over = retried is None and not 0 < sum(map(_is_unattempted, failures)) < len(results)
         with self._lock:
             if confirmed is not None:

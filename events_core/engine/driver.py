@@ -137,39 +137,39 @@ class Delivery:
 
     # From here on: the engine's.  The receiver's lock guards all of it; only the task that renews leases writes
     # ``lease_until`` without the lock, on the loop on which the driver runs.
-    order: int
+    order: int = attrs.field(init=False)
     """The place of this delivery among those of its receiver, set when the engine buffers what :meth:`Source.fetch`
     returned.  It rises with each delivery.  A delivery that the engine itself hands out again keeps its place.  Of an
     inline source nothing is buffered, and the place is always 0."""
-    due: float
+    due: float = attrs.field(init=False)
     """The ``time.monotonic()`` from which on it may be handed out.  Only the engine's buffer, a
     :class:`~events_core.engine.KeyedQueue`, reads and writes it."""
-    lease_until: float
+    lease_until: float = attrs.field(init=False)
     """The ``time.monotonic()`` until which the broker keeps the delivery for this receiver, as far as the engine knows:
     :attr:`Source.lease` seconds after the engine received or extended it.  Infinite if the source has no lease, and 0
     for an inline source."""
-    _state: State
-    _owner: object
+    _state: State = attrs.field(init=False)
+    _owner: object = attrs.field(init=False)
     """The ledger that has it, so that no other receiver can settle it."""
-    _settlement: Settlement | None
+    _settlement: Settlement | None = attrs.field(init=False)
     """The newest settlement that is under way."""
-    _nacks: int
+    _nacks: int = attrs.field(init=False)
     """Failures that only this receiver knows of."""
-    _arrived: float
+    _arrived: float = attrs.field(init=False)
     """The ``time.monotonic()`` at which it was buffered, or came again with a newer token."""
-    _deadline: float
+    _deadline: float = attrs.field(init=False)
     """The ``time.monotonic()`` at which the receiver gives it up (rule R6: leases)."""
-    _kept_until: float
+    _kept_until: float = attrs.field(init=False)
     """The receiver does not give it up before: it waits for its delay, and then to be handed out (rule R11:
     delays)."""
-    _is_out: bool
+    _is_out: bool = attrs.field(init=False)
     """True while a request to settle it is out.  Its ``token`` does not change in that time: the driver may read it
     late."""
-    _newer_token: tuple[Any] | None
+    _newer_token: tuple[Any] | None = attrs.field(init=False)
     """The token of a redelivery that came while a request was out."""
-    _was_acknowledged: bool
+    _was_acknowledged: bool = attrs.field(init=False)
     """True if the broker has confirmed an acknowledgement with an older token."""
-    _is_lost: bool
+    _is_lost: bool = attrs.field(init=False)
     """True while it is held although the broker has taken it back, until the message comes here again."""
 
     def __init__(
@@ -304,7 +304,7 @@ class Source(ABC):
             self._tell_lost(is_lost)
 
     def take_back(self, is_meant: Callable[[Delivery], bool]) -> None:
-        """Drop deliveries that the engine has buffered, because :meth:`fetch` or another receiver gets them again.
+        """Drop buffered deliveries that come again, from :meth:`fetch` or to another receiver.
 
         Do not override it.  Call it from any thread, before :meth:`fetch` returns them.
 

@@ -189,9 +189,11 @@ class PrefetchingFeed(Feed):
 
     def _lose(self, is_lost: Callable[[Delivery], bool]) -> None:
         """Drop the lost deliveries from the buffer before this call returns."""
-        with self._lock:
+        with self._lock:  # all at once: nothing may be handed out in between
             self._ledger.mark_lost(is_lost)
-        self._drop_buffered(is_lost)
+            self._settlements.enqueue(self._ledger.lose_buffered(is_lost))
+            self._refill()
+        self._settler.pump()
 
     def _drop_buffered(self, is_meant: Callable[[Delivery], bool]) -> None:
         with self._lock:

@@ -444,8 +444,8 @@ class Ledger:
             # The broker does not know this delivery any more, so its message comes again.
             return self._return(delivery)
         elif error.code is ErrorCode.ALREADY_SETTLED:
-            # The caller's time was up, and the broker has applied that outcome all the same (S5).
-            self._retire([delivery], ACKNOWLEDGED)
+            # The caller of another outcome had no more time, and the broker has applied it all the same (S5).
+            self._retire([delivery], REJECTED if settlement.outcome is ACK else ACKNOWLEDGED)
         else:
             delivery._state = HELD
         return ()

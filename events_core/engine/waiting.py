@@ -141,7 +141,7 @@ class Waiter:
 
 
 class LoopTimers:
-    """One timer in each loop in which tasks wait for an owner, for all of them: it ends what is overdue.
+    """A timer in each loop, for all its tasks that wait for the owner.  It ends what is overdue.
 
     A timer for each task would cost more than the wait.
 

@@ -264,13 +264,13 @@ class Consumer(Group):
         except NOT_MADE as error:
             # For example, an outage of the network leaves the process without a token too.
             _log.info(
-                "no broker answers, and another consumer of topic %r cannot be made yet: %s",
+                "receiving from topic %r needs another consumer, which cannot be made yet: %s",
                 self._topic,
                 not_made(error, self._secrets),
             )
             self._next_replacement = time.monotonic() + _REPLACE_PAUSE
             return
-        _log.info("no broker has answered for %.3g s; another consumer reads topic %r", self._session, self._topic)
+        _log.info("no broker has answered in time; another consumer reads topic %r", self._topic)
         ended = self.claims.all
         self._lose(ended)
         if self._begin is not None:

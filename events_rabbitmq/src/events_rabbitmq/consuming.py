@@ -98,7 +98,8 @@ class Consumer:
     # Receiving
 
     async def _consume(self) -> None:
-        # Once for each channel: the server would not count what is out from an earlier time, and push a whole prefetch.
+        # Never twice on a channel: the prefetch counts for each consumer, so the second one would get a whole prefetch
+        # next to what is still out.
         asked = f"consume from queue {self._queue!r}"
         # Its callback is never called, because deliveries do not go through pika.
         answer = await self._channel.call(asked, "basic_consume", self._queue, lambda *_: None)

@@ -74,6 +74,7 @@ class RabbitMQSource(Source):
         )
         self._wake = wake
         self._consumer: Consumer | None = None
+        self._heartbeat = 0
         self._keeping: asyncio.Task[None] | None = None
         self._lost_tokens: dict[str, Token] = {}
         """The tokens of deliveries whose channel has ended before they were settled, by id."""
@@ -92,30 +93,31 @@ class RabbitMQSource(Source):
         asked = uptime()
         prefetch = min(self._driver.options.max_outstanding_messages, MAX_PREFETCH)
         self._consumer = await Consumer.open(connection, self.queue, prefetch, self._drop, self._lost_tokens)
-        self._is_safe_for(connection.heartbeat, asked)
-        if connection.heartbeat and self._keeping is None:
-            self._keeping = asyncio.create_task(self._keep_safe(connection.heartbeat))
+        self._heartbeat = connection.heartbeat
+        self._was_alive(asked)
+        if self._heartbeat and self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep_safe())
         counts = behaviour(connection.version).handback_counts
         self.capabilities = attrs.evolve(self.capabilities, handback_counts=counts)
 
-    def _is_safe_for(self, heartbeat: int, asked: float) -> None:
-        """Take note that the server has heard this client at the time *asked* or later, by ``uptime``."""
-        before, self.safe_until = self.safe_until, asked + heartbeat if heartbeat else None
+    def _was_alive(self, at: float) -> None:
+        """Take note that the I/O loop ran, or the server was asked and has answered, at the time *at* of ``uptime``."""
+        before, self.safe_until = self.safe_until, at + self._heartbeat if self._heartbeat else None
         if before is not None and uptime() >= before:
             self._wake()
 
-    async def _keep_safe(self, heartbeat: int) -> None:
+    async def _keep_safe(self) -> None:
         while True:
-            await asyncio.sleep(heartbeat / 4)
-            asked, consumer = uptime(), self._consumer
+            await asyncio.sleep(self._heartbeat / 4)
+            now, consumer = uptime(), self._consumer
             if consumer is None or not consumer.is_open:
                 continue  # what had come is dropped, and start() follows
-            if self.safe_until is not None and asked >= self.safe_until:
+            if self.safe_until is not None and now >= self.safe_until:
                 try:
                     await consumer.ask()
                 except BrokerError:
                     continue
-            self._is_safe_for(heartbeat, asked)
+            self._was_alive(now)
 
     def _drop(self, ended: Consumer) -> None:
         """Let the engine drop what it has buffered of a consumer that has ended, and know of the rest (F2)."""

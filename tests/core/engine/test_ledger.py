@@ -97,6 +97,9 @@ def test_a_message_that_an_earlier_outcome_has_ended_is_not_held() -> None:
     assert target.held == 0
     assert begin(target, message, Outcome.ACK) == []
     assert code(begin(target, message, Outcome.NACK)) is ErrorCode.ALREADY_SETTLED
+    rejected, *_ = held(target, "2")
+    settle(target, rejected, Outcome.ACK, BrokerError("rejected", ErrorCode.ALREADY_SETTLED))
+    assert begin(target, rejected, Outcome.REJECT) == []
 
 
 def test_an_id_names_the_newest_delivery_handed_out() -> None:
