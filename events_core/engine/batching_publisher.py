@@ -82,10 +82,10 @@ class BatchingPublisher(Publisher):
             self._outbox.accept(send)
             self._outbox.queue(send.entries)
             batch = self._lone_batch(send) if len(self._outbox.sends) == 1 else None
-        self._timers.ensure(send.waiter.loop)
         if batch is not None:
             self._hand_over(batch)
         if self._opened:
+            self._timers.ensure(send.waiter.loop)
             return self._results(send)
         return self._connect_and_wait(send, connect)
 
@@ -125,7 +125,7 @@ class BatchingPublisher(Publisher):
         async with self.order.turn():
             send = await self._submit_gently(messages)
         if self._opened:
-            return await self._results(send, was_late=True)
+            return await self._results(send, is_timed=True)
         return await self._connect_and_wait(send, connect)
 
     async def _submit_gently(self, messages: Sequence[EventMessage]) -> AnySend[Waiter]:
@@ -137,7 +137,6 @@ class BatchingPublisher(Publisher):
         with self._lock:
             self._refuse_if_closed()
             self._outbox.accept(send)
-        self._timers.ensure(send.waiter.loop)
         try:
             for part in parts(send.entries):
                 with self._lock:
@@ -160,17 +159,17 @@ class BatchingPublisher(Publisher):
             self._end(send, reason)
             if not isinstance(error, BrokerError):
                 raise
-        return await self._results(send, was_late=True)
+        return await self._results(send, is_timed=True)
 
-    async def _results(self, send: AnySend[Waiter], *, was_late: bool = False) -> Results:
+    async def _results(self, send: AnySend[Waiter], *, is_timed: bool = False) -> Results:
         """Wait until *send* is complete, at the latest when its time is up, and return its results.
 
-        :param was_late: True if sends that end later may have been accepted before it.  The timer of the loop then
-            looks at those first.
+        :param is_timed: True to use a timer of its own.  The loop has one for sends that wait for nothing before they
+            are accepted, so they end in the order of acceptance.
         """
         self.pump()
         try:
-            if was_late:
+            if is_timed:
                 await send.waiter.wait(send.deadline - time.monotonic())
             else:
                 await send.waiter

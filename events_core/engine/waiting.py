@@ -169,7 +169,8 @@ class LoopTimers:
         if again is None:
             self._loops.discard(loop)
         else:
-            loop.call_later(max(0.0, again - time.monotonic()), self._look, loop)
+            # One turn later, so that an answer or a failure that comes in the same turn counts.
+            loop.call_later(max(0.0, again - time.monotonic()), loop.call_soon, self._look, loop)
 
 
 class WaitingRoom:
