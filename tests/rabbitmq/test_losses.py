@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
@@ -172,20 +172,27 @@ def test_an_equal_message_is_no_copy_of_one_that_was_acknowledged(console: Conso
     asyncio.run(scenario())
 
 
+@asynccontextmanager
+async def acknowledged_in_silence(own: Console) -> AsyncIterator[tuple[EventReceiver, ReceivedMessage]]:
+    """Yield a receiver and its message, whose acknowledgement was written twice while the server was paused."""
+    async with own.client(ack_timeout="3", heartbeat="60") as both, both.subscribe() as receiver:
+        await both.send_message(EventMessage(b"1"))
+        message = await take(receiver)
+        own.server.pause()
+        try:
+            assert [await acknowledges(receiver, message) for _ in range(2)] == [False, False]
+        finally:
+            own.server.resume()
+        yield receiver, message
+    assert own.ready() == 0
+
+
 def test_an_acknowledgement_is_confirmed_only_by_the_server(own: Console) -> None:
     """S1, S5: an acknowledgement that got no answer is asked again; it succeeds only when the server answers."""
 
     async def scenario() -> None:
-        async with own.client(ack_timeout="3", heartbeat="60") as both, both.subscribe() as receiver:
-            await both.send_message(EventMessage(b"1"))
-            message = await take(receiver)
-            own.server.pause()
-            try:
-                assert [await acknowledges(receiver, message) for _ in range(2)] == [False, False]
-            finally:
-                own.server.resume()
+        async with acknowledged_in_silence(own) as (receiver, message):
             assert await outcome(lambda: receiver.acknowledge(message)) is None
-        assert own.ready() == 0
 
     asyncio.run(scenario())
 
@@ -194,17 +201,9 @@ def test_a_nack_after_an_acknowledgement_without_an_answer_fails(own: Console) -
     """S2, S5: the acknowledgement was written, and its time was over; the server handles it, so a nack fails."""
 
     async def scenario() -> None:
-        async with own.client(ack_timeout="3", heartbeat="60") as both, both.subscribe() as receiver:
-            await both.send_message(EventMessage(b"1"))
-            message = await take(receiver)
-            own.server.pause()
-            try:
-                assert [await acknowledges(receiver, message) for _ in range(2)] == [False, False]
-            finally:
-                own.server.resume()
+        async with acknowledged_in_silence(own) as (receiver, message):
             assert await outcome(lambda: receiver.nack(message, delay=0)) is ErrorCode.ALREADY_SETTLED
             assert receiver.stats.held == 0
-        assert own.ready() == 0
 
     asyncio.run(scenario())
 

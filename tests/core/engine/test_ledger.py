@@ -368,24 +368,30 @@ def test_what_is_lost_before_it_was_handed_out_is_forgotten() -> None:
     assert [each.token for each in target.take(10, 0.0)] == ["kept", "new"]
 
 
+def lost_run() -> Ledger:
+    """Return a ledger that keeps runs here, with a run of which the broker has taken back both messages."""
+    target = ledger(redelivers_locally=True, local_attempts=3, max_lease_duration=9)
+    held(target, "a1", "a2")
+    target.mark_lost(lambda _: True)
+    return target
+
+
 def test_what_is_lost_while_it_is_held_does_not_stay_here() -> None:
-    """F2, R10: another receiver may have it, unless the broker delivers it here again."""
-    nacked, expired, again = (ledger(redelivers_locally=True, local_attempts=3, max_lease_duration=9) for _ in range(3))
-    for target in nacked, expired, again:
-        first, *_ = held(target, "a1", "a2")
-        target.mark_lost(lambda _: True)
-        if target is nacked:
-            assert begun(target.begin([first.message_id], Outcome.NACK, 0.0, 1.0).to_send) == [
-                ("a1", Outcome.NACK),
-                ("a2", Outcome.RETURN),
-            ]
-        elif target is expired:
-            assert begun(target.expire(9.0)) == [("a1", Outcome.NACK), ("a2", Outcome.RETURN)]
-        else:
-            target.arrive([delivery("a1", token="new"), delivery("a2", token="new")], 1.0)
-            assert target.begin([first.message_id], Outcome.NACK, 0.0, 1.0).to_send == []
-            assert ids(target.take(10, 2.0)) == ["a1", "a2"]
-        assert target.buffered == 0
+    """F2, R10: another receiver may have it, when it is nacked and when it expires."""
+    going_back = [("a1", Outcome.NACK), ("a2", Outcome.RETURN)]
+    nacked, expired = lost_run(), lost_run()
+    assert begun(nacked.begin(["a1"], Outcome.NACK, 0.0, 1.0).to_send) == going_back
+    assert begun(expired.expire(9.0)) == going_back
+    assert nacked.buffered == expired.buffered == 0
+
+
+def test_what_was_lost_and_has_come_again_stays_here() -> None:
+    """F2, R10: the broker has delivered the run to this receiver once more."""
+    target = lost_run()
+    target.arrive([delivery("a1", token="new"), delivery("a2", token="new")], 1.0)
+    assert target.begin(["a1"], Outcome.NACK, 0.0, 1.0).to_send == []
+    assert ids(target.take(10, 2.0)) == ["a1", "a2"]
+    assert target.buffered == 0
 
 
 def test_closing_gives_back_what_is_free_then_the_rest_in_order() -> None:

@@ -23,7 +23,7 @@ def test_a_waiter_is_woken_from_another_thread() -> None:
     async def main() -> Waiter:
         waiter = Waiter()
         threading.Thread(target=waiter.wake).start()
-        await asyncio.wait_for(waiter.wait(60), 60)
+        await asyncio.wait_for(waiter, 60)
         waiter.wake()
         return waiter
 
