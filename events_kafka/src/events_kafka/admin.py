@@ -19,7 +19,7 @@ from confluent_kafka.cimpl import KafkaError, KafkaException
 
 from events_core import ErrorCode
 from events_core.engine import BrokerError, off_loop
-from events_kafka.errors import NOT_MADE, broker_error, not_made, translated
+from events_kafka.errors import broker_error, making, translated
 from events_kafka.groups import COORDINATOR_IS_COMING
 from events_kafka.options import KafkaOptions
 from events_kafka.settings import given, settings
@@ -77,10 +77,8 @@ class Administrator:
 
         :raises BrokerError: ``INVALID`` if librdkafka refuses a setting.
         """
-        try:
+        with making(given(self._options).values()):
             native = await off_loop(self._make)
-        except NOT_MADE as error:
-            raise not_made(error, given(self._options).values()) from None  # the cause may show a secret
         before, self._native = [self._native], native
         self._last, self._down_since, self._is_suspect = None, math.inf, False
         # Its destructor joins threads.  So the last reference goes in a thread that may wait.

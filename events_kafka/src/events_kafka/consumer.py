@@ -47,7 +47,7 @@ from events_kafka.assignment import Assignment
 from events_kafka.claims import Claim, Claims, Start
 from events_kafka.codec import Token, decode
 from events_kafka.commits import Commits, Group
-from events_kafka.errors import NOT_MADE, broker_error, not_made
+from events_kafka.errors import broker_error, making
 from events_kafka.health import Health
 from events_kafka.leaving import leave
 from events_kafka.room import Room
@@ -208,8 +208,8 @@ class Consumer(Group):
     def _run(self) -> None:
         try:
             self._make()
-        except NOT_MADE as error:
-            self._post(_fail, self._started, not_made(error, self._secrets))
+        except BrokerError as error:
+            self._post(_fail, self._started, error)
             self._post(_finish, self._done)
             return
         self._post(_finish, self._started)
@@ -226,7 +226,10 @@ class Consumer(Group):
         self._end()
 
     def _make(self) -> None:
-        """Make the consumer of librdkafka, in place of the one before, which ends."""
+        """Make the consumer of librdkafka, in place of the one before, which ends.
+
+        :raises BrokerError: if that failed.
+        """
         is_made = False
 
         def note(error: KafkaError) -> None:
@@ -235,7 +238,8 @@ class Consumer(Group):
                 self._health.note(error)
 
         commits = Commits(self.claims, self._topic, self)
-        native = Native({**self._settings, "error_cb": note, "on_commit": commits.answered})
+        with making(self._secrets):
+            native = Native({**self._settings, "error_cb": note, "on_commit": commits.answered})
         is_made = True
         strategy = str(self._settings.get("partition.assignment.strategy", "cooperative"))
         assignment = Assignment(
@@ -261,12 +265,10 @@ class Consumer(Group):
         """
         try:
             self._make()
-        except NOT_MADE as error:
+        except BrokerError as error:
             # For example, an outage of the network leaves the process without a token too.
             _log.info(
-                "receiving from topic %r needs another consumer, which cannot be made yet: %s",
-                self._topic,
-                not_made(error, self._secrets),
+                "receiving from topic %r needs another consumer, which cannot be made yet: %s", self._topic, error
             )
             self._next_replacement = time.monotonic() + _REPLACE_PAUSE
             return

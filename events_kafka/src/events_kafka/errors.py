@@ -15,9 +15,9 @@ from confluent_kafka.cimpl import KafkaError, KafkaException
 from events_core import ErrorCode
 from events_core.engine import BrokerError
 
-__all__ = ["NOT_MADE", "broker_error", "not_made", "translated"]
+__all__ = ["broker_error", "making", "not_made", "translated"]
 
-NOT_MADE = (KafkaException, TypeError, ValueError, SystemError)
+_NOT_MADE = (KafkaException, TypeError, ValueError, SystemError)
 """The exceptions of a client of confluent-kafka that cannot be made.
 
 Before its constructor raises, it may call callbacks, and Python makes a ``SystemError`` of that (2.16, measured).
@@ -202,6 +202,15 @@ def broker_error(asked: str, error: KafkaError) -> BrokerError:
     result = BrokerError(f"{asked}: {found}{advice}", meaning.code, retryable=meaning.retryable)
     result.__cause__ = KafkaException(error)
     return result
+
+
+@contextmanager
+def making(secrets: Iterable[str]) -> Iterator[None]:
+    """Enter to make a client of librdkafka, and turn its exceptions into a :class:`BrokerError` (:func:`not_made`)."""
+    try:
+        yield
+    except _NOT_MADE as error:
+        raise not_made(error, secrets) from None  # the cause may show a secret
 
 
 def not_made(error: Exception, secrets: Iterable[str]) -> BrokerError:

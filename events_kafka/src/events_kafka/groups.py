@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from confluent_kafka.cimpl import Consumer, KafkaError, KafkaException, TopicPartition
 
-from events_kafka.errors import NOT_MADE, broker_error, not_made, translated
+from events_kafka.errors import broker_error, making, translated
 from events_kafka.options import KafkaOptions
 from events_kafka.settings import given, settings
 
@@ -73,10 +73,8 @@ def _passer_by(options: KafkaOptions, group: str) -> Iterator[Consumer]:
 
     :raises BrokerError: if it cannot be made.
     """
-    try:
+    with making(given(options).values()):
         consumer = Consumer({**settings(options, "consumer"), "group.id": group, "enable.auto.commit": False})
-    except NOT_MADE as error:
-        raise not_made(error, given(options).values()) from None  # the cause may show a secret
     try:
         yield consumer
     finally:

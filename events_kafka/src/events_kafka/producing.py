@@ -19,7 +19,7 @@ from confluent_kafka.cimpl import KafkaError, Producer
 from events_core import ErrorCode, EventMessage
 from events_core.engine import BrokerError, off_loop
 from events_kafka.codec import shortened
-from events_kafka.errors import NOT_MADE, broker_error, not_made
+from events_kafka.errors import broker_error, making
 from events_kafka.options import KafkaOptions
 from events_kafka.sender import Batch, Sender, not_attempted
 from events_kafka.settings import given, settings
@@ -140,10 +140,8 @@ class Publisher:
         async with self._opening:
             if self._current is None:
                 sender = Sender(self._topic)
-                try:
+                with making(given(self._options).values()):
                     producer = await off_loop(lambda: Producer(self._config(sender.on_error)))
-                except NOT_MADE as error:
-                    raise not_made(error, given(self._options).values()) from None  # the cause may show a secret
                 sender.start(producer)
                 self._current = sender
             return self._current
