@@ -284,10 +284,9 @@ class Source(ABC):
     """Seconds for which :meth:`close` may wait for the broker.  The engine lowers this number to what the caller's
     timeout leaves, and then calls the method.  When the time is over, it logs a warning and cancels the call."""
 
-    _tell_lost: Callable[[Callable[[Delivery], bool]], None] | None = None
-    _drop_buffered: Callable[[Callable[[Delivery], bool]], None] | None = None
+    _tell_lost: Callable[[Callable[[Delivery], bool], bool], Sequence[Delivery]] | None = None
 
-    def lost(self, is_lost: Callable[[Delivery], bool]) -> None:
+    def lost(self, is_lost: Callable[[Delivery], bool]) -> Sequence[Delivery]:
         """Tell the engine which deliveries this receiver has lost: a session ended, a partition went to another.
 
         Do not override it.  Call it as soon as the loss is known, from any thread, and before :meth:`fetch` returns
@@ -299,19 +298,19 @@ class Source(ABC):
 
         :param is_lost: is asked of deliveries that :meth:`fetch` returned, under the receiver's lock.  It looks at
             ``token``.  It does not wait and does not call the engine.
+        :returns: those that the engine has dropped.
         """
-        if self._tell_lost is not None:
-            self._tell_lost(is_lost)
+        return () if self._tell_lost is None else self._tell_lost(is_lost, True)
 
-    def take_back(self, is_meant: Callable[[Delivery], bool]) -> None:
+    def take_back(self, is_meant: Callable[[Delivery], bool]) -> Sequence[Delivery]:
         """Drop buffered deliveries that come again, from :meth:`fetch` or to another receiver.
 
         Do not override it.  Call it from any thread, before :meth:`fetch` returns them.
 
         :param is_meant: is asked of the buffered deliveries only; otherwise as in :meth:`lost`.
+        :returns: those that the engine has dropped.
         """
-        if self._drop_buffered is not None:
-            self._drop_buffered(is_meant)
+        return () if self._tell_lost is None else self._tell_lost(is_meant, False)
 
     @abstractmethod
     async def fetch(self, limit: int) -> Sequence[Delivery]:

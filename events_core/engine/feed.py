@@ -139,8 +139,7 @@ class PrefetchingFeed(Feed):
         self._stopping = False
         self._finishing: asyncio.Task[None] | None = None
         self._go_on = asyncio.Event()
-        source._tell_lost = self._lose
-        source._drop_buffered = self._drop_buffered
+        source._tell_lost = self._drop
         self._now = asyncio.get_running_loop().time  # time.monotonic, unless a test simulates the clock
         self._fetching = home.spawn(self._fetch_until_stopped(), f"fetching from {source.subscription!r}")
         self._leases = LeaseKeeper(
@@ -187,19 +186,19 @@ class PrefetchingFeed(Feed):
         with self._lock:
             self._refill()
 
-    def _lose(self, is_lost: Callable[[Delivery], bool]) -> None:
-        """Drop the lost deliveries from the buffer before this call returns."""
-        with self._lock:  # all at once: nothing may be handed out in between
-            self._ledger.mark_lost(is_lost)
-            self._settlements.enqueue(self._ledger.lose_buffered(is_lost))
-            self._refill()
-        self._settler.pump()
+    def _drop(self, is_meant: Callable[[Delivery], bool], is_loss: bool) -> Sequence[Delivery]:
+        """Drop deliveries from the buffer before this call returns, and return them.
 
-    def _drop_buffered(self, is_meant: Callable[[Delivery], bool]) -> None:
-        with self._lock:
-            self._settlements.enqueue(self._ledger.lose_buffered(is_meant))
+        :param is_loss: True to mark those that are handed out too.
+        """
+        with self._lock:  # all at once: nothing may be handed out in between
+            if is_loss:
+                self._ledger.mark_lost(is_meant)
+            dropped = self._ledger.find_buffered(is_meant)
+            self._settlements.enqueue(self._ledger.lose(dropped))
             self._refill()
         self._settler.pump()
+        return dropped
 
     # At home
 

@@ -559,12 +559,13 @@ class Ledger:
                 delivery.lease_until = math.inf  # there is nothing to renew until it comes again
         return [each for each in self._expelled(list(live), RETURN) if each.delivery not in live]
 
-    def lose_buffered(self, is_lost: Callable[[Delivery], bool]) -> list[Settlement]:
-        """Drop the buffered deliveries for which *is_lost* returns True; return settlements as :meth:`lose` does.
+    def find_buffered(self, is_meant: Callable[[Delivery], bool]) -> list[Delivery]:
+        """Return the buffered deliveries for which *is_meant* returns True.
 
-        A held delivery stays with the application.  If its message comes again, it only gets a newer token (F2, R7).
+        If they are lost (:meth:`lose`), a held delivery stays with the application.  If its message comes again, it
+        only gets a newer token (F2, R7).
         """
-        return self.lose([each for each in self._live.values() if each._state is BUFFERED and is_lost(each)])
+        return [each for each in self._live.values() if each._state is BUFFERED and is_meant(each)]
 
     def mark_lost(self, is_lost: Callable[[Delivery], bool]) -> None:
         """Take note that the broker has taken back the handed-out deliveries for which *is_lost* returns True.

@@ -280,18 +280,12 @@ class KafkaSource(Source, Listener):
         for delivery in returned:
             if delivery.ordering_key:
                 first.setdefault((delivery.token.claim, delivery.ordering_key), delivery.token.offset)
-        taken: list[Delivery] = []
 
         def is_behind(delivery: Delivery) -> bool:
             key = (delivery.token.claim, delivery.ordering_key or "")
-            if key not in first or delivery.token.offset <= first[key]:
-                return False
-            taken.append(_again(delivery, failed=False))
-            return True
+            return key in first and delivery.token.offset > first[key]
 
-        if first:
-            self.take_back(is_behind)
-        return taken
+        return [_again(delivery, failed=False) for delivery in self.take_back(is_behind)] if first else []
 
     async def close(self) -> None:
         now = asyncio.get_running_loop().time

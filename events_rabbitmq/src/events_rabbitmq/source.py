@@ -120,18 +120,9 @@ class RabbitMQSource(Source):
             self._was_alive(now)
 
     def _drop(self, ended: Consumer) -> None:
-        """Let the engine drop what it has buffered of a consumer that has ended, and know of the rest (F2)."""
-
-        def is_lost(delivery: Delivery) -> bool:
-            return delivery.token.consumer is ended
-
-        def is_dropped(delivery: Delivery) -> bool:
-            if is_lost(delivery):
-                ended.forget(delivery)
-            return is_lost(delivery)
-
-        self.take_back(is_dropped)
-        self.lost(is_lost)
+        """Tell the engine that all deliveries of a consumer are lost, and forget those that nobody holds (F2)."""
+        for delivery in self.lost(lambda each: each.token.consumer is ended):
+            ended.forget(delivery)
 
     # Receiving
 
