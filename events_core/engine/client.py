@@ -345,8 +345,11 @@ class EngineClient(EventClient):
         self._check()
         ends = time.monotonic() + checked_seconds("timeout", timeout)
         failures: list[Exception] = []
+        has_begun = False
 
         async def kept(connection: Any) -> T | None:
+            nonlocal has_begun
+            has_begun = True
             # A failure of *work* belongs to the application.  It travels apart, so that it is not taken for a failure
             # of the driver.
             try:
@@ -368,6 +371,8 @@ class EngineClient(EventClient):
             await self._open(ends)
             result = await self._ask(run(), ends, "run_native")
         except BrokerError as error:
+            if has_begun and error.code is ErrorCode.TIMEOUT:  # the work blocks its thread, or that is late
+                raise TimeoutError(str(error)) from error
             raise self._translated(error, EventConnectionError) from error.__cause__
         if failures:
             raise failures[0]

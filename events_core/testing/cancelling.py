@@ -117,7 +117,7 @@ class _Scene:
     async def _check(self) -> None:
         await self.receiver.close(timeout=0)
         other = await self.stage.client(self.topic_name, **self.options).subscribe(self.subscription)
-        received = [*await self.stage.drain(other, len(self.due)), *await self.stage.rest(other)]
+        received = await self.stage.drain_until(other, lambda came: set(self.due) <= set(texts(came)))
         came = texts(received)
         assert len(came) == len(set(came)), "a message came twice"
         stored = [text for text in came if text in self.doubtful]

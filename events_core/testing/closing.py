@@ -165,7 +165,9 @@ class Closing:
         client, receiver = await stage.open()
         await client.send_message(EventMessage(b"x"))
         message = await stage.receive(receiver)
+        receiving = asyncio.create_task(receiver.receive_message())
         closing = asyncio.create_task(client.close(timeout=3600))
+        await _assert_closed(lambda: receiving)  # the close has begun
         await asyncio.wait([closing], timeout=0.05)
         await receiver.acknowledge(message)
         await closing

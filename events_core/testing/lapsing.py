@@ -72,9 +72,9 @@ class _Overtaken:
 
 
 async def _overtaken(stage: Stage, absence: _Absence) -> _Overtaken:
-    options = stage.harness.lease_options
-    # With room for one message only, the late receiver cannot fetch the message again.
-    client = absence.client(stage, max_outstanding_messages="1", **options)
+    # With room for one message only, neither fetches the message again while it believes that it has it.
+    options = {"max_outstanding_messages": "1", **stage.harness.lease_options}
+    client = absence.client(stage, **options)
     late = await client.subscribe(stage.subscription)
     if absence.source is None or absence.source.lease is None:
         not_declared("Source.lease, so that only a stopped process loses its messages")

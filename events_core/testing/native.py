@@ -85,6 +85,7 @@ class Native:
 
         with pytest.raises(TimeoutError):
             await client.run_native(work, timeout=2)
+        await stage.until(lambda: bool(cancelled), stage.harness.patience)
         assert cancelled == [True]
         assert await client.send_message(*numbered(1))
 

@@ -44,8 +44,10 @@ class Ordering:
         ends = time.monotonic() + stage.harness.patience
 
         async def work(receiver: EventReceiver) -> None:
+            nonlocal ends
             while sum(map(len, seen.values())) < 200 and time.monotonic() < ends:
-                batch = await receiver.receive_messages(3, 0.1)
+                if batch := await receiver.receive_messages(3, 0.1):
+                    ends = time.monotonic() + stage.harness.patience
                 for message in batch:
                     # Over a whole subscription there is one order per key, whichever receiver gets a message.
                     seen[None if everywhere else receiver, message.ordering_key].append(message.data_as_string())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable
 
 import pytest
 
@@ -23,11 +22,13 @@ class Receiving:
     async def test_a_timeout_gives_none(self, stage: Stage) -> None:
         """A timeout gives ``None`` or ``[]``, not before its time, and is no error."""
         _, receiver = await stage.open()
-        began = time.monotonic()
-        assert await receiver.receive_message(0.2) is None
-        assert time.monotonic() - began >= 0.2
-        assert await receiver.receive_messages(5, 0.1) == []
-        assert time.monotonic() - began >= 0.3
+        for _ in range(5):  # a busy machine hides now and then that a receive ends too early
+            began = time.monotonic()
+            assert await receiver.receive_message(0.2) is None
+            assert time.monotonic() - began >= 0.2
+            began = time.monotonic()
+            assert await receiver.receive_messages(5, 0.1) == []
+            assert time.monotonic() - began >= 0.1
 
     @rule("R1")
     async def test_a_timeout_of_zero_takes_what_is_at_hand(self, stage: Stage) -> None:
@@ -43,23 +44,19 @@ class Receiving:
 
     @rule("R1")
     async def test_timeouts_are_kept(self, stage: Stage) -> None:
-        """A timeout of 0 returns at once, and short timeouts end when a sleep of that length does."""
+        """A timeout of 0 returns at once, and a short timeout ends before one that is a little longer."""
         _, receiver = await stage.open()
         async with asyncio.timeout(stage.harness.patience):
             for _ in range(100):
                 assert await receiver.receive_message(timeout=0) is None
-        late = []
+        kept = 0
         for _ in range(5):
-            receiving = asyncio.create_task(self._until(receiver.receive_message(0.3)))
-            over = await self._until(asyncio.sleep(0.3))
-            late.append(await receiving - over)
-        # The least, and against a sleep of the same length: a busy machine delays some calls of both, and not all.
-        assert min(late) < 0.15, f"receive calls of 0.3 s ended {late} s later than sleeps of 0.3 s"
-
-    async def _until(self, waiting: Awaitable[object]) -> float:
-        """Wait for *waiting*, which returns ``None``.  Return the time at which it ended."""
-        assert await waiting is None
-        return time.monotonic()
+            receiving = asyncio.create_task(receiver.receive_message(0.3))
+            done, _ = await asyncio.wait([receiving], timeout=0.45)
+            kept += len(done)
+            assert await receiving is None
+        # Once is enough: a busy machine delays some calls, and a loop never runs the timer of 0.45 s first.
+        assert kept, "receive calls of 0.3 s ended later than waits of 0.45 s"
 
     @rule("R1")
     async def test_without_a_timeout_a_receive_waits(self, stage: Stage) -> None:

@@ -239,15 +239,32 @@ class Stage:
             messages += more
         return messages
 
+    async def drain_until(
+        self, receiver: EventReceiver, have_come: Callable[[Sequence[ReceivedMessage]], bool]
+    ) -> list[ReceivedMessage]:
+        """Return the messages that come until *have_come* is true of them, and all that still come.
+
+        Each is acknowledged when it came.
+        """
+        messages: list[ReceivedMessage] = []
+        while not have_come(messages):
+            messages += await self.drain(receiver, 1)
+        return messages + await self.rest(receiver)
+
     async def drain_together(self, receivers: Sequence[EventReceiver], count: int) -> list[list[ReceivedMessage]]:
-        """Let *receivers* compete for *count* messages, which they acknowledge.  Return the messages of each."""
+        """Let *receivers* compete for *count* messages, which they acknowledge.  Return the messages of each.
+
+        They give up when none has come for as long as the harness is patient.
+        """
         received: list[list[ReceivedMessage]] = [[] for _ in receivers]
         ends = time.monotonic() + self.harness.patience
 
         async def work(receiver: EventReceiver, mine: list[ReceivedMessage]) -> None:
+            nonlocal ends
             while sum(map(len, received)) < count and time.monotonic() < ends:
                 # Three at a time, so that each receiver gets a share.  For 0.1 s, so that each soon notices the end.
-                more = await receiver.receive_messages(3, 0.1)
+                if more := await receiver.receive_messages(3, 0.1):
+                    ends = time.monotonic() + self.harness.patience
                 mine += more
                 await receiver.acknowledge_messages(more)
 

@@ -40,10 +40,12 @@ class Threads:
         ends = time.monotonic() + stage.harness.patience
 
         async def work(prefix: str) -> None:
+            nonlocal ends
             sending = asyncio.gather(*map(client.send_message, numbered(50, prefix=prefix)))
             while len(received) < 100 and time.monotonic() < ends:
                 # The batches are small, so that both threads get messages.
-                batch = await receiver.receive_messages(3, 0.1)
+                if batch := await receiver.receive_messages(3, 0.1):
+                    ends = time.monotonic() + stage.harness.patience
                 received.extend(batch)
                 await receiver.acknowledge_messages(batch)
             await sending

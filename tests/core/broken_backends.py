@@ -1346,9 +1346,35 @@ class WaitsForTheDeleted(MemoryClient):
             return source
 
 
+class ForgetfulSource(SessionSource):
+    """A source that knows what it has lost, and does not settle that even if it has come again meanwhile."""
+
+    def __init__(self, inline: Source) -> None:
+        super().__init__(inline)
+        self.lost_ids: set[str] = set()
+
+    def _lose(self) -> None:
+        self.lost_ids |= {item.stored.message_id for item in self._inline._held}  # type: ignore[attr-defined]
+        super()._lose()
+
+
 @breaks("F2", harness=CuttingHarness)
 class DeniesItsSessions(SessionClient):
     """Loses with its connection what it declares to be leased."""
+
+    class driver_class(SessionDriver):
+        """Its driver."""
+
+        class source_class(ForgetfulSource):
+            """Its receivers."""
+
+            async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
+                results = await super().settle(settlements)
+                lost = BrokerError("lost with its connection", ErrorCode.EXPIRED)
+                return [
+                    lost if settlement.delivery.message_id in self.lost_ids else result
+                    for settlement, result in zip(settlements, results, strict=True)
+                ]
 
     @property
     def capabilities(self) -> Capabilities:
@@ -1362,11 +1388,14 @@ class ConfirmsWhatItLost(SessionClient):
     class driver_class(SessionDriver):
         """Its driver."""
 
-        class source_class(SessionSource):
+        class source_class(ForgetfulSource):
             """Its receivers."""
 
             async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-                await super().settle(settlements)
+                known = [each for each in settlements if each.delivery.message_id not in self.lost_ids]
+                returned = [Settlement(each.delivery, Outcome.RETURN) for each in settlements if each not in known]
+                await super().settle([*known, *returned])
+                self.lost_ids -= {each.delivery.message_id for each in returned}
                 return [None] * len(settlements)
 
 

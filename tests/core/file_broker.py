@@ -55,7 +55,7 @@ class FileOptions(CommonOptions):
 
     path: str = option(help="The file.")
     create: Literal["never", "subscription", "all"] = option(default="all", help="What may be created.")
-    lease: float = option(default=1.0, minimum=0.1, unit="seconds", help="How long a receiver may be silent.")
+    lease: float = option(default=60.0, minimum=0.1, unit="seconds", help="How long a receiver may be silent.")
     retention: float = option(default=0.0, minimum=0, unit="seconds", help="How long messages are kept for others.")
 
 

@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any
 
-from events_core import EventConfig, EventMessage, ReceivedMessage, create_client
+from events_core import AcknowledgeError, EventConfig, EventMessage, ReceivedMessage, create_client
 
 
 def _messages(described: list[list[Any]]) -> list[EventMessage]:
@@ -31,8 +31,13 @@ async def main(work: dict[str, Any]) -> None:
     ids = await client.send_messages(_messages(work["send"]))
     received = await receiver.receive_messages(work["limit"], work["timeout"])
     done, left = received[: work["acknowledge"]], received[work["acknowledge"] :]
-    await receiver.acknowledge_messages(done)
-    print(json.dumps({"ids": ids, "received": [_described(message) for message in received]}), flush=True)
+    expired: list[str] = []
+    try:
+        await receiver.acknowledge_messages(done)
+    except AcknowledgeError as error:  # this process stood still for longer than its session
+        expired += error.failed
+    described = [_described(message) for message in received]
+    print(json.dumps({"ids": ids, "received": described, "expired": expired}), flush=True)
     await asyncio.gather(
         client.send_messages(_messages(work["send_untold"])),
         receiver.acknowledge_messages(left[: work["acknowledge_untold"]]),

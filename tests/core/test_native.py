@@ -245,6 +245,24 @@ def test_closing_a_client_cancels_its_native_work() -> None:
     assert ended == [True]
 
 
+def test_native_work_that_blocks_its_thread_ends_with_its_time_too() -> None:
+    """N1: its caller gets the same error, although nobody can cancel the work."""
+
+    async def test() -> None:
+        goes_on = threading.Event()
+
+        async def work(topic: MemoryTopic) -> None:
+            goes_on.wait(60)
+
+        async with NetworkClient(EventConfig("native-blocking")) as client:
+            await client.ping(60)
+            with pytest.raises(TimeoutError):
+                await client.run_native(work, timeout=0.1)
+            goes_on.set()
+
+    asyncio.run(test())
+
+
 class Wrapper(EventClient):
     """A direct subclass of the interface that knows nothing of native objects."""
 

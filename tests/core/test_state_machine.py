@@ -725,12 +725,16 @@ class SQLiteMachine(Machine):
         received = [ReceivedMessage(each.pop("data").encode(), **each) for each in report["received"]]
         dead = Receiver(self.sender, self.copy.receiver, LONG_LEASE, self.model)
         self.receivers.append(dead)
+        expired = set(report["expired"])
+        if expired:
+            dead.lapse()
         self._took(dead, received, began)
-        for held in dead.held[:acknowledged]:
+        settled = [held for held in dead.held[:acknowledged] if held.message.message_id not in expired]
+        for held in settled:
             self.model.settled(held.text)
         for held in dead.held[acknowledged : acknowledged + untold]:
             self.model.doubt(held.text)
-        dead.held = dead.held[acknowledged:]
+        dead.held = [held for held in dead.held if held not in settled]
         self._dies(dead)
         self.done["process killed holding"] += bool(dead.held)
         self._lapses()

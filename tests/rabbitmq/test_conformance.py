@@ -23,7 +23,7 @@ class RabbitMQHarness(Harness):
     """A server of the tests.  An outage cuts a proxy in front of it."""
 
     patience = 20.0
-    bound = 60.0
+    bound = 120.0  # a restart of the server is part of some tests
     sdk_modules = ("pika",)
     not_applicable = {"lease": "a delivery belongs to its connection, and has no lease"}
 
