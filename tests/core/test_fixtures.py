@@ -24,9 +24,10 @@ from events_core import (
 )
 from events_core.testing.fixtures import MemoryBroker
 
+from .patience import PATIENCE, failure_naming
+
 pytest_plugins = ["events_core.testing.fixtures"]
 
-PATIENCE = 60.0
 FILE = """
 [clients.orders]
 backend = "sqlite"
@@ -181,10 +182,12 @@ def test_in_an_outage_a_send_tries_until_its_time_is_up(memory_broker: MemoryBro
     async def main() -> None:
         await client.ping(PATIENCE)
         with memory_broker.failing():
-            with pytest.raises(PublishError, match="the test lets the broker fail") as caught:
-                await client.send_message(EventMessage(b"lost"))
-            assert (caught.value.code, caught.value.retryable) == (ErrorCode.TIMEOUT, True)
+            error = await failure_naming(
+                "the test lets the broker fail", PublishError, lambda: client.send_message(EventMessage(b"lost"))
+            )
+            assert (error.code, error.retryable) == (ErrorCode.TIMEOUT, True)
             assert not client.is_connected
+        client._publisher._send_timeout = PATIENCE  # type: ignore[attr-defined]
         await client.send_message(EventMessage(b"sent"))
 
     asyncio.run(main())
