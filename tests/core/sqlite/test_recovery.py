@@ -399,7 +399,9 @@ def test_newer_version_met_at_work_stops_it(client: Clients, file: Path) -> None
             await refused(working.delete_subscription("s"))
             await refused(receiver.acknowledge(held))
             await refused(receiver.receive_message(60))
-            await asyncio.sleep(0.5)  # longer than the pause between two rounds of upkeep, which must not write either
+            await working._home.run(working._driver._renew())  # a round of upkeep, which must not write either
+            with pytest.raises(BrokerError, match="upgrade events-core"):
+                await working._home.run(working._driver._sweep())
             assert snapshot() == before
             set_version(file, VERSION)
             await send(working, "c")

@@ -20,6 +20,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,8 @@ PAUSE = 2.0 if FULL else 0.5
 LONGEST = 6.0 if FULL else 3.0
 """Seconds that a fault lasts at most, longer than a session."""
 DEADLINE = 3600.0 if FULL else 900.0
+STANDSTILL = 1_200_000_000
+"""Nanoseconds without a line.  A worker writes each second, and its session ends after two without a renewal."""
 
 
 class Line(NamedTuple):
@@ -59,6 +62,12 @@ def read(ledger: Path) -> Iterator[Line]:
         if line.endswith("\n"):
             kind, at, message_id, *rest = line.split()
             yield Line(kind, int(at), int(message_id), tuple(rest), ledger.stem)
+
+
+def stood_still(ledger: Path) -> bool:
+    """Return whether its process once wrote nothing for so long that its session may have lapsed."""
+    times = [line.at for line in read(ledger)]
+    return any(later - earlier >= STANDSTILL for earlier, later in pairwise(times))
 
 
 class Gauge(NamedTuple):
@@ -199,14 +208,15 @@ class Books:
 
     def __init__(self, workers: list[Worker]) -> None:
         lines = sorted((line for each in workers for path in each.ledgers for line in read(path)), key=lambda e: e.at)
-        # A stopped process may write down late that it held a message, after another process got that message.  But a
-        # message that it settled was still its own.
-        stopped = set[str]().union(*(each.stopped for each in workers))
+        # A process that was stopped, or that stood still on a busy machine, may write down late that it held a message,
+        # after another process got that message.  But a message that it settled was still its own.
+        paused = {path.stem for each in workers for path in each.ledgers if stood_still(path)}
+        paused.update(*(each.stopped for each in workers))
         own = {(line.process, line.message_id) for line in lines if line.kind == "settled"}
         lines = [
             line
             for line in lines
-            if line.kind != "held" or line.process not in stopped or (line.process, line.message_id) in own
+            if line.kind != "held" or line.process not in paused or (line.process, line.message_id) in own
         ]
         self.lines = lines
         self.sent = {line.message_id: line.rest for line in lines if line.kind == "sent"}
