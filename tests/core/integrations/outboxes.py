@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from events_core import EventClient, EventConfig, EventMessage
+from events_core.backends import memory
 from events_core.integrations.outbox import Outbox
 from tests.core.network_memory import NetworkClient
 
@@ -34,8 +35,8 @@ class Broker:
         """Return the messages that the broker has, in order."""
         messages: list[EventMessage] = []
         async with self.client.subscribe("all") as receiver:
-            while batch := await receiver.receive_messages(1000, timeout=0.2):
-                messages += batch
+            while memory.unsettled(self.client.project_id, self.client.topic_name)["all"]:
+                messages += (batch := await receiver.receive_messages(1000))
                 await receiver.acknowledge_messages(batch)
         return messages
 
@@ -51,7 +52,7 @@ async def broker(**options: Any) -> AsyncIterator[Broker]:
         config = EventConfig(f"outbox-{next(_topics)}", options={"subscription": "all", "create": "all", **options})
         client = NetworkClient(config)
         try:
-            await client.ping()
+            await client.ping(60)
             async with client.subscribe():
                 pass
             yield Broker(client)

@@ -58,7 +58,7 @@ def test_a_fastapi_dependency() -> None:
     async def main() -> None:
         url = unused_url()
         with uvicorn_serving(shop(url)) as address:
-            async with asyncio.timeout(60), AsyncClient() as http:
+            async with asyncio.timeout(60), AsyncClient(timeout=60) as http:
                 response = await http.post(address.http("/orders/1"))
                 assert response.status_code == 200
                 async with connect(address.ws()) as websocket:
@@ -79,7 +79,7 @@ def test_the_state_of_a_request() -> None:
         url = unused_url()
         app = Starlette(routes=[Route("/", place_order)])
         with uvicorn_serving(EventsMiddleware(app, clients={"orders": url})) as address:
-            async with asyncio.timeout(60), AsyncClient() as http:
+            async with asyncio.timeout(60), AsyncClient(timeout=60) as http:
                 assert (await http.get(address.http("/"))).text == "placed"
         assert [message.data for message in await everything(url)] == [b"1"]
 
@@ -279,7 +279,7 @@ def test_two_servers_of_one_application() -> None:
     async def main() -> None:
         url = unused_url()
         app = shop(url)
-        async with asyncio.timeout(60), AsyncClient() as http:
+        async with asyncio.timeout(60), AsyncClient(timeout=60) as http:
             with uvicorn_serving(app) as first:
                 with uvicorn_serving(app) as second:
                     assert (await http.post(second.http("/orders/2"))).status_code == 200
@@ -356,7 +356,7 @@ def test_a_server_without_lifespan() -> None:
         url = unused_url()
         app = EventsMiddleware(Starlette(routes=[Route("/", place_order)]), clients={"orders": url})
         with uvicorn_serving(app, lifespan="off") as address:
-            async with asyncio.timeout(60), AsyncClient() as http:
+            async with asyncio.timeout(60), AsyncClient(timeout=60) as http:
                 assert (await http.get(address.http("/"))).text == "placed"
         await app.close()
         assert len(await everything(url)) == 1
@@ -405,23 +405,17 @@ DAPHNE = """
 def test_other_servers(server: str, tmp_path: Path) -> None:
     """Daphne, which has no lifespan, and Hypercorn publish the same events."""
     (tmp_path / "web.py").write_text(textwrap.dedent(DAPHNE))
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    address = ["-b", "127.0.0.1", "-p", str(port)] if server == "daphne" else ["-b", f"127.0.0.1:{port}"]
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    process = subprocess.Popen([sys.executable, "-m", server, *address, "web:app"], cwd=tmp_path, env=environ)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port, fd = listening.getsockname()[1], listening.fileno()
+        command = [sys.executable, "-m", server, *(["--fd", str(fd)] if server == "daphne" else ["-b", f"fd://{fd}"])]
+        process = subprocess.Popen([*command, "web:app"], cwd=tmp_path, env=environ, pass_fds=[fd])
 
     async def main() -> None:
-        async with asyncio.timeout(60):
-            while True:
-                try:
-                    websocket = await connect(f"ws://127.0.0.1:{port}/ws")
-                    break
-                except OSError:
-                    await asyncio.sleep(0.05)
-            async with websocket:
-                await websocket.send("a")
-                assert await websocket.recv() == "a"
+        # The socket listens already, so the connection waits there until the server has started.
+        async with asyncio.timeout(60), connect(f"ws://127.0.0.1:{port}/ws", open_timeout=None) as websocket:
+            await websocket.send("a")
+            assert await websocket.recv() == "a"
         messages = await published(f"sqlite:{tmp_path}/events.db/web?subscription=all", 3)
         kinds = [body["event_type"] for body in bodies(messages)]
         assert kinds == ["client_connected", "client_message", "client_disconnected"]

@@ -88,7 +88,7 @@ def test_the_client_is_closed_with_the_server() -> None:
     async def test() -> None:
         client = create_client(unused_url())
         async with WebSocketServerWithEvents(echo, client, "127.0.0.1", 0):
-            await client.ping()
+            await client.ping(60)
         with pytest.raises(EventRuntimeError, match="closed"):
             await client.send_message(EventMessage(b""))
 
