@@ -403,6 +403,7 @@ async def handled_with_an_outage(decide: Callable[[list[str]], None], **options:
             handled.append(message.data_as_string())
             if len(handled) == 1:
                 stack.enter_context(outage())
+                stack.callback(setattr, receiver._settler, "_timeout", 60)  # type: ignore[attr-defined]
                 asyncio.get_running_loop().call_later(0.5, stack.close)
             decide(handled)
             if handled[-1] == "1":
@@ -790,8 +791,9 @@ def test_a_generator_in_a_thread_is_refused(handler: Callable[[ReceivedMessage],
     run(test)
 
 
-def test_a_cancelled_consume_waits_for_its_threads() -> None:
+def test_a_cancelled_consume_waits_for_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """H2: a function that ends soon after the cancellation has its message acknowledged."""
+    monkeypatch.setattr(consuming_module, "THREAD_PATIENCE", 60)
 
     async def test(client: EventClient, receiver: EventReceiver) -> None:
         await client.send_messages(numbered(2))
