@@ -57,11 +57,17 @@ def arrivals(processes: Sequence[subprocess.Popen[bytes]], ends: float) -> Itera
                 yield from ((key.data, json.loads(text)) for text in lines)
 
 
+def count_of(table: str, file: Path) -> int:
+    """Return the number of rows of *table*."""
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as opened:
+        count: int = opened.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        return count
+
+
 def sessions(file: Path) -> int:
     """Return how many receivers have joined."""
-    with suppress(sqlite3.OperationalError), closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as opened:
-        count: int = opened.execute("SELECT count(*) FROM sessions").fetchone()[0]
-        return count
+    with suppress(sqlite3.OperationalError):
+        return count_of("sessions", file)
     return 0  # the file is being created
 
 
@@ -94,6 +100,10 @@ def test_every_line_is_accounted_for_and_keys_keep_their_order(tmp_path: Path) -
             places[message["ordering_key"]].append(data["place"])
             shares[index] += 1
             if len(numbers) == LINES:
+                # A receiver has little time after the signal to settle what it has printed.
+                while count_of("messages", tmp_path / "events.db"):
+                    assert time.monotonic() < ends
+                    time.sleep(0.05)
                 for process in receivers:
                     process.send_signal(signal.SIGINT)
         assert sender.communicate(timeout=BOUND)[0] == b"%d\n" % LINES
