@@ -14,20 +14,15 @@ from events_core.testing import TcpProxy
 
 from ..receiving import PATIENCE, acknowledge_what_is_left, gather, numbered, numbers, settle_all, settle_data, take
 from ..waiting import until
+from ..warning import warnings
 from .console import Console, client
 from .server import Server
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> int:
-    """Return the number of WARNINGs, without those of a close that took too long on a busy machine."""
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    return sum(not text.startswith("closing") for text in told)
 
 
 def test_client_and_receiver_outlive_a_stop(own: Console, caplog: pytest.LogCaptureFixture) -> None:
     """F1, V1: after an orderly stop and a start, both go on.  One WARNING tells of the outage."""
     asyncio.run(outlive(own, own.server.stop))
-    assert warnings(caplog) == 1, caplog.text
+    assert len(warnings(caplog)) == 1, caplog.text
 
 
 def test_client_and_receiver_outlive_a_kill(own: Console) -> None:
@@ -71,7 +66,7 @@ def test_a_held_message_comes_again_after_a_kill(own: Console, caplog: pytest.Lo
         assert own.ready() == 0
 
     asyncio.run(scenario())
-    assert warnings(caplog) == 1, caplog.text
+    assert len(warnings(caplog)) == 1, caplog.text
 
 
 def test_a_short_pause_of_the_server_is_no_outage(own: Console) -> None:

@@ -11,6 +11,7 @@ import pytest
 from events_core import ErrorCode, EventMessage, PublishError
 
 from ..receiving import PATIENCE, gather, numbers, take
+from ..warning import warnings
 from .console import Console, client
 from .sending import send_all_but_the_second
 from .server import Server
@@ -26,7 +27,7 @@ def test_messages_that_no_queue_gets_are_told_once(console: Console, caplog: pyt
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(scenario())
-    (told,) = [record.getMessage() for record in caplog.records]
+    (told,) = warnings(caplog)
     assert console.topic in told
 
 
