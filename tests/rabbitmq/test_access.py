@@ -151,7 +151,7 @@ def test_a_sender_needs_write_alone(place: Place) -> None:
 
     async def scenario() -> None:
         async with client(console.topic, url=place.url, create="never") as sender:
-            await sender.ping()
+            await sender.ping(timeout=60)
             await sender.send_message(EventMessage(b"1"))
 
     asyncio.run(scenario())

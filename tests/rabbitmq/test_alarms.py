@@ -45,7 +45,7 @@ def test_a_send_keeps_its_timeout_in_an_alarm(own: Console) -> None:
 
     async def scenario() -> None:
         async with own.client(send_timeout="2") as sender:
-            await sender.ping()  # so that the time goes by in the alarm, and not while it connects
+            await sender.ping(timeout=PATIENCE)  # so that the time goes by in the alarm, and not while it connects
             await asyncio.to_thread(own.server.set_alarm)
             for _ in range(2):
                 with pytest.raises(PublishError) as caught:
@@ -109,7 +109,7 @@ def test_a_client_that_has_sent_can_subscribe_in_an_alarm(own: Console) -> None:
             sending = asyncio.create_task(both.send_message(EventMessage(b"1")))
             await asyncio.wait([sending], timeout=1)
             assert not sending.done()
-            await both.ping()
+            await both.ping(timeout=PATIENCE)
             async with both.subscribe() as receiver:
                 await receiver.acknowledge(await take(receiver))
             await asyncio.to_thread(own.server.clear_alarm)

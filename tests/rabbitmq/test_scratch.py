@@ -99,7 +99,7 @@ def test_a_scratch_deletes_what_its_clients_left(console: Console, options: Mapp
 
     async def scenario() -> None:
         async with other.client() as before:
-            await before.ping()
+            await before.ping(timeout=60)
         async with RabbitMQClient.scratch(config) as trial:
             async with client(trial.topic_name, **trial.options) as made:
                 await made.send_message(EventMessage(b"x"))
