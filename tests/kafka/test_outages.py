@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -35,9 +37,13 @@ def through_a_proxy(console: Console) -> TcpProxy:
 
 
 def test_client_and_receiver_outlive_a_stop(own: Console, caplog: pytest.LogCaptureFixture) -> None:
-    """F1, V1: after an orderly stop and a start, both go on.  One WARNING tells of the outage."""
-    asyncio.run(outlive(own, own.server.stop))
-    assert len(warnings(caplog)) == 1, caplog.text
+    """F1, V1: after an orderly stop and a start, both go on.  One WARNING tells of each outage."""
+    with caplog.at_level(logging.INFO, "events_core.engine"):
+        asyncio.run(outlive(own, own.server.stop))
+    # The first answer ends an outage.  A request over a connection that is still broken begins another one.
+    news = re.findall("connection lost|reconnected", caplog.text)
+    assert all(one != another for one, another in pairwise(news)), caplog.text
+    assert len(warnings(caplog)) == news.count("connection lost") > 0, caplog.text
 
 
 def test_client_and_receiver_outlive_a_kill(own: Console) -> None:
@@ -49,14 +55,16 @@ async def outlive(own: Console, end: Callable[[], None]) -> None:
     async with own.client() as both, both.subscribe() as receiver:
         await both.send_message(EventMessage(b"before"))
         await receiver.acknowledge(await take(receiver))
-        waiting = asyncio.create_task(take(receiver))
+        waiting = asyncio.create_task(receiver.receive_message())
         await asyncio.to_thread(end)
         sending = asyncio.create_task(both.send_message(EventMessage(b"during")))
         await until(lambda: not both.is_connected)
         await asyncio.to_thread(own.server.start)
         await sending
-        assert (await waiting).data == b"during"
-        await receiver.acknowledge(await waiting)
+        message = await asyncio.wait_for(waiting, PATIENCE)
+        assert message is not None
+        assert message.data == b"during"
+        await receiver.acknowledge(message)
         await until(lambda: both.is_connected)
         assert receiver.stats.reconnects >= 1
 
@@ -70,8 +78,7 @@ def test_nothing_is_lost_when_the_broker_is_killed(own: Console) -> None:
 
             async def receive() -> None:
                 while len(set(came)) < 2000:
-                    some = await receiver.receive_messages(50, PATIENCE)
-                    assert some, f"{len(set(came))} of 2000 came"
+                    some = await receiver.receive_messages(50)
                     came.extend(numbers(await acknowledge_what_is_left(receiver, some)))
 
             receiving = asyncio.create_task(receive())
@@ -82,7 +89,7 @@ def test_nothing_is_lost_when_the_broker_is_killed(own: Console) -> None:
                 )
                 if batch == 5:
                     await asyncio.to_thread(own.server.restart)
-            await receiving
+            await asyncio.wait_for(receiving, 2 * PATIENCE)
             for key in range(5):
                 of_key = [number for number in dict.fromkeys(came) if number % 5 == key]
                 assert of_key == sorted(of_key)
@@ -118,6 +125,8 @@ def test_what_was_acknowledged_is_committed_before_a_kill(own: Console) -> None:
             async with both.subscribe() as receiver:
                 await both.send_message(EventMessage(b"done"))
                 await receiver.acknowledge(await take(receiver))
+            await until(lambda: own.members() == 0)  # the last commit may follow the close
+            assert own.committed() == 1
             await asyncio.to_thread(own.server.restart)
             await both.send_message(EventMessage(b"next"))
             async with both.subscribe() as receiver:
@@ -132,13 +141,15 @@ def test_a_short_pause_of_the_server_is_no_outage(own: Console, caplog: pytest.L
     async def scenario() -> None:
         async with own.client() as both, both.subscribe() as receiver:
             await both.send_message(EventMessage(b"before"))
+            await receiver.acknowledge(await take(receiver))
+            await until(lambda: own.committed() == 1)  # while it joins, it would warn of the pause
             own.server.pause()
             sending = asyncio.create_task(both.send_message(EventMessage(b"during")))
             await asyncio.wait([sending], timeout=1)
             assert not sending.done()
             own.server.resume()
             await sending
-            await settle_data(receiver, {b"before", b"during"})
+            await settle_data(receiver, {b"during"})
 
     asyncio.run(scenario())
     assert warnings(caplog) == []
@@ -164,15 +175,19 @@ def test_a_receiver_goes_on_after_a_silence_longer_than_its_session(own: Console
 
 
 def test_a_send_ends_while_the_server_is_silent(own: Console) -> None:
-    """P7: the send raises TIMEOUT after its send_timeout.  The engine does not send again, because it may be stored."""
+    """P7: the send raises TIMEOUT after its send_timeout, because it may be stored.  The next send succeeds."""
 
     async def scenario() -> None:
         async with own.client(send_timeout="2") as sender:
-            await sender.send_message(EventMessage(b"before"))  # so that the time goes by in silence
+            await sender.ping(timeout=60)
+            await send_at_last(sender, b"before")  # so that the time goes by in silence
             own.server.pause()
-            with pytest.raises(PublishError) as caught:
+            with pytest.raises(PublishError, match="may be stored or not") as caught:
                 await sender.send_message(EventMessage(b"during"))
             assert caught.value.code is ErrorCode.TIMEOUT
+            assert caught.value.retryable
+            own.server.resume()
+            await send_at_last(sender, b"after")
 
     asyncio.run(scenario())
 
@@ -184,7 +199,8 @@ def test_a_producer_that_has_failed_for_good_is_replaced(own: Console, monkeypat
 
     async def scenario() -> None:
         async with own.client(send_timeout="5", librdkafka="enable.gapless.guarantee=true") as sender:
-            await sender.send_message(EventMessage(b"before"))
+            await sender.ping(timeout=60)
+            await send_at_last(sender, b"before")
             own.server.pause()
             with pytest.raises(PublishError):
                 await sender.send_message(EventMessage(b"during"))
@@ -196,9 +212,9 @@ def test_a_producer_that_has_failed_for_good_is_replaced(own: Console, monkeypat
     asyncio.run(scenario())
 
 
-async def send_at_last(sender: EventClient, data: bytes) -> str:
+async def send_at_last(sender: EventClient, data: bytes, seconds: float | None = PATIENCE) -> str:
     """Send a message again until it is stored, and return its id."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(seconds):
         while True:
             try:
                 return await sender.send_message(EventMessage(data))
@@ -217,10 +233,10 @@ def test_a_client_outlives_that_its_brokers_know_of_no_broker(own: Console) -> N
             await both.send_message(EventMessage(b"before"))
             await receiver.acknowledge(await take(receiver))
             await asyncio.to_thread(own.unregister, 1)
-            sending = asyncio.create_task(send_at_last(both, b"during"))
+            sending = asyncio.create_task(send_at_last(both, b"during", None))
             await until(lambda: not both.is_connected)
             await asyncio.to_thread(own.server.restart)
-            await sending
+            await asyncio.wait_for(sending, PATIENCE)
             await settle_data(receiver, {b"during"})
             await both.ping(timeout=60)
 
@@ -397,11 +413,12 @@ def test_a_killed_leader_is_replaced(start_cluster: Callable[[int], list[Server]
             assert await asyncio.to_thread(console.leader) not in (leader, -1)
             # If it has expired with the session, it comes again.
             came = numbers(await acknowledge_what_is_left(receiver, [held]))
-            while len(came) < 200:
+            while len(set(came)) < 200:
                 some = await receiver.receive_messages(100, PATIENCE)
-                assert some, f"{len(came)} of 200 came"
+                assert some, f"{len(set(came))} of 200 came"
                 came += numbers(await acknowledge_what_is_left(receiver, some))
-            assert came == list(range(200))
+            # If the session ends, what is acknowledged and not committed comes again too.
+            assert list(dict.fromkeys(came)) == list(range(200))
         assert await asyncio.to_thread(console.end) == 200
 
     asyncio.run(scenario())

@@ -233,26 +233,6 @@ def test_a_small_queue_of_librdkafka_delays_a_send(console: Console) -> None:
     assert [int(record.value() or b"") for record in console.records(100)] == [*range(100)]
 
 
-def test_a_send_without_an_answer_ends_in_time(own: Console) -> None:
-    """P7: a broker falls silent, the send is a TIMEOUT that tells of the unknown outcome, and the next one succeeds."""
-
-    async def scenario() -> None:
-        async with own.client(send_timeout="5") as sender:
-            await sender.send_message(EventMessage(b"before"))
-            await asyncio.to_thread(own.server.pause)
-            try:
-                with pytest.raises(PublishError, match="may be stored or not") as caught:
-                    await sender.send_message(EventMessage(b"during"))
-            finally:
-                await asyncio.to_thread(own.server.resume)
-            assert caught.value.code is ErrorCode.TIMEOUT
-            assert caught.value.retryable
-        async with own.client() as sender:
-            await sender.send_message(EventMessage(b"after"))
-
-    asyncio.run(scenario())
-
-
 @pytest.mark.parametrize(("name", "value"), [("batch.size", "s3cret"), ("batch.num.messages", "98765432")])
 def test_a_setting_that_librdkafka_refuses_is_named(console: Console, name: str, value: str) -> None:
     """O1, O2: the value of another setting is checked when the client connects, and no traceback shows it."""
