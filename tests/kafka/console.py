@@ -19,6 +19,7 @@ from confluent_kafka import (
     KafkaException,
     Message,
     Producer,
+    TopicCollection,
 )
 from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic
@@ -108,8 +109,19 @@ class Console:
         return {name: entry.value for name, entry in entries.items()}
 
     def delete_topic(self) -> None:
+        before = self.topic_id()
         answered(self.admin.delete_topics([self.topic]))
-        self.until_known(lambda: self.partitions() == 0)
+        # A client may create it again at once.
+        self.until_known(lambda: self.topic_id() != before)
+
+    def topic_id(self) -> str:
+        """Return the id of the topic, which no other topic of its name has; "" if there is none."""
+        try:
+            return str(answered(self.admin.describe_topics(TopicCollection([self.topic]))).topic_id)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+            return ""
 
     def add_partitions(self, total: int) -> None:
         answered(self.admin.create_partitions([NewPartitions(self.topic, total)]))
@@ -223,7 +235,10 @@ class Console:
         place = (
             Place(self.topic, partition, offset) if metadata is None else Place(self.topic, partition, offset, metadata)
         )
-        answered(self.admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(self.group, [place])]))
+        request = [ConsumerGroupTopicPartitions(self.group, [place])]
+        (answer,) = answered(self.admin.alter_consumer_group_offsets(request)).topic_partitions
+        if answer.error is not None:
+            raise KafkaException(answer.error)
 
     def members(self, group: str = "") -> int:
         """Return the number of members of the group."""
