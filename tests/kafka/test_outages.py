@@ -16,17 +16,12 @@ from events_kafka.settings import _SCOPES
 
 from ..receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, settle_all, settle_data, take
 from ..waiting import until
+from ..warning import warnings
 from .console import Console, client
 from .server import Server
 
 SHORT = {"session_timeout": "6"}
 """A session that a test can wait for."""
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the WARNINGs, without those of a close that took too long on a busy machine."""
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    return [text for text in told if not text.startswith("closing")]
 
 
 def through_a_proxy(console: Console) -> TcpProxy:
