@@ -28,6 +28,7 @@ class HandsOver(ScriptedDriver):
         self.confirms = True
         self.handed: list[bytes] = []
         self.threads: list[int] = []
+        self.confirming: list[threading.Thread] = []
         self.reports: list[Callable[[str | Publishing], None]] = []
 
     def hand_over(self, message: EventMessage, report: Callable[[str | Publishing], None]) -> bool:
@@ -37,8 +38,15 @@ class HandsOver(ScriptedDriver):
         self.threads.append(threading.get_ident())
         self.reports.append(report)
         if self.confirms:
-            threading.Thread(target=report, args=[f"id-{message.data.decode()}"]).start()
+            self.confirming.append(threading.Thread(target=report, args=[f"id-{message.data.decode()}"]))
+            self.confirming[-1].start()
         return True
+
+    async def close(self) -> None:
+        # What a thread does last is to wake the sender, who may close at once.
+        for thread in self.confirming:
+            thread.join()
+        await super().close()
 
 
 def _driver(client: ScriptedClient) -> HandsOver:
