@@ -371,77 +371,82 @@ def test_a_message_keeps_its_id_when_it_is_sent_again() -> None:
 
 
 class _RefusesOneKey(ScriptedDriver):
-    """Its requests carry several keys, and it stores nothing of the key "a" for a while."""
+    """Its requests carry several keys, and it stores nothing of the key "a"."""
 
     one_of_each_key = True
     retries_results = True
-    is_full = True
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         results = await super().publish(messages)
         return [
-            UNAVAILABLE if self.is_full and each.ordering_key == "a" else result
-            for each, result in zip(messages, results, strict=True)
+            UNAVAILABLE if each.ordering_key == "a" else result for each, result in zip(messages, results, strict=True)
         ]
 
 
-def test_a_key_that_is_retried_does_not_hold_up_another_one_of_its_request() -> None:
+def test_a_key_that_is_retried_does_not_hold_up_another_one_of_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """P5: a key that is being retried delays only itself."""
+    monkeypatch.setattr("events_core.engine.batching_publisher.Backoff", lambda maximum: itertools.repeat(3600.0))
 
     async def test(client: ScriptedClient) -> None:
-        driver = client.broker
-        assert isinstance(driver, _RefusesOneKey)
         refused = asyncio.create_task(client.send_messages([message("1", "a"), message("2", "b")]))
-        await until(lambda: len(driver.requests) >= 4)  # by now, the pauses are long
-        await asyncio.wait_for(client.send_message(message("3", "b")), 0.1)
-        driver.is_full = False
-        await refused
+        await until(lambda: bool(client.broker.requests))
+        await asyncio.wait_for(client.send_message(message("3", "b")), 60)
+        refused.cancel()
+        await asyncio.wait([refused])
 
-    run(test, driver=_RefusesOneKey)
+    run(test, driver=_RefusesOneKey, send_timeout="3600")
 
 
-class _Slow(ScriptedDriver):
+class _OneOfEachKey(ScriptedDriver):
     one_of_each_key = True
     publish_max_inflight = 1
-
-    async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        await asyncio.sleep(0.6)
-        return await super().publish(messages)
 
 
 def test_a_request_may_take_until_the_latest_deadline_of_its_messages() -> None:
     """P7: the last of its messages need not be the one that was accepted last, if it carries several keys."""
 
     async def test(client: ScriptedClient) -> None:
-        first = asyncio.create_task(client.send_messages([message("1", "a"), message("2", "a")]))
-        await asyncio.sleep(0.5)
-        # The key b was there before the key a is ready again, and was accepted later.
-        later = asyncio.create_task(client.send_message(message("3", "b")))
-        with contextlib.suppress(PublishError):
-            await first
+        driver, publisher = client.broker, client._publisher
+        await connected(client)
+        async with held_back(client):
+            first = asyncio.create_task(client.send_messages([message("1", "a"), message("2", "a")]))
+            await until(lambda: driver.requests == [[b"1"]])
+            # The key b was there before the key a is ready again, and was accepted later.
+            publisher._send_timeout = 60.0
+            later = asyncio.create_task(client.send_message(message("3", "b")))
+            await until(lambda: len(publisher._outbox.sends) == 2)  # type: ignore[attr-defined]
+            gate, driver.gate = driver.gate, asyncio.Event()
+            client._home.wake(gate.set)
+            await until(lambda: len(driver.requests) == 2)
+            with pytest.raises(PublishError):
+                await first
         await later
-        assert client.broker.requests == [[b"1"], [b"3", b"2"]]
+        assert driver.requests == [[b"1"], [b"3", b"2"]]
 
-    run(test, driver=_Slow, send_timeout="1")
+    run(test, driver=_OneOfEachKey, send_timeout="3")
 
 
 def test_a_retried_result_ends_with_the_time_of_its_send() -> None:
     """P7: a broker that never takes the rest does not hold the send up for ever."""
 
     async def test(client: ScriptedClient) -> None:
+        sending = asyncio.create_task(client.send_message(message("1")))
+        await until(lambda: len(client.broker.requests) == 2)  # the first result is there
+        (send,) = client._publisher._outbox.sends  # type: ignore[attr-defined]
+        send.deadline = time.monotonic()
         with pytest.raises(PublishError) as caught:
-            await client.send_message(message("1"))
+            await asyncio.wait_for(sending, 60)
         assert caught.value.code is ErrorCode.TIMEOUT
         assert str(UNAVAILABLE) in str(caught.value)
 
-    run(test, driver=_TakesNothing, send_timeout="0.5")
+    run(test, driver=_TakesNothing, send_timeout="3600")
 
 
 class _TakesNothing(ScriptedDriver):
     retries_results = True
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        return [UNAVAILABLE] * len(messages)
+        return [UNAVAILABLE for _ in await super().publish(messages)]
 
 
 def test_maintenance_goes_on_until_the_client_closes(caplog: pytest.LogCaptureFixture) -> None:
