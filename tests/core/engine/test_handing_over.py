@@ -235,6 +235,7 @@ def test_home_ends_a_request_that_was_handed_over_in_time() -> None:
 
     async def test(client: ScriptedClient) -> None:
         driver = await _opened(client)
+        client._publisher._send_timeout = 3.0
         sending = await _send_without_report(client, "1")
         driver.reports[0](publishing)
         assert cancelled.wait(60)  # it blocks the loop
@@ -242,7 +243,7 @@ def test_home_ends_a_request_that_was_handed_over_in_time() -> None:
             await sending
         assert caught.value.code is ErrorCode.TIMEOUT
 
-    run(test, driver=HandsOver, send_timeout="3")
+    run(test, driver=HandsOver)
 
 
 def test_a_report_after_the_send_was_cancelled_frees_the_place() -> None:
