@@ -89,7 +89,7 @@ def test_maintenance_keeps_no_client() -> None:
 
 
 async def _use_and_close(client: EngineClient) -> None:
-    await client.ping()
+    await client.ping(60)
     await client.close()
 
 
@@ -141,7 +141,7 @@ def test_a_forked_child_is_not_warned_of_its_parents_client() -> None:
         from events_core.backends.memory import MemoryClient
 
         client = MemoryClient(EventConfig("orders", backend="mine"))
-        asyncio.run(client.ping())
+        asyncio.run(client.ping(60))
         child = os.fork()
         if child == 0:
             del client
