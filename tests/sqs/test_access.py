@@ -47,7 +47,7 @@ def test_expired_credentials_are_fetched_again(
             both,
             receiver,
         ):
-            await both.ping()
+            await both.ping(PATIENCE)
             before = len(runs.read_text().splitlines())
             refuse_sends(proxy, code, 403)
             await both.send_message(EventMessage(b"x"))
@@ -102,7 +102,7 @@ def test_a_wrong_secret_is_told(strict_server: Server) -> None:
             user = await console.add_user("sqs:*", "sns:*")
             async with console.client(**{**user, "secret_access_key": "not-the-secret"}) as sender:
                 with pytest.raises(EventError) as caught:
-                    await sender.ping()
+                    await sender.ping(PATIENCE)
                 assert caught.value.code is ErrorCode.UNAUTHENTICATED
                 assert "not-the-secret" not in str(caught.value)
 

@@ -76,7 +76,7 @@ def test_a_send_to_a_silent_server_ends(console: Console) -> None:
 
     async def scenario() -> None:
         async with disturbed(console, send_timeout="1") as (proxy, both, _):
-            await both.ping()
+            await both.ping(PATIENCE)
             for operation in SENDS:
                 proxy.hold(operation, times=FOREVER)
             with pytest.raises(PublishError) as caught:
@@ -156,7 +156,7 @@ def test_a_short_pause_of_the_server_is_no_outage(own_server: Server, caplog: py
 
     async def scenario() -> None:
         async with Console(own_server).client() as sender:
-            await sender.ping()
+            await sender.ping(PATIENCE)
             own_server.pause()
             sending = asyncio.create_task(sender.send_message(EventMessage(b"during")))
             await asyncio.wait([sending], timeout=1)
@@ -174,6 +174,6 @@ def test_an_unreachable_server_is_named(console: Console) -> None:
     async def scenario() -> None:
         async with console.client(endpoint_url="http://127.0.0.1:9", connect_timeout="10") as sender:
             with pytest.raises(EventConnectionError, match=r"127\.0\.0\.1:9"):
-                await sender.ping()
+                await sender.ping(PATIENCE)
 
     asyncio.run(scenario())

@@ -12,7 +12,7 @@ import pytest
 from events_core import ErrorCode, EventConfig, EventError, EventMessage
 from events_sqs import SQSClient
 
-from ..receiving import take
+from ..receiving import PATIENCE, take
 from .console import PATIENT, Console
 from .server import KEY, REGION, SECRET, Server
 
@@ -75,7 +75,7 @@ def test_a_role_is_assumed(strict_server: Server) -> None:
             await console.iam.put_role_policy(RoleName=role, PolicyName="p", PolicyDocument=policy)
             async with console.client(**user) as alone:
                 with pytest.raises(EventError) as caught:
-                    await alone.ping()
+                    await alone.ping(PATIENCE)
                 assert caught.value.code is ErrorCode.PERMISSION_DENIED
             await works(console.client(**user, role_arn=arn))
 

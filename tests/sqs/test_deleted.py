@@ -79,7 +79,7 @@ def test_a_bare_queue_is_a_topic(server: Server) -> None:
     async def scenario() -> None:
         console = Console(server, topology="queue")
         async with console, console.client() as owner:
-            await owner.ping()
+            await owner.ping(PATIENCE)
             async with console.client(create="subscription") as both, both.subscribe() as receiver:
                 await console.delete_queue()
                 with pytest.raises(ReceiveError) as caught:
@@ -113,7 +113,7 @@ def test_a_topic_that_is_created_again_has_the_configured_subscription(console: 
 
     async def scenario() -> None:
         async with console, console.client() as both:
-            await both.ping()
+            await both.ping(PATIENCE)
             await console.sns.delete_topic(TopicArn=console.topic_arn)
             await both.send_message(EventMessage(b"x"))
             async with both.subscribe() as receiver:

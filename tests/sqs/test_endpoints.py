@@ -14,6 +14,7 @@ from events_sqs import SQSClient
 from events_sqs.options import SQSOptions
 from events_sqs.session import Services, endpoint_of
 
+from ..receiving import PATIENCE
 from .console import LOGIN, PATIENT
 from .server import KEY, REGION, SECRET
 
@@ -82,7 +83,7 @@ def test_the_password_of_a_proxy_is_in_no_traceback(caplog: pytest.LogCaptureFix
             options = {"region": REGION, "proxy": f"http://user:hunter2@{address}", **LOGIN, **PATIENT}
             async with SQSClient(EventConfig("orders", options=options, backend="sqs")) as client:
                 with pytest.raises(EventError, match="option proxy") as caught:
-                    await client.ping()
+                    await client.ping(PATIENCE)
         assert caught.value.code is ErrorCode.UNAUTHENTICATED
         assert "hunter2" not in "".join(traceback.format_exception(caught.value))
         assert "hunter2" not in caplog.text

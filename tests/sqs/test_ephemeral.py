@@ -11,7 +11,7 @@ from events_sqs import SQSOptions
 from events_sqs.driver import SQSDriver
 from events_sqs.ephemeral import EXPIRES, TOPIC, EphemeralQueues
 
-from ..receiving import take
+from ..receiving import PATIENCE, take
 from ..waiting import until
 from .console import Console
 from .faults import FOREVER, faulty
@@ -70,7 +70,7 @@ def test_expired_queues_are_removed_by_other_clients(server: Server) -> None:
     async def scenario() -> None:
         console = Console(server)
         async with console, console.client(ephemeral_idle="3", create="all") as other:
-            await other.ping()
+            await other.ping(PATIENCE)
             mine = {TOPIC: console.topic}
             await leave_behind(console, f"ephemeral-{1:016}", mine | {EXPIRES: "1000"})
             await leave_behind(console, f"ephemeral-{2:016}", mine | {EXPIRES: str(int(time.time()) + 1000)})
@@ -131,7 +131,7 @@ def test_a_queue_of_a_topic_with_a_longer_name_is_left_alone(server: Server) -> 
         console = Console(server)
         template = "{subscription}-{topic}"
         async with console, console.client(ephemeral_idle="3", create="all", queue_name=template) as other:
-            await other.ping()
+            await other.ping(PATIENCE)
             names = [f"ephemeral-{'1' * 16}-{console.topic}", f"ephemeral-{'2' * 16}-big-{console.topic}"]
             for name in names:
                 await console.sqs.create_queue(QueueName=name, tags={EXPIRES: "1000", TOPIC: console.topic})
@@ -150,7 +150,7 @@ def test_a_queue_of_another_topic_with_the_same_pattern_is_left_alone(server: Se
         console = Console(server)
         options = {"ephemeral_idle": "3", "create": "all", "queue_name": "{subscription}"}
         async with console, console.client(**options, subscription="") as other:
-            await other.ping()
+            await other.ping(PATIENCE)
             async with other.subscribe() as receiver:
                 made = (await console.sqs.list_queue_tags(QueueUrl=await console.url(receiver.subscription)))["Tags"]
                 assert made[TOPIC] == console.topic
@@ -202,7 +202,7 @@ def test_a_round_asks_for_the_tags_of_few_queues(server: Server) -> None:
             faulty(server.url) as proxy,
             console.client(ephemeral_idle="4", endpoint_url=proxy.url) as other,
         ):
-            await other.ping()
+            await other.ping(PATIENCE)
             for number in range(1, 70):
                 tags = {EXPIRES: str(int(time.time()) + 1000)}
                 await console.sqs.create_queue(QueueName=f"{console.topic}-ephemeral-{number:016}", tags=tags)

@@ -10,6 +10,7 @@ from pathlib import Path
 from events_core import EventConfig, EventMessage
 from events_sqs import SQSClient
 
+from ..receiving import PATIENCE
 from .console import LOGIN, Console
 from .server import REGION, Server
 
@@ -66,12 +67,12 @@ def test_a_scratch_deletes_what_its_clients_created(server: Server) -> None:
     async def scenario() -> None:
         async with Console(server) as console, Console(server) as other:
             async with other.client() as before:
-                await before.ping()
+                await before.ping(PATIENCE)
             options = {"region": REGION, "endpoint_url": server.url, "create": "all", "subscription": "s", **LOGIN}
             config = EventConfig(console.topic, options=options, backend="sqs")
             async with SQSClient.scratch(config) as trial:
                 async with other.client() as found:
-                    await found.ping()
+                    await found.ping(PATIENCE)
                 async with SQSClient(trial) as made:
                     await made.send_message(EventMessage(b"x"))
                 assert await console.has_queue()

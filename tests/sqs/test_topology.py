@@ -13,7 +13,7 @@ from events_core import ErrorCode, EventError, EventMessage, PublishError, Recei
 from events_sqs import SQSClient
 from events_sqs.policy import policy
 
-from ..receiving import take
+from ..receiving import PATIENCE, take
 from .console import Console, add_redrive
 from .faults import FOREVER, faulty
 from .server import REGION, Server
@@ -43,7 +43,7 @@ def test_everything_is_created_as_aws_wants_it(either: Console) -> None:
 
     async def scenario() -> None:
         async with either, either.client(retention="7200", max_message_bytes="100000") as both:
-            await both.ping()
+            await both.ping(PATIENCE)
             topic = (await either.sns.get_topic_attributes(TopicArn=either.topic_arn))["Attributes"]
             queue = await either.attributes()
             (link,) = await either.subscriptions()
@@ -78,7 +78,7 @@ def test_many_clients_create_one_subscription(either: Console) -> None:
     async def scenario() -> None:
         async with either:
             clients = [either.client() for _ in range(5)]
-            await asyncio.gather(*(client.ping() for client in clients))
+            await asyncio.gather(*(client.ping(PATIENCE) for client in clients))
             assert len(await either.subscriptions()) == 1
             for client in clients:
                 await client.close()
@@ -101,7 +101,7 @@ def test_a_missing_subscription_is_not_found(either: Console) -> None:
 
     async def scenario() -> None:
         async with either, either.client(subscription="") as owner:
-            await owner.ping()
+            await owner.ping(PATIENCE)
             async with either.client(create="never") as careful:
                 assert await refused(careful, None, either.queue) is ErrorCode.NOT_FOUND
                 attributes = {"FifoQueue": "true"} if either.is_fifo else {}
@@ -120,7 +120,7 @@ def test_a_subscription_that_wraps_messages_is_refused(console: Console) -> None
 
     async def scenario() -> None:
         async with console, console.client() as both:
-            await both.ping()
+            await both.ping(PATIENCE)
             (link,) = await console.subscriptions()
             await console.sns.set_subscription_attributes(
                 SubscriptionArn=link["SubscriptionArn"],
@@ -138,7 +138,7 @@ def test_a_queue_into_which_sns_may_not_write_is_refused(strict_server: Server) 
     async def scenario() -> None:
         console = Console(strict_server)
         async with console, console.client(subscription="") as both:
-            await both.ping()
+            await both.ping(PATIENCE)
             url = (await console.sqs.create_queue(QueueName=console.queue))["QueueUrl"]
             with pytest.raises(EventError, match="add this statement") as caught:
                 await both.subscribe("s")
@@ -160,7 +160,7 @@ def test_a_policy_that_cannot_be_judged_is_warned_of(console: Console, caplog: p
 
     async def scenario() -> None:
         async with console, console.client(subscription="") as both:
-            await both.ping()
+            await both.ping(PATIENCE)
             document = policy("*", console.topic_arn).replace("aws:SourceArn", "aws:SourceOrgID")
             await console.sqs.create_queue(QueueName=console.queue, Attributes={"Policy": document})
             await (await both.subscribe("s")).close()
@@ -178,7 +178,7 @@ def test_a_failed_creation_leaves_the_queue_of_another_client(console: Console) 
             await (await owner.subscribe("s")).close()
             await owner.send_message(EventMessage(b"x"))
             async with console.client(subscription="", endpoint_url=proxy.url) as other:
-                await other.ping()
+                await other.ping(PATIENCE)
                 proxy.refuse("GetQueueUrl", "QueueDoesNotExist")  # as if the owner were a moment later
                 proxy.refuse("Subscribe", "AuthorizationError", status=403)
                 assert await refused(other, "s", "subscribe queue") is ErrorCode.PERMISSION_DENIED
@@ -212,7 +212,7 @@ def test_deleting_a_subscription_leaves_nothing(either: Console) -> None:
 
     async def scenario() -> None:
         async with either, either.client() as both:
-            await both.ping()
+            await both.ping(PATIENCE)
             await both.delete_subscription("s")
             assert not await either.has_queue()
             assert await either.subscriptions() == []
@@ -279,7 +279,7 @@ def test_nothing_is_created_in_the_wrong_account(server: Server, topology: str) 
         console = Console(server, topology=topology)
         async with console, console.client(account_id="111111111111") as both:
             with pytest.raises(EventError, match=r"'111111111111'.*'000000000000'") as caught:
-                await both.ping()
+                await both.ping(PATIENCE)
             assert caught.value.code is ErrorCode.INVALID
             topics = [each["TopicArn"] for each in (await console.sns.list_topics())["Topics"]]
             assert console.topic_arn not in topics
@@ -299,7 +299,7 @@ def test_an_account_that_cannot_be_checked_is_believed(server: Server) -> None:
             console.client(account_id="000000000000", endpoint_url=proxy.url) as both,
         ):
             proxy.break_down("GetCallerIdentity", status=503, times=FOREVER)
-            await both.ping()
+            await both.ping(PATIENCE)
             assert await console.has_queue()
             assert proxy.count("GetCallerIdentity") == 1
 
@@ -311,7 +311,7 @@ def test_what_exists_is_never_changed(console: Console) -> None:
 
     async def scenario() -> None:
         async with console, console.client(retention="7200") as both:
-            await both.ping()
+            await both.ping(PATIENCE)
             before = await console.attributes()
             async with console.client(retention="3600", max_message_bytes="2000") as other:
                 await (await other.subscribe()).close()
