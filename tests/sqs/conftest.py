@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from events_sqs.source import SQSSource
+
+from ..receiving import PATIENCE
 from ..servers.requiring import required
 from . import finding
 from .console import Console
@@ -52,3 +55,9 @@ def console(server: Server) -> Console:
 def fifo(server: Server) -> Console:
     """Return a new FIFO topic and subscription."""
     return Console(server, ordering="true")
+
+
+@pytest.fixture
+def patient_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a patient close of a receiver delete its ephemeral queue also on a busy machine."""
+    monkeypatch.setattr(SQSSource, "close_time", PATIENCE)
