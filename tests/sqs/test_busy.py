@@ -53,7 +53,7 @@ def test_only_the_engine_tries_again(console: Console) -> None:
     """P7: each request is the first attempt of the client library, which would wait without a bound of ours."""
 
     async def scenario() -> None:
-        async with disturbed(console, send_timeout="1") as (proxy, both, _):
+        async with disturbed(console, send_timeout="10") as (proxy, both, _):
             refuse_sends(proxy, "Throttling", 400, FOREVER)
             with pytest.raises(PublishError) as caught:
                 await both.send_message(EventMessage(b"x"))
@@ -81,7 +81,7 @@ def test_a_receiver_outlives_a_failing_server(console: Console, caplog: pytest.L
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(scenario())
-    assert len([record for record in caplog.records if "reconnect" in record.getMessage().lower()]) <= 1
+    assert caplog.text.count(f"{console.topic}: connection lost") == 1
 
 
 def test_an_acknowledgement_outlives_a_busy_server(console: Console) -> None:

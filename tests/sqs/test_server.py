@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
+from botocore.exceptions import ClientError, ConnectionClosedError
 
+from ..waiting import until
 from .faults import FaultyProxy, faulty
 from .server import KEY, REGION, SECRET, Server
 
@@ -27,11 +28,9 @@ PATIENCE = 60.0
 
 
 @asynccontextmanager
-async def clients(
-    url: str, *, key: str = KEY, secret: str = SECRET, read_timeout: float = PATIENCE
-) -> AsyncIterator[tuple[Any, Any]]:
+async def clients(url: str, *, key: str = KEY, secret: str = SECRET) -> AsyncIterator[tuple[Any, Any]]:
     """Enter with clients of SQS and SNS that try everything once."""
-    config = AioConfig(retries={"total_max_attempts": 1}, read_timeout=read_timeout)
+    config = AioConfig(retries={"total_max_attempts": 1}, read_timeout=PATIENCE)
     login = {"region_name": REGION, "aws_access_key_id": key, "aws_secret_access_key": secret}
     session = get_session()
     async with (
@@ -251,13 +250,17 @@ def test_a_proxy_holds_a_request(server: Server) -> None:
     """A request that is held gets no answer, while others do."""
 
     async def scenario() -> None:
-        async with faulty(server.url) as proxy, behind(proxy, read_timeout=1) as (sqs, _):
+        async with faulty(server.url) as proxy, behind(proxy) as (sqs, _):
             url = await new_queue(sqs)
             proxy.hold("SendMessage")
-            with pytest.raises(ReadTimeoutError):
-                await sqs.send_message(QueueUrl=url, MessageBody="held")
+            held = asyncio.create_task(sqs.send_message(QueueUrl=url, MessageBody="held"))
+            await until(lambda: proxy.count("SendMessage") == 1)
             await sqs.send_message(QueueUrl=url, MessageBody="x")
             assert await bodies(sqs, url, 0) == ["x"]
+            assert not held.done()
+            proxy.heal()
+            with pytest.raises(ConnectionClosedError):
+                await held
 
     asyncio.run(scenario())
 
