@@ -5,7 +5,7 @@ from events_core.sync import create_client
 
 def main() -> None:
     with create_client("letters", file="events.toml") as client, client.subscribe() as receiver:
-        while letter := receiver.receive_message(timeout=1):
+        while letter := receiver.receive_message(timeout=5):
             reason = letter.attributes.get("dead_letter_reason", "it failed too often")
             print("order", letter.data_as_json()["order"], "was not billed:", reason)
             receiver.acknowledge(letter)

@@ -7,10 +7,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from websockets.asyncio.client import connect
 
 from ..rabbitmq.server import Server
+from ..servers.ports import reserved_address
 
 FOLDER = Path(__file__).parents[2] / "examples" / "chat"
 CHROMIUM = shutil.which("chromium")
@@ -29,21 +28,21 @@ TIMEOUT = 60_000
 
 @contextmanager
 def serving(folder: Path, file: str, **environ: str) -> Iterator[str]:
-    """Run the chat in *folder*, for two minutes at most; yield its address without the scheme."""
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = str(unused.getsockname()[1])
-    command = [sys.executable, FOLDER / "chat.py", FOLDER / file, "--port", port]
-    log = folder / f"{port}.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(command, cwd=folder, env={**os.environ, **environ}, stdout=output, stderr=output)
-    watchdog = threading.Timer(120, server.kill)
-    watchdog.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.send_signal(signal.SIGTERM)
-        code = server.wait()
-        watchdog.cancel()
+    """Run the chat in *folder*; yield its address without the scheme."""
+    with reserved_address() as address:
+        port = address.rpartition(":")[2]
+        command = [sys.executable, FOLDER / "chat.py", FOLDER / file, "--port", port]
+        log = folder / f"{port}.log"
+        with log.open("w") as output:
+            server = subprocess.Popen(command, cwd=folder, env={**os.environ, **environ}, stdout=output, stderr=output)
+        try:
+            yield address
+        finally:
+            server.send_signal(signal.SIGTERM)
+            try:
+                code = server.wait(60)
+            finally:
+                server.kill()
     assert code in (0, -signal.SIGTERM), log.read_text()
     assert "ERROR" not in log.read_text()
 
@@ -120,12 +119,12 @@ def test_two_pages_with_the_keyboard_alone(tmp_path: Path) -> None:
                 await shows(page, "client_message Ann", "client_message Ben")
             # The focus goes from the message over Send to Leave.
             await ben.keyboard.press("Tab")
-            await expect(ben.get_by_role("button", name="Send")).to_be_focused()
+            await expect(ben.get_by_role("button", name="Send")).to_be_focused(timeout=TIMEOUT)
             await ben.keyboard.press("Tab")
-            await expect(ben.get_by_role("button", name="Leave")).to_be_focused()
+            await expect(ben.get_by_role("button", name="Leave")).to_be_focused(timeout=TIMEOUT)
             await ben.keyboard.press("Enter")
             await expect(ben.get_by_role("status")).to_have_text("You have left.", timeout=TIMEOUT)
-            await expect(ben.get_by_label("Your name")).to_be_focused()
+            await expect(ben.get_by_label("Your name")).to_be_focused(timeout=TIMEOUT)
             await shows(ann, "client_disconnected Ben")
             await ann.screenshot(path=picture)
 

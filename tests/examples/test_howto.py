@@ -21,7 +21,7 @@ import pytest
 
 from ..kafka.server import Server as KafkaServer
 from ..rabbitmq.server import Server
-from ..servers.ports import reserved_address
+from ..servers.ports import reserved_address, reserved_ports
 from ..sqs.server import KEY, REGION, SECRET
 from ..sqs.server import Server as SQSServer
 from .reader import Reader
@@ -149,12 +149,10 @@ def test_fastapi(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("curl"), reason="the page sends its orders with curl, which is not installed")
 def test_without_an_event_loop(tmp_path: Path) -> None:
     """A script, a worker, and applications of Flask and Django do what the page shows."""
-    with socket.create_server(("localhost", 0)) as one, socket.create_server(("localhost", 0)) as two:
-        ports = [str(unused.getsockname()[1]) for unused in (one, two)]
     folder = shutil.copytree(HOWTO / "blocking_shop", tmp_path / "shop")
-    page = (PAGES / "without-an-event-loop.rst").read_text().replace("8000", ports[0]).replace("8001", ports[1])
-    with Reader(files=folder, terminals=folder) as reader:
-        reader.follow(page)
+    page = (PAGES / "without-an-event-loop.rst").read_text()
+    with reserved_ports(2) as (one, two), Reader(files=folder, terminals=folder) as reader:
+        reader.follow(page.replace("8000", str(one)).replace("8001", str(two)))
 
 
 def test_fastapi_takes_few_lines() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,14 +18,16 @@ import pytest
 from httpx2 import AsyncClient, ConnectError
 from websockets.asyncio.client import connect
 
+from ..servers.ports import reserved_ports
+
 FOLDER = Path(__file__).parents[2] / "examples" / "howto" / "web_events"
 
 
 @contextmanager
 def started(folder: Path, *command: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a Python program in *folder*, for a minute at most, and end it as a terminal would."""
+    """Run a Python program in *folder*, for five minutes at most, and end it as a terminal would."""
     program = subprocess.Popen([sys.executable, *command], cwd=folder, stdout=subprocess.PIPE, text=True)
-    watchdog = threading.Timer(60, program.kill)
+    watchdog = threading.Timer(300, program.kill)
     watchdog.start()
     try:
         with program:
@@ -34,12 +35,6 @@ def started(folder: Path, *command: str) -> Iterator[subprocess.Popen[str]]:
             program.send_signal(signal.SIGINT)
     finally:
         watchdog.cancel()
-
-
-def unused_port() -> int:
-    with socket.create_server(("localhost", 0)) as unused:
-        port: int = unused.getsockname()[1]
-        return port
 
 
 async def say_hello(url: str) -> None:
@@ -64,14 +59,13 @@ def lines(program: subprocess.Popen[str], number: int) -> list[dict[str, Any]]:
 def test_events_are_watched(server: str, tmp_path: Path) -> None:
     """Another process prints the three events of a client, with the size of its message."""
     folder = shutil.copytree(FOLDER, tmp_path / "web")
-    port = unused_port()
-    if server == "server":
-        program = folder / "server.py"
-        program.write_text(program.read_text().replace("8001", str(port)))
-        command = ["server.py"]
-    else:
-        command = ["-m", "uvicorn", "app:app", "--port", str(port)]
-    with ExitStack() as programs:
+    with reserved_ports(1) as (port,), ExitStack() as programs:
+        if server == "server":
+            program = folder / "server.py"
+            program.write_text(program.read_text().replace("8001", str(port)))
+            command = ["server.py"]
+        else:
+            command = ["-m", "uvicorn", "app:app", "--port", str(port)]
         watcher = programs.enter_context(started(folder, "watch.py"))
         assert watcher.stdout is not None
         assert watcher.stdout.readline() == "watching\n"
@@ -90,9 +84,8 @@ def test_events_are_watched(server: str, tmp_path: Path) -> None:
 def test_an_order_is_sent(tmp_path: Path) -> None:
     """A handler publishes an order and answers 202."""
     folder = shutil.copytree(FOLDER, tmp_path / "web")
-    port = unused_port()
 
-    async def place_order() -> int:
+    async def place_order(port: int) -> int:
         async with asyncio.timeout(60), AsyncClient() as http:
             while True:
                 try:
@@ -100,8 +93,8 @@ def test_an_order_is_sent(tmp_path: Path) -> None:
                 except ConnectError:  # the server has not started yet
                     await asyncio.sleep(0.05)
 
-    with started(folder, "-m", "uvicorn", "app:app", "--port", str(port)):
-        assert asyncio.run(place_order()) == 202
+    with reserved_ports(1) as (port,), started(folder, "-m", "uvicorn", "app:app", "--port", str(port)):
+        assert asyncio.run(place_order(port)) == 202
     receive = ["receive", "sqlite:web.db/orders", "--subscription", "billing", "-n", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "events_core.cli", *receive],
