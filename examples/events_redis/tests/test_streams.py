@@ -103,10 +103,10 @@ def test_an_ephemeral_subscription_of_a_dead_process_is_dropped(server: Server, 
 
     async def use() -> None:
         async with client(server.address, topic) as orders:
-            await orders.ping()
+            await orders.ping(PATIENCE)
             redis.xgroup_create(log, "~dead")
             redis.zadd(f"{log}:seen", {"~dead": (time.time() - 3601) * 1000})
-            await orders.ping()
+            await orders.ping(PATIENCE)
             await orders.send_message(EventMessage(b"x"))
 
     asyncio.run(use())
