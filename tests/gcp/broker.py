@@ -55,6 +55,8 @@ class Subscription:
     """Messages by ack id."""
     timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
     arrival: asyncio.Event = field(default_factory=asyncio.Event)
+    grace: float = 0
+    """Seconds for which a lease goes on after its deadline, because a busy machine may renew it too late."""
 
     def add(self, message: Any) -> None:
         self.waiting.append(message)
@@ -166,13 +168,13 @@ class Broker:
 
     # Subscriber
 
-    def subscription(self, name: str, topic: str, **settings: Any) -> Subscription:
+    def subscription(self, name: str, topic: str, *, grace: float = 0, **settings: Any) -> Subscription:
         """Create a subscription, as another program would."""
         path = f"projects/{PROJECT}/subscriptions/{name}"
         resource = types.Subscription.pb()(
             name=path, topic=f"projects/{PROJECT}/topics/{topic}", **{"ack_deadline_seconds": 10, **settings}
         )
-        made = self.subscriptions[path] = Subscription(resource)
+        made = self.subscriptions[path] = Subscription(resource, grace=grace)
         return made
 
     async def create_subscription(self, request: Any, context: Any) -> Any:
@@ -265,7 +267,8 @@ class Broker:
         if ack_id in found.timers:
             found.timers.pop(ack_id).cancel()
         if seconds:
-            found.timers[ack_id] = asyncio.get_running_loop().call_later(seconds, self._expire, found, ack_id)
+            loop = asyncio.get_running_loop()
+            found.timers[ack_id] = loop.call_later(seconds + found.grace, self._expire, found, ack_id)
         else:
             found.add(found.out.pop(ack_id))
 

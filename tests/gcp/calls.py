@@ -23,8 +23,18 @@ from .faults import serving
 from .waiting import PATIENCE, until
 
 STATUSES = [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK]
+RETRYABLE = {
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+}
+"""What Google's own publisher retries (publisher/transports/base.py in google-cloud-pubsub 2.44.0)."""
 TIMEOUT = 5.0
-"""Seconds that a call may take if the fault lasts longer."""
+"""Seconds that a call may take if it is repeated in vain."""
 
 Outcomes = Mapping[grpc.StatusCode, tuple[str, str]]
 """For each status: the outcome of a call that gets it once, and of a call that gets it until its timeout."""
@@ -46,8 +56,8 @@ class Case:
 
     @property
     def timeout(self) -> float:
-        """Seconds that a call may take.  They are many if it must succeed, because the machine may be busy."""
-        return TIMEOUT if self.is_long else PATIENCE
+        """Seconds that a call may take.  They are many if it ends by itself, because the machine may be busy."""
+        return TIMEOUT if self.is_long and self.status in RETRYABLE else PATIENCE
 
     @contextmanager
     def fault(self) -> Iterator[None]:
@@ -94,7 +104,7 @@ async def measure(call: str) -> Outcomes:
     return dict(zip(STATUSES, pairs, strict=True))
 
 
-async def _works(call: Callable[[], Awaitable[object]]) -> None:
+async def works(call: Callable[[], Awaitable[object]]) -> None:
     """Try until *call* succeeds.  The time limit of the case is short, and a busy machine may need longer."""
     async with asyncio.timeout(PATIENCE):
         while True:
@@ -112,10 +122,10 @@ async def _works(call: Callable[[], Awaitable[object]]) -> None:
 
 async def _publish(case: Case) -> str:
     async with case.client() as sender:
-        await sender.ping()  # connects, in its own time
+        await sender.ping(PATIENCE)  # connects, in its own time
         with case.fault():
             outcome = await case.told(sender.send_message(EventMessage(b"x", ordering_key="k")))
-        await _works(lambda: sender.send_message(EventMessage(b"next", ordering_key="k")))
+        await works(lambda: sender.send_message(EventMessage(b"next", ordering_key="k")))
         return outcome
 
 
@@ -123,7 +133,7 @@ async def _create_topic(case: Case) -> str:
     async with case.client(create="all") as sender:
         with case.fault():
             outcome = await case.told(sender.send_message(EventMessage(b"x")))
-        await _works(lambda: sender.send_message(EventMessage(b"next")))
+        await works(lambda: sender.send_message(EventMessage(b"next")))
         # The code is that of the last try, which may have been cut off by the timeout.
         return re.sub(r"(``PublishError``).*, (at the timeout)", r"\1, retryable, \2", outcome)
 
@@ -185,8 +195,8 @@ class _Warnings(logging.Handler):
 async def _get_topic(case: Case) -> str:
     async with case.client() as asking:
         with case.fault():
-            outcome = await case.told(asking.ping())
-        await asking.ping()
+            outcome = await case.told(asking.ping(PATIENCE))
+        await asking.ping(PATIENCE)
         return outcome
 
 
@@ -246,7 +256,9 @@ async def _receive(case: Case, mode: str) -> str:
     async with case.client(receive_mode=mode) as both:
         with case.fault():
             async with await both.subscribe(case.name) as receiver:
-                outcome = await _received(receiver, case.timeout)
+                # A receiver tries again after NOT_FOUND too: it could have created the subscription.
+                is_repeated = case.status in {*RETRYABLE, grpc.StatusCode.NOT_FOUND}
+                outcome = await _received(receiver, TIMEOUT if case.is_long and is_repeated else PATIENCE)
                 case.mend()
                 assert outcome == _CAME or await _received(receiver, PATIENCE) == _CAME
         return outcome
@@ -300,7 +312,7 @@ async def _reject(case: Case) -> str:
 async def _afterwards(outcome: str, again: Callable[[], Awaitable[None]]) -> str:
     """Settle a message a second time, and return what had become of it."""
     try:
-        await _works(again)
+        await works(again)
     except AcknowledgeError as error:
         if error.code is not ErrorCode.EXPIRED:
             raise
@@ -326,11 +338,10 @@ async def _extend(case: Case) -> str:
 async def _holding(case: Case, **options: str) -> AsyncIterator[tuple[EventReceiver, ReceivedMessage]]:
     """Yield a receiver and a message that it holds; a pulled message has a short lease.
 
-    It is longer if it must not run out, because the machine may be busy.
+    The broker lets it run out only if the fault lasts, because a busy machine may repeat the renewal too late.
     """
-    has_order = "ordering" in options
-    seconds = 4 if case.is_long else 12
-    case.broker.subscription(case.name, case.name, ack_deadline_seconds=seconds, enable_message_ordering=has_order)
+    settings = {"ack_deadline_seconds": 4, "enable_message_ordering": "ordering" in options}
+    case.broker.subscription(case.name, case.name, grace=0 if case.is_long else PATIENCE, **settings)
     # Not sent by the client: its time limit is that of the case, which a busy machine may need for itself.
     _add(case, b"x")
     async with case.client(**options) as both, await both.subscribe(case.name) as receiver:

@@ -17,6 +17,7 @@ import grpc
 from .broker import Broker
 from .console import client
 from .faults import serving
+from .waiting import PATIENCE
 
 
 class Suspicious(Broker):
@@ -49,7 +50,7 @@ async def main(folder: Path) -> None:
         account = folder / "account.json"
         options = {"credentials_file": str(account)} if account.exists() else {}
         async with client(endpoint=server.address, create="never", **options) as asking:
-            await asking.ping()
+            await asking.ping(PATIENCE)
     json.dump(server.tokens, sys.stdout)
 
 

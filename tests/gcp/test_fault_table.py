@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from . import calls
-from .calls import CALLS
+from .calls import CALLS, RETRYABLE
 from .connections import CASES
 from .fault_table import (
     CONNECTIONS_TOP,
@@ -26,17 +26,6 @@ from .fault_table import (
     section,
 )
 from .problems import PROBLEMS, Problem
-
-RETRYABLE = {
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.UNKNOWN,
-}
-"""What Google's own publisher retries (publisher/transports/base.py in google-cloud-pubsub 2.44.0)."""
 
 
 @cache

@@ -12,7 +12,7 @@ from events_gcp import api, channels
 from events_gcp.limits import PUBLISH_MAX_KEYS
 
 from .console import Console
-from .waiting import until
+from .waiting import PATIENCE, until
 
 MBIT = 1_000_000 / 8
 
@@ -24,7 +24,7 @@ def test_a_narrow_line_is_not_overrun(console: Console, monkeypatch: pytest.Monk
 
     async def use(proxy: TcpProxy) -> None:
         async with console.client(emulator_host=proxy.address) as client:
-            await client.ping()
+            await client.ping(PATIENCE)
             sends = [client.send_message(EventMessage(bytes(size))) for _ in range(messages)]
             with proxy.limit(10 * MBIT):
                 assert len(set(await asyncio.gather(*sends))) == messages
@@ -40,7 +40,7 @@ def test_a_large_message_has_time_for_a_narrow_line(console: Console, monkeypatc
 
     async def use(proxy: TcpProxy) -> None:
         async with console.client(emulator_host=proxy.address) as client:
-            await client.ping()
+            await client.ping(PATIENCE)
             before = proxy.sent
             with proxy.limit(4 * MBIT):
                 assert await client.send_message(EventMessage(bytes(3_000_000)))
@@ -55,7 +55,7 @@ def test_many_keys_are_out_at_once(console: Console) -> None:
 
     async def use(proxy: TcpProxy) -> None:
         async with console.client(emulator_host=proxy.address) as client:
-            await client.ping()
+            await client.ping(PATIENCE)
             keyed = [EventMessage(b"x", ordering_key=str(number)) for number in range(2 * PUBLISH_MAX_KEYS)]
             with proxy.silence():
                 sending = asyncio.create_task(client.send_messages(keyed))

@@ -67,8 +67,8 @@ def test_clients_of_other_endpoints_have_channels_of_their_own(console: Console)
 
     async def use() -> None:
         async with console.client() as direct, console.client(emulator_host=proxy.address) as indirect:
-            await direct.ping()
-            await indirect.ping()
+            await direct.ping(PATIENCE)
+            await indirect.ping(PATIENCE)
             assert len(pools()) == 2
             with proxy.cut():
                 assert await direct.send_message(EventMessage(b"x"))
