@@ -9,6 +9,7 @@ import pytest
 from ..servers.requiring import required
 from .console import Console
 from .emulator import find_or_start
+from .waiting import close_patiently
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +26,9 @@ def console(emulator: str) -> Iterator[Console]:
     console.publisher.create_topic(name=console.topic)
     yield console
     console.close()
+
+
+@pytest.fixture
+def patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every close give back all messages, however busy the machine is."""
+    close_patiently(monkeypatch.setattr)

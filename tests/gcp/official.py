@@ -31,7 +31,7 @@ from .broker import Broker, Fault
 from .calls import told
 from .console import PROJECT, client
 from .faults import serving
-from .waiting import until
+from .waiting import close_patiently, until
 
 TIMEOUT = 2.0
 """Seconds that a send or an acknowledgement may take if the fault lasts longer."""
@@ -279,4 +279,5 @@ async def _measured(
 
 if __name__ == "__main__":
     logging.disable()
+    close_patiently()
     print(json.dumps(asyncio.run(asyncio.wait_for(measure(), 300)), indent=1))

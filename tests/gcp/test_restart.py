@@ -10,6 +10,7 @@ from events_core import EventMessage, EventReceiver
 from ..servers.requiring import required
 from .console import client
 from .emulator import Emulator, program
+from .waiting import send_until_done
 
 
 async def take(receiver: EventReceiver) -> bytes:
@@ -31,7 +32,7 @@ def test_an_emulator_that_was_killed_is_used_again(tmp_path: Path) -> None:
             await asyncio.to_thread(emulator.kill)
             waiting = asyncio.create_task(take(receiver))
             await asyncio.to_thread(emulator.start)
-            await both.send_message(EventMessage(b"after"))
+            await send_until_done(both, EventMessage(b"after"), waiting)
             assert await waiting == b"after"
             await receiver.close()
 

@@ -13,9 +13,11 @@ from events_core import (
     EventMessage,
     ReceiveError,
 )
+from events_core.engine import recipients
+from events_gcp import admin
 
 from .console import Console, client
-from .waiting import PATIENCE
+from .waiting import PATIENCE, send_until_done
 
 
 def test_subscriptions_are_made_as_documented(console: Console) -> None:
@@ -126,8 +128,9 @@ def test_what_an_emulator_forgot_is_made_again(console: Console) -> None:
             await receiver.acknowledge(message)
             console.publisher.delete_topic(topic=console.topic)
             console.subscriber.delete_subscription(subscription=console.path(name))
-            await both.send_message(EventMessage(b"after"))
-            message = await receiver.receive_message(PATIENCE)
+            receiving = asyncio.create_task(receiver.receive_message(PATIENCE))
+            await send_until_done(both, EventMessage(b"after"), receiving)
+            message = await receiving
             assert message is not None
             assert message.data == b"after"
             await receiver.acknowledge(message)
@@ -204,8 +207,11 @@ def test_a_passing_reader_keeps_no_letters(console: Console) -> None:
     assert console.find(letters).topic == f"{console.topic}-dead"
 
 
-def test_a_send_that_reaches_nobody_is_told(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_send_that_reaches_nobody_is_told(
+    console: Console, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """P1: the first send to a topic without a subscription logs one warning."""
+    monkeypatch.setattr(recipients, "LOOK_UP", PATIENCE)
 
     async def send() -> None:
         async with console.client() as client:
@@ -218,8 +224,9 @@ def test_a_send_that_reaches_nobody_is_told(console: Console, caplog: pytest.Log
     assert f"{console.topic_name!r} has no subscription" in warnings[0]
 
 
-def test_a_missing_subscription_is_told_with_the_nearest(console: Console) -> None:
+def test_a_missing_subscription_is_told_with_the_nearest(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     """Q2: NOT_FOUND suggests the closest name among the topic's subscriptions, if the account may list them."""
+    monkeypatch.setattr(admin, "_LOOK_TIMEOUT", PATIENCE)
     console.create(f"{console.topic_name}-billing")
 
     async def subscribe() -> None:
