@@ -13,6 +13,8 @@ import pytest
 from events_core import EventConfig
 from events_core.testing import ConformanceSuite, Harness, TcpProxy
 
+from .console import SHORT_LEASE
+
 ABSORBED = "the emulator delivers into the stream of a lost connection, lease after lease"
 
 OVERTAKEN = "the emulator delivers the successors of a message that was given back before it"
@@ -33,7 +35,7 @@ class GcpHarness(Harness):
     """The emulator.  An outage cuts a proxy in front of it."""
 
     settle_time = 0.5
-    patience = 30.0
+    patience = 40.0
     bound = 120.0
     lease = 10.0
     lease_options = {"ack_deadline": "10"}
@@ -65,7 +67,7 @@ class GcpHarness(Harness):
         self.proxy: TcpProxy | None = None
 
     def config(self, topic_name: str, options: Mapping[str, str]) -> EventConfig:
-        reached = {"emulator_host": self._emulator}
+        reached = {"emulator_host": self._emulator, **SHORT_LEASE}
         if self.proxy:
             # The emulator keeps the stream of a lost connection, and what it delivers into it comes a lease later.
             reached = {"emulator_host": self.proxy.address, **self.lease_options}
