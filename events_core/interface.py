@@ -523,27 +523,14 @@ class EventReceiver(ABC):
             # The operation ends with the body: it tells how long the handler took, without the broker's answer.
             with self.observe_processing(message):
                 yield message
-        except asyncio.CancelledError:
-            # The handler did not fail, so the message goes back without counting an attempt.
-            with _logged(message):
-                await _finished(self.hand_back(message))
-            raise
         except GeneratorExit:
             # The garbage collector runs this in any thread, where no coroutine can be awaited.
             self.abandon(message)
             raise
         except BaseException as error:
-            with _logged(message):
-                await _settle_failed(self, message, error)
+            await settle_processed(self, message, error)
             raise
-        try:
-            await self.acknowledge(message)
-        except AcknowledgeError as error:
-            if error.code is not ErrorCode.EXPIRED:
-                raise
-            _log.warning(
-                "message %s was processed after its delivery had expired; it usually comes again", message.message_id
-            )
+        await settle_processed(self, message, None)
 
     @abstractmethod
     def __aiter__(self) -> AsyncIterator[ReceivedMessage]:
@@ -578,6 +565,30 @@ def _logged(message: ReceivedMessage) -> Iterator[None]:
         yield
     except EventError as error:
         _log.warning("message %s could not be given back, it comes again later: %s", message.message_id, error)
+
+
+async def settle_processed(receiver: EventReceiver, message: ReceivedMessage, error: BaseException | None) -> None:
+    """Settle *message*, whose ``processing`` has ended with *error* (H1)."""
+    if isinstance(error, asyncio.CancelledError):
+        # The handler did not fail, so the message goes back without counting an attempt.
+        with _logged(message):
+            await _finished(receiver.hand_back(message))
+    elif error is not None:
+        with _logged(message):
+            await _settle_failed(receiver, message, error)
+    else:
+        await _acknowledge(receiver, message)
+
+
+async def _acknowledge(receiver: EventReceiver, message: ReceivedMessage) -> None:
+    try:
+        await receiver.acknowledge(message)
+    except AcknowledgeError as error:
+        if error.code is not ErrorCode.EXPIRED:
+            raise
+        _log.warning(
+            "message %s was processed after its delivery had expired; it usually comes again", message.message_id
+        )
 
 
 async def _settle_failed(receiver: EventReceiver, message: ReceivedMessage, error: BaseException) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -15,7 +16,7 @@ from events_core.message import EventMessage, ReceivedMessage
 __all__ = ["UNOBSERVED", "Observer", "Operation", "OperationName", "OutcomeName", "observed"]
 
 _log = logging.getLogger("events_core.observing")
-
+_UNSET = object()
 
 OperationName = Literal["publish", "receive", "process", "settle", "reconnect"]
 OutcomeName = Literal["", "ack", "nack", "reject", "return"]
@@ -90,36 +91,52 @@ class Observer(Protocol):
         """Note that *operation* has ended; *error* is the exception that it raised, perhaps a cancellation.
 
         If an event loop is closed without cancelling its tasks, the garbage collector ends their operations.  Then this
-        method is not called.
+        method is not called.  It is also not called for a ``process`` in a generator that is closed.  The context
+        variables that :meth:`start` has set get their earlier values back.
         """
 
 
 class _Observed:
     """A context manager for one operation."""
 
-    __slots__ = ("_observer", "_operation")
+    __slots__ = ("_after", "_before", "_observer", "_operation")
 
     def __init__(self, observer: Observer, operation: Operation) -> None:
         self._observer = observer
         self._operation = operation
 
     def __enter__(self) -> Operation:
+        self._before = contextvars.copy_context()
         try:
             # A defect of the observer must not fail the operation.
             self._observer.start(self._operation)
         except Exception:
             _log.exception("the observer failed at the start of %s", self._operation.name)
+        self._after = contextvars.copy_context()
         return self._operation
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is GeneratorExit:
-            return  # the garbage collector runs this, perhaps in a thread that holds the observer's own lock
+            # The garbage collector may run this, perhaps in a thread that holds the observer's own lock.
+            self._restore_context()
+            return
         try:
             self._observer.end(self._operation, error)
         except Exception:
             _log.exception("the observer failed at the end of %s", self._operation.name)
+
+    def _restore_context(self) -> None:
+        """Undo what the observer has set in the context.
+
+        Otherwise all that this thread or task does later would belong to this operation, for example to its span.
+        """
+        for variable, value in self._after.items():
+            # Elsewhere, the collector finds other values, and they stay.
+            if self._before.get(variable, _UNSET) is not value and variable.get(_UNSET) is value:
+                with suppress(LookupError):  # it has neither an earlier value nor a default
+                    variable.set(self._before.run(variable.get))
 
 
 UNOBSERVED = nullcontext()

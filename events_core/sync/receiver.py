@@ -121,15 +121,22 @@ class EventReceiver:
         :raises AcknowledgeError: if acknowledging failed for another reason than expiry.
         """
         try:
-            yield message
+            # In this thread, so that the body finds what the observer puts into its context.
+            with self._receiver.observe_processing(message):
+                yield message
         except GeneratorExit:
             # Perhaps of the garbage collector, in any thread.  So nothing may block here.
             self._receiver.abandon(message)
             raise
         except BaseException as error:
-            self._calls.run(_ended(self._receiver, message, error))
+            # The end of a program is the cancellation of a program without an event loop.
+            ends = isinstance(error, (KeyboardInterrupt, SystemExit))
+            self._settle_processed(message, asyncio.CancelledError() if ends else error)
             raise
-        self._calls.run(_ended(self._receiver, message, None))
+        self._settle_processed(message, None)
+
+    def _settle_processed(self, message: ReceivedMessage, error: BaseException | None) -> None:
+        self._calls.run(interface.settle_processed(self._receiver, message, error))
 
     def close(self, timeout: float = 15.0) -> None:
         """Stop receiving, wait until the held messages are settled, and hand the rest back (rule C1: closing).
@@ -167,21 +174,3 @@ class _Messages(Iterator[ReceivedMessage]):
 
 async def _next(messages: AsyncIterator[ReceivedMessage]) -> ReceivedMessage:
     return await anext(messages)
-
-
-async def _ended(receiver: interface.EventReceiver, message: ReceivedMessage, error: BaseException | None) -> None:
-    """Settle *message* as the asynchronous ``processing`` does if its body ends with *error*.
-
-    The end of a program is the cancellation of a program without an event loop.
-    """
-    trace = error.__traceback__ if error is not None else None
-    # Also because a task that raises one of the two would end the loop that runs it.
-    ending = asyncio.CancelledError() if isinstance(error, (KeyboardInterrupt, SystemExit)) else error
-    try:
-        async with receiver.processing(message):
-            if ending is not None:
-                raise ending
-    except BaseException as raised:
-        if raised is not ending:
-            raise
-        raised.__traceback__ = trace  # without the frames of this coroutine

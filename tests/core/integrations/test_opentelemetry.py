@@ -32,6 +32,7 @@ from events_core import (
     RetryAfter,
     consume,
     create_client,
+    sync,
 )
 from events_core.engine import BrokerError
 from events_core.integrations.opentelemetry import SCHEMA_URL, conventions, instrument
@@ -304,6 +305,20 @@ def test_a_handler_in_a_thread_is_part_of_the_trace(client: EventClient, telemet
         assert ids(telemetry.span("in the thread").parent) == ids(telemetry.span("process orders").context)
 
     run(test())
+
+
+def test_a_body_without_an_event_loop_is_part_of_the_trace(client: EventClient, telemetry: Telemetry) -> None:
+    """The body of a blocking ``processing`` is below the span of the sender, and its settlement is too."""
+    with sync.EventClient(client) as blocking, blocking.subscribe() as receiver:
+        blocking.send_message(EventMessage(b"x"))
+        message = receiver.receive_message(PATIENCE)
+        assert message is not None
+        with receiver.processing(message), telemetry.tracer.start_as_current_span("in the body"):
+            pass
+    processed = telemetry.span("process orders")
+    assert ids(processed.parent) == ids(telemetry.span("send orders").context)
+    for name in ("in the body", "ack orders"):
+        assert ids(telemetry.span(name).parent) == ids(processed.context)
 
 
 def test_a_current_span_stays_the_parent(client: EventClient, telemetry: Telemetry) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -167,6 +167,68 @@ def test_a_body_may_send(client: EventClient, receiver: EventReceiver) -> None:
         client.send_message(EventMessage(b"an invoice"))
     assert received(receiver).data == b"an invoice"
     assert receiver.stats.held == 1
+
+
+class Marking:
+    """An observer that marks the context of the thread with the processing that it is in, as tracing does."""
+
+    current: contextvars.ContextVar[str] = contextvars.ContextVar("current", default="nothing")
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def start(self, operation: Operation) -> None:
+        self.seen.append(("start", operation.name))
+        if operation.name == "process":
+            operation.context = self.current.set("the message")
+
+    def end(self, operation: Operation, error: BaseException | None) -> None:
+        self.seen.append((type(error).__name__, operation.name))
+        if isinstance(operation.context, contextvars.Token):
+            self.current.reset(operation.context)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError(), KeyboardInterrupt()])
+def test_an_observer_sees_the_whole_body(
+    client: EventClient, receiver: EventReceiver, error: BaseException | None
+) -> None:
+    """The operation is the body, in the context of its thread.  It ends before the message is settled."""
+    client.send_message(ORDER)
+    message = received(receiver)
+    observer = client.observer = Marking()
+
+    def process() -> None:
+        with receiver.processing(message):
+            assert observer.seen == [("start", "process")]
+            assert observer.current.get() == "the message"
+            if error is not None:
+                raise error
+
+    with pytest.raises(type(error)) if error else nullcontext():
+        process()
+    ended = type(error).__name__
+    assert observer.seen == [("start", "process"), (ended, "process"), ("start", "settle"), ("NoneType", "settle")]
+    assert observer.current.get() == "nothing"
+
+
+def test_a_generator_that_is_closed_leaves_the_context_as_it_was(client: EventClient, receiver: EventReceiver) -> None:
+    """What the observer has put into the context of the thread goes, and what the application has put there stays."""
+    own: contextvars.ContextVar[str] = contextvars.ContextVar("own")
+
+    def messages() -> Iterator[ReceivedMessage]:
+        for message in receiver:
+            with receiver.processing(message):
+                own.set("of the body")
+                yield message
+
+    client.send_message(ORDER)
+    observer = client.observer = Marking()
+    generator = messages()
+    next(generator)
+    assert observer.current.get() == "the message"
+    generator.close()
+    assert observer.current.get() == "nothing"
+    assert own.get() == "of the body"
 
 
 # Consuming
