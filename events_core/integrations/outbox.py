@@ -323,7 +323,8 @@ class Outbox:
     async def _outcomes(self, batch: list[EventMessage]) -> Sequence[str | Exception] | None:
         """Send *batch*; return the id or the error of each message.
 
-        Return ``None`` if the batch was refused as a whole, perhaps for one of its messages, and nothing was sent.
+        Return ``None`` if the batch was refused as a whole, perhaps for one of its messages or because it exceeds the
+        bounds of the client, and nothing was sent.
         """
         try:
             if len(batch) == 1:  # costs less than a batch of one
@@ -335,7 +336,9 @@ class Outbox:
             failure: Exception = error
         except Exception as error:  # one that is no EventError is a defect of a backend; the others must go on
             failure = error
-        if len(batch) == 1 or (isinstance(failure, EventError) and failure.retryable):
+        if len(batch) == 1:
+            return [failure]
+        if isinstance(failure, EventError) and failure.retryable and failure.code is not ErrorCode.EXHAUSTED:
             return [failure] * len(batch)
         return None
 

@@ -59,6 +59,19 @@ def test_a_failure_that_passes_ends_no_message() -> None:
     run(test, send_timeout=0.2)
 
 
+def test_a_client_that_takes_few_at_once_gets_few_at_once() -> None:
+    """If the client refuses a batch that exceeds its bounds, the outbox sends a part of it, and loses nothing."""
+
+    async def test(place: Broker) -> None:
+        async with Outbox(place.client) as outbox:
+            for message in numbered(*range(5)):
+                outbox.put_nowait(message)
+        assert outbox.stats == attrs.evolve(NONE, sent=5)
+        assert await place.numbers() == list(range(5))
+
+    run(test, publish_on_limit="error", publish_max_messages="2")
+
+
 def test_drop_newest() -> None:
     """A full outbox drops what comes, and the broker gets exactly the rest."""
 
