@@ -375,7 +375,7 @@ class Outbox:
         return self.stats
 
     async def _end_task(self, timeout: float) -> None:
-        if (task := self._task) is None:
+        if (task := self._task) is None or task.done():  # perhaps in a loop that is closed
             return
         try:
             await asyncio.wait([task], timeout=max(0.0, timeout))

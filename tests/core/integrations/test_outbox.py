@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import attrs
 import pytest
 
-from events_core import EventConfig, EventMessage, PublishError
+from events_core import EventConfig, EventMessage, PublishError, create_client
 from events_core.integrations.outbox import Outbox, OutboxStats
 from tests.core.network_memory import NetworkClient, outage, stall
 
@@ -325,6 +325,23 @@ def test_messages_survive_their_event_loop() -> None:
         assert list(dict.fromkeys(await place.numbers())) == [0, 1]
 
     run(test)
+
+
+def test_an_outbox_is_closed_in_another_loop() -> None:
+    """It has nothing left to send, and waits for no task of the loop that has ended."""
+    client = create_client("memory://another-loop/orders")
+    outbox = Outbox(client)
+
+    async def put() -> None:
+        outbox.put_nowait(*numbered(0))
+        await until(lambda: outbox.stats.sent == 1)
+
+    async def close() -> OutboxStats:
+        async with client:
+            return await outbox.close()
+
+    asyncio.run(put())
+    assert asyncio.run(close()) == attrs.evolve(NONE, sent=1)
 
 
 def test_a_message_is_prepared_in_the_context_of_its_caller() -> None:
