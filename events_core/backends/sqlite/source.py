@@ -14,7 +14,7 @@ from events_core import Capabilities
 from events_core.backends.sqlite.connection import FileConnection
 from events_core.backends.sqlite.store import Store
 from events_core.backends.sqlite.subscription import Subscription
-from events_core.engine import BrokerError, Delivery, Settlement, Source, uptime
+from events_core.engine import BrokerError, Delivery, Outcome, Settlement, Source, uptime
 
 __all__ = ["LONGEST_WAIT", "SQLiteSource"]
 
@@ -39,6 +39,8 @@ class SQLiteSource(Source):
         self._session = subscription.session
         self._wake = wake
         self._has_failed = False  # whether the last fetch did
+        self._untold: Sequence[Delivery] = ()
+        """Messages that are leased and not with the engine: the log was removed before the lease was confirmed."""
         file.receivers.add(self)
 
     def on(self, store: Store) -> Subscription:
@@ -55,7 +57,7 @@ class SQLiteSource(Source):
         self._tell()
 
     def _take(self, store: Store, limit: int) -> list[Delivery]:
-        deliveries = self.on(store).take(limit)
+        self._untold = deliveries = self.on(store).take(limit)
         # Before the engine gets them: otherwise the loss of an older session would hit these deliveries too.
         self._tell()
         return deliveries
@@ -78,6 +80,10 @@ class SQLiteSource(Source):
             raise
 
     async def _fetch(self, limit: int) -> Sequence[Delivery]:
+        if self._untold:
+            # Those whose lease did not reach the file, or is over, are left alone.
+            await self.settle([Settlement(delivery, Outcome.RETURN) for delivery in self._untold])
+            self._untold = ()
         while True:
             wait = await self._file.run(lambda store: self.on(store).next_due()) - time.time()
             if wait > 0:
@@ -88,6 +94,7 @@ class SQLiteSource(Source):
                 await self._file.watch.changed(min(wait, LONGEST_WAIT))
                 continue
             deliveries = await self._file.write(lambda store: self._take(store, limit))
+            self._untold = ()
             self._subscription.letters.write()
             if deliveries:
                 return deliveries

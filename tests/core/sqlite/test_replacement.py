@@ -179,6 +179,29 @@ def test_engine_sends_again_what_was_under_way(client: Clients, file: Path) -> N
     assert stored(file) == [b"x"]
 
 
+@pytest.mark.parametrize("gone", ["shm", "wal"])
+def test_messages_that_were_taken_when_the_log_was_removed_come(client: Clients, file: Path, gone: str) -> None:
+    """The engine did not get them, and the file says that their receiver has them."""
+
+    async def run() -> None:
+        async with client() as working, await working.subscribe("s") as receiver:
+            connection = working._driver.file.store.connection
+
+            def meddle(statement: str) -> None:
+                if "INSERT INTO deliveries" in statement:
+                    connection.set_trace_callback(None)
+                    file.with_name(f"{file.name}-{gone}").unlink()
+
+            async def prepare() -> None:
+                connection.set_trace_callback(meddle)
+
+            await working._home.run(prepare())
+            await send(working, "x")
+            assert await receive(receiver) == b"x"
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_receiver_joins_again_and_what_it_held_is_expired(client: Clients, file: Path, fresh: Path, way: Way) -> None:
     """It receives everything that its client sends from then on, and nothing is taken for a message that it holds."""
