@@ -110,8 +110,13 @@ class SQLiteSource(Source):
 
     async def renew(self) -> None:
         """Keep everything that is leased."""
-        await self._file.run(lambda store: self.on(store).renew())
+        await self._file.run(self._renew)
         self._tell()
+
+    def _renew(self, store: Store) -> None:
+        # The receiver may have closed while this waited for a lock.  Then renewing would let it join again.
+        if self in self._file.receivers:
+            self.on(store).renew()
 
     async def close(self) -> None:
         self._file.receivers.discard(self)

@@ -226,6 +226,22 @@ def test_one_receiver_without_its_subscription_leaves_others_their_leases(client
     assert asyncio.run(run()) == [(1,)]
 
 
+def test_upkeep_does_not_bring_back_a_receiver_that_has_closed(client: Clients, file: Path) -> None:
+    """Q1: its renewal waits for the lock of another process, and gets it after the close."""
+
+    async def run() -> None:
+        async with client() as working:
+            receiver = await working.subscribe()
+            (source,) = working._driver.file.receivers
+            await receiver.close(timeout=0)
+            await working._home.run(source.renew())
+            with closing(sqlite3.connect(file)) as connection:
+                for table in ("sessions", "subscriptions"):
+                    assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+
+    asyncio.run(run())
+
+
 def let_sessions_lapse(file: Path) -> None:
     """End all sessions, as a receiver does that takes over: their messages may be taken again."""
     with closing(sqlite3.connect(file)) as connection, connection:
