@@ -372,16 +372,25 @@ class MemorySource(Source):
         return item.delivery
 
     def _reclaim(self, now: float) -> tuple[list[MemorySource], list[MemorySource]]:
-        """Take back the messages that any receiver of the subscription has held beyond its lease, as failed attempts.
+        """Take back the messages that any receiver of the subscription has held beyond its lease.
+
+        Of a key only the first message has failed, because the others waited behind it (R10).
 
         Return the sources to wake, and the sources whose leases lapsed.
         """
         wakes: list[MemorySource] = []
         lapsed: list[MemorySource] = []
+        failed: set[str] = set()
         for source in self._of.sources:
             while source._held and next(iter(source._held)).deadline <= now:
                 item = next(iter(source._held))
-                wakes += source._take_back(item, NACK, redelivery_delay(item.attempts), now)
+                key = item.ordering_key if source.capabilities.ordering != "none" else None
+                if key in failed:
+                    wakes += source._take_back(item, RETURN, 0.0, now)
+                else:
+                    wakes += source._take_back(item, NACK, redelivery_delay(item.attempts), now)
+                if key is not None:
+                    failed.add(key)
                 lapsed.append(source)
         return wakes, lapsed
 

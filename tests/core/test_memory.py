@@ -163,6 +163,30 @@ def test_a_missing_subscription_is_told_with_the_nearest() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(("ordering", "attempts"), [("true", [2, 1]), ("false", [2, 2])])
+def test_an_expiry_fails_the_first_message_of_a_key(ordering: str, attempts: list[int]) -> None:
+    """R10: the later ones waited behind it, so they count no attempt.  Without order, each of them fails."""
+
+    async def scenario() -> None:
+        config = EventConfig(f"expiring-{ordering}", options={"ordering": ordering}, backend="memory")
+        async with (
+            create_client(EventConfig(config.topic_name, backend="memory")) as sending,
+            create_client(config) as holding,
+            create_client(config) as taking,
+            holding.subscribe("s") as held,
+            taking.subscribe("s") as other,
+        ):
+            await sending.send_messages([EventMessage(data, ordering_key="k") for data in (b"1", b"2")])
+            assert len(await held.receive_messages(2)) == 2
+            for item in held._source._held:  # type: ignore[attr-defined]
+                item.deadline = 0.0
+            again = await other.receive_messages(2, 60)
+            assert [message.data for message in again] == [b"1", b"2"]
+            assert [message.delivery_attempt for message in again] == attempts
+
+    asyncio.run(scenario())
+
+
 def test_a_letter_is_logged_by_the_receiver_that_moves_it(caplog: pytest.LogCaptureFixture) -> None:
     """R12: also if a receiver of another client held the message too long."""
 
