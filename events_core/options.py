@@ -158,7 +158,10 @@ class CommonOptions:
         help="Longest time for which a receiver keeps an unsettled message.",
     )
     max_delivery_attempts: int | None = option(
-        default=None, minimum=1, help="Failed deliveries after which a message goes to dead_letter_topic."
+        default=None,
+        minimum=1,
+        maximum=_INT64,
+        help="Failed deliveries after which a message goes to dead_letter_topic.",
     )
     dead_letter_topic: str | None = option(
         default=None, help="Topic for messages that failed max_delivery_attempts times."

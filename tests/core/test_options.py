@@ -222,11 +222,18 @@ def test_did_you_mean_is_silent_when_nothing_is_near() -> None:
     assert did_you_mean("kafka", ["memory", "sqlite"]) == ""
 
 
-@pytest.mark.parametrize("name", ["max_outstanding_messages", "max_outstanding_bytes"])
-def test_a_bound_that_no_broker_can_be_told_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("max_outstanding_messages", {}),
+        ("max_outstanding_bytes", {}),
+        ("max_delivery_attempts", {"dead_letter_topic": "failed"}),
+    ],
+)
+def test_a_bound_that_no_broker_can_be_told_is_refused(name: str, others: dict[str, str]) -> None:
     """O1: the error comes from the configuration, and not from the request that would carry the number."""
-    assert f"option '{name}'" in refusal(**{name: str(2**63)})
-    assert getattr(read(**{name: str(2**63 - 1)}), name) == 2**63 - 1
+    assert getattr(read(**{name: str(2**63 - 1)}, **others), name) == 2**63 - 1
+    assert f"option '{name}'" in refusal(**{name: str(2**63)}, **others)
 
 
 def test_a_value_is_checked_as_its_option_says() -> None:

@@ -257,7 +257,7 @@ class Store:
         # The id of a message is the time of its insertion in microseconds, or a larger number.  Messages past the
         # retention may still be in the file, until a sweep deletes them.
         retention = self._retention()
-        return int((time.time() - retention) * 1e6) if retention else 0
+        return int(max(0.0, time.time() - retention) * 1e6) if retention else 0
 
     def _retention(self) -> float:
         return float(self._value(_RETENTION, {"topic": self.topic_id}))

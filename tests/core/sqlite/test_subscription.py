@@ -59,6 +59,15 @@ def test_receivers_of_one_subscription_share_its_messages(store: Stores) -> None
     assert first.take(9) == []
 
 
+@pytest.mark.parametrize("retention", ["0", "60", "1e18", "1e308"])
+def test_a_subscription_that_starts_early_gets_what_is_kept(store: Stores, retention: str) -> None:
+    """The retention may be longer than the clock can tell."""
+    opened = store(start="earliest", retention=retention)
+    Subscription(opened, "s")
+    publish(opened, "a")
+    assert texts(Subscription(opened, "t").take(9)) == ["a"]
+
+
 def test_subscriptions_each_get_every_message(store: Stores) -> None:
     """They do not disturb each other."""
     opened = store()
