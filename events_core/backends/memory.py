@@ -145,6 +145,7 @@ class _Topic:
                 push(_Item(stored))
         if self.retention:
             self.kept += messages
+            self.prune(time.monotonic())
 
     def prune(self, now: float) -> None:
         while self.kept and self.kept[0].stored_at < now - self.retention:
@@ -246,7 +247,6 @@ class MemoryDriver(Driver[MemoryOptions]):
         stored = [_Stored(each.data, each.attributes, each.ordering_key, now, when) for each in messages]
         with _lock:
             sources = self.store(self._topic, stored)
-            self._topic.prune(now)
         for source in sources:
             source.wake()
         return [each.message_id for each in stored]

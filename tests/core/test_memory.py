@@ -187,6 +187,29 @@ def test_an_expiry_fails_the_first_message_of_a_key(ordering: str, attempts: lis
     asyncio.run(scenario())
 
 
+def test_a_topic_keeps_letters_no_longer_than_other_messages() -> None:
+    """Letters past the retention go although nobody sends to their topic or joins it."""
+
+    async def scenario() -> None:
+        options = {"dead_letter_topic": "kept-failed", "max_delivery_attempts": "1"}
+        config = EventConfig("keeping", options=options, backend="memory")
+        letters = EventConfig("kept-failed", options={"retention": "1e-6"}, backend="memory")
+        async with (
+            create_client(config) as client,
+            create_client(letters) as keeping,
+            client.subscribe("s") as receiver,
+        ):
+            await keeping.ping()
+            for _ in range(5):
+                await client.send_message(EventMessage(b"x"))
+                message = await receiver.receive_message()
+                assert message is not None
+                await receiver.reject(message)
+            assert len(keeping._driver._topic.kept) <= 1  # type: ignore[attr-defined]
+
+    asyncio.run(scenario())
+
+
 def test_a_letter_is_logged_by_the_receiver_that_moves_it(caplog: pytest.LogCaptureFixture) -> None:
     """R12: also if a receiver of another client held the message too long."""
 
