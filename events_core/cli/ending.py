@@ -2,7 +2,7 @@
 
 A signal must not cut a command off between writing a line and acknowledging its message.  So a signal cancels the
 command's task once (:class:`Ending`), and the command closes its client within :data:`_CLOSE_SECONDS`.  From then on
-the signal has its default action again: a second Ctrl-C ends the process at once.
+all signals have their default action again: a second one ends the process at once.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ async def _guarded(command: Callable[[Ending], Coroutine[Any, Any, None]]) -> No
     for number, code in _CODES.items():
         # nohup and the background jobs of a shell ignore signals, and must go on doing so.
         if signal.getsignal(number) is not signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(number, partial(_end_by_signal, ending, number, code))
+            asyncio.get_running_loop().add_signal_handler(number, partial(_end_by_signal, ending, code))
     try:
         await command(ending)
     except asyncio.CancelledError:
@@ -76,9 +76,11 @@ async def _guarded(command: Callable[[Ending], Coroutine[Any, Any, None]]) -> No
         raise ending.reason from None
 
 
-def _end_by_signal(ending: Ending, number: signal.Signals, code: ExitCode) -> None:
-    asyncio.get_running_loop().remove_signal_handler(number)
-    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+def _end_by_signal(ending: Ending, code: ExitCode) -> None:
+    loop = asyncio.get_running_loop()
+    for each in _CODES:
+        if loop.remove_signal_handler(each):  # it has none if the signal is ignored
+            signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
     ending.request(CommandError("", code))
 
 

@@ -582,6 +582,28 @@ def test_a_signal_ends_it_although_nobody_reads(shell: Shell) -> None:
     assert len(shell.received()) == 11
 
 
+SIGNALLED_TWICE = """
+import asyncio, os, signal
+from events_core.cli.ending import run
+
+async def command(ending):
+    os.kill(os.getpid(), signal.SIGINT)
+    try:
+        await asyncio.sleep(600)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(1)
+
+run(command)
+"""
+
+
+def test_a_second_signal_of_another_kind_ends_it_at_once() -> None:
+    """The command has been asked to end, and is closing its client."""
+    done = subprocess.run([sys.executable, "-c", SIGNALLED_TWICE], capture_output=True, timeout=BOUND, check=False)
+    assert done.returncode == -signal.SIGTERM
+
+
 def test_an_ignored_signal_stays_ignored(shell: Shell) -> None:
     """Under nohup the end of the terminal does not end it."""
     shell.run("send", URL, stdin=numbers(1))
