@@ -117,7 +117,7 @@ class WebSocketServerWithEvents:
     seconds.  A handler that runs for longer goes on without events, and the log says so.
 
     :param handler: serves one connection, as for ``websockets.asyncio.server.serve``.
-    :param client: publishes the events.  The server owns it from now on, and closes it.
+    :param client: publishes the events.  The server owns it from now on, and closes it, also if it cannot start.
     :param host: address to listen at.
     :param port: port to listen at; 0 is any free one.
     :param events: the choice of what is published.
@@ -204,7 +204,11 @@ class WebSocketServerWithEvents:
             events.disconnected(connection.close_code)
 
     async def __aenter__(self) -> Self:
-        self._server = await self._start()
+        try:
+            self._server = await self._start()
+        except (Exception, asyncio.CancelledError):
+            await self.close()  # the block is not entered, so nobody else would close the client
+            raise
         return self
 
     async def __aexit__(

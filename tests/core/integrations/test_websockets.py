@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -89,6 +90,21 @@ def test_the_client_is_closed_with_the_server() -> None:
         client = create_client(unused_url())
         async with WebSocketServerWithEvents(echo, client, "127.0.0.1", 0):
             await client.ping(60)
+        with pytest.raises(EventRuntimeError, match="closed"):
+            await client.send_message(EventMessage(b""))
+
+    run(test)
+
+
+def test_the_client_is_closed_if_the_server_cannot_start() -> None:
+    """The error goes on, and the client that the server owns does not stay open."""
+
+    async def test() -> None:
+        client = create_client(unused_url())
+        await client.ping(60)
+        with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+            async with WebSocketServerWithEvents(echo, client, "127.0.0.1", taken.getsockname()[1]):
+                pass
         with pytest.raises(EventRuntimeError, match="closed"):
             await client.send_message(EventMessage(b""))
 
