@@ -9,7 +9,7 @@ import pytest
 
 from events_core import ErrorCode, EventMessage, PublishError, ReceiveError
 
-from ..receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, settle_all, take
+from ..receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, settle_all, take, take_after
 from .console import Console, add_redrive
 from .disturbed import disturbed, outcome
 from .server import Server
@@ -34,6 +34,25 @@ def test_a_deleted_queue_is_created_again(console: Console, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         asyncio.run(asyncio.wait_for(scenario(), 120))
     assert f"{console.subscription!r} was deleted and has been created again" in caplog.text
+
+
+@pytest.mark.parametrize(("code", "status"), [("Throttling", 400), ("AuthorizationError", 403)])
+def test_a_queue_that_was_created_again_is_subscribed_in_the_end(console: Console, code: str, status: int) -> None:
+    """F1: also if that failed at first; nothing says NOT_FOUND then, because the queue exists."""
+
+    async def scenario() -> None:
+        async with disturbed(console) as (proxy, both, receiver):
+            (link,) = await console.subscriptions()
+            await console.sns.unsubscribe(SubscriptionArn=link["SubscriptionArn"])
+            proxy.refuse("Subscribe", code, status=status)
+            await console.delete_queue()
+            taking = asyncio.create_task(take_after(receiver, ErrorCode.NOT_FOUND))
+            while not await console.subscriptions():
+                await asyncio.sleep(0.05)
+            await both.send_message(EventMessage(b"x"))
+            assert (await taking).data == b"x"
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_a_deleted_queue_is_told_where_nothing_may_be_created(console: Console) -> None:

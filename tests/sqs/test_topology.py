@@ -189,8 +189,9 @@ def test_a_failed_creation_leaves_the_queue_of_another_client(console: Console) 
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
-def test_a_failed_creation_leaves_no_ephemeral_queue(console: Console) -> None:
-    """Q1: nobody else can have its name."""
+@pytest.mark.parametrize("sees_links", [True, False])
+def test_a_failed_creation_leaves_no_ephemeral_queue(console: Console, sees_links: bool) -> None:
+    """Q1: nobody else can have its name; also if SNS refuses to tell whether the queue was subscribed."""
 
     async def scenario() -> None:
         async with (
@@ -198,7 +199,10 @@ def test_a_failed_creation_leaves_no_ephemeral_queue(console: Console) -> None:
             faulty(console.server.url) as proxy,
             console.client(subscription="", endpoint_url=proxy.url) as both,
         ):
+            await both.ping(PATIENCE)
             proxy.refuse("Subscribe", "AuthorizationError", status=403)
+            if not sees_links:
+                proxy.refuse("ListSubscriptionsByTopic", "AuthorizationError", status=403, times=FOREVER)
             assert await refused(both, None, "subscribe queue") is ErrorCode.PERMISSION_DENIED
             assert proxy.count("CreateQueue") == 1
             found = await console.sqs.list_queues(QueueNamePrefix=console.topic)

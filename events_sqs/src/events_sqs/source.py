@@ -71,6 +71,9 @@ class SQSSource(Source):
         self.local_attempts = None if queue.redrives else options.max_delivery_attempts
         self._context = context
         self._is_ephemeral = queue.is_ephemeral
+        self._must_restore = False
+        """True from ``NOT_FOUND`` until the queue is restored.  A restore that failed may have created the queue and
+        not subscribed it, and then no request says ``NOT_FOUND`` again."""
         self._letters = Letters(
             context.store_letter,
             topic_name=context.topic_name,
@@ -83,33 +86,43 @@ class SQSSource(Source):
         self._polls = Polls(calls.receive, self._settling.give_back, options.wait_time, is_fifo=queue.is_fifo)
 
     async def fetch(self, limit: int) -> Sequence[Delivery]:
+        restore = self._context.restore
+        if self._must_restore and restore is not None:
+            await self._restore(restore)
         try:
             received = await self._polls.receive(limit)
         except BrokerError as error:
-            if error.code is not ErrorCode.NOT_FOUND or self._context.restore is None:
+            if error.code is not ErrorCode.NOT_FOUND or restore is None:
                 raise
-            await self._restore(self._context.restore, error)
+            await self._restore(restore)
         try:
             return await self._fresh(received)
         except BaseException:
             self._polls.keep(received)
             raise
 
-    async def _restore(self, restore: Callable[[], Awaitable[None]], error: BrokerError) -> NoReturn:
+    async def _restore(self, restore: Callable[[], Awaitable[None]]) -> NoReturn:
         """Create the queue again, which was deleted (F1).
 
         :raises BrokerError: always.  A retryable one makes the engine fetch again.
         """
+        self._must_restore = True
         try:
             await restore()
-        except BrokerError as why:
-            raise (error if why.code is ErrorCode.PERMISSION_DENIED else why) from why
+        except BrokerError as error:
+            if error.code is not ErrorCode.PERMISSION_DENIED:
+                raise
+            raise BrokerError(
+                f"the queue of subscription {self.subscription!r} was deleted and may not be restored: {error}",
+                ErrorCode.NOT_FOUND,
+            ) from error
+        self._must_restore = False
         raise BrokerError(
             f"the queue of subscription {self.subscription!r} was deleted and has been created again; the messages in "
             "it are lost",
             ErrorCode.UNAVAILABLE,
             retryable=True,
-        ) from error
+        )
 
     async def _fresh(self, received: Sequence[Delivery]) -> Sequence[Delivery]:
         """Extend the leases of what had to wait here, and leave out what SQS has taken back.

@@ -197,8 +197,10 @@ class Topology:
             return await self._link(topic, queue)
         except BaseException:  # also when cancelled
             if tags:
+                with suppress(BrokerError):  # the answer may be all that was lost
+                    await self._unlink(topic, queue)
                 with suppress(BrokerError):
-                    await self.delete(topic, queue)
+                    await self._delete_queue(queue)
             raise
 
     async def delete_subscription(self, topic: Topic, subscription: str) -> None:
@@ -214,6 +216,9 @@ class Topology:
         if self._is_sns:
             with _unless(ErrorCode.NOT_FOUND):  # the topic was deleted
                 await self._unlink(topic, queue)
+        await self._delete_queue(queue)
+
+    async def _delete_queue(self, queue: Queue) -> None:
         with translated(f"delete queue {queue.name!r}"):
             await self._services.sqs.delete_queue(QueueUrl=queue.url)
 
