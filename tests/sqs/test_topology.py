@@ -227,6 +227,45 @@ def test_deleting_a_subscription_leaves_nothing(either: Console) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
+def test_a_subscription_of_another_topic_is_not_deleted(console: Console) -> None:
+    """Q1: both topics may have the same name for the queue; there is none here, and the other topic keeps its own."""
+    same = {"queue_name": "{subscription}", "subscription": console.topic}
+
+    async def scenario() -> None:
+        async with (
+            console,
+            console.client(**same) as owner,
+            console.client(f"{console.topic}-other", **{**same, "subscription": ""}) as other,
+            owner.subscribe() as receiver,
+        ):
+            with pytest.raises(ReceiveError, match="is not subscribed") as caught:
+                await other.delete_subscription(console.topic)
+            assert caught.value.code is ErrorCode.NOT_FOUND
+            await owner.send_message(EventMessage(b"x"))
+            assert (await take(receiver)).data == b"x"
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_queue_that_was_never_subscribed_is_deleted(console: Console) -> None:
+    """Q1: creating the subscription failed halfway; the policy of the queue says whose it is."""
+
+    async def scenario() -> None:
+        async with (
+            console,
+            faulty(console.server.url) as proxy,
+            console.client(subscription="", endpoint_url=proxy.url) as both,
+        ):
+            await both.ping(PATIENCE)
+            proxy.refuse("Subscribe", "AuthorizationError", status=403)
+            assert await refused(both, "s", "subscribe queue") is ErrorCode.PERMISSION_DENIED
+            assert await console.has_queue()
+            await both.delete_subscription("s")
+            assert not await console.has_queue()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
 def test_a_bare_queue_keeps_what_was_sent_before(bare: Console) -> None:
     """Q3: its topic and its only subscription are one."""
 

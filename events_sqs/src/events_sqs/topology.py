@@ -208,7 +208,24 @@ class Topology:
 
         :raises BrokerError: ``NOT_FOUND`` if there is none.
         """
-        await self.delete(topic, await self._look_for_queue(self.queue_name(topic, subscription)))
+        queue = await self._look_for_queue(self.queue_name(topic, subscription))
+        if self._is_sns and not await self._belongs(topic, queue):
+            raise BrokerError(
+                f"queue {queue.name!r} is not subscribed to {topic} and its policy is not for it, so it is no "
+                f"subscription {subscription!r}; delete the queue yourself if nobody needs it",
+                ErrorCode.NOT_FOUND,
+            )
+        await self.delete(topic, queue)
+
+    async def _belongs(self, topic: Topic, queue: Queue) -> bool:
+        """Return whether *queue* is subscribed to *topic*, or was created for that.
+
+        Queues of two topics may have the same name.
+        """
+        with _unless(ErrorCode.NOT_FOUND):  # the topic was deleted
+            if await self._find_link(topic, queue):
+                return True
+        return lets_send(queue.policy, queue.arn, topic.address) is True
 
     async def delete(self, topic: Topic, queue: Queue) -> None:
         """Delete *queue*, and its subscription first: without it, nobody would find that any more."""
