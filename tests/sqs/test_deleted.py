@@ -177,13 +177,17 @@ def test_a_deleted_topic_is_created_again_for_a_receiver(console: Console) -> No
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
-def test_a_letter_is_kept_when_its_topic_was_deleted(console: Console) -> None:
-    """R12: the dead-letter topic is created again with the queue of the letters."""
+@pytest.mark.parametrize("had_queue", [True, False])
+def test_a_letter_is_kept_when_its_topic_was_deleted(console: Console, had_queue: bool) -> None:
+    """R12: the dead-letter topic is created again with the queue of the letters, also if that was there before."""
     letters = f"{console.topic}-dead"
     options = {"dead_letter_topic": letters, "max_delivery_attempts": "2", "dead_letter_subscription": "kept"}
 
     async def scenario() -> None:
-        async with console, console.client(**options) as both, both.subscribe() as receiver:
+        async with console, console.client(**options) as first, console.client(**options) as both:
+            if had_queue:
+                await (await first.subscribe()).close()
+            receiver = await both.subscribe()
             await both.send_message(EventMessage(b"x"))
             message = await take(receiver)
             await console.sns.delete_topic(TopicArn=f"{console.topic_arn}-dead")

@@ -75,7 +75,10 @@ class Topology:
         self._options = options
         self._is_sns = options.topology == "sns"
         self._linked_queues: dict[str, dict[str, Queue]] = {}
-        """The queues that this client has subscribed or joined, by their ARNs, for each topic that it has found."""
+        """The queues that this client has subscribed or joined, by their ARNs, for each topic that it has found.
+
+        A queue of letters that others have created has no URL here.
+        """
         self._deleted: set[str] = set()
         """Topics that were deleted.  Nothing may be sent to one until :meth:`find_topic` has subscribed its queues."""
 
@@ -251,8 +254,13 @@ class Topology:
         if not self._is_sns:
             return True
         async for link in self._links(topic):
-            if not is_ephemeral(link["Endpoint"].rpartition(":")[2]):
-                return True
+            arn = link["Endpoint"]
+            name = arn.rpartition(":")[2]
+            if is_ephemeral(name):
+                continue
+            if link["Protocol"] == "sqs":  # to subscribe it again if the topic is deleted
+                self._remembered(topic, Queue(name, "", arn, topic.is_fifo, link=link["SubscriptionArn"]))
+            return True
         if self._options.create == "never":
             return False
         await self.join(topic, subscription)
