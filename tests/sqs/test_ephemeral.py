@@ -76,6 +76,40 @@ def test_an_ephemeral_subscription_ends_with_its_receiver(server: Server) -> Non
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
+@pytest.mark.parametrize("is_cut", [True, False])
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_an_ephemeral_queue_that_could_not_be_deleted_is_deleted_later(
+    server: Server, is_cut: bool, is_closed: bool
+) -> None:
+    """Q1: leaving the block of a receiver has little time; the next maintenance deletes it, and so does the close."""
+
+    async def scenario() -> None:
+        console = Console(server, subscription="")
+        async with console, faulty(server.url) as proxy:
+            # Without the engine, which gives each close a bounded time.
+            driver = console.client(endpoint_url=proxy.url)._driver
+            await driver.open()
+            source = await driver.subscribe(None, lambda: None)
+            if is_cut:
+                proxy.hold("Unsubscribe")
+            else:
+                proxy.refuse("Unsubscribe", "Throttling")
+            closing = asyncio.create_task(source.close())
+            if is_cut:
+                await until(lambda: proxy.count("Unsubscribe") > 0)
+                closing.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
+            assert len(await queues(console)) == 1
+            if not is_closed:
+                await driver.maintain()
+                assert await queues(console) == []
+            await driver.close()
+            assert await queues(console) == []
+            assert await console.subscriptions() == []
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
 def test_expired_queues_are_removed_by_other_clients(server: Server) -> None:
     """Q1: with their subscriptions; one that has not expired stays, and so does any other with a similar name."""
 

@@ -7,6 +7,7 @@ which only configures a client does not wait for it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -55,6 +56,7 @@ class SQSDriver(Driver[SQSOptions]):
         self.wants_ids = options.carries_ids or options.is_fifo
         self._sample_id = "0" * 32 if options.carries_ids else None
         self._services: Services | None = None
+        self._at_close = AsyncExitStack()
 
     def _problems(self) -> Iterator[str]:
         if self.project_id:
@@ -83,10 +85,12 @@ class SQSDriver(Driver[SQSOptions]):
 
         options = self.options
         self._services = services = await Services.open(options)
+        self._at_close.push_async_callback(services.close)
         try:
             self.topology: Topology = Topology(services, options)
             self._topic: Topic = await self.topology.find_topic(self.topic_name)
             self._ephemeral: EphemeralQueues = EphemeralQueues(services, self.topology, self._topic, options)
+            self._at_close.push_async_callback(self._ephemeral.remove_left)
             self._sender: Sender = Sender(services, self._topic, options.request_bytes)
             self._letters: Sender | None = None
             if options.subscription is not None and options.create != "never" and options.topology == "sns":
@@ -216,6 +220,7 @@ class SQSDriver(Driver[SQSOptions]):
     async def maintain(self) -> None:
         await self._ephemeral.renew()
         await self._ephemeral.remove_expired()
+        await self._ephemeral.remove_left()
 
     async def ping(self) -> None:
         await self.topology.look_for_topic(self.topic_name)
@@ -228,9 +233,8 @@ class SQSDriver(Driver[SQSOptions]):
         return native
 
     async def close(self) -> None:
-        services, self._services = self._services, None
-        if services is not None:
-            await services.close()
+        self._services = None
+        await self._at_close.aclose()
 
 
 def _import_aiobotocore() -> None:

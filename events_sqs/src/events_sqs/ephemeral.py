@@ -6,6 +6,7 @@ was killed, nobody does, and another client of the topic removes the queue and i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import re
@@ -53,6 +54,8 @@ class EphemeralQueues:
         self._options = options
         self._own: dict[str, Queue] = {}
         """Those of this client, by their URLs."""
+        self._left: dict[str, Queue] = {}
+        """Those whose receivers are closed, until they are deleted; by their URLs."""
         self._is_forbidden = False
         """True if this client may not remove the queues of others."""
 
@@ -75,10 +78,28 @@ class EphemeralQueues:
         return str(int(time.time() + self._options.ephemeral_idle))
 
     async def remove(self, queue: Queue) -> None:
-        """Delete a queue of this client."""
+        """Delete a queue of this client.
+
+        If that fails, or has too little time, :meth:`remove_left` does it later.
+        """
         own = self._own.pop(queue.url, None)
         if own is not None:
-            await self._topology.delete(self._topic, own)
+            own = self._left[own.url] = self._topology.forget(self._topic, own)
+            await self._remove(own)
+
+    async def remove_left(self) -> None:
+        """Delete the queues whose receivers are closed, if that has failed before.
+
+        :raises BrokerError: if it fails again for one of them.
+        """
+        for result in await asyncio.gather(*map(self._remove, self._left.values()), return_exceptions=True):
+            if result is not None:
+                raise result
+
+    async def _remove(self, queue: Queue) -> None:
+        with _unless_gone():
+            await self._topology.delete(self._topic, queue)
+        self._left.pop(queue.url, None)
 
     async def renew(self) -> None:
         """Let the queues of this client live on."""
