@@ -19,13 +19,13 @@ from .faults import FOREVER
 from .server import KEY, SECRET, Server
 
 
-def script_of(folder: Path, key: str, secret: str) -> tuple[Path, Path]:
-    """Write a configuration of AWS whose profile *shop* runs a program for its credentials.
+def script_of(folder: Path, key: str, secret: str, hours: int = 1) -> tuple[Path, Path]:
+    """Write a configuration of AWS whose profile *shop* runs a program for its credentials, which end in *hours*.
 
     Return the file, and a file with a line for each run of the program.
     """
     runs, program, config = folder / "runs", folder / "program.py", folder / "config"
-    expires = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    expires = (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
     given = {"Version": 1, "AccessKeyId": key, "SecretAccessKey": secret, "SessionToken": "", "Expiration": expires}
     program.write_text(f"open({str(runs)!r}, 'a').write('run\\n')\nprint({json.dumps(given)!r})\n")
     config.write_text(f"[profile shop]\nregion = us-east-1\ncredential_process = {sys.executable} {program}\n")
@@ -53,6 +53,22 @@ def test_expired_credentials_are_fetched_again(
             await both.send_message(EventMessage(b"x"))
             assert (await take(receiver)).data == b"x"
             assert len(runs.read_text().splitlines()) > before
+
+    asyncio.run(scenario())
+
+
+def test_credentials_that_are_expired_when_they_are_fetched_are_told(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F1: such as those from a stale cache; botocore has no exception of its own for them."""
+    config, _ = script_of(tmp_path, KEY, SECRET, hours=-1)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+
+    async def scenario() -> None:
+        async with console, console.client(profile="shop", access_key_id="", secret_access_key="") as client:
+            with pytest.raises(EventError, match="still expired") as caught:
+                await client.ping(PATIENCE)
+            assert outcome(caught.value) == (ErrorCode.UNAUTHENTICATED, False)
 
     asyncio.run(scenario())
 

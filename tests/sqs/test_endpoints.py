@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from events_core import ErrorCode, EventConfig, EventError
+from events_core.engine import BrokerError
 from events_sqs import SQSClient
 from events_sqs.options import SQSOptions
 from events_sqs.session import Services, endpoint_of
@@ -35,6 +36,18 @@ def test_an_endpoint_of_aws_is_for_one_service() -> None:
         finally:
             await services.close()
         assert found == [VPC, AWS.format("sns"), AWS.format("sts")]
+
+    asyncio.run(scenario())
+
+
+def test_an_endpoint_of_the_environment_that_cannot_be_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """O1: botocore refuses names with '_', which are usual in Compose."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://local_stack:4566")
+
+    async def scenario() -> None:
+        with pytest.raises(BrokerError, match="local_stack") as caught:
+            await Services.open(SQSOptions(region=REGION, access_key_id=KEY, secret_access_key=SECRET))
+        assert caught.value.code is ErrorCode.INVALID
 
     asyncio.run(scenario())
 

@@ -10,6 +10,11 @@ from events_sqs import SQSClient, SQSOptions
 REFUSED = [
     ({"account_id": "1234"}, "account_id"),
     ({"endpoint_url": "localhost:4566"}, "endpoint_url"),
+    ({"endpoint_url": "http://local_stack:4566"}, "endpoint_url"),
+    ({"endpoint_url": "http://[::1:4566"}, "endpoint_url"),
+    ({"endpoint_url": "http://localhost:99999"}, "endpoint_url"),
+    ({"endpoint_url": "http://:4566"}, "endpoint_url"),
+    ({"endpoint_url": "http://local stack:4566"}, "endpoint_url"),
     ({"proxy": "me:s3cret@proxy"}, "proxy"),
     ({"access_key_id": "s3cret"}, "secret_access_key"),
     ({"secret_access_key": "s3cret"}, "access_key_id"),
@@ -85,8 +90,11 @@ def test_a_project_is_refused() -> None:
         ("t" * 251, {"ordering": "true"}),
         ("orders", {"dead_letter_topic": "dead", "max_delivery_attempts": "5", "dead_letter_subscription": "d"}),
         ("orders", {"proxy": "http://me:secret@proxy:3128"}),
+        ("orders", {"proxy": "http://corporate_proxy"}),
+        ("orders", {"endpoint_url": "http://[::1]:4566"}),
+        ("orders", {"endpoint_url": "https://local-stack.shop.example.:4566/aws"}),
     ],
-    ids=["role", "keys", "queue_name", "queue", "topic", "letters", "proxy"],
+    ids=["role", "keys", "queue_name", "queue", "topic", "letters", "proxy", "proxy with _", "IPv6", "path"],
 )
 def test_options_that_work_together_are_taken(topic: str, options: dict[str, str]) -> None:
     """Options within the limits make a client, without a region and without I/O."""

@@ -200,6 +200,12 @@ _LOCAL: tuple[tuple[type[Exception], _Meaning], ...] = (
 )
 """The meaning of exceptions that the client raises without an answer of AWS; the first one that fits counts."""
 
+_BARE = {
+    "credentials are still expired": _EXPIRED_TOKEN,
+    "Invalid endpoint": _Meaning(ErrorCode.INVALID, advice="check AWS_ENDPOINT_URL; its host may have no '_'"),
+}
+"""The meaning of texts for which botocore has no class of its own: it raises ``RuntimeError`` or ``ValueError``."""
+
 
 @contextmanager
 def translated(asked: str) -> Iterator[None]:
@@ -215,6 +221,12 @@ def translated(asked: str) -> Iterator[None]:
         raise _error(asked, found.get("Code", ""), found.get("Message", ""), status) from shown
     except (BotoCoreError, ResponseParserError, HTTPError, OSError) as error:
         raise _local_error(asked, error) from _shown(error)
+    except (RuntimeError, ValueError) as error:
+        meaning = next((meaning for text, meaning in _BARE.items() if text in str(error)), None)
+        if meaning is None:
+            raise
+        text = _PASSWORD.sub("//", str(error)).rstrip(".")
+        raise BrokerError(f"{asked}: {text}; {meaning.advice}", meaning.code) from _shown(error)
 
 
 def entry_error(asked: str, failed: Mapping[str, Any]) -> BrokerError:

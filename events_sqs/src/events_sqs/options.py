@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import Literal
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -14,6 +15,23 @@ from events_sqs.limits import CARRIED_ID, SNS_MESSAGE_BYTES, SQS_MESSAGE_BYTES
 __all__ = ["SQSOptions"]
 
 _TEMPLATE_PARTS = re.compile(r"{topic}|{subscription}")
+
+
+_LABEL = "(?!-)[A-Za-z0-9-]{1,63}(?<!-)"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?|[0-9a-f.:]+(%.*)?")
+"""The names and addresses that botocore takes (``botocore.utils.is_valid_endpoint_url``)."""
+
+
+def _host_of(url: str) -> str:
+    """Return the host of *url*, or ``""`` if that is no URL for HTTP."""
+    if not re.fullmatch(r"https?://\S+", url):
+        return ""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # out of range raises too
+    except ValueError:
+        return ""
+    return parts.hostname or ""
 
 
 def _template_objection(text: str) -> str:
@@ -133,11 +151,17 @@ class SQSOptions(CommonOptions):
             yield "option 'session_token' needs 'access_key_id' and 'secret_access_key'"
         if self.access_key_id is not None and self.profile is not None:
             yield "options 'access_key_id' and 'profile' are two sources of credentials; give one of them"
-        for name in ("endpoint_url", "proxy"):
-            value = getattr(self, name)
-            if value is not None and not re.match(r"https?://[^/]", value):
-                shown = "its value" if name == "proxy" else repr(value)
-                yield f"option {name!r}: {shown} is no URL such as http://localhost:4566"
+        if self.proxy is not None and not _host_of(self.proxy):
+            yield "option 'proxy': its value is no URL such as http://localhost:3128"
+        if self.endpoint_url is not None:
+            host = _host_of(self.endpoint_url)
+            if not host:
+                yield f"option 'endpoint_url': {self.endpoint_url!r} is no URL such as http://localhost:4566"
+            elif not _HOST.fullmatch(host):
+                yield (
+                    f"option 'endpoint_url': botocore refuses the host of {self.endpoint_url!r}; use a name that "
+                    "has only letters (a to z), digits, '-' and '.'"
+                )
 
     @property
     def is_fifo(self) -> bool:
