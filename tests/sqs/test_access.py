@@ -15,7 +15,7 @@ from events_core import ErrorCode, EventError, EventMessage, PublishError, Recei
 from ..receiving import PATIENCE, take
 from .console import Console
 from .disturbed import disturbed, outcome, refuse_sends, sends
-from .faults import FOREVER
+from .faults import FOREVER, faulty
 from .server import KEY, SECRET, Server
 
 
@@ -53,6 +53,33 @@ def test_expired_credentials_are_fetched_again(
             await both.send_message(EventMessage(b"x"))
             assert (await take(receiver)).data == b"x"
             assert len(runs.read_text().splitlines()) > before
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_of_profile", [True, False])
+def test_expired_credentials_of_a_role_are_fetched_again(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_of_profile: bool
+) -> None:
+    """F1: botocore keeps them in a cache, but they are assumed again."""
+    role = "arn:aws:iam::000000000000:role/shop"
+    config = tmp_path / "config"
+    keys = f"[profile keys]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
+    config.write_text(f"{keys}[profile shop]\nrole_arn = {role}\nsource_profile = keys\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    of_profile = {"profile": "shop", "access_key_id": "", "secret_access_key": ""}
+
+    async def scenario() -> None:
+        options = of_profile if is_of_profile else {"role_arn": role}
+        async with console, faulty(console.server.url) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL_STS", proxy.url)
+            async with console.client(endpoint_url=proxy.url, **options) as both:
+                await both.ping(PATIENCE)
+                before = proxy.count("AssumeRole")
+                assert before > 0
+                refuse_sends(proxy, "ExpiredToken", 403)
+                await both.send_message(EventMessage(b"x"))
+                assert proxy.count("AssumeRole") > before
 
     asyncio.run(scenario())
 

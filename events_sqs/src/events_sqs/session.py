@@ -22,6 +22,7 @@ from aiobotocore.credentials import (
 )
 from aiobotocore.session import AioSession
 from botocore.awsrequest import AWSRequest
+from botocore.credentials import CachedCredentialFetcher
 from botocore.exceptions import NoCredentialsError, UnknownRegionError
 from botocore.loaders import create_loader
 
@@ -115,6 +116,10 @@ class Services:
             return None
         # There is no public way to renew what has not expired by this machine's clock.
         credentials._expiry_time = datetime.now(UTC)
+        # Those of a role come from a cache, which goes by this clock too.
+        fetcher = getattr(credentials._refresh_using, "__self__", None)
+        if isinstance(fetcher, CachedCredentialFetcher):
+            fetcher._cache.clear()
         return 0.0
 
     def _client(self, service: str, **credentials: Any) -> Any:
