@@ -19,6 +19,8 @@ from events_sqs.settling import Settling
 from events_sqs.source import Context, SQSSource
 from events_sqs.topology import Queue
 
+from ..waiting import until
+
 AWAY = BrokerError("away", ErrorCode.UNAVAILABLE, retryable=True)
 DENIED = BrokerError("denied", ErrorCode.PERMISSION_DENIED)
 GONE = BrokerError("gone", ErrorCode.EXPIRED)
@@ -134,6 +136,37 @@ def test_an_extension_that_failed_leaves_no_request_behind(of_an_entry: bool) ->
         with pytest.raises(BrokerError) as caught:
             await extending
         assert (caught.value, answers.ended) == (AWAY, 2)
+
+    asyncio.run(scenario())
+
+
+class Slow(Answers):
+    """Requests of which only the first ten end before the test lets the others end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_end = asyncio.Event()
+
+    async def hide(self, receipts: Sequence[tuple[Receipt, int]]) -> Sequence[BrokerError | None]:
+        if self.hidden:
+            await self.may_end.wait()
+        return await super().hide(receipts)
+
+
+def test_leases_that_end_first_are_extended_first() -> None:
+    """R6: the engine cuts an extension that takes long, and then asks for the same deliveries."""
+
+    async def scenario() -> None:
+        answers = Slow()
+        settling, some = answers.settling(), [delivery(number) for number in range(250)]
+        extending = asyncio.create_task(settling.extend(some))
+        await until(lambda: len(answers.hidden) == 100)
+        extending.cancel()
+        await asyncio.gather(extending, return_exceptions=True)
+        extended, answers.hidden = {*answers.hidden}, []
+        answers.may_end.set()
+        await settling.extend(some)
+        assert not extended & {*answers.hidden[:100]}
 
     asyncio.run(scenario())
 

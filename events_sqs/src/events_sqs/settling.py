@@ -169,6 +169,8 @@ class Settling:
         # An old handle is good for nothing, as above.  It may be old because the process was stopped.
         lost = [each for each in deliveries if each.token.until <= now]
         alive = [each for each in deliveries if each.token.until > now]
+        # The engine cuts this if it takes long, and then asks again.  So those that had no turn come first.
+        alive.sort(key=lambda each: each.token.until)
         places = asyncio.Semaphore(_AT_ONCE)
 
         async def extend(some: Sequence[Delivery]) -> BrokerError | None:
