@@ -248,8 +248,11 @@ def _import_aiobotocore() -> None:
 
 def _capabilities(options: SQSOptions) -> Capabilities:
     full = limits.FULL_CAPABILITIES
-    # A delay and the time for which the message was held may have 12 hours together.
-    longest_delay = limits.LONGEST_LEASE - min(options.max_lease_duration, limits.LONGEST_HOLD)
+    # A delay and the time for which the message was here may have 12 hours together.  The message may be buffered for
+    # one lease and held for another, unless that is longer than the longest hold: then both share one lease.
+    lease = options.max_lease_duration
+    here = 2 * lease if 2 * lease <= limits.LONGEST_HOLD else min(lease, limits.LONGEST_HOLD)
+    longest_delay = limits.LONGEST_LEASE - here
     return attrs.evolve(
         full,
         ordering="subscription" if options.is_fifo else "none",
