@@ -88,6 +88,8 @@ class Broker:
         """The connections that sent requests."""
         self.pulling: set[asyncio.Task[Any]] = set()
         """Pulls that wait for a message, including those that the client has cancelled."""
+        self.streaming = 0
+        """The number of open streams."""
         self._numbers = itertools.count(1)
 
     # What goes wrong
@@ -229,6 +231,7 @@ class Broker:
             yield await self._end(fault, context, types.StreamingPullResponse.pb()())
         pings: asyncio.Queue[bool] = asyncio.Queue()
         listening = asyncio.ensure_future(_listen(requests, pings))
+        self.streaming += 1
         try:
             while True:
                 arriving = asyncio.ensure_future(self._wait(found))
@@ -245,6 +248,7 @@ class Broker:
                 self._deliver(found, response, _RESPONSE_MESSAGES, first.stream_ack_deadline_seconds)
                 yield response
         finally:
+            self.streaming -= 1
             listening.cancel()
 
     async def _wait(self, found: Subscription) -> None:

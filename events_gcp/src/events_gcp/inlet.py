@@ -17,9 +17,9 @@ from events_core.engine import BrokerError, Delivery
 
 __all__ = ["DRAIN_TIMEOUT", "Inlet"]
 
-DRAIN_TIMEOUT = 1.0
-"""Seconds that closing an inlet waits for deliveries on their way.  Closing a receiver has 2 s for this and for giving
-back, so this is half."""
+DRAIN_TIMEOUT = 0.6
+"""Seconds that closing an inlet waits for deliveries on their way.  The shortest close of a receiver has 1 s for this
+and for giving back, which comes after it."""
 
 
 class Inlet(ABC):
@@ -60,5 +60,8 @@ class Inlet(ABC):
         """Wait for one response."""
 
     @abstractmethod
-    async def finish(self) -> Sequence[Delivery]:
-        """Close the inlet, and return the deliveries that had arrived and were not taken."""
+    async def finish(self, unread: list[Delivery]) -> None:
+        """Close the inlet, and add the deliveries that had arrived and were not taken to *unread*.
+
+        If it is cancelled, *unread* has what came until then.
+        """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from events_core.engine import BrokerError, Delivery
@@ -54,14 +55,13 @@ class Pulls(Inlet):
             await asyncio.sleep(began + _MIN_INTERVAL - self._loop.time())
         return pulled.deliveries
 
-    async def finish(self) -> Sequence[Delivery]:
+    async def finish(self, unread: list[Delivery]) -> None:
         if self._task is None:
-            return ()
-        await asyncio.wait([self._task], timeout=DRAIN_TIMEOUT)
+            return
         try:
-            return self.take()
-        except BrokerError:
-            return ()
+            await asyncio.wait([self._task], timeout=DRAIN_TIMEOUT)
+            with suppress(BrokerError):
+                unread += self.take()
         finally:
             if self._task is not None:  # no answer in time: its messages come again when their leases run out
                 self._task.cancel()

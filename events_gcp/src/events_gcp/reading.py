@@ -14,8 +14,8 @@ The deliveries that the inlets brought and the engine has not fetched then go ba
   back earlier, they would come before earlier messages of their key, which the receiver is about to give back.
 
 Everything here runs on the engine's I/O loop.  :meth:`Reader.open`, :meth:`Reader.read` and :meth:`Reader.take` are
-called by ``fetch`` only.  A settlement may stop the reader between two fetches; ``_changing`` lets only one of them
-open or close inlets.
+called by ``fetch`` only.  A settlement may stop the reader between two fetches, and ``finish_fetching`` does so after
+the last one; ``_changing`` lets only one of them open or close inlets.
 """
 
 from __future__ import annotations
@@ -131,9 +131,10 @@ class Reader:
 
     async def _close(self) -> None:
         inlets, self._inlets = self._inlets, []
+        # Deliveries stay in `arrived` until all inlets are closed.  So if this is cancelled, the next close gives them
+        # back.
+        await asyncio.gather(*(inlet.finish(self.arrived) for inlet in inlets))
         unread, self.arrived = self.arrived, []
-        for late in await asyncio.gather(*(inlet.finish() for inlet in inlets)):
-            unread += late
         keeps_order_of = self._joined.keeps_order_of
         self._ordered += [delivery.token for delivery in unread if keeps_order_of(delivery)]
         await self._leases.give_back([delivery.token for delivery in unread if not keeps_order_of(delivery)])

@@ -85,12 +85,12 @@ class GcpSource(Source):
             if not self._reader.arrived:
                 await self._read(limit)
             return self._reader.take(limit)
-        except asyncio.CancelledError:
-            # The receiver is closing and will give messages back.  A stream that is still open would get them again.
-            await self._reader.stop()
-            raise
         finally:
             self._is_fetching = False
+
+    async def finish_fetching(self) -> None:
+        # The receiver gives messages back and settles others.  An open stream would get messages for them.
+        await self._reader.stop()
 
     async def _read(self, limit: int) -> None:
         try:
@@ -199,8 +199,8 @@ class GcpSource(Source):
             raise
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[BrokerError | None]:
-        # An open stream would get again what is given back now.  While a fetch is running, leave the stream to it: the
-        # cancellation of that fetch closes the stream.
+        # An open stream would get again what is given back now.  While a fetch reads it, the receiver is not closing,
+        # and the stream stays open.
         if not self._is_fetching and Outcome.RETURN in [settlement.outcome for settlement in settlements]:
             await self._reader.stop()
         return await self._settling.settle(settlements)

@@ -90,16 +90,15 @@ class Stream(Inlet):
         self._answers_pings |= not response.received_messages  # a response without messages answers a ping
         return decode(response.received_messages)
 
-    async def finish(self) -> Sequence[Delivery]:
+    async def finish(self, unread: list[Delivery]) -> None:
         self._ending.set()
-        unread: list[Delivery] = []
         try:
-            async with asyncio.timeout(DRAIN_TIMEOUT):
-                while True:
-                    await asyncio.wait([self.reading(0)])
-                    unread += self.take()
-        except (BrokerError, TimeoutError):
-            return unread  # read to the end; after a timeout, the rest comes again when its leases run out
+            # Until the end; after a timeout, the rest comes again when its leases run out.
+            with suppress(BrokerError, TimeoutError):
+                async with asyncio.timeout(DRAIN_TIMEOUT):
+                    while True:
+                        await asyncio.wait([self.reading(0)])
+                        unread += self.take()
         finally:
             self._call.cancel()
             await asyncio.gather(*filter(None, [self._talking, self._task]), return_exceptions=True)
