@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,8 @@ class Broker:
         """Pulls that wait for a message, including those that the client has cancelled."""
         self.streaming = 0
         """The number of open streams."""
+        self.keeps_bounds = False
+        """Whether a stream has at most as many unsettled messages as the client allows, as on the service."""
         self._numbers = itertools.count(1)
 
     # What goes wrong
@@ -231,10 +234,16 @@ class Broker:
             yield await self._end(fault, context, types.StreamingPullResponse.pb()())
         pings: asyncio.Queue[bool] = asyncio.Queue()
         listening = asyncio.ensure_future(_listen(requests, pings))
+        brought: set[str] = set()
+
+        def room() -> int:
+            bound = first.max_outstanding_messages if self.keeps_bounds else math.inf
+            return int(min(_RESPONSE_MESSAGES, bound - len(brought & found.out.keys())))
+
         self.streaming += 1
         try:
             while True:
-                arriving = asyncio.ensure_future(self._wait(found))
+                arriving = asyncio.ensure_future(self._wait(found, room))
                 pinged = asyncio.ensure_future(pings.get())
                 await asyncio.wait([arriving, pinged], return_when=asyncio.FIRST_COMPLETED)
                 arriving.cancel()
@@ -245,15 +254,16 @@ class Broker:
                 properties = response.subscription_properties
                 properties.message_ordering_enabled = found.resource.enable_message_ordering
                 properties.exactly_once_delivery_enabled = found.resource.enable_exactly_once_delivery
-                self._deliver(found, response, _RESPONSE_MESSAGES, first.stream_ack_deadline_seconds)
+                self._deliver(found, response, room(), first.stream_ack_deadline_seconds)
+                brought.update(received.ack_id for received in response.received_messages)
                 yield response
         finally:
             self.streaming -= 1
             listening.cancel()
 
-    async def _wait(self, found: Subscription) -> None:
-        """Wait for a message to deliver."""
-        while not found.waiting:
+    async def _wait(self, found: Subscription, room: Callable[[], int] = lambda: 1) -> None:
+        """Wait for a message to deliver, and for room for it."""
+        while not found.waiting or room() < 1:
             found.arrival.clear()
             await found.arrival.wait()
 
@@ -289,6 +299,7 @@ class Broker:
             message = found.out.pop(ack_id, None)
             if message is not None:
                 found.timers.pop(ack_id).cancel()
+                found.arrival.set()  # a stream may have room now
                 self.acknowledged.append(message.message_id)
         return await self._end(fault, context, Empty())
 

@@ -177,6 +177,28 @@ def test_a_pulled_message_is_kept_for_as_long_as_the_subscription_says() -> None
     asyncio.run(receive())
 
 
+def test_the_message_behind_a_long_handler_is_fresh() -> None:
+    """R12: a full receiver acknowledges after a long time; the message that comes then is not sent back."""
+
+    async def receive() -> None:
+        async with serving(Broker()) as broker:
+            broker.keeps_bounds = True
+            broker.subscription("billing", "orders", grace=PATIENCE)
+            options = {"create": "never", "max_outstanding_messages": "1", "ack_deadline": "40"}
+            async with client(emulator_host=broker.address, **options) as both:
+                receiver = await both.subscribe("billing")
+                sent = await both.send_messages([EventMessage(b"0"), EventMessage(b"1")])
+                (first,) = await gather(receiver, 1)
+                await asyncio.sleep(10.5)  # more than a quarter of the lease
+                await receiver.acknowledge(first)
+                (second,) = await gather(receiver, 1)
+                assert second.message_id == sent[1]
+                assert (sent[1], 0) not in broker.modified
+                await receiver.acknowledge(second)
+
+    asyncio.run(receive())
+
+
 # Order
 
 

@@ -3,7 +3,7 @@
 The reader opens all of its inlets together and closes them together.  It closes them
 
 * when one of them fails,
-* when the engine has not fetched for a while, because the leases of unread deliveries run on,
+* when deliveries have waited for the engine for a while, because their leases run on,
 * when the streams were told a smaller bound than there is room for now,
 * when the receiver closes.
 
@@ -64,6 +64,8 @@ class Reader:
         self._changing = asyncio.Lock()
         self._opened_at = math.inf
         self._read_at = math.inf
+        self._arrived_at = math.inf
+        """The time at which the oldest delivery in :attr:`arrived` came."""
         self._patience: float | None = None
         self._bound = 0
         # Ack ids of deliveries with order, to be given back later.
@@ -79,13 +81,11 @@ class Reader:
 
         :param limit: the room, in deliveries.
         """
-        # The engine counts a lease from the end of `fetch`.  What lay here for longer has less left than it thinks.
-        is_stale = asyncio.get_running_loop().time() - self._read_at > self._max_age
         # A stream keeps the bounds that it was opened with.  If the receiver held messages at that time, there is more
         # room once they are settled.
         is_narrow = self._opener.bounds_streams and limit >= 2 * self._bound
         async with self._changing:
-            if self._inlets and (is_stale or is_narrow):
+            if self._inlets and (self._is_stale() or is_narrow):
                 await self._close()
             if not self._inlets:
                 await self._give_back_ordered()
@@ -93,6 +93,16 @@ class Reader:
                 self._opened_at = asyncio.get_running_loop().time()
                 self._bound = limit
                 self._patience = _REFUSED_WITHIN
+
+    def _is_stale(self) -> bool:
+        """Return whether a delivery lay here for so long that its lease has less left than the engine will think.
+
+        The engine counts a lease from the end of ``fetch``.
+        """
+        oldest = min(inlet.unread_since for inlet in self._inlets)
+        if self.arrived:
+            oldest = min(oldest, self._arrived_at)
+        return asyncio.get_running_loop().time() - oldest > self._max_age
 
     async def read(self, limit: int) -> Sequence[Any]:
         """Wait for deliveries, and put them into :attr:`arrived`.
@@ -109,6 +119,7 @@ class Reader:
         if not done and not self._api.is_connected:
             await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
         self._read_at = asyncio.get_running_loop().time()
+        self._arrived_at = min(inlet.unread_since for inlet in self._inlets)
         for inlet in self._inlets:
             self.arrived += inlet.take()
         return [inlet.properties for inlet in self._inlets if inlet.properties is not None]
