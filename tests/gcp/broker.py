@@ -89,11 +89,16 @@ class Broker:
         """The connections that sent requests."""
         self.pulling: set[asyncio.Task[Any]] = set()
         """Pulls that wait for a message, including those that the client has cancelled."""
-        self.streaming = 0
-        """The number of open streams."""
+        self._pings: list[asyncio.Queue[bool]] = []
+        """For each open stream, what ``_listen`` puts there."""
         self.keeps_bounds = False
         """Whether a stream has at most as many unsettled messages as the client allows, as on the service."""
         self._numbers = itertools.count(1)
+
+    @property
+    def streaming(self) -> int:
+        """The number of open streams."""
+        return len(self._pings)
 
     # What goes wrong
 
@@ -240,7 +245,7 @@ class Broker:
             bound = first.max_outstanding_messages if self.keeps_bounds else math.inf
             return int(min(_RESPONSE_MESSAGES, bound - len(brought & found.out.keys())))
 
-        self.streaming += 1
+        self._pings.append(pings)
         try:
             while True:
                 arriving = asyncio.ensure_future(self._wait(found, room))
@@ -258,8 +263,13 @@ class Broker:
                 brought.update(received.ack_id for received in response.received_messages)
                 yield response
         finally:
-            self.streaming -= 1
+            self._pings.remove(pings)
             listening.cancel()
+
+    def end_streams(self) -> None:
+        """End all streams, as the service does now and then."""
+        for pings in self._pings:
+            pings.put_nowait(False)
 
     async def _wait(self, found: Subscription, room: Callable[[], int] = lambda: 1) -> None:
         """Wait for a message to deliver, and for room for it."""

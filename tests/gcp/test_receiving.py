@@ -543,6 +543,31 @@ def test_an_idle_receiver_is_connected_again(console: Console) -> None:
     proxy.close()
 
 
+def test_a_stream_that_ended_leaves_no_handler_idle() -> None:
+    """R5: the next stream is opened while a message is held, and is widened when that message is acknowledged."""
+
+    async def receive() -> None:
+        async with serving(Broker()) as broker:
+            broker.keeps_bounds = True
+            broker.subscription("billing", "orders", grace=PATIENCE)
+            options = {"create": "never", "max_outstanding_messages": "2"}
+            async with client(emulator_host=broker.address, **options) as both:
+                receiver = await both.subscribe("billing")
+                await both.send_messages([EventMessage(b"%d" % number) for number in range(4)])
+                first, second = await gather(receiver, 2)
+                broker.end_streams()
+                await until(lambda: not broker.streaming)
+                await receiver.acknowledge(first)
+                (third,) = await gather(receiver, 1)
+                await receiver.acknowledge(second)
+                (fourth,) = await gather(receiver, 1)
+                assert data([third, fourth]) == [b"2", b"3"]
+                await receiver.acknowledge_messages([third, fourth])
+                assert not [each for each in broker.modified if each[1] == 0]
+
+    asyncio.run(receive())
+
+
 # By request, and by several streams
 
 

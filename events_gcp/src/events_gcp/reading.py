@@ -4,7 +4,7 @@ The reader opens all of its inlets together and closes them together.  It closes
 
 * when one of them fails,
 * when deliveries have waited for the engine for a while, because their leases run on,
-* when the streams were told a smaller bound than there is room for now,
+* when the streams were told a bound that is too small for the room there is now (:meth:`Reader._is_narrow`),
 * when the receiver closes.
 
 The deliveries that the inlets brought and the engine has not fetched then go back to Pub/Sub:
@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,11 @@ _REFUSED_WITHIN = 1.0
 no message has come yet."""
 
 
+_IDLE = 1.0
+"""Seconds without a delivery after which streams are opened again if they can bring nothing and there is room.  If
+deliveries are settled faster than that, a stream with a small bound soon brings the next one."""
+
+
 class Reader:
     """The inlets of one receiver, and the deliveries that they brought."""
 
@@ -68,6 +73,10 @@ class Reader:
         """The time at which the oldest delivery in :attr:`arrived` came."""
         self._patience: float | None = None
         self._bound = 0
+        self._brought: set[str] = set()
+        """Ack ids of deliveries that the open streams brought, that were taken and are not settled yet."""
+        self._moved_at = math.inf
+        """The time of the last delivery, or of the opening."""
         # Ack ids of deliveries with order, to be given back later.
         self._ordered: list[str] = []
 
@@ -81,17 +90,15 @@ class Reader:
 
         :param limit: the room, in deliveries.
         """
-        # A stream keeps the bounds that it was opened with.  If the receiver held messages at that time, there is more
-        # room once they are settled.
-        is_narrow = self._opener.bounds_streams and limit >= 2 * self._bound
         async with self._changing:
-            if self._inlets and (self._is_stale() or is_narrow):
+            if self._inlets and (self._is_stale() or self._is_narrow(limit)):
                 await self._close()
             if not self._inlets:
                 await self._give_back_ordered()
                 self._inlets = self._opener.open(limit)
-                self._opened_at = asyncio.get_running_loop().time()
-                self._bound = limit
+                self._opened_at = self._moved_at = asyncio.get_running_loop().time()
+                self._bound = self._opener.bound(limit)
+                self._brought.clear()
                 self._patience = _REFUSED_WITHIN
 
     def _is_stale(self) -> bool:
@@ -104,10 +111,35 @@ class Reader:
             oldest = min(oldest, self._arrived_at)
         return asyncio.get_running_loop().time() - oldest > self._max_age
 
+    def _is_narrow(self, limit: int) -> bool:
+        """Return whether new streams may bring more than the open ones.
+
+        A stream keeps the bounds that it was opened with.  If the receiver held messages at that time, there is more
+        room once they are settled.
+        """
+        if not self._opener.bounds_streams or self._has_unread:
+            return False
+        if limit >= 2 * self._bound:
+            return True
+        is_idle = asyncio.get_running_loop().time() - self._moved_at >= _IDLE
+        return is_idle and self._is_exhausted(limit)
+
+    @property
+    def _has_unread(self) -> bool:
+        return bool(self.arrived) or any(inlet.unread_since < math.inf for inlet in self._inlets)
+
+    def _is_exhausted(self, limit: int) -> bool:
+        """Return whether the streams bring nothing until one of their deliveries is settled, and new streams could.
+
+        Each stream brings one delivery at least.  So for more streams than *limit* there is no room.
+        """
+        return self._opener.bounds_streams and len(self._brought) >= self._bound and limit >= len(self._inlets)
+
     async def read(self, limit: int) -> Sequence[Any]:
         """Wait for deliveries, and put them into :attr:`arrived`.
 
-        It returns without any if the inlets were opened lately and the server has not refused them.
+        It returns without any if the inlets were opened lately and the server has not refused them, or if the streams
+        can bring nothing now.
 
         :returns: what streams have told about the subscription.
         :raises BrokerError: if an inlet failed.  Call :meth:`restart` then.
@@ -115,6 +147,8 @@ class Reader:
         share = max(1, limit // len(self._inlets))
         reads = [inlet.reading(share) for inlet in self._inlets]
         patience, self._patience = self._patience, None
+        if self._is_exhausted(limit):
+            patience = _IDLE
         done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED, timeout=patience)
         if not done and not self._api.is_connected:
             await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
@@ -122,12 +156,20 @@ class Reader:
         self._arrived_at = min(inlet.unread_since for inlet in self._inlets)
         for inlet in self._inlets:
             self.arrived += inlet.take()
+        if self.arrived:
+            self._moved_at = self._read_at
         return [inlet.properties for inlet in self._inlets if inlet.properties is not None]
 
     def take(self, limit: int) -> Sequence[Delivery]:
         """Return up to *limit* of the deliveries that have arrived."""
         taken, self.arrived = self.arrived[:limit], self.arrived[limit:]
+        if self._opener.bounds_streams:
+            self._brought.update(delivery.token for delivery in taken)
         return taken
+
+    def ended(self, deliveries: Iterable[Delivery]) -> None:
+        """Learn that *deliveries*, which were taken, have ended."""
+        self._brought.difference_update(delivery.token for delivery in deliveries)
 
     async def stop(self) -> None:
         """Close the inlets; keep deliveries with order, which go back behind earlier ones of their keys."""
@@ -166,6 +208,13 @@ class _Opener:
         self._pace = PullPace()
         self._client_id = uuid.uuid4().hex
 
+    def bound(self, limit: int) -> int:
+        """Return how many deliveries the streams of :meth:`open` may bring together."""
+        return self._share(limit) * self._options.streams
+
+    def _share(self, limit: int) -> int:
+        return max(1, limit // self._options.streams)
+
     def open(self, limit: int) -> list[Inlet]:
         """Open inlets that together may bring *limit* deliveries."""
         count = range(self._options.streams)
@@ -175,7 +224,7 @@ class _Opener:
         settings = {
             "stream_ack_deadline_seconds": self._options.ack_deadline,
             # Anything beyond these bounds would lie unread in the connection, and its leases would run out.
-            "max_outstanding_messages": max(1, limit // len(count)),
+            "max_outstanding_messages": self._share(limit),
             "max_outstanding_bytes": max(1, self._options.max_outstanding_bytes // len(count)),
             "client_id": self._client_id,
             "protocol_version": 1,  # the service then answers pings (StreamingPullRequest in types/pubsub.py)

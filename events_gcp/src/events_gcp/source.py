@@ -203,14 +203,22 @@ class GcpSource(Source):
         # and the stream stays open.
         if not self._is_fetching and Outcome.RETURN in [settlement.outcome for settlement in settlements]:
             await self._reader.stop()
-        return await self._settling.settle(settlements)
+        results = await self._settling.settle(settlements)
+        self._reader.ended(
+            each.delivery
+            for each, error in zip(settlements, results, strict=True)
+            if error is None or error.code is ErrorCode.EXPIRED
+        )
+        return results
 
     async def _store_letter(self, letter: EventMessage) -> None:
         assert self._joined.dead_letter_topic is not None
         await self._api.publish(self._joined.dead_letter_topic, [letter])
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Collection[Delivery]:
-        return await self._leases.renew(deliveries)
+        lost = await self._leases.renew(deliveries)
+        self._reader.ended(lost)
+        return lost
 
     async def close(self) -> None:
         self._leases.hurry()
