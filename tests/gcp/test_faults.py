@@ -539,6 +539,41 @@ class Forgetful(Broker):
             found.add(message)
 
 
+class Sluggish(Forgetful):
+    """A forgetful broker that applies an acknowledgement only when a message has expired."""
+
+    async def acknowledge(self, request: Any, context: Any) -> Any:
+        await until(lambda: bool(self.lapsed))
+        return await super().acknowledge(request, context)
+
+
+def test_an_acknowledgement_that_arrives_too_late_is_repeated() -> None:
+    """S1: the request is sent before the lease ends and arrives after it; the message is not handed out again."""
+
+    async def scenario() -> None:
+        async with serving(Sluggish()) as broker:
+            subscription = broker.subscription("billing", "orders")
+            broker.fail("ModifyAckDeadline", "billing", grpc.StatusCode.UNAVAILABLE, left=math.inf)
+            async with (
+                client(emulator_host=broker.address, create="never", ack_deadline="10") as both,
+                await both.subscribe("billing") as receiver,
+            ):
+                sent = await both.send_message(EventMessage(b"x"))
+                message = await receiver.receive_message(PATIENCE)
+                assert message is not None
+                delivery = message.delivery
+                assert isinstance(delivery, Delivery)
+                (timer,) = subscription.timers.values()
+                await asyncio.sleep(timer.when() - asyncio.get_running_loop().time() - 5)  # a request has 10 s
+                await receiver.acknowledge(message)
+                assert not broker.acknowledged
+                broker.redeliver()
+                await until(lambda: broker.acknowledged == [sent])
+                assert await receiver.receive_message(0.2) is None
+
+    asyncio.run(asyncio.wait_for(scenario(), 300))
+
+
 @pytest.mark.parametrize("mode", ["pull", "stream"])
 def test_what_was_acknowledged_too_late_is_acknowledged_again(mode: str) -> None:
     """S1: Pub/Sub confirms a late acknowledgement and delivers again; the receiver does not hand it out."""

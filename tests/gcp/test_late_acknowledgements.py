@@ -14,16 +14,17 @@ def delivery(message_id: str, lease_until: float = 0.0) -> Delivery:
 
 def test_only_what_lapsed_is_expected_again() -> None:
     """An acknowledgement within the lease counts, so its message is not expected again."""
-    late = LateAcknowledgements(patience=10)
-    late.note([delivery("in time", lease_until=5), delivery("late", lease_until=3)], asked=4)
-    came = [delivery("in time"), delivery("late"), delivery("new")]
-    assert [each.message_id for each in late.came_again(came, now=5)] == ["late"]
+    late = LateAcknowledgements(patience=10, margin=1)
+    leases = {"in time": 5, "perhaps late": 4.5, "late": 3}
+    late.note([delivery(*lease) for lease in leases.items()], answered=4)
+    came = [delivery(each) for each in (*leases, "new")]
+    assert [each.message_id for each in late.came_again(came, now=5)] == ["perhaps late", "late"]
 
 
 def test_a_message_is_not_expected_for_ever() -> None:
     """After the patience the message is handed out again, and nothing is remembered."""
-    late = LateAcknowledgements(patience=10)
-    late.note([delivery("late")], asked=1)
+    late = LateAcknowledgements(patience=10, margin=1)
+    late.note([delivery("late")], answered=1)
     assert late.came_again([delivery("late")], now=10.9)
     assert not late.came_again([delivery("late")], now=11)
     assert not late

@@ -23,24 +23,27 @@ class LateAcknowledgements:
     """The late acknowledgements of one receiver.
 
     :param patience: seconds for which the receiver expects such a message to come again.
+    :param margin: seconds by which a lease may end earlier than the engine knows.
     """
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, patience: float, margin: float) -> None:
         self._patience = patience
+        self._margin = margin
         # All entries have the same patience, so the first one always ends first.
         self._until: OrderedDict[str, float] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._until)
 
-    def note(self, deliveries: Iterable[Delivery], asked: float) -> None:
-        """Record that a request acknowledged *deliveries*; it was sent at the time *asked*.
+    def note(self, deliveries: Iterable[Delivery], answered: float) -> None:
+        """Record that a request acknowledged *deliveries*; its answer came at the time *answered*.
 
-        The time of sending counts: Pub/Sub has received the request at that time or later.
+        Pub/Sub may have received the request just before.  If an acknowledgement was in time after all, nothing comes
+        again, and the note does no harm.
         """
-        late = [delivery.message_id for delivery in deliveries if delivery.lease_until < asked]
+        late = [delivery.message_id for delivery in deliveries if delivery.lease_until - self._margin < answered]
         for message_id in late:
-            self._until[message_id] = asked + self._patience
+            self._until[message_id] = answered + self._patience
             self._until.move_to_end(message_id)
         while len(self._until) > _MAX_REMEMBERED:
             self._until.popitem(last=False)

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from events_gcp.options import GcpOptions
     from events_gcp.subscription import JoinedSubscription
 
-__all__ = ["Reader"]
+__all__ = ["MAX_AGE", "Reader"]
+
+MAX_AGE = 0.25
+"""The part of a lease for which a delivery may wait here for the engine, which counts the lease from then on."""
 
 _ROUTINE_AGE = 10.0
 """Seconds after which the end of a stream is routine, because the service ends every stream now and then.  If a stream
@@ -63,7 +66,7 @@ class Reader:
         self._api = api
         self._joined = joined
         self._leases = leases
-        self._max_age = lease / 4
+        self._max_age = MAX_AGE * lease
         self._opener = _Opener(api, joined, options)
         self._inlets: list[Inlet] = []
         self._changing = asyncio.Lock()

@@ -49,7 +49,6 @@ class Settling:
 
         :raises BrokerError: if every request failed as a whole.
         """
-        asked = asyncio.get_running_loop().time()
         dead = [each for each in settlements if each.outcome is not ACK and self._letters.takes(each)]
         dead.sort(key=lambda each: each.delivery.order)
         letters = {each.delivery: self._letters.move(each) for each in dead}
@@ -68,7 +67,7 @@ class Settling:
                 lost.append(error)
             for index, each in zip(indices, errors, strict=True):
                 results[index] = each
-        self._note(settlements, results, letters, asked)
+        self._note(settlements, results, letters)
         if lost and len(lost) == len(groups) and None not in results:
             raise lost[0]  # so the engine treats it as an outage, and pauses before it asks again
         return results
@@ -116,7 +115,6 @@ class Settling:
         settlements: Sequence[Settlement],
         results: Sequence[BrokerError | None],
         letters: Mapping[Delivery, BrokerError | None],
-        asked: float,
     ) -> None:
         """Remember what later deliveries and settlements must know about these results."""
         ended = [each for each, error in zip(settlements, results, strict=True) if error is None]
@@ -124,4 +122,4 @@ class Settling:
         done = [each.delivery for each in ended if each.outcome is ACK or each.delivery in letters]
         self._attempts.forget(done)
         if not self._joined.capabilities.exactly_once:
-            self._late.note(done, asked)
+            self._late.note(done, asyncio.get_running_loop().time())

@@ -26,7 +26,7 @@ from events_gcp.attempts import Attempts
 from events_gcp.late_acknowledgements import LateAcknowledgements
 from events_gcp.leases import Leases
 from events_gcp.limits import MAX_ACK_IDS, MAX_ATTRIBUTES
-from events_gcp.reading import Reader
+from events_gcp.reading import MAX_AGE, Reader
 from events_gcp.settling import Settling
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class GcpSource(Source):
         )
         self._attempts = Attempts()
         # A message whose lease has run out comes again within one lease.  Three are generous.
-        self._late = LateAcknowledgements(patience=3 * self.lease)
+        self._late = LateAcknowledgements(patience=3 * self.lease, margin=MAX_AGE * self.lease)
         self._settling = Settling(joined, self._leases, self._letters, self._attempts, self._late)
         self._is_fetching = False
         # True from a renewal of the credentials to the next successful read: a second refusal in between is final.
