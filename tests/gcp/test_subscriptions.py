@@ -115,6 +115,27 @@ def test_a_subscription_that_contradicts_the_options_is_refused(
     assert caught.value.code is ErrorCode.INVALID
 
 
+@pytest.mark.parametrize("ordering", ["true", "false"])
+def test_a_subscription_whose_letters_go_elsewhere_is_refused(console: Console, ordering: str) -> None:
+    """Q2, R12: if its policy names another topic than the options, letters would go where nobody looks."""
+    dead = f"{console.topic_name}-dead"
+    console.publisher.create_topic(name=f"{console.topic}-other")
+    console.create(
+        f"{console.topic_name}-s",
+        enable_message_ordering=True,
+        dead_letter_policy={"dead_letter_topic": f"{console.topic}-other"},
+    )
+
+    async def subscribe() -> None:
+        options = {"dead_letter_topic": dead, "max_delivery_attempts": "5", "ordering": ordering}
+        async with console.client(**options) as subscriber:
+            await subscriber.subscribe(f"{console.topic_name}-s")
+
+    with pytest.raises(ReceiveError, match=f"sends dead letters to '{console.topic}-other'") as caught:
+        asyncio.run(subscribe())
+    assert caught.value.code is ErrorCode.INVALID
+
+
 def test_what_an_emulator_forgot_is_made_again(console: Console) -> None:
     """F1: if topic and subscription are deleted under a receiver, they are created again, and messages come."""
     name = f"{console.topic_name}-s"

@@ -117,8 +117,8 @@ class Admin:
             found = await self._api.get_subscription(subscription)
         if found.topic != self._topic:
             raise _unsuitable(found.name, f"belongs to {found.topic!r}, not {self._topic!r}")
-        if self._dead_letter and not self._is_ordered and not found.dead_letter_policy.dead_letter_topic:
-            raise _unsuitable(found.name, "has no dead-letter policy, but the options ask for dead_letter_topic")
+        if self._dead_letter:
+            self._check_letters(found, self._dead_letter[0])
         asked = self._options.filter
         if asked is not None and asked != found.filter:
             raise _unsuitable(found.name, f"has the filter {found.filter!r}, but the options ask for {asked!r}")
@@ -128,6 +128,16 @@ class Admin:
             exactly_once=found.enable_exactly_once_delivery,
         )
         return self._joined(subscription, found, ephemeral=ephemeral)
+
+    def _check_letters(self, found: Any, asked: str) -> None:
+        topic = found.dead_letter_policy.dead_letter_topic
+        if not topic and not self._is_ordered:
+            raise _unsuitable(found.name, "has no dead-letter policy, but the options ask for dead_letter_topic")
+        if topic not in (
+            "",
+            asked,
+        ):  # with order too: Pub/Sub moves letters by this policy, although it loses the order
+            raise _unsuitable(found.name, f"sends dead letters to {topic!r}, but the options ask for {asked!r}")
 
     def check(self, subscription: str, *, is_ordered: bool, exactly_once: bool) -> None:
         """Compare a subscription with the options.
