@@ -237,6 +237,7 @@ def test_a_missing_subscription_is_told_to_who_may_not_look() -> None:
         with pytest.raises(ReceiveError) as caught:
             await receiver.receive_message(PATIENCE)
         assert caught.value.code is ErrorCode.NOT_FOUND
+        assert isinstance(caught.value.__cause__, grpc.RpcError)
 
     play(server, test)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import pytest
 from google.api_core.exceptions import NotFound
 from google.pubsub_v1.types import Subscription
@@ -174,6 +175,7 @@ def test_a_subscription_that_went_is_an_error_where_none_may_be_made(console: Co
     with pytest.raises(ReceiveError) as caught:
         asyncio.run(receive())
     assert caught.value.code is ErrorCode.NOT_FOUND
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
 
 
 def test_dead_letters_get_a_subscription_that_never_expires(console: Console) -> None:

@@ -153,7 +153,9 @@ class GcpSource(Source):
         try:
             await self._driver.admin.join(joined.path, ephemeral=joined.is_ephemeral, trusting=False)
         except BrokerError as why:
-            raise (error if why.code is ErrorCode.PERMISSION_DENIED else why) from why
+            if why.code is ErrorCode.PERMISSION_DENIED:
+                raise error from error.__cause__
+            raise
         raise BrokerError(
             f"subscription {joined.name!r} was deleted and has been created again; the messages in it are lost",
             ErrorCode.UNAVAILABLE,
