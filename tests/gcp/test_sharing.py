@@ -11,9 +11,11 @@ import pytest
 
 from events_core import EventMessage, EventReceiver
 from events_core.testing import TcpProxy
-from events_gcp import channels
+from events_gcp import channels, pull_pace
 
-from .console import Console
+from .broker import Broker
+from .console import Console, client
+from .faults import serving
 from .waiting import PATIENCE, until
 
 
@@ -49,8 +51,8 @@ def test_clients_share_thread_and_channel(console: Console) -> None:
     async def use() -> None:
         async with AsyncExitStack() as stack:
             for _ in range(3):
-                client = await stack.enter_async_context(console.client())
-                await client.send_message(EventMessage(b"x"))
+                sender = await stack.enter_async_context(console.client())
+                await sender.send_message(EventMessage(b"x"))
             assert len(io_threads()) == before + 1
             assert [len(pool._channels) for pool in pools()] == [1]
             async with console.client() as fourth:
@@ -121,3 +123,23 @@ def test_compressed_requests_are_smaller(console: Console) -> None:
 
     asyncio.run(use())
     proxy.close()
+
+
+def test_many_pulls_leave_room_for_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T1: a server allows 100 requests on a connection, and 120 pulls wait; a ping is answered."""
+    monkeypatch.setattr(pull_pace, "_MIN_TIMEOUT", PATIENCE)
+    options = {"create": "never", "receive_mode": "pull", "streams": "20", "connect_timeout": "30"}
+
+    async def receive() -> None:
+        async with serving(Broker(), options=[("grpc.max_concurrent_streams", 100)]) as broker:
+            broker.subscription("billing", "orders")
+            async with client(emulator_host=broker.address, **options) as puller:
+                for _ in range(6):
+                    await puller.subscribe("billing")
+                await until(lambda: len(broker.pulling) >= 120)
+                await puller.ping(PATIENCE)
+                (pool,) = pools()
+                assert sum(channel.streams for channel in pool._channels) == 120
+            assert sum(channel.streams for channel in pool._channels) == 0
+
+    asyncio.run(asyncio.wait_for(receive(), 300))

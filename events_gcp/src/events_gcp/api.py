@@ -183,13 +183,9 @@ class Api:
                 await self._reconnected()
             # On a slow line the engine makes smaller requests, but it cannot divide a large message.
             timeout = _PUBLISH_TIMEOUT + sum(len(message.data) for message in messages) / _SLOWEST_LINE
-            # Many publish requests may be under way, each for as long as its bytes take.  So they count like streams.
-            channel = self._pool.for_stream()
-            channel.streams += 1
-            try:
+            # Many publish requests may be under way, each for as long as its bytes take.
+            with self._pool.long_request() as channel:
                 response = await self._ask(_PUBLISH, encode(topic, messages), timeout, self._compression, channel)
-            finally:
-                channel.streams -= 1
             return list(response.message_ids)
 
     async def _reconnected(self) -> None:
@@ -242,14 +238,12 @@ class Api:
 
         :param timeout: seconds for the wait and the transfer of the answer.
         """
-        with translated(f"receive from {subscription!r} at {self._target}"):
+        with translated(f"receive from {subscription!r} at {self._target}"), self._pool.long_request() as channel:
             request = _PULL.request(subscription=subscription, max_messages=limit)
             now = asyncio.get_running_loop().time
             ends = now() + timeout
             # As a stream of one response: gRPC then tells when the transfer begins.
-            call = _call(self._channel, _PULL, "unary_stream")(
-                request, timeout=timeout, metadata=_metadata(_PULL, request)
-            )
+            call = _call(channel, _PULL, "unary_stream")(request, timeout=timeout, metadata=_metadata(_PULL, request))
             await call.initial_metadata()
             began = now()
             try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc.aio  # type: ignore[import-untyped]
@@ -77,7 +78,7 @@ class Channel:
 
     def __init__(self, endpoint: Endpoint, credentials: Any) -> None:
         self.streams = 0
-        """Streams and publish requests that are open.  Other requests are few and short, so they do not count."""
+        """Streams, pulls and publish requests that are open.  Other requests are few and short: they do not count."""
         self.methods: dict[str, Any] = {}
         """The callable of each method, by the path of the method."""
         self.grpc = (
@@ -176,12 +177,22 @@ class Pool:
         return self._channels[0]
 
     def for_stream(self) -> Channel:
-        """Return a channel with room for a stream or a publish request.  The caller counts it in ``streams``."""
+        """Return a channel with room for a stream.  The caller counts it in ``streams``."""
         for channel in self._channels:
             if channel.streams < _MAX_STREAMS:
                 return channel
         self._channels.append(Channel(self.endpoint, self._credentials))
         return self._channels[-1]
+
+    @contextmanager
+    def long_request(self) -> Iterator[Channel]:
+        """Enter with a channel for a request that may take long, which counts like a stream until the exit."""
+        channel = self.for_stream()
+        channel.streams += 1
+        try:
+            yield channel
+        finally:
+            channel.streams -= 1
 
 
 def _is_ready(channel: Any) -> bool:
