@@ -133,10 +133,8 @@ class Admin:
         topic = found.dead_letter_policy.dead_letter_topic
         if not topic and not self._is_ordered:
             raise _unsuitable(found.name, "has no dead-letter policy, but the options ask for dead_letter_topic")
-        if topic not in (
-            "",
-            asked,
-        ):  # with order too: Pub/Sub moves letters by this policy, although it loses the order
+        # With order too: Pub/Sub moves letters by this policy, although it loses the order.
+        if topic not in ("", asked):
             raise _unsuitable(found.name, f"sends dead letters to {topic!r}, but the options ask for {asked!r}")
 
     def check(self, subscription: str, *, is_ordered: bool, exactly_once: bool) -> None:

@@ -51,7 +51,6 @@ _REFUSED_WITHIN = 1.0
 """Seconds within which a server refuses a stream, if it does.  If the stream lives longer, an outage is over, although
 no message has come yet."""
 
-
 _IDLE = 1.0
 """Seconds without a delivery after which streams are opened again if they can bring nothing and there is room.  If
 deliveries are settled faster than that, a stream with a small bound soon brings the next one."""
