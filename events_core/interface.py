@@ -568,7 +568,7 @@ def _logged(message: ReceivedMessage) -> Iterator[None]:
 
 
 async def settle_processed(receiver: EventReceiver, message: ReceivedMessage, error: BaseException | None) -> None:
-    """Settle *message*, whose ``processing`` has ended with *error* (H1)."""
+    """Settle *message*, whose ``processing`` has ended with *error* (rule H1: processing)."""
     if isinstance(error, asyncio.CancelledError):
         # The handler did not fail, so the message goes back without counting an attempt.
         with _logged(message):
