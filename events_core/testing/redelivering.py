@@ -166,9 +166,12 @@ class Redelivering:
     async def test_a_delay_of_several_is_kept(self, stage: Stage) -> None:
         """Messages nacked together with a delay do not come earlier."""
         client, receiver = await stage.open()
-        await client.send_messages(numbered(3))
-        messages = await stage.receive_all(receiver, 3)
-        await receiver.nack_messages(messages, delay=stage.long_delay)
+        await client.send_messages(numbered(6))
+        messages = await stage.receive_all(receiver, 6)
+        later, sooner = messages[:3], messages[3:]
+        await receiver.nack_messages(later, delay=stage.long_delay)
+        await receiver.nack_messages(sooner, delay=stage.short_delay)
+        assert sorted(texts(await stage.drain(receiver, 3))) == sorted(texts(sooner))
         await stage.silence(receiver)
 
     @rule("R11")
