@@ -76,7 +76,8 @@ class Reader:
         self._patience: float | None = None
         self._bound = 0
         self._brought: set[str] = set()
-        """Ack ids of deliveries that the open streams brought, that were taken and are not settled yet."""
+        """Ack ids of deliveries that the open streams brought, that were taken and are not settled yet.  Pulls have no
+        bound, so theirs are not in it."""
         self._moved_at = math.inf
         """The time of the last delivery, or of the opening."""
         # Ack ids of deliveries with order, to be given back later.
@@ -135,7 +136,7 @@ class Reader:
 
         Each stream brings one delivery at least.  So for more streams than *limit* there is no room.
         """
-        return self._opener.bounds_streams and len(self._brought) >= self._bound and limit >= len(self._inlets)
+        return len(self._brought) >= self._bound and limit >= len(self._inlets)
 
     async def read(self, limit: int) -> Sequence[Any]:
         """Wait for deliveries, and put them into :attr:`arrived`.
