@@ -548,40 +548,15 @@ class Sluggish(Forgetful):
         return await super().acknowledge(request, context)
 
 
-def test_an_acknowledgement_that_arrives_too_late_is_repeated() -> None:
-    """S1: the request is sent before the lease ends and arrives after it; the message is not handed out again."""
+def acknowledge_late(broker: Forgetful, moment: Callable[[Subscription, Delivery], Awaitable[None]], mode: str) -> None:
+    """Acknowledge a message whose lease is not renewed.  It comes again and is acknowledged again, not handed out.
+
+    :param moment: waits until the message is acknowledged for the first time.
+    """
 
     async def scenario() -> None:
-        async with serving(Sluggish()) as broker:
+        async with serving(broker):
             subscription = broker.subscription("billing", "orders")
-            broker.fail("ModifyAckDeadline", "billing", grpc.StatusCode.UNAVAILABLE, left=math.inf)
-            async with (
-                client(emulator_host=broker.address, create="never", ack_deadline="10") as both,
-                await both.subscribe("billing") as receiver,
-            ):
-                sent = await both.send_message(EventMessage(b"x"))
-                message = await receiver.receive_message(PATIENCE)
-                assert message is not None
-                delivery = message.delivery
-                assert isinstance(delivery, Delivery)
-                (timer,) = subscription.timers.values()
-                await asyncio.sleep(timer.when() - asyncio.get_running_loop().time() - 5)  # a request has 10 s
-                await receiver.acknowledge(message)
-                assert not broker.acknowledged
-                broker.redeliver()
-                await until(lambda: broker.acknowledged == [sent])
-                assert await receiver.receive_message(0.2) is None
-
-    asyncio.run(asyncio.wait_for(scenario(), 300))
-
-
-@pytest.mark.parametrize("mode", ["pull", "stream"])
-def test_what_was_acknowledged_too_late_is_acknowledged_again(mode: str) -> None:
-    """S1: Pub/Sub confirms a late acknowledgement and delivers again; the receiver does not hand it out."""
-
-    async def scenario() -> None:
-        async with serving(Forgetful()) as broker:
-            broker.subscription("billing", "orders")
             broker.fail("ModifyAckDeadline", "billing", grpc.StatusCode.UNAVAILABLE, left=math.inf)
             async with (
                 client(emulator_host=broker.address, create="never", receive_mode=mode, ack_deadline="10") as both,
@@ -592,7 +567,7 @@ def test_what_was_acknowledged_too_late_is_acknowledged_again(mode: str) -> None
                 assert message is not None
                 delivery = message.delivery
                 assert isinstance(delivery, Delivery)
-                await until(lambda: bool(broker.lapsed) and delivery.lease_until < time.monotonic())
+                await moment(subscription, delivery)
                 await receiver.acknowledge(message)
                 assert not broker.acknowledged
                 broker.redeliver()
@@ -600,3 +575,24 @@ def test_what_was_acknowledged_too_late_is_acknowledged_again(mode: str) -> None
                 assert await receiver.receive_message(0.2) is None
 
     asyncio.run(asyncio.wait_for(scenario(), 300))
+
+
+def test_an_acknowledgement_that_arrives_too_late_is_repeated() -> None:
+    """S1: the request is sent before the lease ends and arrives after it; the message is not handed out again."""
+
+    async def soon_over(subscription: Subscription, _: Delivery) -> None:
+        (timer,) = subscription.timers.values()
+        await asyncio.sleep(timer.when() - asyncio.get_running_loop().time() - 5)  # a request has 10 s
+
+    acknowledge_late(Sluggish(), soon_over, "stream")
+
+
+@pytest.mark.parametrize("mode", ["pull", "stream"])
+def test_what_was_acknowledged_too_late_is_acknowledged_again(mode: str) -> None:
+    """S1: Pub/Sub confirms a late acknowledgement and delivers again; the receiver does not hand it out."""
+    broker = Forgetful()
+
+    async def over(_: Subscription, delivery: Delivery) -> None:
+        await until(lambda: bool(broker.lapsed) and delivery.lease_until < time.monotonic())
+
+    acknowledge_late(broker, over, mode)

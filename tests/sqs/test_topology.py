@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from events_sqs.policy import policy
 
 from ..receiving import PATIENCE, take
 from .console import Console, add_redrive
-from .faults import FOREVER, faulty
+from .faults import FOREVER, FaultyProxy, faulty
 from .server import REGION, Server
 
 
@@ -189,18 +191,24 @@ def test_a_failed_creation_leaves_the_queue_of_another_client(console: Console) 
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
+@asynccontextmanager
+async def unsubscribable(console: Console) -> AsyncIterator[tuple[FaultyProxy, SQSClient]]:
+    """Yield a client whose first queue cannot be subscribed, and the proxy that refuses it."""
+    async with (
+        faulty(console.server.url) as proxy,
+        console.client(subscription="", endpoint_url=proxy.url) as both,
+    ):
+        await both.ping(PATIENCE)
+        proxy.refuse("Subscribe", "AuthorizationError", status=403)
+        yield proxy, both
+
+
 @pytest.mark.parametrize("sees_links", [True, False])
 def test_a_failed_creation_leaves_no_ephemeral_queue(console: Console, sees_links: bool) -> None:
     """Q1: nobody else can have its name; also if SNS refuses to tell whether the queue was subscribed."""
 
     async def scenario() -> None:
-        async with (
-            console,
-            faulty(console.server.url) as proxy,
-            console.client(subscription="", endpoint_url=proxy.url) as both,
-        ):
-            await both.ping(PATIENCE)
-            proxy.refuse("Subscribe", "AuthorizationError", status=403)
+        async with console, unsubscribable(console) as (proxy, both):
             if not sees_links:
                 proxy.refuse("ListSubscriptionsByTopic", "AuthorizationError", status=403, times=FOREVER)
             assert await refused(both, None, "subscribe queue") is ErrorCode.PERMISSION_DENIED
@@ -251,13 +259,7 @@ def test_a_queue_that_was_never_subscribed_is_deleted(console: Console) -> None:
     """Q1: creating the subscription failed halfway; the policy of the queue says whose it is."""
 
     async def scenario() -> None:
-        async with (
-            console,
-            faulty(console.server.url) as proxy,
-            console.client(subscription="", endpoint_url=proxy.url) as both,
-        ):
-            await both.ping(PATIENCE)
-            proxy.refuse("Subscribe", "AuthorizationError", status=403)
+        async with console, unsubscribable(console) as (_, both):
             assert await refused(both, "s", "subscribe queue") is ErrorCode.PERMISSION_DENIED
             assert await console.has_queue()
             await both.delete_subscription("s")
