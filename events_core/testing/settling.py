@@ -151,7 +151,7 @@ class Settling:
     @rule("S3", "S2")
     async def test_the_last_ten_thousand_are_remembered(self, stage: Stage) -> None:
         """The id of the first of 10,000 acknowledged messages is still known."""
-        client, receiver = await stage.open(max_outstanding_messages="10000")
+        client, receiver = await stage.open()
         await client.send_messages(numbered(10_000))
         first, *_ = await stage.drain(receiver, 10_000)
         await receiver.acknowledge(first.message_id)
@@ -187,10 +187,10 @@ class Settling:
     @rule("S4")
     async def test_a_large_batch_is_split(self, stage: Stage) -> None:
         """A batch that is larger than a request may be is settled in one call, and an empty one is a no-op."""
-        client, receiver = await stage.open(max_outstanding_messages="5000")
+        client, receiver = await stage.open(max_outstanding_messages="2000")
         # More than the largest request of any broker known: 1,000 on Pub/Sub.
-        await client.send_messages(numbered(2500))
-        await receiver.acknowledge_messages(await stage.receive_all(receiver, 2500))
+        await client.send_messages(numbered(1500))
+        await receiver.acknowledge_messages(await stage.receive_all(receiver, 1500))
         assert receiver.stats.held == 0
         await receiver.acknowledge_messages([])
         await receiver.nack_messages([])
