@@ -13,13 +13,12 @@ import threading
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from events_kafka.codec import Token
 from events_kafka.position import Position
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
-__all__ = ["Claim", "Claims", "Commit", "Seen", "Start"]
+__all__ = ["Claim", "Claims", "Commit", "Seen", "Start", "Token"]
 
 _token = tuple.__new__  # takes half of the time of Token(…), and this is done for each record
 
@@ -38,11 +37,13 @@ class Start(NamedTuple):
 class Claim:
     """One partition of this receiver."""
 
-    __slots__ = ("committed", "is_paused", "number", "partition", "position", "taken")
+    __slots__ = ("committed", "is_paused", "number", "partition", "position", "prefix", "taken")
 
-    def __init__(self, number: int, start: Start, taken: Collection[int] = ()) -> None:
+    def __init__(self, number: int, topic: str, start: Start, taken: Collection[int] = ()) -> None:
         self.number = number
         self.partition = start.partition
+        self.prefix = f"{topic}/{start.partition}/"
+        """The ids of its messages without their offsets."""
         self.position = Position(start.offset, start.metadata)
         self.committed: tuple[int, str] | None = (start.offset, start.metadata) if start.is_committed else None
         """The offset and the metadata that the broker has; ``None`` if it has none.  Only the thread touches it."""
@@ -50,6 +51,14 @@ class Claim:
         """True while nothing more of it is fetched, because of its gap.  Only the thread touches it."""
         self.taken = frozenset(taken)
         """The offsets of messages that the application may hold from before the topic was created again."""
+
+
+class Token(NamedTuple):
+    """The handle of a delivery."""
+
+    claim: Claim
+    offset: int
+    record: Message
 
 
 class Commit(NamedTuple):
@@ -74,7 +83,8 @@ class Seen(NamedTuple):
 class Claims:
     """All claims of one receiver."""
 
-    def __init__(self) -> None:
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
         self.lock = threading.Lock()
         self._claims: dict[int, Claim] = {}
         """The present claims, by partition."""
@@ -105,7 +115,7 @@ class Claims:
                 self.newest += 1
                 left = self._left.pop(start.partition, frozenset())
                 # Without a position, it may be the partition of a new topic.
-                claim = Claim(self.newest, start, () if start.is_committed else left)
+                claim = Claim(self.newest, self._topic, start, () if start.is_committed else left)
                 self._claims[start.partition] = claim
                 added.append(claim)
         return added
@@ -137,7 +147,7 @@ class Claims:
                 if claim.number > newest:
                     stale.add(claim)
                 elif claim.position.see(offset):
-                    token = _token(Token, (partition, offset, claim.number, record))
+                    token = _token(Token, (claim, offset, record))
                     fresh.append(token)
                     if offset in claim.taken:
                         renamed.append(token)
@@ -145,17 +155,17 @@ class Claims:
 
     def has(self, token: Token) -> bool:
         """Return whether the claim of a delivery goes on.  Under the lock."""
-        claim = self._claims.get(token.partition)
-        return claim is not None and claim.number == token.claim
+        claim = token.claim
+        return self._claims.get(claim.partition) is claim
 
     def is_unsettled(self, token: Token) -> bool:
         """Return whether a delivery is still to be settled.  Under the lock."""
-        return self.has(token) and self._claims[token.partition].position.is_unsettled(token.offset)
+        return self.has(token) and token.claim.position.is_unsettled(token.offset)
 
     def settle(self, token: Token) -> bool:
         """Note that a record is done; return False if its claim has ended.  Under the lock."""
-        claim = self._claims.get(token.partition)
-        if claim is None or claim.number != token.claim:
+        claim = token.claim
+        if self._claims.get(claim.partition) is not claim:
             return False
         claim.position.settle(token.offset)
         return True

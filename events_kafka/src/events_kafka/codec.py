@@ -16,15 +16,16 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from events_core import EventMessage
 from events_core.engine import Delivery
+from events_kafka.claims import Token
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
-__all__ = ["TOMBSTONE", "Token", "decode", "identity", "packed", "record_size", "shortened"]
+__all__ = ["TOMBSTONE", "decode", "packed", "record_size", "shortened"]
 
 _log = logging.getLogger("events_kafka")
 
@@ -32,31 +33,16 @@ TOMBSTONE = "kafka_tombstone"
 """The attribute of a record whose value is null."""
 
 
-class Token(NamedTuple):
-    """The handle of a delivery."""
-
-    partition: int
-    offset: int
-    claim: int
-    """The number of the assignment with which the partition came to this receiver."""
-    record: Message
-
-
-def identity(topic: str, partition: int, offset: int) -> str:
-    """Return the id of a message."""
-    return f"{topic}/{partition}/{offset}"
-
-
 def decode(token: Token) -> Delivery:
     """Return the delivery of a record, at attempt 1.  It never raises, whatever program has sent the record."""
     # This is done for every message, so it is written for the usual record.
-    partition, offset, _, record = token
+    claim, offset, record = token
     value, key = record.value(), record.key()
     attributes, size = _attributes(record)
     if value is None:
         attributes[TOMBSTONE] = "true"
     return Delivery(
-        f"{record.topic()}/{partition}/{offset}",
+        f"{claim.prefix}{offset}",
         value or b"",
         attributes,
         _text(key) if key else None,

@@ -44,8 +44,8 @@ from confluent_kafka.cimpl import KafkaError, KafkaException, Message, TopicPart
 from events_core import ErrorCode
 from events_core.engine import BrokerError, Delivery, uptime
 from events_kafka.assignment import Assignment
-from events_kafka.claims import Claim, Claims, Start
-from events_kafka.codec import Token, decode
+from events_kafka.claims import Claim, Claims, Start, Token
+from events_kafka.codec import decode
 from events_kafka.commits import Commits, Group
 from events_kafka.errors import broker_error, making
 from events_kafka.health import Health
@@ -92,7 +92,7 @@ class Listener(ABC):
         """Take deliveries, and call :meth:`Room.took` when they leave the buffer."""
 
     @abstractmethod
-    def revoked(self, claims: frozenset[int]) -> None:
+    def revoked(self, claims: Collection[Claim]) -> None:
         """Drop the deliveries of *claims*, which have ended."""
 
     @abstractmethod
@@ -136,7 +136,7 @@ class Consumer(Group):
         max_gap: int,
         secrets: Collection[str],
     ) -> None:
-        self.claims = Claims()
+        self.claims = Claims(topic)
         self._topic = topic
         self._begin = None if begin is None else [Start(partition, offset) for partition, offset in begin.items()]
         self._listener = listener
@@ -429,7 +429,7 @@ class Consumer(Group):
     def _lose_at_home(self, claims: Sequence[Claim], known: threading.Event) -> None:
         self.claims.end(claims)
         try:
-            self._listener.revoked(frozenset(claim.number for claim in claims))
+            self._listener.revoked(frozenset(claims))
         finally:
             known.set()
 
@@ -503,7 +503,7 @@ def _rename(deliveries: Iterable[Delivery], tokens: Collection[Token]) -> None:
     """
     for delivery in deliveries:
         if delivery.token in tokens:
-            delivery.message_id += f"#{delivery.token.claim}"
+            delivery.message_id += f"#{delivery.token.claim.number}"
 
 
 def _finish(future: asyncio.Future[None]) -> None:

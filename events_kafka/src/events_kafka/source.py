@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 import attrs
 
 from events_core import Capabilities, ErrorCode, EventMessage
 from events_core.engine import BrokerError, Delivery, Letters, Outcome, Settlement, Source, uptime
-from events_kafka.codec import Token
+from events_kafka.claims import Claim, Token
 from events_kafka.consumer import Consumer, Listener
 from events_kafka.options import KafkaOptions
 from events_kafka.room import Room
@@ -192,7 +192,7 @@ class KafkaSource(Source, Listener):
         self._failure = None
         self._stir()
 
-    def revoked(self, claims: frozenset[int]) -> None:
+    def revoked(self, claims: Collection[Claim]) -> None:
         dropped = [each for each in self._ready if each.token.claim in claims]
         if dropped:
             self._ready = [each for each in self._ready if each.token.claim not in claims]
@@ -276,7 +276,7 @@ class KafkaSource(Source, Listener):
 
         A record that came meanwhile would otherwise be handed out before those.
         """
-        first: dict[tuple[int, str], int] = {}
+        first: dict[tuple[Claim, str], int] = {}
         for delivery in returned:
             if delivery.ordering_key:
                 first.setdefault((delivery.token.claim, delivery.ordering_key), delivery.token.offset)
@@ -316,7 +316,7 @@ def _offset(delivery: Delivery) -> int:
 
 def _expired(delivery: Delivery) -> BrokerError:
     return BrokerError(
-        f"partition {delivery.token.partition} went to another receiver of the subscription, and message "
+        f"partition {delivery.token.claim.partition} went to another receiver of the subscription, and message "
         f"{delivery.message_id!r} with it; settle the new delivery",
         ErrorCode.EXPIRED,
     )
