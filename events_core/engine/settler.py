@@ -112,11 +112,9 @@ class Settler:
         if results is None:
             ledger.hold_again(deliveries)
             return targets
-        lost = {}
-        if any(results):  # rarely, and this runs for each message
-            lost = {delivery: error for delivery, error in zip(deliveries, results, strict=True) if error is not None}
-            failed.update((delivery.message_id, error) for delivery, error in lost.items())
+        lost = {delivery: error for delivery, error in zip(deliveries, results, strict=True) if error is not None}
         self._settlements.enqueue(ledger.finish_at_once(deliveries, lost))
+        failed.update((delivery.message_id, error) for delivery, error in lost.items())
         return others
 
     def _tell(self, begun: Begun, ticket: Ticket) -> None:
