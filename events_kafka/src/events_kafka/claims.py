@@ -164,10 +164,9 @@ class Claims:
 
     def settle(self, token: Token) -> bool:
         """Note that a record is done; return False if its claim has ended.  Under the lock."""
-        claim = token.claim
-        if self._claims.get(claim.partition) is not claim:
+        if not self.has(token):
             return False
-        claim.position.settle(token.offset)
+        token.claim.position.settle(token.offset)
         return True
 
     def gaps(self) -> Sequence[tuple[Claim, int]]:

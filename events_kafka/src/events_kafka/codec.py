@@ -38,11 +38,12 @@ def decode(token: Token) -> Delivery:
     # This is done for every message, so it is written for the usual record.
     claim, offset, record = token
     value, key = record.value(), record.key()
-    attributes, size = _attributes(record)
+    message_id = f"{claim.prefix}{offset}"
+    attributes, size = _attributes(record, message_id)
     if value is None:
         attributes[TOMBSTONE] = "true"
     return Delivery(
-        f"{claim.prefix}{offset}",
+        message_id,
         value or b"",
         attributes,
         _text(key) if key else None,
@@ -53,17 +54,14 @@ def decode(token: Token) -> Delivery:
     )
 
 
-def _attributes(record: Message) -> tuple[dict[str, str], int]:
+def _attributes(record: Message, message_id: str) -> tuple[dict[str, str], int]:
     """Return the attributes of a record, and the bytes of its headers."""
     try:
         headers: Any = record.headers()
     except Exception:
         # The name of a header is not UTF-8.  confluent-kafka then leaves a list behind that must not be read.
         record.set_headers([])
-        _log.warning(
-            "message %r has a header whose name is not UTF-8; it arrives without attributes",
-            f"{record.topic()}/{record.partition()}/{record.offset()}",
-        )
+        _log.warning("message %r has a header whose name is not UTF-8; it arrives without attributes", message_id)
         return {}, 0
     attributes: dict[str, str] = {}
     size = 0
