@@ -8,10 +8,10 @@ Who does what, and where:
 
 The home looks for batches that may leave when a caller wakes it (:meth:`BatchingPublisher.pump`).
 
-Waking a thread takes longer than most of what a send does.  So a message that is sent while no other is goes a shorter
-way, if the driver can (``Driver.hand_over``).  The caller's thread takes the batch itself and begins its request, and a
-thread of the driver completes it.  The home is not woken.  It takes over a request that fails or takes more than a
-moment (:meth:`BatchingPublisher._take_over`).
+Waking a thread takes longer than most of what a send does.  So a send that is alone goes a shorter way, if the driver
+can (``Driver.hand_over``).  The caller's thread takes the batch itself and begins its request, and a thread of the
+driver completes it.  The home is not woken.  It takes over a request that fails or takes more than a moment
+(:meth:`BatchingPublisher._take_over`).
 
 Two timers end each send at its deadline (P7).  The home has one, because the loop of the caller may be blocked or
 closed.  The loop of the caller has the other one, because a home may hang.  The first of them decides: it ends the
@@ -81,7 +81,7 @@ class BatchingPublisher(Publisher):
             self._refuse_if_closed()
             self._outbox.accept(send)
             self._outbox.queue(send.entries)
-            batch = self._lone_batch(send) if len(self._outbox.sends) == 1 else None
+            batch = self._lone_batch() if len(self._outbox.sends) == 1 else None
         if batch is not None:
             self._hand_over(batch)
         if self._opened:
@@ -89,14 +89,12 @@ class BatchingPublisher(Publisher):
             return self._results(send)
         return self._connect_and_wait(send, connect)
 
-    def _lone_batch(self, send: AnySend[Waiter]) -> Batch | None:
-        """Return the batch of *send*, which is alone, if this thread should begin its request.  Under the lock.
+    def _lone_batch(self) -> Batch | None:
+        """Return the batch of the only send, if this thread should begin its request.  Under the lock.
 
         Not the first request of all, and none after an outage: home looks for subscriptions then, or probes the broker.
         """
-        if not self._driver.hands_over or self._driver.wants_ids or not isinstance(send, SingleSend):
-            return None
-        if not self._has_looked or not self._link.is_up:
+        if not self._driver.hands_over or self._driver.wants_ids or not self._has_looked or not self._link.is_up:
             return None
         batch = self._outbox.batcher.next(time.monotonic())
         # There is none if a send was given up whose request is still out.
@@ -107,7 +105,7 @@ class BatchingPublisher(Publisher):
     def _hand_over(self, batch: Batch) -> None:
         is_out = False
         try:
-            is_out = self._driver.hand_over(batch.entries[0].message, partial(self._report, batch))
+            is_out = self._driver.hand_over([entry.message for entry in batch.entries], partial(self._report, batch))
         finally:
             if not is_out:  # also after a KeyboardInterrupt, because the batch has a place
                 self._report(batch, None)
@@ -201,31 +199,32 @@ class BatchingPublisher(Publisher):
 
     # In any thread
 
-    def _report(self, batch: Batch, found: str | Publishing | None) -> None:
+    def _report(self, batch: Batch, found: Sequence[str] | Publishing | None) -> None:
         """Complete *batch*, which a caller has handed over, or leave it to home.
 
-        :param found: the id of its message, which is stored; or a function that waits for its request; or ``None`` if
-            there is no request.
+        :param found: the ids of its messages, which are stored; or a function that waits for its request; or ``None``
+            if there is no request.
         """
         with self._lock:
             if batch not in self._handed_over:
                 return  # the client was closed, or a KeyboardInterrupt came while the batch was handed over
             self._handed_over.remove(batch)
-        if not isinstance(found, str):
+        if found is None or callable(found):
             self._home.wake(partial(self._take_over, batch, found))
             return
         self._link.up()
-        (entry,) = batch.entries
+        entries = batch.entries
+        results = found if len(found) == len(entries) else [_miscounted(found, entries)] * len(entries)
         with self._lock:
             now = time.monotonic()
             self._outbox.batcher.confirm(batch, now)
-            is_complete = self._outbox.record(entry, found)
+            is_complete = self._outbox.record_all(entries, results)
             self._outbox.batcher.release(batch, now)
             self._wake_if_drained()
         self.pump()  # others may have come since
         if is_complete:
             # Last, and without the lock: this thread may have to wait here until the caller has sent its next message.
-            entry.send.waiter.wake()
+            entries[0].send.waiter.wake()
 
     def _end_overdue(self) -> float | None:
         """End sends whose time is up, a few at a time; return when to look again, or ``None`` if no send is left."""
@@ -340,10 +339,7 @@ class BatchingPublisher(Publisher):
         except UNFORESEEN as error:
             raise internal(error) from error
         if len(results) != len(entries):
-            raise BrokerError(
-                f"the backend answered for {len(results)} of {len(entries)} messages; they may be stored or not",
-                ErrorCode.INTERNAL,
-            )
+            raise _miscounted(results, entries)
         return results
 
     def _ask(self, entries: Sequence[Entry]) -> Awaitable[Results]:
@@ -424,6 +420,13 @@ class BatchingPublisher(Publisher):
             self._handed_over.clear()  # what is reported from now on comes too late
         for send in list(self._outbox.sends):
             self._end(send, unconfirmed())
+
+
+def _miscounted(results: Results, entries: Sequence[Entry]) -> BrokerError:
+    return BrokerError(
+        f"the backend answered for {len(results)} of {len(entries)} messages; they may be stored or not",
+        ErrorCode.INTERNAL,
+    )
 
 
 def _is_retryable(result: str | BrokerError) -> TypeGuard[BrokerError]:

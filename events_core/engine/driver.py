@@ -550,19 +550,19 @@ class Driver(ABC, Generic[OptionsT]):
         """
         return await self.publish(messages)
 
-    def hand_over(self, message: EventMessage, report: Callable[[str | Publishing], None]) -> bool:
-        """Begin to publish *message*, and return True; or return False, and home calls :meth:`publish`.
+    def hand_over(self, messages: Sequence[EventMessage], report: Callable[[Sequence[str] | Publishing], None]) -> bool:
+        """Begin to publish *messages*, and return True; or return False, and home calls :meth:`publish`.
 
         So a lone send need not wait for home to begin its request, nor to see the answer.
 
-        *Called* if :attr:`hands_over`, in the thread of the caller, for a single message.  No other send is in progress
-        then, and the broker has already answered at least one request.  It does not wait and does not raise.  Overlaps
-        every method but :meth:`open`.  Once :meth:`close` has begun, nothing may be sent.
+        *Called* if :attr:`hands_over`, in the thread of the caller, for messages of one send.  No other send is in
+        progress then, and the broker has already answered at least one request.  It does not wait and does not raise.
+        Overlaps every method but :meth:`open`.  Once :meth:`close` has begun, nothing may be sent.
 
         :param report: takes the outcome.  If this method returns True, call *report* once, from any thread.  Call it
-            with the id when the message is stored.  If the message fails, or takes more than a moment, call it with a
-            function.  Home then calls the function in place of :meth:`publish`.  The function returns, raises and is
-            cancelled as :meth:`publish` is for this message.  *report* does not wait and does not raise.
+            with the ids, in order, when all messages are stored.  If one fails, or takes more than a moment, call it
+            with a function.  Home then calls the function in place of :meth:`publish`.  The function returns, raises
+            and is cancelled as :meth:`publish` is for these messages.  *report* does not wait and does not raise.
         """
         return False
 

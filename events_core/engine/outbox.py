@@ -133,17 +133,31 @@ class Outbox:
         return is_complete
 
     def complete_all(self, entries: Sequence[Entry], results: Sequence[str | BrokerError]) -> None:
-        """Record the results of admitted *entries*, except of those that have one."""
+        """Record the results of admitted *entries*, except of those that have one; wake the callers."""
         send = _whole_send(entries)
         if send is None:
             self._complete_each(entries, results)
-            return
-        # The same for all at once, at a fifth of the cost.
-        self.messages -= len(entries)
-        self._bytes -= sum([entry.size for entry in entries])
+        else:
+            self._record_whole(send, results)
+            send.waiter.wake()
+
+    def record_all(self, entries: Sequence[Entry], results: Sequence[str | BrokerError]) -> bool:
+        """Record the results of admitted *entries* of one send, except of those that have one.
+
+        Return whether the caller must be woken.
+        """
+        send = _whole_send(entries)
+        if send is None:
+            return any(self.record(entry, result) for entry, result in zip(entries, results, strict=True))
+        self._record_whole(send, results)
+        return True
+
+    def _record_whole(self, send: Send[Any], results: Sequence[str | BrokerError]) -> None:
+        """Do for all entries of *send* what :meth:`record` does for each, at a fifth of the cost."""
+        self.messages -= len(send.entries)
+        self._bytes -= sum([entry.size for entry in send.entries])
         send.complete_all(results)
         self.sends.pop(send, None)
-        send.waiter.wake()
         self._admit_waiting()
 
     def _complete_each(self, entries: Sequence[Entry], results: Sequence[str | BrokerError]) -> None:

@@ -104,11 +104,11 @@ class KafkaDriver(Driver[KafkaOptions]):
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
         return await self._store(messages)
 
-    def hand_over(self, message: EventMessage, report: Callable[[str | Publishing], None]) -> bool:
-        def take(found: str | Begun) -> None:
-            report(found if isinstance(found, str) else partial(self._store, [message], found))
+    def hand_over(self, messages: Sequence[EventMessage], report: Callable[[Sequence[str] | Publishing], None]) -> bool:
+        def take(found: list[str] | Begun) -> None:
+            report(found if isinstance(found, list) else partial(self._store, messages, found))
 
-        return self._publisher.hand_over(message, take)
+        return self._publisher.hand_over(messages, take)
 
     async def _store(self, messages: Sequence[EventMessage], begun: Begun | None = None) -> Sequence[str | BrokerError]:
         results = await self._publish(messages, begun)

@@ -21,7 +21,7 @@ from events_core.engine import BrokerError, off_loop
 from events_kafka.codec import shortened
 from events_kafka.errors import broker_error, making
 from events_kafka.options import KafkaOptions
-from events_kafka.sender import Batch, Sender, not_attempted
+from events_kafka.sender import Batch, Sender, failures, not_attempted
 from events_kafka.settings import given, settings
 
 __all__ = ["Publisher"]
@@ -31,7 +31,7 @@ _SHARE = 0.9
 
 
 class Begun(NamedTuple):
-    """The batch of a message that a caller has handed over, and its sender."""
+    """A batch that a caller has handed over, and its sender."""
 
     sender: Sender
     batch: Batch
@@ -53,30 +53,30 @@ class Publisher:
         self._ending: set[asyncio.Future[None]] = set()
         self._opening = asyncio.Lock()
 
-    def hand_over(self, message: EventMessage, report: Callable[[str | Begun], None]) -> bool:
-        """Begin to publish *message*, in any thread; return False if home must do that.
+    def hand_over(self, messages: Sequence[EventMessage], report: Callable[[list[str] | Begun], None]) -> bool:
+        """Begin to publish *messages*, in any thread; return False if home must do that.
 
-        :param report: is called with the id of the message, or with what :meth:`publish` needs.
+        :param report: is called with their ids, or with what :meth:`publish` needs.
         """
         sender = self._current
         if sender is None:
             return False
 
-        def take(found: str | Batch) -> None:
-            report(Begun(sender, found) if isinstance(found, Batch) else found)
+        def take(found: list[str] | Batch) -> None:
+            report(found if isinstance(found, list) else Begun(sender, found))
 
-        return sender.hand_over(message, self.max_message_bytes, take)
+        return sender.hand_over(messages, self.max_message_bytes, take)
 
     async def publish(
         self, messages: Sequence[EventMessage], begun: Begun | None = None
     ) -> Sequence[str | BrokerError]:
         """Publish *messages* in order; return the id of each, or the reason why it was not stored.
 
-        :param begun: the only one of them, if it was handed over.
+        :param begun: their batch, if they were handed over.
         :raises BrokerError: if none was stored, or that is unknown.
         """
         results = await self._publish(messages, begun)
-        if not _failures(results):
+        if not failures(results):
             return results
         suspects = _suspects(messages, results)
         if len(suspects) > 1:
@@ -120,10 +120,10 @@ class Publisher:
         except BaseException:  # cancelled, or the brokers refuse this client
             self._abandon(sender)
             raise
-        failures = _failures(results)
+        failed = failures(results)
         # A producer that misses a topic does so until its next look at the cluster, some minutes later.  One that has
         # lost all brokers may do so for good (2.16, librdkafka #5301).
-        if sender.failure is not None or any(map(_is_missing, failures)) or all(map(_is_late, results)):
+        if sender.failure is not None or any(map(_is_missing, failed)) or all(map(_is_late, results)):
             self._abandon(sender)
         return results
 
@@ -188,10 +188,6 @@ class Publisher:
             self._abandon(self._current)
         if self._ending:
             await asyncio.wait([*self._ending])
-
-
-def _failures(results: Sequence[Any]) -> Sequence[Any]:
-    return [result for result in results if result.__class__ is not str]
 
 
 def _refusal(asked: str, error: KafkaError) -> BrokerError:

@@ -5,8 +5,8 @@ Who does what, and where:
 * Home hands the messages of a batch to the producer, which does not block, and waits for the batch.
 * The thread polls the producer while messages are out.  There librdkafka calls the reports of a batch, one for each
   message.  When a turn of the thread has finished batches, it wakes home once.
-* A thread of the application may hand over a message too.  The thread that polls then tells the engine that it is
-  stored, and home is not woken.  A message that fails, or takes longer than a turn, is left to home.
+* A thread of the application may hand over a batch too.  The thread that polls then tells the engine that it is stored,
+  and home is not woken.  A batch of which a message fails, or that takes longer than a turn, is left to home.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import count
-from typing import Any
+from itertools import chain, count
+from typing import Any, TypeAlias
 
 from confluent_kafka.cimpl import KafkaError, KafkaException, Message, Producer
 
@@ -27,7 +27,7 @@ from events_core.engine import BrokerError
 from events_kafka.codec import packed, record_size
 from events_kafka.errors import broker_error
 
-__all__ = ["Batch", "Sender", "not_attempted"]
+__all__ = ["Batch", "Sender", "failures", "not_attempted"]
 
 _TURN = 0.1
 """Seconds of one turn of the thread.  ``Producer.poll`` returns after the first event only if this is below 0.2."""
@@ -37,8 +37,11 @@ _PURGES = 50
 """Turns in which the thread of an ended producer waits for the last reports."""
 
 
-Report = Callable[[KafkaError | BrokerError | None, Message | None], None]
+Report: TypeAlias = Callable[[KafkaError | BrokerError | None, Message | None], None]
 """The function that is called with the outcome of one message: an error, or its record."""
+Pair: TypeAlias = tuple[EventMessage, Report]
+Take: TypeAlias = "Callable[[list[str] | Batch], None]"
+"""The function that is called with the ids of a batch, or with the batch if home must look at it."""
 
 
 class Batch:
@@ -54,21 +57,23 @@ class Batch:
         self.results: list[Any] = []
         """The id of each message, or its ``KafkaError`` or ``BrokerError``."""
         self.done: asyncio.Future[None]
-        self._take: Callable[[str | Batch], None] | None = None
-        """The function that takes the id of the message, or this batch, if a caller has handed it over."""
+        self._take: Take | None = None
         self._prefix = f"{topic}/"
         self._on_done = on_done
         self._reports: list[Report] = []
         self._reported = count(1)
 
-    def begin(self, size: int, done: asyncio.Future[None]) -> Sequence[Report]:
+    def begin(self, size: int, done: asyncio.Future[None], take: Take | None) -> Sequence[Report]:
         """Wait for *size* messages; return at least one report for each.
 
         :param done: the future that home resolves when all are reported.
+        :param take: is called in the thread, if a caller has handed the messages over.
         """
         self.results = [None] * size
         self.done = done
-        # Home reports what cannot be sent, and the thread all others.  Counting is one step of the interpreter.
+        self._take = take
+        # The thread that hands over reports what cannot be sent, and the thread that polls all others.  Counting is one
+        # step of the interpreter.
         self._reported = count(1)
         self._reports += [partial(self._report, place) for place in range(len(self._reports), size)]
         return self._reports
@@ -79,22 +84,17 @@ class Batch:
         if next(self._reported) == len(self.results):
             self._on_done(self)
 
-    def begin_alone(self, done: asyncio.Future[None], take: Callable[[str | Batch], None]) -> Report:
-        """Wait for one message, which a caller hands over; return its report."""
-        self._take = take
-        return self.begin(1, done)[0]
-
     def settle(self) -> bool:
-        """Tell the engine that the message is stored; return False if home must be told.  In the thread."""
-        is_told = self._take is not None and isinstance(self.results[0], str)
-        self._give(self.results[0] if is_told else self)
+        """Tell the engine that the messages are stored; return False if home must be told.  In the thread."""
+        is_told = self._take is not None and not failures(self.results)
+        self._give(self.results if is_told else self)
         return is_told
 
     def leave(self) -> None:
-        """Leave a message that a caller has handed over to home; in the thread."""
+        """Leave messages that a caller has handed over to home; in the thread."""
         self._give(self)
 
-    def _give(self, found: str | Batch) -> None:
+    def _give(self, found: list[str] | Batch) -> None:
         take, self._take = self._take, None
         if take is not None:
             take(found)
@@ -112,10 +112,10 @@ class Sender:
         """Guards the next two fields."""
         self._out: set[Batch] = set()
         self._has_ended = False
-        self._spare: list[Batch] = []
-        """Batches that may be used again; only home touches them."""
+        self._spare: deque[Batch] = deque()
+        """Batches that may be used again."""
         self._finished: deque[Batch] = deque()
-        """Batches that are done.  Home may add one, and only the thread takes them."""
+        """Batches that are done.  Any thread may add one, and only the thread that polls takes them."""
         self.is_down = False
         """True since librdkafka has lost all brokers.  The thread sets it; home resets it when the brokers answer."""
         self.failure: KafkaError | None = None
@@ -134,65 +134,80 @@ class Sender:
 
         A message whose record has more than *limit* bytes fails alone, and its successors are not attempted.
         """
-        batch = self._spare.pop() if self._spare else Batch(self._topic, self._finished.append)
-        reports = batch.begin(len(messages), self._loop.create_future())
+        batch, reports = self._begin(len(messages))
         with self._work:
             self._out.add(batch)
+        pairs: Iterator[Pair] = zip(messages, reports, strict=False)
         failed: set[str] = set()
-        for message, report in zip(messages, reports, strict=False):
-            key = message.ordering_key
-            try:
-                if failed and key in failed:
-                    raise not_attempted(key)
-                if not self._produce(message, key, limit, report):
-                    await self._produce_later(message, key, limit, report)
-            except (BrokerError, KafkaException) as error:
-                report(error if isinstance(error, BrokerError) else error.args[0], None)
-                if key is not None:
-                    failed.add(key)
+        # The option ``librdkafka`` may bound the queue below the bounds of the client.  Nobody is told of room.
+        while (left := self._produce(pairs, limit, failed)) is not None:
+            pairs = chain([left], pairs)
+            self._wake()
+            await asyncio.sleep(_TURN / 10)
+            if self._has_ended:
+                text = f"send to topic {self._topic!r}: its producer was replaced before the message left"
+                replaced = BrokerError(text, ErrorCode.UNAVAILABLE, retryable=True)
+                for _, report in pairs:
+                    report(replaced, None)
         # Not before: the thread and this one would compete for the interpreter.
         self._wake()
         await batch.done
         self._spare.append(batch)
         return batch.results
 
-    def hand_over(self, message: EventMessage, limit: int, take: Callable[[str | Batch], None]) -> bool:
-        """Hand *message* to the producer, in any thread; return False if home must send it.
-
-        :param take: is called in the thread, with the id of the message or with its batch.
-        """
-        batch = Batch(self._topic, self._finished.append)
-        report = batch.begin_alone(self._loop.create_future(), take)
+    def hand_over(self, messages: Sequence[EventMessage], limit: int, take: Take) -> bool:
+        """Hand *messages* to the producer, in any thread; return False if home must send them."""
+        batch, reports = self._begin(len(messages), take)
+        pairs: Iterator[Pair] = zip(messages, reports, strict=False)
         # Under the lock, because nothing may be handed over once this has ended.
         with self._work:
             if self._has_ended or self.is_down or self.failure is not None:
                 return False
-            try:
-                is_out = self._produce(message, message.ordering_key, limit, report)
-            except (BrokerError, KafkaException):
-                return False  # home gets the same error
-            if is_out:
-                self._out.add(batch)
-                self._work.notify()
-            return is_out
-
-    def _produce(self, message: EventMessage, key: str | None, limit: int, report: Report) -> bool:
-        """Hand *message* to the producer; return False if its queue is full."""
-        if self._has_ended:  # while another message waited for room
-            raise BrokerError(
-                f"send to topic {self._topic!r}: its producer was replaced before the message left",
-                ErrorCode.UNAVAILABLE,
-                retryable=True,
-            )
-        value, headers, size = packed(message)
-        if size > limit:
-            self._measure(message, limit)
-        try:
-            # By position, because names would cost as much as a header.  -1 is any partition, and 0 is now.
-            self._producer.produce(self._topic, value, key, -1, report, None, 0, headers)
-        except BufferError:
-            return False
+            left = self._produce(pairs, limit, set())
+            if left is not None:
+                if left[1] is reports[0]:  # nothing is out
+                    return False
+                text = "not attempted, because the queue of the producer is full"
+                no_room = BrokerError(text, ErrorCode.NOT_ATTEMPTED, retryable=True)
+                for _, report in chain([left], pairs):
+                    report(no_room, None)
+            self._out.add(batch)
+            self._work.notify()
         return True
+
+    def _begin(self, size: int, take: Take | None = None) -> tuple[Batch, Sequence[Report]]:
+        """Return a batch for *size* messages, and their reports; in any thread."""
+        try:
+            batch = self._spare.pop()
+        except IndexError:
+            batch = Batch(self._topic, self._finished.append)
+        return batch, batch.begin(size, self._loop.create_future(), take)
+
+    def _produce(self, pairs: Iterator[Pair], limit: int, failed: set[str]) -> Pair | None:
+        """Hand messages to the producer; return the first one for which its queue has no room.
+
+        A message that cannot be sent is reported, and so are its successors.
+
+        :param failed: the keys of messages that cannot be sent; it grows.
+        """
+        produce, topic = self._producer.produce, self._topic
+        for message, report in pairs:
+            key = message.ordering_key
+            try:
+                if failed and key in failed:
+                    raise not_attempted(key)
+                value, headers, size = packed(message)
+                if size > limit:
+                    self._measure(message, limit)
+                # By position, because names would cost as much as a header.  -1 is any partition, and 0 is now.
+                produce(topic, value, key, -1, report, None, 0, headers)
+            except BufferError:
+                return message, report
+            except (BrokerError, KafkaException) as error:
+                report(error if isinstance(error, BrokerError) else error.args[0], None)
+                if key is not None:
+                    failed.add(key)
+        return None
 
     def _measure(self, message: EventMessage, limit: int) -> None:
         size = record_size(message)
@@ -202,17 +217,6 @@ class Sender:
                 "topic's max.message.bytes",
                 ErrorCode.INVALID,
             )
-
-    async def _produce_later(self, message: EventMessage, key: str | None, limit: int, report: Report) -> None:
-        """Hand *message* to the producer when there is room.
-
-        The option ``librdkafka`` may bound the queue below the bounds of the client.  Nobody is told of room.
-        """
-        self._wake()
-        is_full = True
-        while is_full:
-            await asyncio.sleep(_TURN / 10)
-            is_full = not self._produce(message, key, limit, report)
 
     def _wake(self) -> None:
         """Let the thread poll."""
@@ -269,7 +273,9 @@ class Sender:
         finished = [self._finished.popleft() for _ in range(len(self._finished))]
         with self._work:
             self._out.difference_update(finished)
-        left = [batch for batch in finished if not batch.settle()]
+        left: list[Batch] = []
+        for batch in finished:
+            (self._spare if batch.settle() else left).append(batch)
         if left:
             self._tell(_resolve, left)
 
@@ -314,6 +320,11 @@ def _resolve(batches: Sequence[Batch]) -> None:
 def _resolve_one(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def failures(results: Sequence[Any]) -> Sequence[Any]:
+    """Return those of *results* that are no ids."""
+    return [result for result in results if result.__class__ is not str]
 
 
 def not_attempted(key: str | None) -> BrokerError:

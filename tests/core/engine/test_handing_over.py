@@ -26,19 +26,20 @@ class HandsOver(ScriptedDriver):
         super().__init__(topic_name, project_id, options)
         self.takes = True
         self.confirms = True
-        self.handed: list[bytes] = []
+        self.handed: list[list[bytes]] = []
         self.threads: list[int] = []
         self.confirming: list[threading.Thread] = []
-        self.reports: list[Callable[[str | Publishing], None]] = []
+        self.reports: list[Callable[[Sequence[str] | Publishing], None]] = []
 
-    def hand_over(self, message: EventMessage, report: Callable[[str | Publishing], None]) -> bool:
+    def hand_over(self, messages: Sequence[EventMessage], report: Callable[[Sequence[str] | Publishing], None]) -> bool:
         if not self.takes:
             return False
-        self.handed.append(message.data)
+        self.handed.append([message.data for message in messages])
         self.threads.append(threading.get_ident())
         self.reports.append(report)
         if self.confirms:
-            self.confirming.append(threading.Thread(target=report, args=[f"id-{message.data.decode()}"]))
+            ids = [f"id-{message.data.decode()}" for message in messages]
+            self.confirming.append(threading.Thread(target=report, args=[ids]))
             self.confirming[-1].start()
         return True
 
@@ -67,7 +68,7 @@ async def _send_without_report(client: ScriptedClient, text: str, key: str = "")
     driver = _driver(client)
     driver.confirms = False
     task = asyncio.create_task(client.send_message(message(text, key)))
-    await until(lambda: driver.handed[-1:] == [text.encode()])
+    await until(lambda: driver.handed[-1:] == [[text.encode()]])
     return task
 
 
@@ -89,7 +90,7 @@ def test_a_lone_send_does_not_wait_for_home() -> None:
             assert [await client.send_message(message(text)) for text in "12"] == ["id-1", "id-2"]
         finally:
             may_go_on.set()
-        assert driver.handed == [b"1", b"2"]
+        assert driver.handed == [[b"1"], [b"2"]]
         assert set(driver.threads) == {threading.get_ident()}
         assert driver.requests == [[b"first"]]
 
@@ -108,14 +109,62 @@ def test_what_a_driver_does_not_take_goes_through_home() -> None:
     run(test, driver=HandsOver)
 
 
-def test_several_messages_go_through_home() -> None:
-    """P5: they leave in one request."""
+def test_the_messages_of_one_send_are_handed_over_together() -> None:
+    """P2, P5: they leave in one request, and their ids come back in their order."""
 
     async def test(client: ScriptedClient) -> None:
         driver = await _opened(client)
-        await client.send_messages([message("1"), message("2")])
-        assert driver.requests == [[b"first"], [b"1", b"2"]]
-        assert driver.handed == []
+        assert await client.send_messages([message("1"), message("2")]) == ["id-1", "id-2"]
+        assert driver.handed == [[b"1", b"2"]]
+        assert driver.requests == [[b"first"]]
+
+    run(test, driver=HandsOver)
+
+
+def test_what_exceeds_a_request_that_was_handed_over_goes_through_home() -> None:
+    """P4, P6: it leaves when there is room again, and the results keep the order of the messages."""
+
+    async def test(client: ScriptedClient) -> None:
+        driver = await _opened(client)
+        assert await client.send_messages([message(text) for text in "123"]) == ["id-1", "id-2", "id-3"]
+        assert driver.handed == [[b"1", b"2"]]
+        assert driver.requests == [[b"first"], [b"3"]]
+
+    run(test, driver=HandsOver, publish_max_messages="2")
+
+
+def test_a_part_that_failed_is_looked_at_by_home() -> None:
+    """P3: home sends again what was not attempted; each of the others has its result."""
+
+    async def test(client: ScriptedClient) -> None:
+        driver = await _opened(client)
+        driver.confirms = False
+        sending = asyncio.create_task(client.send_messages([message(text) for text in "123"]))
+        await until(lambda: bool(driver.handed))
+        unattempted = BrokerError("no room", ErrorCode.NOT_ATTEMPTED, retryable=True)
+        driver.reports[0](_published(["id-1", BrokerError("too large", ErrorCode.INVALID), unattempted]))
+        with pytest.raises(PublishError, match="too large") as caught:
+            await sending
+        stored, refused, again = caught.value.results
+        assert (stored, again) == ("id-1", "id-3")
+        assert isinstance(refused, PublishError)
+        assert driver.requests == [[b"first"], [b"3"]]
+
+    run(test, driver=HandsOver)
+
+
+def test_ids_that_are_too_few_fail_the_send() -> None:
+    """P2: nobody knows which messages they are of."""
+
+    async def test(client: ScriptedClient) -> None:
+        driver = await _opened(client)
+        driver.confirms = False
+        sending = asyncio.create_task(client.send_messages([message("1"), message("2")]))
+        await until(lambda: bool(driver.handed))
+        driver.reports[0](["id-1"])
+        with pytest.raises(PublishError, match="answered for 1 of 2 messages") as caught:
+            await sending
+        assert caught.value.code is ErrorCode.INTERNAL
 
     run(test, driver=HandsOver)
 
@@ -140,7 +189,7 @@ def test_a_confirmation_shows_that_the_client_is_connected() -> None:
         driver = await _opened(client)
         sending = await _send_without_report(client, "1")
         client._link.down(UNAVAILABLE)
-        driver.reports[0]("id-1")
+        driver.reports[0](["id-1"])
         assert await sending == "id-1"
         assert client.is_connected
 
@@ -158,7 +207,7 @@ def test_sends_wait_for_one_that_was_handed_over() -> None:
         # The request without a key shows that home has looked for what may leave.
         await client.send_message(message("other"))
         assert driver.requests == [[b"first"], [b"other"]]
-        driver.reports[0]("id-1")
+        driver.reports[0](["id-1"])
         assert await asyncio.gather(sending, *later) == ["id-1", "id-2", "id-3"]
         assert driver.requests == [[b"first"], [b"other"], [b"2", b"3"]]
 
@@ -173,7 +222,7 @@ def test_a_send_that_waits_for_room_leaves_when_the_one_before_is_stored() -> No
         sending = await _send_without_report(client, "1")
         later = asyncio.create_task(client.send_message(message("2")))
         await until(lambda: len(client._publisher._outbox.sends) == 2)  # type: ignore[attr-defined]
-        driver.reports[0]("id-1")
+        driver.reports[0](["id-1"])
         assert await asyncio.gather(sending, later) == ["id-1", "id-2"]
 
     run(test, driver=HandsOver, publish_max_messages="1")
@@ -258,9 +307,9 @@ def test_a_report_after_the_send_was_cancelled_frees_the_place() -> None:
         later = asyncio.create_task(client.send_message(message("2", "k")))
         await asyncio.sleep(0)
         await client.send_message(message("other"))
-        assert driver.handed == [b"1"]
+        assert driver.handed == [[b"1"]]
         assert not later.done()
-        driver.reports[0]("id-1")
+        driver.reports[0](["id-1"])
         assert await later == "id-2"
         assert client._publisher._outbox.messages == 0  # type: ignore[attr-defined]
         assert [b"1"] not in driver.requests
@@ -279,7 +328,7 @@ def test_a_second_report_changes_nothing() -> None:
     async def test(client: ScriptedClient) -> None:
         driver = await _opened(client)
         sending = await _send_without_report(client, "1", "k")
-        driver.reports[0]("id-1")
+        driver.reports[0](["id-1"])
         driver.reports[0](publishing)
         assert await sending == "id-1"
         driver.takes = False
@@ -293,7 +342,9 @@ def test_an_interrupted_hand_over_leaves_the_send_to_home() -> None:
     """P5: a signal handler may raise at any point; the place is freed all the same."""
 
     class Interrupted(HandsOver):
-        def hand_over(self, message: EventMessage, report: Callable[[str | Publishing], None]) -> bool:
+        def hand_over(
+            self, messages: Sequence[EventMessage], report: Callable[[Sequence[str] | Publishing], None]
+        ) -> bool:
             raise KeyboardInterrupt
 
     async def test(client: ScriptedClient) -> None:
@@ -333,7 +384,7 @@ def test_a_report_after_a_close_is_not_logged_as_a_connection(caplog: pytest.Log
         await client.close(timeout=0)
         await asyncio.wait([sending])
         caplog.clear()
-        driver.reports[0]("id-1")
+        driver.reports[0](["id-1"])
         assert not client._link.is_up
         assert caplog.messages == []
 
@@ -349,7 +400,7 @@ def test_a_close_ends_when_a_request_that_was_handed_over_is_stored() -> None:
         sending = await _send_without_report(client, "1")
         closing = asyncio.create_task(client.close(timeout=3600))
         await until(lambda: client._publisher._drained is not None)
-        driver.reports[0]("id-1")
+        driver.reports[0](["id-1"])
         await closing
         assert await sending == "id-1"
 
