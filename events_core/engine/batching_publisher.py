@@ -103,12 +103,15 @@ class BatchingPublisher(Publisher):
         return batch
 
     def _hand_over(self, batch: Batch) -> None:
-        is_out = False
+        messages = [entry.message for entry in batch.entries]
         try:
-            is_out = self._driver.hand_over([entry.message for entry in batch.entries], partial(self._report, batch))
-        finally:
-            if not is_out:  # also after a KeyboardInterrupt, because the batch has a place
-                self._report(batch, None)
+            is_out = self._driver.hand_over(messages, partial(self._report, batch))
+        except BaseException:  # a signal handler may raise at any point
+            # Some of the messages may be out.  If home sent them again, they would come after their successors.
+            self._report(batch, _interrupted)
+            raise
+        if not is_out:
+            self._report(batch, None)
 
     def _checked(self, messages: Sequence[EventMessage]) -> AnySend[Waiter]:
         deadline = time.monotonic() + self._send_timeout
@@ -420,6 +423,11 @@ class BatchingPublisher(Publisher):
             self._handed_over.clear()  # what is reported from now on comes too late
         for send in list(self._outbox.sends):
             self._end(send, unconfirmed())
+
+
+async def _interrupted() -> Results:
+    """End a request of which nobody knows how far it came.  Its caller has the exception."""
+    raise BrokerError("interrupted; the message may be stored or not", ErrorCode.INTERNAL)
 
 
 def _miscounted(results: Results, entries: Sequence[Entry]) -> BrokerError:

@@ -112,6 +112,8 @@ class Settler:
         if results is None:
             ledger.hold_again(deliveries)
             return targets
+        if len(results) != len(deliveries):
+            results = [_miscounted(results, deliveries)] * len(deliveries)
         lost = {delivery: error for delivery, error in zip(deliveries, results, strict=True) if error is not None}
         self._settlements.enqueue(ledger.finish_at_once(deliveries, lost))
         failed.update((delivery.message_id, error) for delivery, error in lost.items())
@@ -322,7 +324,7 @@ class InlineSettler(Settler):
         self.progressed()
 
 
-def _miscounted(results: Sequence[BrokerError | None], asked: Sequence[Settlement]) -> BrokerError:
+def _miscounted(results: Sequence[BrokerError | None], asked: Sequence[object]) -> BrokerError:
     """Return the failure of a request whose results cannot be told apart, because there are too few or too many."""
     return BrokerError(
         f"the backend answered for {len(results)} of {len(asked)} settlements; they may be applied or not",

@@ -152,8 +152,9 @@ class Sender:
         # Not before: the thread and this one would compete for the interpreter.
         self._wake()
         await batch.done
+        results = batch.results
         self._spare.append(batch)
-        return batch.results
+        return results
 
     def hand_over(self, messages: Sequence[EventMessage], limit: int, take: Take) -> bool:
         """Hand *messages* to the producer, in any thread; return False if home must send them."""
@@ -302,10 +303,10 @@ class Sender:
         """Fail what is out; at home."""
         with self._work:
             batches = [*self._out]
-        for batch in batches:
-            if not batch.done.done():
-                batch.done.set_exception(broker_error(f"send to topic {self._topic!r}", failure))
-                batch.done.exception()  # otherwise asyncio would log it, if the send was cancelled before
+        for done in [batch.done for batch in batches]:
+            if not done.done():
+                done.set_exception(broker_error(f"send to topic {self._topic!r}", failure))
+                done.exception()  # otherwise asyncio would log it, if the send was cancelled before
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
         with suppress(RuntimeError):  # the loop is closed

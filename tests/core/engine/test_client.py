@@ -1484,6 +1484,20 @@ def test_acknowledgement_at_once() -> None:
     run(test, driver=NotingDriver)
 
 
+def test_an_answer_for_fewer_acknowledgements_at_once_is_an_error() -> None:
+    """S1: nobody knows which of them the backend has taken a note of, so no message stays held."""
+
+    async def test(client: ScriptedClient) -> None:
+        receiver, source, held = await _noting(client, "1", "2")
+        source.acknowledge_at_once = lambda deliveries: [None]  # type: ignore[method-assign]
+        with pytest.raises(AcknowledgeError, match="1 of 2 settlements") as caught:
+            await receiver.acknowledge_messages(held)
+        assert caught.value.code is ErrorCode.INTERNAL
+        assert receiver.stats.held == 0
+
+    run(test, driver=NotingDriver)
+
+
 def test_acknowledgement_at_once_lets_others_run() -> None:
     """An application that acknowledges all the time lets other tasks of its loop run."""
 
