@@ -103,8 +103,8 @@ class BatchingPublisher(Publisher):
         return batch
 
     def _hand_over(self, batch: Batch) -> None:
-        messages = [entry.message for entry in batch.entries]
         try:
+            messages = [entry.message for entry in batch.entries]
             is_out = self._driver.hand_over(messages, partial(self._report, batch))
         except BaseException:  # a signal handler may raise at any point
             # Some of the messages may be out.  If home sent them again, they would come after their successors.

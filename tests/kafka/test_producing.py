@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from confluent_kafka.cimpl import KafkaError
+from confluent_kafka.cimpl import KafkaError, Producer
 
 from events_core import ErrorCode, EventMessage
 from events_core.engine import BrokerError
+from events_kafka import sender as sending
 from events_kafka.options import KafkaOptions
 from events_kafka.producing import Begun, Publisher
 
@@ -85,6 +86,27 @@ def test_a_producer_that_ends_during_a_probe_is_replaced(console: Console) -> No
         publisher._current.is_down = True
         assert [*await publisher.publish([EventMessage(b"1")])] == [f"{console.topic}/0/1"]
         await publisher.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_send_may_look_for_room_any_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P6, P7: ``send_timeout`` has no maximum, and the queue of the producer may be full all the time."""
+
+    async def scenario() -> None:
+        producer = Producer({"bootstrap.servers": "127.0.0.1:1", "queue.buffering.max.messages": 1, "log_level": 0})
+        monkeypatch.setattr(sending, "_TURN", 0.0)
+        sender = sending.Sender("orders")
+        sender._producer = producer
+        task = asyncio.create_task(sender.send([EventMessage(b"%d" % number) for number in range(3)], 1000))
+        for _ in range(300_000):
+            await asyncio.sleep(0)
+        monkeypatch.setattr(sending, "_TURN", 0.1)
+        sender.start(producer)
+        sender.end()
+        purged, *replaced = await asyncio.wait_for(task, PATIENCE)
+        assert isinstance(purged, KafkaError)
+        assert [error.code for error in replaced] == [ErrorCode.UNAVAILABLE] * 2
 
     asyncio.run(scenario())
 

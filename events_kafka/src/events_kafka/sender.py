@@ -141,7 +141,7 @@ class Sender:
         failed: set[str] = set()
         # The option ``librdkafka`` may bound the queue below the bounds of the client.  Nobody is told of room.
         while (left := self._produce(pairs, limit, failed)) is not None:
-            pairs = chain([left], pairs)
+            pairs = iter([left, *pairs])  # a chain would grow with each try
             self._wake()
             await asyncio.sleep(_TURN / 10)
             if self._has_ended:
