@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from functools import partial
-from itertools import chain, count
+from itertools import count
 from typing import Any, TypeAlias
 
 from confluent_kafka.cimpl import KafkaError, KafkaException, Message, Producer
@@ -147,8 +147,7 @@ class Sender:
             if self._has_ended:
                 text = f"send to topic {self._topic!r}: its producer was replaced before the message left"
                 replaced = BrokerError(text, ErrorCode.UNAVAILABLE, retryable=True)
-                for _, report in pairs:
-                    report(replaced, None)
+                _refuse(pairs, failed, replaced)
         # Not before: the thread and this one would compete for the interpreter.
         self._wake()
         await batch.done
@@ -164,14 +163,14 @@ class Sender:
         with self._work:
             if self._has_ended or self.is_down or self.failure is not None:
                 return False
-            left = self._produce(pairs, limit, set())
+            failed: set[str] = set()
+            left = self._produce(pairs, limit, failed)
             if left is not None:
                 if left[1] is reports[0]:  # nothing is out
                     return False
                 text = "not attempted, because the queue of the producer is full"
                 no_room = BrokerError(text, ErrorCode.NOT_ATTEMPTED, retryable=True)
-                for _, report in chain([left], pairs):
-                    report(no_room, None)
+                _refuse([left, *pairs], failed, no_room)
             self._out.add(batch)
             self._work.notify()
         return True
@@ -321,6 +320,13 @@ def _resolve(batches: Sequence[Batch]) -> None:
 def _resolve_one(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _refuse(pairs: Iterable[Pair], failed: Set[str | None], reason: BrokerError) -> None:
+    """Report messages that do not leave: those whose key has *failed*, and the others with *reason*."""
+    for message, report in pairs:
+        key = message.ordering_key
+        report(not_attempted(key) if key in failed else reason, None)
 
 
 def failures(results: Sequence[Any]) -> Sequence[Any]:
