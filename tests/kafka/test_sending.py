@@ -237,7 +237,7 @@ def test_a_message_that_the_topic_refuses_fails_alone(console: Console, before: 
             assert codes([*caught.value.results]) == [None, None, ErrorCode.INVALID, None, None]
 
     asyncio.run(scenario())
-    assert [record.value() for record in console.records(4 + before)][before:] == [b"0", b"1", b"3", b"4"]
+    assert {record.value() for record in console.records(4 + before)[before:]} == {b"0", b"1", b"3", b"4"}
 
 
 @IN_EITHER_THREAD
