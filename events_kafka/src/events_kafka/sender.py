@@ -148,6 +148,8 @@ class Sender:
                 text = f"send to topic {self._topic!r}: its producer was replaced before the message left"
                 replaced = BrokerError(text, ErrorCode.UNAVAILABLE, retryable=True)
                 _refuse(pairs, failed, replaced)
+                if None not in batch.results:  # these were the last, and the thread may have ended
+                    return batch.results
         # Not before: the thread and this one would compete for the interpreter.
         self._wake()
         await batch.done
