@@ -174,6 +174,7 @@ class Outbox:
             return False
         if self._prepare is not None:
             message = self._prepared(message, self._prepare)
+        self._ensure_running()  # also if there is no room: the loop that sent before may be closed
         if not self._has_room_for(len(message.data)):
             if self._policy == "drop_oldest":
                 self._make_room(len(message.data))
@@ -182,7 +183,6 @@ class Outbox:
                 return False
         self._waiting.append(message)
         self._waiting_bytes += len(message.data)
-        self._ensure_running()
         return True
 
     def _prepared(self, message: EventMessage, prepare: Callable[[EventMessage], EventMessage]) -> EventMessage:
@@ -210,6 +210,7 @@ class Outbox:
         """
         if self._policy != "wait" or (self._has_room_for(0) and not self._room_waiters):
             return
+        self._ensure_running()
         ends = time.monotonic() + self._max_wait
         while not (self._is_closing or self._has_waited_in_vain or self._has_room_for(0)):
             await self._wait_for_room(ends)
@@ -258,7 +259,7 @@ class Outbox:
         # All of them: each looks again, and waits again if others have taken the room.
         while self._room_waiters:
             waiter = self._room_waiters.popleft()
-            if not waiter.done():
+            if not (waiter.done() or waiter.get_loop().is_closed()):
                 waiter.set_result(None)
 
     # Sending

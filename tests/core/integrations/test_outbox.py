@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
+from typing import Any
 
 import attrs
 import pytest
@@ -377,22 +378,63 @@ def test_a_message_that_cannot_be_prepared(caplog: pytest.LogCaptureFixture) -> 
     assert "LookupError: a defect" in caplog.text
 
 
+def abandon(scenario: Coroutine[Any, Any, None]) -> None:
+    """Run *scenario* in a loop that is then closed without cancelling its tasks."""
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # it complains about the tasks that it leaves
+    loop.run_until_complete(scenario)
+    loop.close()
+
+
 def test_messages_survive_a_loop_that_was_abandoned() -> None:
     """A loop that is closed without cancelling its tasks keeps the outbox from nothing."""
-
-    def abandon(outbox: Outbox) -> None:
-        loop = asyncio.new_event_loop()
-        loop.set_exception_handler(lambda *_: None)  # it complains about the task that it leaves
-        loop.run_until_complete(occupied(outbox))
-        loop.close()
 
     async def test(place: Broker) -> None:
         outbox = Outbox(place.client)
         with stall():
-            await asyncio.to_thread(abandon, outbox)
+            await asyncio.to_thread(abandon, occupied(outbox))
         outbox.put_nowait(*numbered(1))
         await outbox.close()
         assert list(dict.fromkeys(await place.numbers())) == [0, 1]
+
+    run(test)
+
+
+def test_an_outbox_that_is_full_when_its_loop_is_abandoned_empties_in_the_next() -> None:
+    """The next message finds no room, but those before it are sent."""
+
+    async def fill(outbox: Outbox) -> None:
+        await occupied(outbox)
+        outbox.put_nowait(*numbered(1))
+
+    async def test(place: Broker) -> None:
+        outbox = Outbox(place.client, max_messages=1)
+        with stall():
+            await asyncio.to_thread(abandon, fill(outbox))
+        assert not outbox.put_nowait(*numbered(2))
+        await until(lambda: outbox.stats.sent == 2)
+        assert list(dict.fromkeys(await place.numbers())) == [0, 1]
+
+    run(test)
+
+
+def test_a_caller_of_an_abandoned_loop_holds_nobody_up() -> None:
+    """It waits for room for good, and the outbox goes on without it."""
+    left: list[asyncio.Task[bool]] = []
+
+    async def wait_for_room(outbox: Outbox) -> None:
+        await occupied(outbox)
+        outbox.put_nowait(*numbered(1))
+        left.append(asyncio.create_task(outbox.put(*numbered(2))))
+        await until(lambda: bool(outbox._room_waiters))
+
+    async def test(place: Broker) -> None:
+        outbox = Outbox(place.client, policy="wait", max_messages=1, max_wait=PATIENCE)
+        with stall():
+            await asyncio.to_thread(abandon, wait_for_room(outbox))
+        assert await outbox.put(*numbered(3))
+        await outbox.close()
+        assert list(dict.fromkeys(await place.numbers())) == [0, 1, 3]
 
     run(test)
 
