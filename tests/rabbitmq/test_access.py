@@ -84,6 +84,33 @@ def test_a_wrong_password_is_unauthenticated(place: Place, caplog: pytest.LogCap
     assert "s3cret" not in str(error) + repr(error.__cause__) + caplog.text
 
 
+@pytest.fixture
+def server_without_plain(own_server: Server) -> Iterator[Server]:
+    """Let the server take passwords only by the mechanism AMQPLAIN, which pika does not have."""
+    before = own_server.evaluate("{ok, Found} = application:get_env(rabbit, auth_mechanisms), Found.")
+    own_server.evaluate("application:set_env(rabbit, auth_mechanisms, ['AMQPLAIN']).")
+    yield own_server
+    own_server.evaluate(f"application:set_env(rabbit, auth_mechanisms, {before}).")
+
+
+def test_a_server_that_takes_no_plain_passwords_is_not_tried_again(
+    server_without_plain: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error names the mechanism, and asyncio logs no traceback of an exception in pika."""
+
+    async def scenario() -> EventError:
+        async with client("orders", url=server_without_plain.url) as sender:
+            with pytest.raises(PublishError) as refused:
+                await sender.send_message(EventMessage(b"1"))
+            return refused.value
+
+    error = asyncio.run(scenario())
+    assert error.code is ErrorCode.UNAUTHENTICATED
+    assert not error.retryable
+    assert "PLAIN" in str(error)
+    assert [record.name for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 def test_a_missing_virtual_host_is_named(place: Place) -> None:
     """The error says which virtual host there is not."""
 

@@ -65,6 +65,10 @@ _TEXTS = {
 
 # The first type that fits decides.  The text is pika's own where there is none.
 _KINDS = {
+    exceptions.AuthenticationError: (
+        _Meaning(ErrorCode.UNAUTHENTICATED, advice="add it to the server's auth_mechanisms"),
+        "the server does not offer the mechanism PLAIN",
+    ),
     exceptions.AMQPHeartbeatTimeout: (_UNREACHABLE, "the server gave no sign of life"),
     ssl.SSLError: (_Meaning(ErrorCode.UNAUTHENTICATED, advice="check the options tls_…"), ""),
     TimeoutError: (_UNREACHABLE, "no answer in time"),
