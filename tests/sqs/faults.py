@@ -21,7 +21,7 @@ import json
 import math
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -143,6 +143,29 @@ class FaultyProxy:
             await proxy._healed.wait()
 
         self._add(operation, times, act)
+
+    def overtake(self, operation: str, by: str, patience: float = 1.0) -> None:
+        """Let the next request be overtaken by the next one of the operation *by*: that is answered only after it.
+
+        If none comes in *patience* seconds, pass the request on.
+        """
+        overtaken, answered = asyncio.Event(), asyncio.Event()
+
+        async def act(call: Call, proxy: FaultyProxy) -> web.Response:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(overtaken.wait(), patience)
+            answer = await proxy._passed_on(call)
+            answered.set()
+            return answer
+
+        async def act_first(call: Call, proxy: FaultyProxy) -> web.Response:
+            answer = await proxy._passed_on(call)
+            overtaken.set()
+            await answered.wait()
+            return answer
+
+        self._add(operation, 1, act)
+        self._add(by, 1, act_first)
 
     def fail_entry(
         self,

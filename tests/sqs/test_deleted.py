@@ -11,7 +11,7 @@ from events_core import ErrorCode, EventMessage, PublishError, ReceiveError
 
 from ..receiving import PATIENCE, acknowledge_what_is_left, numbered, numbers, settle_all, take, take_after
 from .console import Console, add_redrive
-from .disturbed import disturbed, outcome
+from .disturbed import disturbed, outcome, sends
 from .server import Server
 
 
@@ -130,6 +130,22 @@ def test_a_topic_that_is_created_again_has_its_queues(console: Console, caplog: 
     assert "was deleted and has been created again" in caplog.text
 
 
+def test_a_topic_is_created_again_when_nothing_is_on_its_way_there(console: Console) -> None:
+    """F1: otherwise a message might come to the new topic before its queues are subscribed, and get lost."""
+
+    async def scenario() -> None:
+        async with disturbed(console) as (proxy, both, receiver):
+            await console.sns.delete_topic(TopicArn=console.topic_arn)
+            proxy.overtake("PublishBatch", by="CreateTopic")
+            late = asyncio.create_task(both.send_message(EventMessage(b"0")))
+            while not sends(proxy):
+                await asyncio.sleep(0.01)
+            await asyncio.gather(late, both.send_message(EventMessage(b"1")))
+            assert sorted(await settle_all(receiver, 2)) == [0, 1]
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
 def test_a_topic_that_is_created_again_has_the_configured_subscription(console: Console) -> None:
     """F1: also while it has no receiver."""
 
@@ -192,6 +208,28 @@ def test_a_letter_is_kept_when_its_topic_was_deleted(console: Console, had_queue
             message = await take(receiver)
             await console.sns.delete_topic(TopicArn=f"{console.topic_arn}-dead")
             await receiver.reject(message, reason="the test wants a letter")
+            assert await console.messages(f"{letters}-kept") == 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_letter_waits_for_the_queue_of_a_topic_that_is_created_again(console: Console) -> None:
+    """R12: another receiver that joins meanwhile has created the topic, and not yet subscribed the queue."""
+    letters = f"{console.topic}-dead"
+    options = {"dead_letter_topic": letters, "max_delivery_attempts": "2", "dead_letter_subscription": "kept"}
+
+    async def scenario() -> None:
+        async with disturbed(console, **options) as (proxy, both, receiver):
+            await both.send_message(EventMessage(b"x"))
+            message = await take(receiver)
+            await console.sns.delete_topic(TopicArn=f"{console.topic_arn}-dead")
+            proxy.overtake("Subscribe", by="PublishBatch")
+            before = proxy.count("Subscribe")
+            other = asyncio.ensure_future(both.subscribe())
+            while proxy.count("Subscribe") == before:
+                await asyncio.sleep(0.01)
+            await receiver.reject(message, reason="the test wants a letter")
+            await (await other).close()
             assert await console.messages(f"{letters}-kept") == 1
 
     asyncio.run(asyncio.wait_for(scenario(), 120))

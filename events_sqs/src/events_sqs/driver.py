@@ -91,7 +91,7 @@ class SQSDriver(Driver[SQSOptions]):
             self._topic: Topic = await self.topology.find_topic(self.topic_name)
             self._ephemeral: EphemeralQueues = EphemeralQueues(services, self.topology, self._topic, options)
             self._at_close.push_async_callback(self._ephemeral.remove_left)
-            self._sender: Sender = Sender(services, self._topic, options.request_bytes)
+            self._sender: Sender = Sender(services, self.topology, self._topic, options.request_bytes)
             self._letters: Sender | None = None
             if options.subscription is not None and options.create != "never" and options.topology == "sns":
                 await self.topology.join(self._topic, options.subscription)
@@ -131,7 +131,9 @@ class SQSDriver(Driver[SQSOptions]):
         if objection := self.objection(letter):
             raise BrokerError(f"no dead letter: {objection}", ErrorCode.INVALID)
         try:
-            letters = self._letters or await self._find_letters()
+            letters = self._letters
+            if letters is None or self.topology.is_deleted(self._dead_letter_topic):
+                letters = await self._find_letters()
             (result,) = await letters.send([letter], [unique])
         except BrokerError as error:
             self._letters = None  # the topic is looked for again
@@ -146,7 +148,7 @@ class SQSDriver(Driver[SQSOptions]):
 
         assert self._services is not None
         topic = await self.topology.find_topic(self._dead_letter_topic)
-        self._letters = Sender(self._services, topic, self.options.request_bytes)
+        self._letters = Sender(self._services, self.topology, topic, self.options.request_bytes)
         return self._letters
 
     @property

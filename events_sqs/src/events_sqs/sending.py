@@ -16,7 +16,7 @@ from events_core.engine import BrokerError
 from events_sqs.codec import Wire, encode, fifo_id, group_of
 from events_sqs.errors import entry_error, translated
 from events_sqs.session import Services
-from events_sqs.topology import Topic
+from events_sqs.topology import Topic, Topology
 
 __all__ = ["Sender"]
 
@@ -32,8 +32,9 @@ class Sender:
     :param limit: bytes of a request, as AWS counts them.
     """
 
-    def __init__(self, services: Services, topic: Topic, limit: int) -> None:
+    def __init__(self, services: Services, topology: Topology, topic: Topic, limit: int) -> None:
         self._services = services
+        self._topology = topology
         self._topic = topic
         self._limit = limit
         self._asked = f"send to {topic}"
@@ -44,6 +45,10 @@ class Sender:
         :param ids: an id for each message; without meaning for a standard queue, where SQS chooses it.
         :raises BrokerError: if no message was stored, or that is unknown.
         """
+        with self._topology.sending(self._topic):
+            return await self._send(messages, ids)
+
+    async def _send(self, messages: Sequence[EventMessage], ids: Sequence[str]) -> list[str | BrokerError]:
         names = [fifo_id(unique) for unique in ids] if self._topic.is_fifo else ids
         carried = names if self._topic.is_sns and not self._topic.is_fifo else itertools.repeat(None)
         wires = [encode(message, name) for message, name in zip(messages, carried, strict=False)]

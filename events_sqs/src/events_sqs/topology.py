@@ -9,8 +9,10 @@ What exists already is never changed.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -81,6 +83,8 @@ class Topology:
         """
         self._deleted: set[str] = set()
         """Topics that were deleted.  Nothing may be sent to one until :meth:`find_topic` has subscribed its queues."""
+        self._sending: dict[str, set[asyncio.Future[None]]] = defaultdict(set)
+        """A future for each send to a topic that is out."""
 
     # Topics
 
@@ -99,6 +103,9 @@ class Topology:
                 raise
             if full in self._linked_queues:
                 self._deleted.add(full)
+                # What is on its way may come to the new topic before its queues are subscribed, and would be lost.
+                if sending := self._sending[full]:
+                    await asyncio.wait(sending)
             topic = await self._create_topic(full)
         queues = self._linked_queues.setdefault(full, {})
         if full in self._deleted:
@@ -132,6 +139,17 @@ class Topology:
     def is_deleted(self, name: str) -> bool:
         """Return whether the topic *name* was deleted, and its queues are not subscribed again."""
         return self._options.topic_of(name) in self._deleted
+
+    @contextmanager
+    def sending(self, topic: Topic) -> Iterator[None]:
+        """Keep *topic* from being created again until what is sent to it inside has its answer."""
+        done = asyncio.get_running_loop().create_future()
+        self._sending[topic.name].add(done)
+        try:
+            yield
+        finally:
+            self._sending[topic.name].remove(done)
+            done.set_result(None)
 
     async def look_for_topic(self, name: str) -> Topic:
         """Return the topic *name*, which must exist."""
