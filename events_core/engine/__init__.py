@@ -6,6 +6,7 @@ from events_core.engine.client import EngineClient
 from events_core.engine.clock import uptime
 from events_core.engine.dead_letter import DeadLetterLog, dead_letter_attributes, log_dead_letter
 from events_core.engine.driver import BrokerError, Delivery, Driver, Outcome, Publishing, Settlement, Source
+from events_core.engine.gate import Gate
 from events_core.engine.keyed_queue import KeyedQueue
 from events_core.engine.letters import Letters
 from events_core.engine.limits import message_size
@@ -17,6 +18,7 @@ __all__ = [
     "Delivery",
     "Driver",
     "EngineClient",
+    "Gate",
     "KeyedQueue",
     "Letters",
     "Outcome",

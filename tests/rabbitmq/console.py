@@ -78,9 +78,9 @@ class Console:
         with self.channel() as channel:
             channel.queue_delete(name or self.queue)
 
-    def delete_exchange(self) -> None:
+    def delete_exchange(self, name: str = "") -> None:
         with self.channel() as channel:
-            channel.exchange_delete(self.topic)
+            channel.exchange_delete(name or self.topic)
 
     def has_queue(self, name: str = "") -> bool:
         with self.channel() as channel:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 
 import pytest
 
 from events_core import ErrorCode, EventMessage, PublishError, ReceiveError
+from events_rabbitmq.topology import Topology
 
-from ..receiving import take, take_after
+from ..receiving import settle_all, take, take_after
 from ..waiting import until
-from .console import Console
+from .console import Console, client
 
 
 def test_a_deleted_queue_is_created_again(console: Console, caplog: pytest.LogCaptureFixture) -> None:
@@ -106,15 +108,78 @@ def test_a_deleted_exchange_is_told_where_nothing_may_be_created(console: Consol
     asyncio.run(scenario())
 
 
-def test_a_receiver_is_bound_again_when_its_exchange_was_deleted(console: Console) -> None:
+def test_receivers_are_bound_again_when_their_exchange_was_deleted(console: Console) -> None:
     """F1: a client that creates its exchange again also binds the queues of its receivers."""
 
     async def scenario() -> None:
-        async with console.client() as both, both.subscribe() as receiver:
-            await both.send_message(EventMessage(b"before"))
-            await receiver.acknowledge(await take(receiver))
+        async with (
+            console.client() as both,
+            both.subscribe() as configured,
+            both.subscribe("named") as named,
+            client(console.topic, url=console.url) as other,
+            other.subscribe() as ephemeral,
+        ):
+            for sender, receivers in ((both, [configured, named]), (other, [ephemeral])):
+                console.delete_exchange()
+                await sender.send_message(EventMessage(b"after"))
+                for receiver in receivers:
+                    message = await take(receiver)
+                    assert message.data == b"after"
+                    await receiver.acknowledge(message)
+
+    asyncio.run(scenario())
+
+
+def test_a_deleted_subscription_is_not_created_with_its_exchange(console: Console) -> None:
+    """F1: what the application has deleted, or what ended with its receiver, does not come back."""
+
+    async def scenario() -> None:
+        async with client(console.topic, url=console.url) as both:
+            async with both.subscribe() as ephemeral, both.subscribe("named"):
+                pass
+            await both.delete_subscription("named")
             console.delete_exchange()
             await both.send_message(EventMessage(b"after"))
-            assert (await take(receiver)).data == b"after"
+            for subscription in (ephemeral.subscription, "named"):
+                assert not console.has_queue(console.queue_of(subscription))
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_sent_while_the_exchange_lacks_its_queues(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F1: another send finds the exchange that a first one has just created again."""
+    declared = threading.Event()
+    ask = Topology._ask
+
+    async def slow(self: Topology, asked: str, method: str, *arguments: object, **named: object) -> None:
+        if method == "queue_bind":
+            declared.set()
+            await asyncio.sleep(1)
+        await ask(self, asked, method, *arguments, **named)
+
+    async def scenario() -> None:
+        async with console.client() as both, both.subscribe() as receiver:
+            console.delete_exchange()
+            monkeypatch.setattr(Topology, "_ask", slow)
+            first = asyncio.create_task(both.send_message(EventMessage(b"0")))
+            await until(declared.is_set)
+            await asyncio.gather(first, both.send_message(EventMessage(b"1")))
+            assert sorted(await settle_all(receiver, 2)) == [0, 1]
+
+    asyncio.run(scenario())
+
+
+def test_a_letter_is_kept_when_its_exchange_was_deleted(console: Console) -> None:
+    """R12: the dead-letter topic is created again with the queue of the letters."""
+    dead = f"{console.topic}-dead"
+    options = {"dead_letter_topic": dead, "max_delivery_attempts": "2", "dead_letter_subscription": "kept"}
+
+    async def scenario() -> None:
+        async with console.client(**options) as both, both.subscribe() as receiver:
+            await both.send_message(EventMessage(b"x"))
+            message = await take(receiver)
+            console.delete_exchange(dead)
+            await receiver.reject(message, reason="the test wants a letter")
+            assert console.ready(f"{dead}:kept") == 1
 
     asyncio.run(scenario())

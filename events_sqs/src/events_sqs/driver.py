@@ -91,7 +91,9 @@ class SQSDriver(Driver[SQSOptions]):
             self._topic: Topic = await self.topology.find_topic(self.topic_name)
             self._ephemeral: EphemeralQueues = EphemeralQueues(services, self.topology, self._topic, options)
             self._at_close.push_async_callback(self._ephemeral.remove_left)
-            self._sender: Sender = Sender(services, self.topology, self._topic, options.request_bytes)
+            self._sender: Sender = Sender(
+                services, self._topic, self.topology.gate(self.topic_name), options.request_bytes
+            )
             self._letters: Sender | None = None
             if options.subscription is not None and options.create != "never" and options.topology == "sns":
                 await self.topology.join(self._topic, options.subscription)
@@ -111,13 +113,13 @@ class SQSDriver(Driver[SQSOptions]):
         self, messages: Sequence[EventMessage], ids: Sequence[str]
     ) -> Sequence[str | BrokerError]:
         # A send may have been cancelled after it created the topic again, and before it subscribed the queues.
-        if not self.topology.is_deleted(self.topic_name):
+        if self.topology.gate(self.topic_name).is_open:
             try:
                 return await self._sender.send(messages, ids)
             except BrokerError as error:
                 if error.code is not ErrorCode.NOT_FOUND or self.options.create != "all":
                     raise
-            self.topology.note_deleted(self.topic_name)
+            await self.topology.note_deleted(self.topic_name)
         await self.topology.find_topic(self.topic_name)
         return await self._sender.send(messages, ids)
 
@@ -132,13 +134,13 @@ class SQSDriver(Driver[SQSOptions]):
             raise BrokerError(f"no dead letter: {objection}", ErrorCode.INVALID)
         try:
             letters = self._letters
-            if letters is None or self.topology.is_deleted(self._dead_letter_topic):
+            if letters is None or not self.topology.gate(self._dead_letter_topic).is_open:
                 letters = await self._find_letters()
             (result,) = await letters.send([letter], [unique])
         except BrokerError as error:
             self._letters = None  # the topic is looked for again
             if error.code is ErrorCode.NOT_FOUND:
-                self.topology.note_deleted(self._dead_letter_topic)
+                await self.topology.note_deleted(self._dead_letter_topic)
             result = error
         if isinstance(result, BrokerError):
             raise BrokerError(str(result), result.code, retryable=True) from result.__cause__
@@ -148,7 +150,8 @@ class SQSDriver(Driver[SQSOptions]):
 
         assert self._services is not None
         topic = await self.topology.find_topic(self._dead_letter_topic)
-        self._letters = Sender(self._services, self.topology, topic, self.options.request_bytes)
+        gate = self.topology.gate(self._dead_letter_topic)
+        self._letters = Sender(self._services, topic, gate, self.options.request_bytes)
         return self._letters
 
     @property

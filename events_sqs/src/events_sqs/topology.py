@@ -9,7 +9,6 @@ What exists already is never changed.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections import defaultdict
@@ -20,7 +19,7 @@ from typing import Any
 import attrs
 
 from events_core import ErrorCode
-from events_core.engine import BrokerError
+from events_core.engine import BrokerError, Gate
 from events_sqs.errors import translated
 from events_sqs.limits import queue_objection
 from events_sqs.options import SQSOptions
@@ -81,10 +80,8 @@ class Topology:
 
         A queue of letters that others have created has no URL here.
         """
-        self._deleted: set[str] = set()
-        """Topics that were deleted.  Nothing may be sent to one until :meth:`find_topic` has subscribed its queues."""
-        self._sending: dict[str, set[asyncio.Future[None]]] = defaultdict(set)
-        """A future for each send to a topic that is out."""
+        self._gates: dict[str, Gate] = defaultdict(Gate)
+        """The gates in front of topics.  One that was deleted is closed until its queues are subscribed again."""
 
     # Topics
 
@@ -102,13 +99,10 @@ class Topology:
             if error.code is not ErrorCode.NOT_FOUND or self._options.create != "all":
                 raise
             if full in self._linked_queues:
-                self._deleted.add(full)
-                # What is on its way may come to the new topic before its queues are subscribed, and would be lost.
-                if sending := self._sending[full]:
-                    await asyncio.wait(sending)
+                await self._gates[full].close()
             topic = await self._create_topic(full)
         queues = self._linked_queues.setdefault(full, {})
-        if full in self._deleted:
+        if not self._gates[full].is_open:
             await self._link_again(topic, list(queues.values()))
         return topic
 
@@ -126,30 +120,20 @@ class Topology:
         for queue in queues:
             with _unless(ErrorCode.INVALID):  # somebody has subscribed it with other attributes
                 await self._link(topic, queue)
-        if topic.name in self._deleted:  # several sends may have done this at the same time
-            self._deleted.remove(topic.name)
+        gate = self._gates[topic.name]
+        if not gate.is_open:  # several sends may have done this at the same time
+            gate.open()
             others = "; queues of other clients must be subscribed again" if self._is_sns else ""
             _log.warning("%s was deleted and has been created again%s", topic, others)
 
-    def note_deleted(self, name: str) -> None:
+    async def note_deleted(self, name: str) -> None:
         """Note that the topic *name* was deleted; :meth:`find_topic` must be called before the next message is sent."""
         if self._options.create != "never":
-            self._deleted.add(self._options.topic_of(name))
+            await self.gate(name).close()
 
-    def is_deleted(self, name: str) -> bool:
-        """Return whether the topic *name* was deleted, and its queues are not subscribed again."""
-        return self._options.topic_of(name) in self._deleted
-
-    @contextmanager
-    def sending(self, topic: Topic) -> Iterator[None]:
-        """Keep *topic* from being created again until what is sent to it inside has its answer."""
-        done = asyncio.get_running_loop().create_future()
-        self._sending[topic.name].add(done)
-        try:
-            yield
-        finally:
-            self._sending[topic.name].remove(done)
-            done.set_result(None)
+    def gate(self, name: str) -> Gate:
+        """Return the gate of the topic *name*.  If it is closed, call :meth:`find_topic` before you send."""
+        return self._gates[self._options.topic_of(name)]
 
     async def look_for_topic(self, name: str) -> Topic:
         """Return the topic *name*, which must exist."""
