@@ -11,7 +11,7 @@ import pytest
 from events_core import ErrorCode, EventMessage, PublishError, ReceiveError
 from events_rabbitmq.topology import Topology
 
-from ..receiving import settle_all, take, take_after
+from ..receiving import PATIENCE, take, take_after
 from ..waiting import until
 from .console import Console, client
 
@@ -146,25 +146,46 @@ def test_a_deleted_subscription_is_not_created_with_its_exchange(console: Consol
     asyncio.run(scenario())
 
 
-def test_nothing_is_sent_while_the_exchange_lacks_its_queues(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    """F1: another send finds the exchange that a first one has just created again."""
-    declared = threading.Event()
-    ask = Topology._ask
-
-    async def slow(self: Topology, asked: str, method: str, *arguments: object, **named: object) -> None:
-        if method == "queue_bind":
-            declared.set()
-            await asyncio.sleep(1)
-        await ask(self, asked, method, *arguments, **named)
+def test_a_receiver_whose_queue_was_deleted_with_the_exchange(console: Console) -> None:
+    """F1: it creates both again, and no message shows that the queues of other receivers are not bound any more."""
 
     async def scenario() -> None:
-        async with console.client() as both, both.subscribe() as receiver:
+        async with console.client() as both, both.subscribe() as receiver, both.subscribe("named"):
+            named = console.queue_of("named")
             console.delete_exchange()
-            monkeypatch.setattr(Topology, "_ask", slow)
-            first = asyncio.create_task(both.send_message(EventMessage(b"0")))
-            await until(declared.is_set)
-            await asyncio.gather(first, both.send_message(EventMessage(b"1")))
-            assert sorted(await settle_all(receiver, 2)) == [0, 1]
+            console.delete_queue(named)
+            await until(lambda: console.has_queue(named))
+            await until(lambda: console.consumers(named) == 1)
+            await both.send_message(EventMessage(b"after"))
+            assert (await take(receiver)).data == b"after"
+
+    asyncio.run(scenario())
+
+
+def test_an_exchange_whose_creation_took_too_long_gets_its_queues(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F1: the send that declared it was given up, and the next one finds it."""
+    declared = threading.Event()
+    bind = Topology._bind
+
+    async def hanging(self: Topology, topic: str, queue: str) -> None:
+        if not declared.is_set():
+            declared.set()
+            await asyncio.Event().wait()
+        await bind(self, topic, queue)
+
+    async def scenario() -> None:
+        async with console.client(send_timeout="5") as both, both.subscribe() as receiver:
+            console.delete_exchange()
+            monkeypatch.setattr(Topology, "_bind", hanging)
+            while not declared.is_set():
+                with pytest.raises(PublishError):
+                    await both.send_message(EventMessage(b"before"))
+            assert console.has_exchange()
+            monkeypatch.setattr(both._publisher, "_send_timeout", PATIENCE)
+            await both.send_message(EventMessage(b"after"))
+            assert (await take(receiver)).data == b"after"
 
     asyncio.run(scenario())
 

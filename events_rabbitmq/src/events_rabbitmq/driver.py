@@ -111,13 +111,17 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         return ""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        try:
+        gate = self.topology.gate
+        if gate.is_open:
+            try:
+                with gate.passing():
+                    return await self._publisher.publish(messages)
+            except BrokerError as error:
+                if error.code is not ErrorCode.NOT_FOUND or self.options.create != "all":
+                    raise
+        await self.topology.create_again()
+        with gate.passing():
             return await self._publisher.publish(messages)
-        except BrokerError as error:
-            if error.code is not ErrorCode.NOT_FOUND or self.options.create != "all":
-                raise
-        await self.topology.create()  # the topic was deleted
-        return await self._publisher.publish(messages)
 
     async def store_letter(self, letter: EventMessage) -> None:
         """Publish *letter* to the dead-letter topic, and return when a queue has it.
@@ -126,7 +130,14 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         """
         topic = self.options.dead_letter_topic
         assert topic is not None
-        result = await self._letters.publish_letter(letter)
+        result: str | BrokerError
+        try:
+            result = await self._letters.publish_letter(letter)
+        except BrokerError as error:
+            if error.code is not ErrorCode.NOT_FOUND:
+                raise
+            result = error
+        # The topic has no queue, or was deleted.
         is_unread = isinstance(result, BrokerError) and result.code is ErrorCode.NOT_FOUND
         if is_unread and await self.topology.add_letters(topic, self.options.letters_subscription):
             result = await self._letters.publish_letter(letter)

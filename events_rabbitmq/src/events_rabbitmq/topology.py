@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from events_core import ErrorCode
-from events_core.engine import BrokerError
+from events_core.engine import BrokerError, Gate
 from events_rabbitmq.limits import behaviour
 from events_rabbitmq.links import Links
 from events_rabbitmq.options import RabbitMQOptions
@@ -59,6 +59,10 @@ class Topology:
         self._topic = topic_name
         self._options = options
         self._create = options.create
+        self._joined: set[str] = set()
+        """The queues that this client has bound to the topic."""
+        self.gate = Gate()
+        """The gate in front of the topic.  If it is closed, call :meth:`create_again` before you send."""
 
     async def create(self) -> None:
         """Create the configured topics and subscription, if they are missing and the options allow it."""
@@ -67,6 +71,31 @@ class Topology:
                 await self.find_topic(topic)
         if self._options.subscription and self._create != "never":
             await self.join(self._options.queue_of(self._topic, self._options.subscription))
+
+    async def create_again(self) -> None:
+        """Create the topics again, which were deleted, and bind the queues that this client has joined.
+
+        RabbitMQ deletes the bindings of an exchange with it.
+        """
+        await self.gate.close()
+        await self.create()
+        for queue in [*self._joined]:
+            try:
+                await self._bind(self._topic, queue)
+            except BrokerError as error:
+                if error.code is not ErrorCode.NOT_FOUND:
+                    raise
+                self._joined.discard(queue)  # it was deleted; if it has a receiver, that creates it again
+        self.gate.open()
+
+    async def restore(self, queue: str, *, ephemeral: bool) -> None:
+        """Create *queue* again, which was deleted under its receiver, and the topic if that was deleted too.
+
+        :raises BrokerError: ``NOT_FOUND`` if the options do not allow that.
+        """
+        if self._create == "all":
+            await self.create_again()
+        await self.join(queue, ephemeral=ephemeral)
 
     async def find_topic(self, topic: str, *, passive: bool = False) -> None:
         """Look for *topic*, or create it if the options allow that and not *passive*.
@@ -95,6 +124,7 @@ class Topology:
             await self.find_queue(queue)
         else:
             await self._create_queue(self._topic, queue, ephemeral=ephemeral)
+            self._joined.add(queue)
 
     async def find_queue(self, queue: str) -> None:
         """Look for *queue*.
@@ -105,6 +135,9 @@ class Topology:
 
     async def _create_queue(self, topic: str, queue: str, *, ephemeral: bool = False) -> None:
         await self._declare(f"declare queue {queue!r}", queue, ephemeral=ephemeral)
+        await self._bind(topic, queue)
+
+    async def _bind(self, topic: str, queue: str) -> None:
         options = self._options
         default = "#" if options.exchange_type == "topic" else options.routing_key or ""
         for key in (options.binding_keys or default).split(","):
@@ -144,9 +177,13 @@ class Topology:
         return True
 
     async def add_letters(self, topic: str, subscription: str) -> bool:
-        """Create *subscription* of a dead-letter *topic* without one; return whether the options allow that."""
+        """Create *subscription* of a dead-letter *topic* without one; return whether the options allow that.
+
+        :raises BrokerError: ``NOT_FOUND`` if the topic does not exist either, and may not be created.
+        """
         if self._create == "never" or self._options.topology == "queue":
             return False
+        await self.find_topic(topic)
         await self._create_queue(topic, self._options.queue_of(topic, subscription))
         return True
 
@@ -155,6 +192,7 @@ class Topology:
 
         :raises BrokerError: ``NOT_FOUND`` if it does not exist.
         """
+        self._joined.discard(queue)
         await self.find_queue(queue)  # deleting what does not exist succeeds
         await self._ask(f"delete queue {queue!r}", "queue_delete", queue)
 
