@@ -346,6 +346,12 @@ class Members:
         self.wait(lambda: path.read_bytes().startswith(b"ready"), f"{name} to join")
         return name
 
+    def wait_for_shares(self) -> None:
+        """Wait until each member has its share of the partitions: the members joined one after the other."""
+        admin = AdminClient({"bootstrap.servers": self._address, "log_level": 3})
+        share = PARTITIONS // len(self.running)
+        self.wait(lambda: _shares(admin, self._topic) == [share] * len(self.running), "the first assignment")
+
     def produce(self, messages: int, seconds: float) -> None:
         self.others.append(self.spawn("producer", "producer", self._address, self._topic, messages, seconds))
 
@@ -431,6 +437,13 @@ class Members:
         return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in sorted(self._folder.glob("*.log")))
 
 
+def _shares(admin: AdminClient, topic: str) -> list[int]:
+    """Return the number of partitions of each member of the group."""
+    name = f"{topic}.{SUBSCRIPTION}"
+    group = admin.describe_consumer_groups([name])[name].result(PATIENCE)
+    return [len(member.assignment.topic_partitions) for member in group.members]
+
+
 @contextmanager
 def new_topic(address: str) -> Iterator[str]:
     topic = f"chaos-{uuid.uuid4().hex[:8]}"
@@ -449,6 +462,7 @@ def run(address: str, folder: Path, messages: int, seconds: float, rounds: int =
         stack.callback(members.kill)
         for _ in range(MEMBERS):
             members.start()
+        members.wait_for_shares()
         members.produce(messages, seconds)
         deeds = [members.join, members.leave, members.die, members.stall] * rounds
         for number, deed in enumerate(deeds):
