@@ -5,29 +5,26 @@ subscriptions are back, the broker confirms it, and no receiver gets it.  So the
 way to the topic, and sends nothing before it is whole::
 
     async def publish(self, messages):
-        if self._gate.is_open:
-            try:
-                with self._gate.passing():
-                    return await self._request(messages)
-            except BrokerError as error:
-                if error.code is not ErrorCode.NOT_FOUND or self.options.create != "all":
-                    raise
-        await self._gate.close()
-        await self._create_again()
-        self._gate.open()
-        with self._gate.passing():
-            return await self._request(messages)
+        create_again = self._create_all if self.options.create == "all" else None
+        return await self._gate.send(lambda: self._request(messages), create_again)
 
-If creating fails or is cancelled, the gate stays closed, and the next send creates the rest.
+If creating fails or is cancelled, the gate stays closed, and the next send creates the rest.  A driver that finds the
+deleted topic in another way calls :meth:`Gate.close`, creates the topic, and calls :meth:`Gate.open`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+from events_core.engine.driver import BrokerError
+from events_core.errors import ErrorCode
 
 __all__ = ["Gate"]
+
+T = TypeVar("T")
 
 
 class Gate:
@@ -35,15 +32,34 @@ class Gate:
 
     def __init__(self) -> None:
         self.is_open = True
-        """True if a request may be sent to the topic.  A new gate is open."""
+        """False from the time when the topic was found missing until it is there again.  A new gate is open."""
         self._passing: set[asyncio.Future[None]] = set()
+
+    async def send(
+        self, request: Callable[[], Awaitable[T]], create_again: Callable[[], Awaitable[object]] | None
+    ) -> T:
+        """Make *request*, and return its result.  If the topic is missing, create it first.
+
+        :param create_again: creates the topic with its subscriptions, also if parts of them are there; ``None`` if the
+            options do not allow it.
+        :raises BrokerError: if one of them failed.
+        """
+        if self.is_open or create_again is None:
+            try:
+                with self.passing():
+                    return await request()
+            except BrokerError as error:
+                if error.code is not ErrorCode.NOT_FOUND or create_again is None:
+                    raise
+        await self.close()
+        await create_again()
+        self.open()
+        with self.passing():
+            return await request()
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """Enter at once, without a look at the gate: a :meth:`close` that begins now waits for the end of the block.
-
-        The block makes one or more requests to send.
-        """
+        """Enter at once, without a look at the gate: a :meth:`close` that begins now waits for the end of the block."""
         over = asyncio.get_running_loop().create_future()
         self._passing.add(over)
         try:

@@ -12,6 +12,7 @@ from google.pubsub_v1.types import Subscription
 from events_core import (
     ErrorCode,
     EventMessage,
+    PublishError,
     ReceiveError,
 )
 from events_core.engine import recipients
@@ -156,6 +157,26 @@ def test_what_an_emulator_forgot_is_made_again(console: Console) -> None:
             assert message is not None
             assert message.data == b"after"
             await receiver.acknowledge(message)
+
+    asyncio.run(survive())
+
+
+def test_nothing_is_sent_past_the_subscription_of_a_deleted_topic(console: Console) -> None:
+    """F1: Pub/Sub cannot attach it to the new topic.  Sends fail until it is deleted, and then nothing is lost."""
+    name = f"{console.topic_name}-s"
+
+    async def survive() -> None:
+        async with console.client(subscription=name) as both, both.subscribe() as receiver:
+            console.publisher.delete_topic(topic=console.topic)
+            for _ in range(2):
+                with pytest.raises(PublishError, match="_deleted-topic_") as caught:
+                    await both.send_message(EventMessage(b"before"))
+                assert caught.value.code is ErrorCode.INVALID
+            console.subscriber.delete_subscription(subscription=console.path(name))
+            await both.send_message(EventMessage(b"after"))
+            message = await receiver.receive_message(PATIENCE)
+            assert message is not None
+            assert message.data == b"after"
 
     asyncio.run(survive())
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 
 from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessage
-from events_core.engine import BrokerError, Delivery, Driver, off_loop
+from events_core.engine import BrokerError, Delivery, Driver, Gate, off_loop
 from events_gcp.endpoint import Endpoint
 from events_gcp.ephemeral import ephemeral_name
 from events_gcp.limits import (
@@ -64,6 +64,7 @@ class GcpDriver(Driver[GcpOptions]):
         self._create = options.create or ("all" if self._endpoint.is_emulator else "never")
         self._topic = self._path("topics", topic_name)
         self.capabilities = _capabilities(options, is_emulator=self._endpoint.is_emulator)
+        self._gate = Gate()
         self._api: Api | None = None
 
     async def open(self) -> None:
@@ -97,14 +98,9 @@ class GcpDriver(Driver[GcpOptions]):
         return ""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        try:
-            return await self.api.publish(self._topic, messages)
-        except BrokerError as error:
-            if error.code is not ErrorCode.NOT_FOUND or self._create != "all":
-                raise
         # An emulator that was restarted has forgotten everything.
-        await self._create_all()
-        return await self.api.publish(self._topic, messages)
+        create_again = self._create_all if self._create == "all" else None
+        return await self._gate.send(lambda: self.api.publish(self._topic, messages), create_again)
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> GcpSource:
         if self.options.start == "earliest":

@@ -111,17 +111,8 @@ class RabbitMQDriver(Driver[RabbitMQOptions]):
         return ""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        gate = self.topology.gate
-        if gate.is_open:
-            try:
-                with gate.passing():
-                    return await self._publisher.publish(messages)
-            except BrokerError as error:
-                if error.code is not ErrorCode.NOT_FOUND or self.options.create != "all":
-                    raise
-        await self.topology.create_again()
-        with gate.passing():
-            return await self._publisher.publish(messages)
+        create_again = self.topology.create_again if self.options.create == "all" else None
+        return await self.topology.gate.send(lambda: self._publisher.publish(messages), create_again)
 
     async def store_letter(self, letter: EventMessage) -> None:
         """Publish *letter* to the dead-letter topic, and return when a queue has it.

@@ -112,16 +112,9 @@ class SQSDriver(Driver[SQSOptions]):
     async def publish_with_ids(
         self, messages: Sequence[EventMessage], ids: Sequence[str]
     ) -> Sequence[str | BrokerError]:
-        # A send may have been cancelled after it created the topic again, and before it subscribed the queues.
-        if self.topology.gate(self.topic_name).is_open:
-            try:
-                return await self._sender.send(messages, ids)
-            except BrokerError as error:
-                if error.code is not ErrorCode.NOT_FOUND or self.options.create != "all":
-                    raise
-            await self.topology.note_deleted(self.topic_name)
-        await self.topology.find_topic(self.topic_name)
-        return await self._sender.send(messages, ids)
+        create_again = partial(self.topology.find_topic, self.topic_name) if self.options.create == "all" else None
+        gate = self.topology.gate(self.topic_name)
+        return await gate.send(lambda: self._sender.send(messages, ids), create_again)
 
     async def store_letter(self, letter: EventMessage) -> None:
         """Publish *letter* to the dead-letter topic, and return when AWS has stored it.
