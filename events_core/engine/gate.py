@@ -5,8 +5,8 @@ subscriptions are back, the broker confirms it, and no receiver gets it.  So the
 way to the topic, and sends nothing before it is whole::
 
     async def publish(self, messages):
-        create_again = self._create_all if self.options.create == "all" else None
-        return await self._gate.send(lambda: self._request(messages), create_again)
+        create = self._create_all if self.options.create == "all" else None
+        return await self._gate.send(lambda: self._request(messages), create)
 
 If creating fails or is cancelled, the gate stays closed, and the next send creates the rest.  A driver that finds the
 deleted topic in another way calls :meth:`Gate.close`, creates the topic, and calls :meth:`Gate.open`.
