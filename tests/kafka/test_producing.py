@@ -118,7 +118,7 @@ def test_a_send_may_look_for_room_any_number_of_times(monkeypatch: pytest.Monkey
         else:
             sender.end()
             (batch,) = sender._out
-            await until(lambda: None not in batch.results[1:])
+            await until(lambda: all(result is not None for result in batch.results[1:]))
             sender.start(producer)
         purged, *replaced = await asyncio.wait_for(task, PATIENCE)
         assert isinstance(purged, KafkaError)

@@ -148,7 +148,8 @@ class Sender:
                 text = f"send to topic {self._topic!r}: its producer was replaced before the message left"
                 replaced = BrokerError(text, ErrorCode.UNAVAILABLE, retryable=True)
                 _refuse(pairs, failed, replaced)
-                if None not in batch.results:  # these were the last, and the thread may have ended
+                # These were the last, and the thread may have ended.  Not "in", for which a KafkaError raises.
+                if all(result is not None for result in batch.results):
                     return batch.results
         # Not before: the thread and this one would compete for the interpreter.
         self._wake()
