@@ -38,11 +38,12 @@ class Gate:
     async def send(
         self, request: Callable[[], Awaitable[T]], create_again: Callable[[], Awaitable[object]] | None
     ) -> T:
-        """Make *request*, and return its result.  If the topic is missing, create it first.
+        """Make *request*, and return its result.  If it says ``NOT_FOUND``, create the topic and make it again.
 
         :param create_again: creates the topic with its subscriptions, also if parts of them are there; ``None`` if the
             options do not allow it.
-        :raises BrokerError: if one of them failed.
+        :raises BrokerError: if the request or the creation failed.  If the creation says ``INVALID``, this says
+            ``NOT_FOUND``: what is wrong is not the message.
         """
         if self.is_open or create_again is None:
             try:
@@ -52,7 +53,13 @@ class Gate:
                 if error.code is not ErrorCode.NOT_FOUND or create_again is None:
                     raise
         await self.close()
-        await create_again()
+        try:
+            await create_again()
+        except BrokerError as error:
+            if error.code is not ErrorCode.INVALID:
+                raise
+            # The engine would take the messages for bad ones, and send each half of them alone.
+            raise BrokerError(str(error), ErrorCode.NOT_FOUND) from error.__cause__
         self.open()
         with self.passing():
             return await request()
@@ -69,12 +76,13 @@ class Gate:
             over.set_result(None)
 
     async def close(self) -> None:
-        """Close the gate, and wait for the requests that have passed.  Several callers may do so at the same time.
+        """Close the gate, and wait for the requests that have passed.
 
+        Several callers may do so at the same time.  Then one of them may open the gate while another one still waits.
         If this is cancelled, the gate is closed nevertheless.
         """
         self.is_open = False
-        if self._passing:  # not those that pass later: another caller may have opened the gate, and many pass then
+        if self._passing:  # once: when another caller has opened the gate, there may always be something
             await asyncio.wait(self._passing)
 
     def open(self) -> None:

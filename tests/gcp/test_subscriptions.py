@@ -161,6 +161,51 @@ def test_what_an_emulator_forgot_is_made_again(console: Console) -> None:
     asyncio.run(survive())
 
 
+def test_what_is_sent_when_all_was_forgotten_comes_to_all_receivers(console: Console) -> None:
+    """F1: the subscriptions of this client are back before the message leaves, whoever creates the topic first."""
+    names = [f"{console.topic_name}-{each}" for each in ("s", "other")]
+
+    async def survive() -> None:
+        async with (
+            console.client(subscription=names[0]) as both,
+            both.subscribe(names[0]) as configured,
+            both.subscribe(names[1]) as other,
+            console.client() as ephemeral_client,
+            ephemeral_client.subscribe() as ephemeral,
+        ):
+            for sender, receivers in ((both, [configured, other]), (ephemeral_client, [ephemeral])):
+                console.publisher.delete_topic(topic=console.topic)
+                for receiver in receivers:
+                    console.subscriber.delete_subscription(subscription=console.path(receiver.subscription))
+                await sender.send_message(EventMessage(b"after"))
+                for receiver in receivers:
+                    message = await receiver.receive_message(PATIENCE)
+                    assert message is not None
+                    assert message.data == b"after"
+                    await receiver.acknowledge(message)
+
+    asyncio.run(survive())
+
+
+def test_a_new_receiver_does_not_hide_that_the_topic_was_deleted(console: Console) -> None:
+    """F1: it creates the topic again, and the subscriptions of the others too."""
+    names = [f"{console.topic_name}-{each}" for each in ("s", "new")]
+
+    async def survive() -> None:
+        async with console.client(subscription=names[0]) as both:
+            await both.ping(PATIENCE)
+            console.publisher.delete_topic(topic=console.topic)
+            console.subscriber.delete_subscription(subscription=console.path(names[0]))
+            async with both.subscribe(names[1]):
+                await both.send_message(EventMessage(b"after"))
+            async with both.subscribe() as configured:
+                message = await configured.receive_message(PATIENCE)
+                assert message is not None
+                assert message.data == b"after"
+
+    asyncio.run(survive())
+
+
 def test_nothing_is_sent_past_the_subscription_of_a_deleted_topic(console: Console) -> None:
     """F1: Pub/Sub cannot attach it to the new topic.  Sends fail until it is deleted, and then nothing is lost."""
     name = f"{console.topic_name}-s"
@@ -171,7 +216,7 @@ def test_nothing_is_sent_past_the_subscription_of_a_deleted_topic(console: Conso
             for _ in range(2):
                 with pytest.raises(PublishError, match="_deleted-topic_") as caught:
                     await both.send_message(EventMessage(b"before"))
-                assert caught.value.code is ErrorCode.INVALID
+                assert caught.value.code is ErrorCode.NOT_FOUND
             console.subscriber.delete_subscription(subscription=console.path(name))
             await both.send_message(EventMessage(b"after"))
             message = await receiver.receive_message(PATIENCE)

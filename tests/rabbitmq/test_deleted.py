@@ -162,6 +162,19 @@ def test_a_receiver_whose_queue_was_deleted_with_the_exchange(console: Console) 
     asyncio.run(scenario())
 
 
+def test_a_new_receiver_does_not_hide_that_the_exchange_was_deleted(console: Console) -> None:
+    """F1: it creates the exchange again, and binds the queues of the others too."""
+
+    async def scenario() -> None:
+        async with console.client() as both, both.subscribe() as receiver:
+            console.delete_exchange()
+            async with both.subscribe("named"):
+                await both.send_message(EventMessage(b"after"))
+                assert (await take(receiver)).data == b"after"
+
+    asyncio.run(scenario())
+
+
 def test_an_exchange_whose_creation_took_too_long_gets_its_queues(
     console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ import attrs
 from google.pubsub_v1 import types
 
 from events_core import Capabilities, ErrorCode
-from events_core.engine import BrokerError
+from events_core.engine import BrokerError, Gate
 from events_core.options import did_you_mean
 from events_gcp.ephemeral import is_ephemeral
 from events_gcp.subscription import JoinedSubscription
@@ -67,13 +67,48 @@ class Admin:
         self._options = options
         self._create = create
         self._capabilities = capabilities
+        self._joined: dict[str, bool] = {}
+        """The subscriptions that this client has joined, and whether they are ephemeral."""
+        self.gate = Gate()
+        """The gate in front of the topic.  If it is closed, call :meth:`create_again` before you send."""
 
     async def create_topics(self) -> None:
         """Create the topics that do not exist, if the options allow it."""
-        if self._create == "all":
-            await self._api.create_topic(self._topic)
-            if self._dead_letter:
-                await self._api.create_topic(self._dead_letter[0])
+        if self._create != "all":
+            return
+        if self.gate.is_open and self._joined and await self._is_deleted():
+            await self.create_again()
+            return
+        await self._api.create_topic(self._topic)
+        if self._dead_letter:
+            await self._api.create_topic(self._dead_letter[0])
+
+    async def _is_deleted(self) -> bool:
+        try:
+            await self._api.get_topic(self._topic)
+        except BrokerError as error:
+            if error.code is ErrorCode.NOT_FOUND:
+                return True
+            if error.code is not ErrorCode.PERMISSION_DENIED:
+                raise
+        return False
+
+    async def create_again(self) -> None:
+        """Create the topics again, which were deleted, with the subscriptions that this client has joined.
+
+        An emulator that was restarted has forgotten all of them.
+
+        :raises BrokerError: ``INVALID`` if one is still there: Pub/Sub cannot attach it to the new topic.
+        """
+        await self.gate.close()
+        await self.create_topics()
+        for subscription, ephemeral in [*self._joined.items()]:
+            await self.join(subscription, ephemeral=ephemeral)
+        self.gate.open()
+
+    def forget(self, subscription: str) -> None:
+        """Do not create *subscription* again if its topic is deleted."""
+        self._joined.pop(subscription, None)
 
     async def keep_dead_letters(self, subscription: str) -> bool:
         """Create *subscription* on the dead-letter topic, unless that topic has a durable one.
@@ -127,7 +162,8 @@ class Admin:
             is_ordered=found.enable_message_ordering,
             exactly_once=found.enable_exactly_once_delivery,
         )
-        return self._joined(subscription, found, ephemeral=ephemeral)
+        self._joined[subscription] = ephemeral
+        return self._describe(subscription, found, ephemeral=ephemeral)
 
     def _check_letters(self, found: Any, asked: str) -> None:
         topic = found.dead_letter_policy.dead_letter_topic
@@ -211,7 +247,7 @@ class Admin:
             wanted.message_retention_duration.FromMilliseconds(round(options.message_retention * 1000))
         return wanted
 
-    def _joined(self, path: str, found: Any, *, ephemeral: bool) -> JoinedSubscription:
+    def _describe(self, path: str, found: Any, *, ephemeral: bool) -> JoinedSubscription:
         policy = found.dead_letter_policy
         by_service = bool(policy.dead_letter_topic)
         own = (policy.dead_letter_topic, policy.max_delivery_attempts or _DEFAULT_ATTEMPTS) if by_service else None

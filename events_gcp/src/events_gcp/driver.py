@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 
 from events_core import Capabilities, ConfigurationError, ErrorCode, EventMessage
-from events_core.engine import BrokerError, Delivery, Driver, Gate, off_loop
+from events_core.engine import BrokerError, Delivery, Driver, off_loop
 from events_gcp.endpoint import Endpoint
 from events_gcp.ephemeral import ephemeral_name
 from events_gcp.limits import (
@@ -64,7 +64,6 @@ class GcpDriver(Driver[GcpOptions]):
         self._create = options.create or ("all" if self._endpoint.is_emulator else "never")
         self._topic = self._path("topics", topic_name)
         self.capabilities = _capabilities(options, is_emulator=self._endpoint.is_emulator)
-        self._gate = Gate()
         self._api: Api | None = None
 
     async def open(self) -> None:
@@ -78,16 +77,12 @@ class GcpDriver(Driver[GcpOptions]):
         )
         self._admin = Admin(api, self._topic, self._dead_letter, self.options, self._create, self.capabilities)
         try:
-            await self._create_all()
+            await self._admin.create_topics()
+            if self.options.subscription and self._create != "never":
+                await self._admin.join(self.subscription_path(self.options.subscription))
         except BaseException:
             await self.close()
             raise
-
-    async def _create_all(self) -> None:
-        """Create the configured topics and subscription, if they are missing and the options allow it."""
-        await self._admin.create_topics()
-        if self.options.subscription and self._create != "never":
-            await self._admin.join(self.subscription_path(self.options.subscription))
 
     def objection(self, message: EventMessage) -> str:
         if not message.data and not message.attributes:
@@ -98,9 +93,8 @@ class GcpDriver(Driver[GcpOptions]):
         return ""
 
     async def publish(self, messages: Sequence[EventMessage]) -> Sequence[str | BrokerError]:
-        # An emulator that was restarted has forgotten everything.
-        create_again = self._create_all if self._create == "all" else None
-        return await self._gate.send(lambda: self.api.publish(self._topic, messages), create_again)
+        create_again = self.admin.create_again if self._create == "all" else None
+        return await self.admin.gate.send(lambda: self.api.publish(self._topic, messages), create_again)
 
     async def subscribe(self, subscription: str | None, wake: Callable[[], None]) -> GcpSource:
         if self.options.start == "earliest":
@@ -128,7 +122,9 @@ class GcpDriver(Driver[GcpOptions]):
         return await self.admin.keep_dead_letters(self.subscription_path(subscription))
 
     async def delete_subscription(self, subscription: str) -> None:
-        await self.api.delete_subscription(self.subscription_path(subscription))
+        path = self.subscription_path(subscription)
+        self.admin.forget(path)
+        await self.api.delete_subscription(path)
 
     async def ping(self) -> None:
         await self.api.get_topic(self._topic)

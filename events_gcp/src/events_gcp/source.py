@@ -229,4 +229,4 @@ class GcpSource(Source):
             await self._reader.restart()
             await self._leases.close()
             if self._joined.is_ephemeral:
-                await self._api.delete_subscription(self._joined.path)
+                await self._driver.delete_subscription(self._joined.name)

@@ -180,7 +180,7 @@ class RabbitMQSource(Source):
         except BrokerError as error:
             if error.code is not ErrorCode.NOT_FOUND:
                 raise
-            await self._driver.topology.restore(self.queue, ephemeral=self._is_ephemeral)
+            await self._driver.topology.join(self.queue, ephemeral=self._is_ephemeral)
             await self.start()
             _log.warning("%r was deleted and has been created again; the messages in it are lost", self.subscription)
 

@@ -59,43 +59,32 @@ class Topology:
         self._topic = topic_name
         self._options = options
         self._create = options.create
-        self._joined: set[str] = set()
-        """The queues that this client has bound to the topic."""
+        self._joined: dict[str, bool] = {}
+        """The queues that this client has bound to the topic, by name, and whether they are ephemeral."""
         self.gate = Gate()
         """The gate in front of the topic.  If it is closed, call :meth:`create_again` before you send."""
 
     async def create(self) -> None:
         """Create the configured topics and subscription, if they are missing and the options allow it."""
-        for topic in (self._topic, self._options.dead_letter_topic):
-            if topic and self._create == "all":
-                await self.find_topic(topic)
+        await self._create_topics()
         if self._options.subscription and self._create != "never":
             await self.join(self._options.queue_of(self._topic, self._options.subscription))
 
+    async def _create_topics(self) -> None:
+        for topic in (self._topic, self._options.dead_letter_topic):
+            if topic and self._create == "all":
+                await self.find_topic(topic)
+
     async def create_again(self) -> None:
-        """Create the topics again, which were deleted, and bind the queues that this client has joined.
+        """Create the topics again, which were deleted, with the queues that this client has joined.
 
         RabbitMQ deletes the bindings of an exchange with it.
         """
         await self.gate.close()
-        await self.create()
-        for queue in [*self._joined]:
-            try:
-                await self._bind(self._topic, queue)
-            except BrokerError as error:
-                if error.code is not ErrorCode.NOT_FOUND:
-                    raise
-                self._joined.discard(queue)  # it was deleted; if it has a receiver, that creates it again
+        await self._create_topics()
+        for queue, is_ephemeral in [*self._joined.items()]:
+            await self._create_queue(self._topic, queue, ephemeral=is_ephemeral)
         self.gate.open()
-
-    async def restore(self, queue: str, *, ephemeral: bool) -> None:
-        """Create *queue* again, which was deleted under its receiver, and the topic if that was deleted too.
-
-        :raises BrokerError: ``NOT_FOUND`` if the options do not allow that.
-        """
-        if self._create == "all":
-            await self.create_again()
-        await self.join(queue, ephemeral=ephemeral)
 
     async def find_topic(self, topic: str, *, passive: bool = False) -> None:
         """Look for *topic*, or create it if the options allow that and not *passive*.
@@ -112,11 +101,22 @@ class Topology:
         kind = self._options.exchange_type
         await self._ask(asked, "exchange_declare", topic, exchange_type=kind, durable=True, passive=passive)
 
+    async def _has_topic(self, topic: str) -> bool:
+        try:
+            await self.find_topic(topic, passive=True)
+        except BrokerError as error:
+            if error.code is not ErrorCode.NOT_FOUND:
+                raise
+            return False
+        return True
+
     async def join(self, queue: str, *, ephemeral: bool = False) -> None:
         """Look for the topic and *queue*, or create them if the options allow that.
 
         :raises BrokerError: ``NOT_FOUND`` if one is missing, ``INVALID`` if one has other arguments.
         """
+        if self._create == "all" and self._joined and not await self._has_topic(self._topic):
+            await self.create_again()
         await self.find_topic(self._topic)
         if self._options.topology == "queue":
             return
@@ -124,7 +124,7 @@ class Topology:
             await self.find_queue(queue)
         else:
             await self._create_queue(self._topic, queue, ephemeral=ephemeral)
-            self._joined.add(queue)
+            self._joined[queue] = ephemeral
 
     async def find_queue(self, queue: str) -> None:
         """Look for *queue*.
@@ -165,12 +165,7 @@ class Topology:
         :meth:`add_letters` creates one then.
         """
         queue = self._options.queue_of(topic, subscription)
-        try:
-            await self.find_topic(topic, passive=True)
-        except BrokerError as error:
-            if error.code is not ErrorCode.NOT_FOUND or self._create != "all":
-                raise
-        else:
+        if await self._has_topic(topic):
             return None
         await self.find_topic(topic)
         await self._create_queue(topic, queue)
@@ -192,7 +187,7 @@ class Topology:
 
         :raises BrokerError: ``NOT_FOUND`` if it does not exist.
         """
-        self._joined.discard(queue)
+        self._joined.pop(queue, None)
         await self.find_queue(queue)  # deleting what does not exist succeeds
         await self._ask(f"delete queue {queue!r}", "queue_delete", queue)
 

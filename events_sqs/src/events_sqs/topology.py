@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -103,7 +103,7 @@ class Topology:
             topic = await self._create_topic(full)
         queues = self._linked_queues.setdefault(full, {})
         if not self._gates[full].is_open:
-            await self._link_again(topic, list(queues.values()))
+            await self._link_again(topic, queues)
         return topic
 
     async def _create_topic(self, full: str) -> Topic:
@@ -115,9 +115,11 @@ class Topology:
         created("topic", answer["TopicArn"])
         return self._found(full, answer["TopicArn"])
 
-    async def _link_again(self, topic: Topic, queues: Sequence[Queue]) -> None:
+    async def _link_again(self, topic: Topic, queues: Mapping[str, Queue]) -> None:
         # The list of a new topic may still have subscriptions of the old one.  So they are not looked for.
-        for queue in queues:
+        for queue in [*queues.values()]:
+            if queue.arn not in queues:
+                continue  # it was deleted meanwhile
             with _unless(ErrorCode.INVALID):  # somebody has subscribed it with other attributes
                 await self._link(topic, queue)
         gate = self._gates[topic.name]

@@ -99,6 +99,23 @@ def test_a_missing_topic_that_may_not_be_created() -> None:
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+def test_a_creation_that_fails_does_not_blame_the_message() -> None:
+    """The engine sends the halves of a batch alone if it is INVALID.  The gate stays closed."""
+
+    async def refuse() -> None:
+        raise BrokerError("another type", ErrorCode.INVALID)
+
+    async def scenario() -> None:
+        topic = Topic()
+        for _ in range(2):
+            with pytest.raises(BrokerError, match="another type") as caught:
+                await topic.gate.send(lambda: topic._request("x"), refuse)
+            assert caught.value.code is ErrorCode.NOT_FOUND
+        assert topic.events == ["send x"]
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_other_errors_surface() -> None:
     """They tell nothing about the topic."""
 
