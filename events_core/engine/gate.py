@@ -9,7 +9,7 @@ way to the topic, and sends nothing before it is whole::
         return await self._gate.send(lambda: self._request(messages), create)
 
 If creating fails or is cancelled, the gate stays closed, and the next send creates the rest.  A driver that finds the
-deleted topic in another way calls :meth:`Gate.close`, creates the topic, and calls :meth:`Gate.open`.
+deleted topic in another way calls :meth:`Gate.restore`.
 """
 
 from __future__ import annotations
@@ -52,17 +52,24 @@ class Gate:
             except BrokerError as error:
                 if error.code is not ErrorCode.NOT_FOUND or create_again is None:
                     raise
-        await self.close()
         try:
-            await create_again()
+            await self.restore(create_again)
         except BrokerError as error:
             if error.code is not ErrorCode.INVALID:
                 raise
             # The engine would take the messages for bad ones, and send each half of them alone.
             raise BrokerError(str(error), ErrorCode.NOT_FOUND) from error.__cause__
-        self.open()
         with self.passing():
             return await request()
+
+    async def restore(self, create_again: Callable[[], Awaitable[object]]) -> None:
+        """Create the topic with its subscriptions while the gate is closed.
+
+        :raises BrokerError: if the creation failed.
+        """
+        await self.close()
+        await create_again()
+        self.open()
 
     @contextmanager
     def passing(self) -> Iterator[None]:

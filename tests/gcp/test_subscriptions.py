@@ -18,6 +18,7 @@ from events_core import (
 from events_core.engine import recipients
 from events_gcp import admin
 
+from ..receiving import take
 from .console import Console, client
 from .waiting import PATIENCE, send_until_done
 
@@ -179,8 +180,7 @@ def test_what_is_sent_when_all_was_forgotten_comes_to_all_receivers(console: Con
                     console.subscriber.delete_subscription(subscription=console.path(receiver.subscription))
                 await sender.send_message(EventMessage(b"after"))
                 for receiver in receivers:
-                    message = await receiver.receive_message(PATIENCE)
-                    assert message is not None
+                    message = await take(receiver)
                     assert message.data == b"after"
                     await receiver.acknowledge(message)
 
@@ -199,9 +199,7 @@ def test_a_new_receiver_does_not_hide_that_the_topic_was_deleted(console: Consol
             async with both.subscribe(names[1]):
                 await both.send_message(EventMessage(b"after"))
             async with both.subscribe() as configured:
-                message = await configured.receive_message(PATIENCE)
-                assert message is not None
-                assert message.data == b"after"
+                assert (await take(configured)).data == b"after"
 
     asyncio.run(survive())
 
@@ -219,9 +217,7 @@ def test_nothing_is_sent_past_the_subscription_of_a_deleted_topic(console: Conso
                 assert caught.value.code is ErrorCode.NOT_FOUND
             console.subscriber.delete_subscription(subscription=console.path(name))
             await both.send_message(EventMessage(b"after"))
-            message = await receiver.receive_message(PATIENCE)
-            assert message is not None
-            assert message.data == b"after"
+            assert (await take(receiver)).data == b"after"
 
     asyncio.run(survive())
 

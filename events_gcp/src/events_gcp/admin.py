@@ -70,14 +70,14 @@ class Admin:
         self._joined: dict[str, bool] = {}
         """The subscriptions that this client has joined, and whether they are ephemeral."""
         self.gate = Gate()
-        """The gate in front of the topic.  If it is closed, call :meth:`create_again` before you send."""
+        """The gate in front of the topic, which :meth:`create_again` makes whole."""
 
     async def create_topics(self) -> None:
         """Create the topics that do not exist, if the options allow it."""
         if self._create != "all":
             return
         if self.gate.is_open and self._joined and await self._is_deleted():
-            await self.create_again()
+            await self.gate.restore(self.create_again)
             return
         await self._api.create_topic(self._topic)
         if self._dead_letter:
@@ -100,11 +100,9 @@ class Admin:
 
         :raises BrokerError: ``INVALID`` if one is still there: Pub/Sub cannot attach it to the new topic.
         """
-        await self.gate.close()
         await self.create_topics()
         for subscription, ephemeral in [*self._joined.items()]:
             await self.join(subscription, ephemeral=ephemeral)
-        self.gate.open()
 
     def forget(self, subscription: str) -> None:
         """Do not create *subscription* again if its topic is deleted."""

@@ -62,7 +62,7 @@ class Topology:
         self._joined: dict[str, bool] = {}
         """The queues that this client has bound to the topic, by name, and whether they are ephemeral."""
         self.gate = Gate()
-        """The gate in front of the topic.  If it is closed, call :meth:`create_again` before you send."""
+        """The gate in front of the topic, which :meth:`create_again` makes whole."""
 
     async def create(self) -> None:
         """Create the configured topics and subscription, if they are missing and the options allow it."""
@@ -80,11 +80,9 @@ class Topology:
 
         RabbitMQ deletes the bindings of an exchange with it.
         """
-        await self.gate.close()
         await self._create_topics()
         for queue, is_ephemeral in [*self._joined.items()]:
             await self._create_queue(self._topic, queue, ephemeral=is_ephemeral)
-        self.gate.open()
 
     async def find_topic(self, topic: str, *, passive: bool = False) -> None:
         """Look for *topic*, or create it if the options allow that and not *passive*.
@@ -116,7 +114,7 @@ class Topology:
         :raises BrokerError: ``NOT_FOUND`` if one is missing, ``INVALID`` if one has other arguments.
         """
         if self._create == "all" and self._joined and not await self._has_topic(self._topic):
-            await self.create_again()
+            await self.gate.restore(self.create_again)
         await self.find_topic(self._topic)
         if self._options.topology == "queue":
             return

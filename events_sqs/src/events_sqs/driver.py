@@ -91,9 +91,7 @@ class SQSDriver(Driver[SQSOptions]):
             self._topic: Topic = await self.topology.find_topic(self.topic_name)
             self._ephemeral: EphemeralQueues = EphemeralQueues(services, self.topology, self._topic, options)
             self._at_close.push_async_callback(self._ephemeral.remove_left)
-            self._sender: Sender = Sender(
-                services, self._topic, self.topology.gate(self.topic_name), options.request_bytes
-            )
+            self._sender: Sender = Sender(services, self._topic, options.request_bytes)
             self._letters: Sender | None = None
             if options.subscription is not None and options.create != "never" and options.topology == "sns":
                 await self.topology.join(self._topic, options.subscription)
@@ -125,15 +123,17 @@ class SQSDriver(Driver[SQSOptions]):
         unique, letter = letter_id(letter), shortened(letter, self.objection)
         if objection := self.objection(letter):
             raise BrokerError(f"no dead letter: {objection}", ErrorCode.INVALID)
+        gate = self.topology.gate(self._dead_letter_topic)
         try:
             letters = self._letters
-            if letters is None or not self.topology.gate(self._dead_letter_topic).is_open:
+            if letters is None or not gate.is_open:
                 letters = await self._find_letters()
-            (result,) = await letters.send([letter], [unique])
+            with gate.passing():
+                (result,) = await letters.send([letter], [unique])
         except BrokerError as error:
             self._letters = None  # the topic is looked for again
-            if error.code is ErrorCode.NOT_FOUND:
-                await self.topology.note_deleted(self._dead_letter_topic)
+            if error.code is ErrorCode.NOT_FOUND and self.options.create != "never":
+                await gate.close()
             result = error
         if isinstance(result, BrokerError):
             raise BrokerError(str(result), result.code, retryable=True) from result.__cause__
@@ -143,8 +143,7 @@ class SQSDriver(Driver[SQSOptions]):
 
         assert self._services is not None
         topic = await self.topology.find_topic(self._dead_letter_topic)
-        gate = self.topology.gate(self._dead_letter_topic)
-        self._letters = Sender(self._services, topic, gate, self.options.request_bytes)
+        self._letters = Sender(self._services, topic, self.options.request_bytes)
         return self._letters
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from events_core import ErrorCode, EventMessage
-from events_core.engine import BrokerError, Gate
+from events_core.engine import BrokerError
 from events_sqs.codec import Wire, encode, fifo_id, group_of
 from events_sqs.errors import entry_error, translated
 from events_sqs.session import Services
@@ -32,10 +32,9 @@ class Sender:
     :param limit: bytes of a request, as AWS counts them.
     """
 
-    def __init__(self, services: Services, topic: Topic, gate: Gate, limit: int) -> None:
+    def __init__(self, services: Services, topic: Topic, limit: int) -> None:
         self._services = services
         self._topic = topic
-        self._gate = gate
         self._limit = limit
         self._asked = f"send to {topic}"
 
@@ -45,10 +44,6 @@ class Sender:
         :param ids: an id for each message; without meaning for a standard queue, where SQS chooses it.
         :raises BrokerError: if no message was stored, or that is unknown.
         """
-        with self._gate.passing():
-            return await self._send(messages, ids)
-
-    async def _send(self, messages: Sequence[EventMessage], ids: Sequence[str]) -> list[str | BrokerError]:
         names = [fifo_id(unique) for unique in ids] if self._topic.is_fifo else ids
         carried = names if self._topic.is_sns and not self._topic.is_fifo else itertools.repeat(None)
         wires = [encode(message, name) for message, name in zip(messages, carried, strict=False)]

@@ -128,11 +128,6 @@ class Topology:
             others = "; queues of other clients must be subscribed again" if self._is_sns else ""
             _log.warning("%s was deleted and has been created again%s", topic, others)
 
-    async def note_deleted(self, name: str) -> None:
-        """Note that the topic *name* was deleted; :meth:`find_topic` must be called before the next message is sent."""
-        if self._options.create != "never":
-            await self.gate(name).close()
-
     def gate(self, name: str) -> Gate:
         """Return the gate of the topic *name*.  If it is closed, call :meth:`find_topic` before you send."""
         return self._gates[self._options.topic_of(name)]
