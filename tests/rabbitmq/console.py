@@ -74,6 +74,10 @@ class Console:
             channel.queue_declare(name or self.queue, durable=True, arguments={"x-queue-type": "quorum"} | given)
             channel.queue_bind(name or self.queue, self.topic)
 
+    def unbind_queue(self) -> None:
+        with self.channel() as channel:
+            channel.queue_unbind(self.queue, self.topic, routing_key="")
+
     def delete_queue(self, name: str = "") -> None:
         with self.channel() as channel:
             channel.queue_delete(name or self.queue)

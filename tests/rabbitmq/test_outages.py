@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+import pika
 import pytest
 
 from events_core import ErrorCode, EventConnectionError, EventMessage, PublishError
@@ -298,3 +299,26 @@ def test_one_connection_that_an_administrator_closes_is_opened_again(own: Consol
             assert (await take(receiver)).data == b"after"
 
     asyncio.run(scenario(own.server))
+
+
+def test_a_receiver_whose_binding_was_lost_in_an_outage_is_bound_again(console: Console) -> None:
+    """F1: a server that was killed may have lost a binding that it confirmed just before."""
+
+    def is_bound() -> bool:
+        try:
+            console.publish(b"after")
+        except pika.exceptions.UnroutableError:
+            return False
+        return True
+
+    async def scenario() -> None:
+        with TcpProxy(console.server.address) as proxy:
+            through = console.server.url_for(address=proxy.address)
+            async with console.client(url=through) as client, client.subscribe() as receiver:
+                console.unbind_queue()
+                assert not is_bound()
+                proxy.drop()
+                await until(is_bound)
+                assert (await take(receiver)).data == b"after"
+
+    asyncio.run(scenario())

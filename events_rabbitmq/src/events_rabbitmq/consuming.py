@@ -40,6 +40,7 @@ class Consumer:
     def __init__(
         self, channel: Channel, queue: str, prefetch: int, ended: Callable[[Consumer], None], lost: dict[str, Token]
     ) -> None:
+        self.connection = channel.connection
         self._channel = channel
         self._queue = queue
         self._prefetch = prefetch

@@ -124,6 +124,18 @@ class Topology:
             await self._create_queue(self._topic, queue, ephemeral=ephemeral)
             self._joined[queue] = ephemeral
 
+    async def bind_again(self, queue: str) -> None:
+        """Bind *queue*, if this client has bound it before.  If it or the topic was deleted, do nothing.
+
+        :raises BrokerError: if the server cannot be reached.
+        """
+        if queue in self._joined:
+            try:
+                await self._bind(self._topic, queue)
+            except BrokerError as error:
+                if error.retryable:
+                    raise
+
     async def find_queue(self, queue: str) -> None:
         """Look for *queue*.
 
