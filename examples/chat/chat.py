@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from events_core import ReceivedMessage, consume, create_client
 from events_core.integrations.asgi import EventsMiddleware, WebSocketEvents
@@ -42,7 +42,8 @@ async def chat(websocket: WebSocket) -> None:
     present.add(events)
     showing = asyncio.create_task(show(websocket, events))
     try:
-        async for _ in websocket.iter_text():
+        # Not iter_text(): it fails if show() has noticed before that the page has gone.
+        while (await websocket.receive())["type"] != "websocket.disconnect":
             pass
     finally:
         present.discard(events)
@@ -50,8 +51,9 @@ async def chat(websocket: WebSocket) -> None:
 
 
 async def show(websocket: WebSocket, events: asyncio.Queue[str]) -> None:
-    while True:
-        await websocket.send_text(await events.get())
+    with suppress(WebSocketDisconnect):
+        while True:
+            await websocket.send_text(await events.get())
 
 
 async def forward(message: ReceivedMessage) -> None:

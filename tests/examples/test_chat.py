@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -15,10 +16,13 @@ from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
+from starlette.types import Message
+from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
 
 from ..rabbitmq.server import Server
 from ..servers.ports import reserved_address
+from ..waiting import until
 
 FOLDER = Path(__file__).parents[2] / "examples" / "chat"
 CHROMIUM = shutil.which("chromium")
@@ -198,6 +202,35 @@ def test_two_servers_are_one_chat(tmp_path: Path) -> None:
     """Two servers on one file show each other's events."""
     with serving(tmp_path, "sqlite.toml") as here, serving(tmp_path, "sqlite.toml") as there:
         check(asyncio.run(talk(here, there)))
+
+
+def test_a_page_that_leaves_while_it_is_shown_an_event_is_no_error() -> None:
+    """It may have said something before it left, which is still to be read."""
+    left = asyncio.Event()
+    messages = iter(["websocket.connect", "websocket.receive", "websocket.disconnect"])
+
+    async def receive() -> Message:
+        kind = next(messages)
+        if kind != "websocket.connect":
+            await left.wait()
+        return {"type": kind, "text": "Hello", "code": 1006}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "websocket.send":
+            left.set()
+            raise OSError("the connection is closed")
+
+    async def scenario() -> None:
+        page = asyncio.create_task(chat["chat"](WebSocket({"type": "websocket"}, receive, send)))
+        await until(lambda: bool(chat["present"]) or page.done())
+        for events in chat["present"]:
+            events.put_nowait("an event")
+        await page
+        assert not chat["present"]
+
+    chat = runpy.run_path(str(FOLDER / "chat.py"))
+    asyncio.run(scenario())
+    assert next(messages, None) is None
 
 
 def test_on_pubsub(emulator: str, tmp_path: Path) -> None:
