@@ -43,7 +43,7 @@ async def chat(websocket: WebSocket) -> None:
     showing = asyncio.create_task(show(websocket, events))
     try:
         # Not iter_text(): it fails if show() has noticed before that the page has gone.
-        while (await websocket.receive())["type"] != "websocket.disconnect":
+        while (await websocket.receive())["type"] == "websocket.receive":
             pass
     finally:
         present.discard(events)

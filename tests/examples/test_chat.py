@@ -206,6 +206,7 @@ def test_two_servers_are_one_chat(tmp_path: Path) -> None:
 
 def test_a_page_that_leaves_while_it_is_shown_an_event_is_no_error() -> None:
     """It may have said something before it left, which is still to be read."""
+    chat = runpy.run_path(str(FOLDER / "chat.py"))
     left = asyncio.Event()
     messages = iter(["websocket.connect", "websocket.receive", "websocket.disconnect"])
 
@@ -228,7 +229,6 @@ def test_a_page_that_leaves_while_it_is_shown_an_event_is_no_error() -> None:
         await page
         assert not chat["present"]
 
-    chat = runpy.run_path(str(FOLDER / "chat.py"))
     asyncio.run(scenario())
     assert next(messages, None) is None
 

@@ -61,12 +61,12 @@ class Server(server.Server):
     def kill(self) -> None:
         """Kill the server with SIGKILL, when it has written down which queues and bindings there are.
 
-        3.10 does that later than it answers, and loses what it has not written down (measured):
+        3.10 answers before it has written everything down, and loses the rest if it is killed (measured):
 
-        - A quorum queue, for half a second (``auto_save`` of a dets table).  Then nobody can consume from it after the
-          next start: each try fails with 541 after 65 s.
-        - The last queue or binding, for two seconds (the delay of a disk log).  The commit is in the log of Mnesia, and
-          the decision to commit may not be.  Then the next start aborts it.
+        - A quorum queue is not in a dets table for half a second (``auto_save``).  If it is lost, nobody can consume
+          from it after the next start: each try fails with 541 after 65 s.
+        - The queue or binding that was made last may be in the log of Mnesia without the decision to commit it, for two
+          seconds (the delay of a disk log).  The next start then aborts it.
         """
         if self.runner.is_running():
             self.evaluate("[ok = dets:sync(Table) || Table <- dets:all()], ok = mnesia:sync_log()")

@@ -314,7 +314,7 @@ def test_a_receiver_whose_binding_was_lost_in_an_outage_is_bound_again(console: 
     async def scenario() -> None:
         with TcpProxy(console.server.address) as proxy:
             through = console.server.url_for(address=proxy.address)
-            async with console.client(url=through) as client, client.subscribe() as receiver:
+            async with console.client(url=through) as both, both.subscribe() as receiver:
                 console.unbind_queue()
                 assert not is_bound()
                 proxy.drop()

@@ -129,12 +129,13 @@ class Topology:
 
         :raises BrokerError: if the server cannot be reached.
         """
-        if queue in self._joined:
-            try:
-                await self._bind(self._topic, queue)
-            except BrokerError as error:
-                if error.retryable:
-                    raise
+        if queue not in self._joined:
+            return
+        try:
+            await self._bind(self._topic, queue)
+        except BrokerError as error:
+            if error.retryable:
+                raise
 
     async def find_queue(self, queue: str) -> None:
         """Look for *queue*.
